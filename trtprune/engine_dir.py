@@ -1,0 +1,301 @@
+"""The engine directory: what ``build`` writes and ``load`` trusts only after checking.
+
+Layout (all paths inside ``config.json`` are relative and stay inside the directory)::
+
+    OUT/config.json                 the dataclasses below
+    OUT/onnx/NAME.onnx              external data locations are relative to OUT ("weights/FILE")
+    OUT/weights/*.safetensors       hard links to, or copies of, the checkpoint's files
+    OUT/engines/NAME.engine         TensorRT backends only
+    OUT/tokenizer.json …            copied from the checkpoint
+
+The runtime needs nothing but this module and the files: an engine directory describes itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from trtprune._decode import DecodeError, decode
+from trtprune.errors import EngineDirError
+
+__all__ = [
+    "CONFIG_NAME",
+    "SCHEMA_VERSION",
+    "ComponentInfo",
+    "EngineDir",
+    "KvInfo",
+    "ModelInfo",
+    "PruningInfo",
+    "TensorSpec",
+    "digest_file",
+    "digest_weights",
+    "open_engine_dir",
+]
+
+SCHEMA_VERSION = 1
+CONFIG_NAME = "config.json"
+# Hashing runs at about 1–2 GB/s: below this, checking every byte at load is not noticed.
+FULL_CHECK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. ``shape`` holds ints and symbolic names; ``dtype`` is a NumPy-style name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ComponentInfo:
+    """One graph of the chain: ``vision``, ``embed``, ``pruner`` or ``decoder``."""
+
+    name: str
+    onnx: str
+    engine: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the runtime must know of the model; sizes in pixels or tokens.
+
+    ``digest`` covers the checkpoint's config, tensor headers and file sizes.
+    """
+
+    id: str
+    revision: str | None
+    digest: str
+    family: str
+    image_size: tuple[int, int]
+    patch_grid: tuple[int, int]
+    visual_tokens: int
+    has_cls: bool
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    image_token: str
+    image_token_id: int
+    eos_token_ids: tuple[int, ...]
+    keeps_cls_feature: bool = False
+
+
+@dataclass(frozen=True)
+class PruningInfo:
+    """The method compiled in. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits."""
+
+    method: str
+    keep: int
+    keep_range: tuple[int, int]
+    options: dict[str, bool | int | float | str]
+    positions: str
+    needs: tuple[str, ...]
+    text_span: str
+
+
+@dataclass(frozen=True)
+class KvInfo:
+    """The KV cache. ``capacity`` is the largest number of tokens a request may hold (prompt + answer)."""
+
+    capacity: int
+    bytes_per_token: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EngineDir:
+    """The parsed ``config.json``; ``root`` is where it was read from and is never written.
+
+    ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
+    (safetensors header and file size) and, where it was small enough to hash at build, ``sha256:HEX`` behind it.
+    """
+
+    schema_version: int
+    backend: str
+    lowering: dict[str, str]
+    dtype: str
+    model: ModelInfo
+    pruning: PruningInfo
+    components: tuple[ComponentInfo, ...]
+    chain: tuple[str, ...]
+    kv: KvInfo
+    built_with: dict[str, str]
+    build_digest: str
+    files: dict[str, str]
+    root: Path = field(default=Path("."), compare=False)
+
+    def component(self, name: str) -> ComponentInfo:
+        """The component called ``name``.
+
+        Raises:
+            EngineDirError: if the directory has none.
+        """
+        for component in self.components:
+            if component.name == name:
+                return component
+        have = ", ".join(component.name for component in self.components)
+        raise EngineDirError(f"{self.root}: no component '{name}'", hint=f"it has: {have}")
+
+    def path(self, relative: str) -> Path:
+        """The absolute path of a file named in the config, checked to lie inside the directory."""
+        return _inside(self.root, relative)
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        data = dataclasses.asdict(self)
+        del data["root"]
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def open_engine_dir(
+    root: str | os.PathLike[str], *, verify: str = "auto", backend: str | None = None
+) -> EngineDir:
+    """Reads and checks an engine directory.
+
+    Args:
+        root: The directory ``build`` wrote.
+        verify: ``"none"`` (only that files exist), ``"fast"`` (graphs and small files in full, weights by header
+            and size), ``"full"`` (every byte that was hashed at build), ``"auto"`` (full up to 1 GiB of weights,
+            else fast).
+        backend: If given, the backend the directory must have been built for.
+
+    Raises:
+        EngineDirError: naming the file or field at fault.
+    """
+    root = Path(root)
+    path = root / CONFIG_NAME
+    if not root.is_dir():
+        raise EngineDirError(
+            f"{root}: no such engine directory", hint="make one: trtprune build --model demo --keep 64 -o OUT"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "give the directory that trtprune build wrote; a build that was cut off leaves none"
+        raise EngineDirError(
+            f"{root}: not an engine directory, {CONFIG_NAME} is missing", hint=hint
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
+    schema = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        hint = "upgrade trtprune, or build the directory again with this version"
+        raise EngineDirError(
+            f"{path}: schema_version {schema} is newer than this trtprune reads ({SCHEMA_VERSION})", hint=hint
+        )
+    if schema != SCHEMA_VERSION or isinstance(schema, bool):
+        raise EngineDirError(
+            f"{path}: schema_version must be {SCHEMA_VERSION}", hint="build the directory again"
+        )
+    if "root" in data:
+        raise EngineDirError(f"{path}: config.root is not a known field", hint="build the directory again")
+    try:
+        engine_dir = dataclasses.replace(decode(EngineDir, data), root=root)
+    except DecodeError as error:
+        raise EngineDirError(f"{path}: {error}", hint="build the directory again") from None
+    if backend is not None and engine_dir.backend != backend:
+        raise EngineDirError(
+            f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
+            hint=f"build it again with --backend {backend}",
+        )
+    _check_files(engine_dir, verify)
+    return engine_dir
+
+
+def digest_file(path: Path) -> str:
+    """``sha256:HEX`` of all bytes of a file."""
+    with path.open("rb") as stream:
+        return "sha256:" + _sha256(stream)
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_weights(path: Path) -> str:
+    """``sha256-header-size:HEX`` of a safetensors file: its header and its size, not its data."""
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = min(int.from_bytes(prefix, "little"), 100_000_000)
+        header = stream.read(length)
+    digest = hashlib.sha256(prefix + header + str(path.stat().st_size).encode())
+    return "sha256-header-size:" + digest.hexdigest()
+
+
+def _inside(root: Path, relative: str) -> Path:
+    pure = PurePosixPath(relative)
+    bad = (
+        not relative
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or "\\" in relative
+        or "\0" in relative
+        or re.match(r"^[A-Za-z]:", relative) is not None
+    )
+    path = root.joinpath(*pure.parts)
+    # A symbolic link may lead outside even where the text of the path does not.
+    if bad or not path.resolve().is_relative_to(root.resolve()):
+        raise EngineDirError(
+            f"{root / CONFIG_NAME}: path {relative!r} leaves the engine directory", hint="build it again"
+        )
+    return path
+
+
+def _named_files(engine_dir: EngineDir) -> Iterable[str]:
+    for component in engine_dir.components:
+        yield component.onnx
+        if component.engine is not None:
+            yield component.engine
+
+
+def _check_files(engine_dir: EngineDir, verify: str) -> None:
+    if verify not in ("none", "fast", "full", "auto"):
+        raise EngineDirError(f"--verify {verify}: unknown", hint="one of auto, none, fast, full")
+    paths = {name: engine_dir.path(name) for name in engine_dir.files}
+    for name in _named_files(engine_dir):
+        engine_dir.path(name)
+        if name not in paths:
+            raise EngineDirError(
+                f"{engine_dir.root}: {name} is used but not listed in files", hint="build it again"
+            )
+    for name, path in paths.items():
+        if not path.is_file():
+            raise EngineDirError(f"{path}: missing", hint="copy the whole directory, or build it again")
+    if verify == "none":
+        return
+    weights = {name for name in paths if name.startswith("weights/")}
+    if verify == "auto":
+        verify = "full" if sum(paths[name].stat().st_size for name in weights) <= FULL_CHECK_BYTES else "fast"
+    for name, path in paths.items():
+        recorded = engine_dir.files[name]
+        # A weight file carries its cheap digest first; the fast check stops there.
+        for digest in recorded.split():
+            if digest.startswith("sha256-header-size:"):
+                found = digest_weights(path)
+            elif name in weights and verify == "fast":
+                continue
+            else:
+                found = digest_file(path)
+            if found != digest:
+                raise EngineDirError(
+                    f"{path}: its content is not what was built (digest differs)",
+                    hint="copy the directory again, or build it again with --force",
+                )
