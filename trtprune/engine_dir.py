@@ -162,9 +162,7 @@ class EngineDir:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def open_engine_dir(
-    root: str | os.PathLike[str], *, verify: str = "auto", backend: str | None = None
-) -> EngineDir:
+def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backend: str | None = None) -> EngineDir:
     """Reads and checks an engine directory.
 
     Args:
@@ -187,9 +185,7 @@ def open_engine_dir(
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = "give the directory that trtprune build wrote; a build that was cut off leaves none"
-        raise EngineDirError(
-            f"{root}: not an engine directory, {CONFIG_NAME} is missing", hint=hint
-        ) from None
+        raise EngineDirError(f"{root}: not an engine directory, {CONFIG_NAME} is missing", hint=hint) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
     schema = data.get("schema_version") if isinstance(data, dict) else None
@@ -199,9 +195,7 @@ def open_engine_dir(
             f"{path}: schema_version {schema} is newer than this trtprune reads ({SCHEMA_VERSION})", hint=hint
         )
     if schema != SCHEMA_VERSION or isinstance(schema, bool):
-        raise EngineDirError(
-            f"{path}: schema_version must be {SCHEMA_VERSION}", hint="build the directory again"
-        )
+        raise EngineDirError(f"{path}: schema_version must be {SCHEMA_VERSION}", hint="build the directory again")
     if "root" in data:
         raise EngineDirError(f"{path}: config.root is not a known field", hint="build the directory again")
     try:
@@ -273,10 +267,8 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
     for name in _named_files(engine_dir):
         engine_dir.path(name)
         if name not in paths:
-            raise EngineDirError(
-                f"{engine_dir.root}: {name} is used but not listed in files", hint="build it again"
-            )
-    for name, path in paths.items():
+            raise EngineDirError(f"{engine_dir.root}: {name} is used but not listed in files", hint="build it again")
+    for path in paths.values():
         if not path.is_file():
             raise EngineDirError(f"{path}: missing", hint="copy the whole directory, or build it again")
     if verify == "none":
