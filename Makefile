@@ -1,0 +1,42 @@
+# A newcomer types `make demo` and `make test`; everything else is a part of those two.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo_out
+IMAGE  ?= examples/scene.png
+PROMPT ?= What color is the star?
+
+.PHONY: demo test lint format bench clean
+
+$(BIN)/trtprune: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[cpu,demo]'
+	@touch $@
+
+# Stamp, so that the (large) test dependencies are installed only when the list changes.
+$(VENV)/.test-extra: $(BIN)/trtprune pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@
+
+demo: $(BIN)/trtprune
+	$(BIN)/trtprune build --model demo --keep 64 -o $(OUT)
+	$(BIN)/trtprune run $(OUT) --image $(IMAGE) --prompt "$(PROMPT)" --json
+	$(BIN)/trtprune show $(OUT) --image $(IMAGE) --prompt "$(PROMPT)" --keep 64 --keep 16 \
+	    --method adafv --method fastervlm -o $(OUT).png
+	@echo "kept tokens: $(OUT).png"
+
+test: $(VENV)/.test-extra lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-extra
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test-extra
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(OUT) $(OUT).png build dist *.egg-info

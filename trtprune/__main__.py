@@ -1,0 +1,5 @@
+"""``python -m trtprune``."""
+
+from trtprune.cli import main
+
+main()

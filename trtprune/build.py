@@ -1,0 +1,414 @@
+"""``build``: checkpoint → graphs → engine directory, all or nothing.
+
+Orchestrates; knows no architecture (``models``), no method (``pruning``) and no file format beyond ``config.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune._staging import link_or_copy, replacing_directory
+from trtprune._version import __version__
+from trtprune.engine_dir import (
+    CONFIG_NAME,
+    FULL_CHECK_BYTES,
+    SCHEMA_VERSION,
+    ComponentInfo,
+    EngineDir,
+    KvInfo,
+    ModelInfo,
+    PruningInfo,
+    TensorSpec,
+    digest_file,
+    digest_weights,
+    open_engine_dir,
+)
+from trtprune.errors import BuildError, CheckpointError, EngineDirError
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+    from trtprune.graph import Graph, Lowering
+    from trtprune.models import Family, ModelSpec
+    from trtprune.pruning import Method
+
+__all__ = ["build", "plan_build"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+PROVIDERS = ("cpu", "cuda", "openvino")
+CHAIN = ("vision", "embed", "pruner", "decoder")
+# Copied as they are; the first is the one no run can do without.
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before a byte is written: what is built, from what, with which budget."""
+
+    checkpoint: Checkpoint
+    family: Family
+    spec: ModelSpec
+    method: Method
+    pruning: PruningInfo
+    backend: str
+    provider: str
+    dtype: str
+    capacity: int
+    lowering: Lowering
+    digest: str
+
+
+def build(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    keep_range: tuple[int, int] | None = None,
+    method: str = "adafv",
+    options: Mapping[str, Any] | None = None,
+    positions: str | None = None,
+    backend: str = "onnxruntime",
+    provider: str = "cpu",
+    dtype: str | None = None,
+    max_seq_len: int | None = None,
+    weights: str = "link",
+    revision: str | None = None,
+    allow_extra_tensors: bool = False,
+    lowering: Mapping[str, str] | None = None,
+    force: bool = False,
+    export_only: bool = False,
+    report: Report | None = None,
+) -> EngineDir:
+    """Builds an engine directory, or finds the finished one again.
+
+    Args:
+        model: Alias (``"llava-1.5-7b"``, ``"demo"``), hub id, or directory of a transformers checkpoint.
+        output: The directory to write; it appears whole or not at all.
+        keep: Default budget, visual tokens kept per image (default 64, or all of them for ``none``).
+        keep_range: Inclusive limits of the budget at run time (default: 1 to all).
+        method: A name from ``trtprune.pruning.names()``; ``options`` are its options.
+        positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
+        backend: ``"onnxruntime"``; the TensorRT backends with ``export_only`` (their lowering, no engine).
+        provider: The ONNX Runtime provider the graphs are written for and run on by default.
+        dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
+        max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow).
+        weights: ``"link"`` (hard links where possible) or ``"copy"``.
+        lowering: How attention, norm and rotary are written out, over the backend's choice.
+        force: Build even if the same build is there, and replace another engine directory at ``output``.
+        report: Called with (component, what happened) as work proceeds.
+
+    Returns:
+        The parsed engine directory.
+
+    Raises:
+        CheckpointError, BudgetError, BuildError, BackendError: each naming the file or flag at fault.
+    """
+    say = report or (lambda component, message: None)
+    target = Path(os.path.abspath(output))
+    plan = plan_build(
+        model,
+        keep=keep,
+        keep_range=keep_range,
+        method=method,
+        options=options,
+        positions=positions,
+        backend=backend,
+        provider=provider,
+        dtype=dtype,
+        max_seq_len=max_seq_len,
+        revision=revision,
+        allow_extra_tensors=allow_extra_tensors,
+        lowering=lowering,
+        export_only=export_only,
+        report=say,
+    )
+    if weights not in ("link", "copy"):
+        raise BuildError(f"--weights {weights}: unknown", hint="link or copy")
+    found = _reusable(target, plan, force)
+    if found is not None:
+        say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
+        return found
+    with replacing_directory(target) as staging:
+        engine_dir = _write(plan, staging, weights, say)
+        (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")
+    return open_engine_dir(target, verify="none")
+
+
+def plan_build(
+    model: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    keep_range: tuple[int, int] | None = None,
+    method: str = "adafv",
+    options: Mapping[str, Any] | None = None,
+    positions: str | None = None,
+    backend: str = "onnxruntime",
+    provider: str = "cpu",
+    dtype: str | None = None,
+    max_seq_len: int | None = None,
+    revision: str | None = None,
+    allow_extra_tensors: bool = False,
+    lowering: Mapping[str, str] | None = None,
+    export_only: bool = False,
+    report: Report | None = None,
+) -> Plan:
+    """Resolves the model and checks every argument against it; writes nothing. Arguments as in :func:`build`."""
+    from trtprune._budget import resolve_budget
+    from trtprune.checkpoint import resolve
+    from trtprune.models import get_family
+
+    say = report or (lambda component, message: None)
+    chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
+    dtype = _check_target(backend, provider, dtype, export_only)
+    values = chosen.validate_options(dict(options or {}))
+    checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
+    family = get_family(checkpoint.config)
+    spec = family.spec(checkpoint)
+    for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
+        say("model", f"warning: {warning}")
+    info = resolve_budget(chosen, spec, keep=keep, keep_range=keep_range, options=values, positions=positions)
+    capacity = _capacity(spec, info, max_seq_len)
+    chosen_lowering = _lowering(backend, provider, lowering)
+    digest = hashlib.sha256(
+        json.dumps(
+            {
+                "trtprune": __version__,
+                "schema": SCHEMA_VERSION,
+                "checkpoint": checkpoint.digest(),
+                "pruning": vars(info) | {"keep_range": list(info.keep_range)},
+                "backend": [backend, provider, dtype, capacity, export_only],
+                "lowering": vars(chosen_lowering),
+            },
+            sort_keys=True,
+            default=str,
+        ).encode()
+    ).hexdigest()
+    return Plan(checkpoint, family, spec, chosen, info, backend, provider, dtype, capacity, chosen_lowering, digest)
+
+
+def _check_target(backend: str, provider: str, dtype: str | None, export_only: bool) -> str:
+    if backend not in BACKENDS:
+        raise BuildError(f"--backend {backend}: unknown", hint=f"one of {', '.join(BACKENDS)}")
+    if backend != "onnxruntime" and not export_only:
+        raise BuildError(
+            f"--backend {backend}: this version of trtprune does not build {backend} engines yet",
+            hint=f"trtprune export --backend {backend} writes the ONNX graphs it takes",
+        )
+    if provider not in PROVIDERS:
+        raise BuildError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+    if dtype is None:
+        return "float32" if backend == "onnxruntime" and provider != "cuda" else "float16"
+    aliases = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    dtype = aliases.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise BuildError(f"--dtype {dtype}: unknown", hint=f"one of {', '.join(DTYPES)}")
+    if dtype == "bfloat16" and backend == "onnxruntime" and provider != "cuda":
+        raise BuildError(
+            f"--dtype bfloat16: ONNX Runtime's {provider} provider has no bfloat16 kernels",
+            hint="--dtype float32 computes in float32 from the same bfloat16 weights",
+        )
+    return dtype
+
+
+def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> int:
+    if max_seq_len is None:
+        return spec.max_positions
+    if not info.keep < max_seq_len <= spec.max_positions:
+        raise BuildError(
+            f"--max-seq-len {max_seq_len}: must lie above --keep ({info.keep}) and not above the model's "
+            f"{spec.max_positions} positions",
+            hint="it counts the kept visual tokens, the prompt and the answer together",
+        )
+    return max_seq_len
+
+
+def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) -> Lowering:
+    from dataclasses import fields, replace
+
+    from trtprune.graph import Lowering
+
+    lowering = Lowering.for_backend("openvino" if provider == "openvino" else backend)
+    known = {f.name for f in fields(lowering)}
+    for name, form in (changes or {}).items():
+        if name not in known or form not in ("op", "primitives"):
+            raise BuildError(f"--lowering {name}={form}: unknown", hint=f"{'|'.join(sorted(known))}=op|primitives")
+    return replace(lowering, **dict(changes or {}))
+
+
+def _reusable(target: Path, plan: Plan, force: bool) -> EngineDir | None:
+    if not target.exists() and not target.is_symlink():
+        return None
+    if not target.is_dir():
+        raise BuildError(f"{target}: exists and is not a directory", hint="choose another -o/--output")
+    if not any(target.iterdir()):
+        return None
+    if not (target / CONFIG_NAME).exists() or not (target / "onnx").is_dir():
+        raise BuildError(
+            f"{target}: exists and is not an engine directory",
+            hint="choose another -o; trtprune never deletes others' files",
+        )
+    if force:
+        return None
+    try:
+        found = open_engine_dir(target)
+    except EngineDirError as error:
+        raise BuildError(f"{error.message}", hint="--force replaces this engine directory") from None
+    if found.build_digest == plan.digest:
+        return found
+    have = f"{found.model.id}, {found.pruning.method}, keep {found.pruning.keep}, {found.backend}, {found.dtype}"
+    raise BuildError(f"{target}: holds another build ({have})", hint="--force replaces it, or choose another -o")
+
+
+def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
+    from trtprune.pruning.graph import build_pruner
+
+    for folder in ("onnx", "weights"):
+        (staging / folder).mkdir()
+    graphs: dict[str, Graph] = dict(
+        plan.family.build_components(plan.checkpoint, dtype=plan.dtype, lowering=plan.lowering)
+    )
+    graphs["pruner"] = build_pruner(
+        plan.method,
+        hidden_size=plan.spec.hidden_size,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        options=dict(plan.pruning.options),
+    )
+    components = []
+    used: set[str] = set()
+    for name in CHAIN:
+        relative = f"onnx/{name}.onnx"
+        graphs[name].save(staging / relative)
+        inputs, outputs, locations, nodes = _read_back(staging / relative)
+        used |= locations
+        components.append(ComponentInfo(name, relative, None, inputs, outputs, (), plan.dtype))
+        say(name, f"exported, {nodes} nodes")
+    files = {component.onnx: digest_file(staging / component.onnx) for component in components}
+    files |= _place_weights(plan, staging, sorted(used), weights, say)
+    files |= _place_texts(plan, staging)
+    spec, dtype_bytes = plan.spec, 4 if plan.dtype == "float32" else 2
+    kv = KvInfo(
+        capacity=plan.capacity,
+        bytes_per_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype_bytes,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=plan.dtype,
+    )
+    return EngineDir(
+        schema_version=SCHEMA_VERSION,
+        backend=plan.backend,
+        lowering={name: str(form) for name, form in vars(plan.lowering).items()},
+        dtype=plan.dtype,
+        model=_model_info(plan),
+        pruning=plan.pruning,
+        components=tuple(components),
+        chain=CHAIN,
+        kv=kv,
+        built_with=_built_with(plan),
+        build_digest=plan.digest,
+        files=files,
+        root=staging,
+    )
+
+
+def _model_info(plan: Plan) -> ModelInfo:
+    spec, checkpoint = plan.spec, plan.checkpoint
+    return ModelInfo(
+        id=checkpoint.id,
+        revision=checkpoint.revision,
+        digest=checkpoint.digest(),
+        family=plan.family.name,
+        image_size=spec.image_size,
+        patch_grid=spec.patch_grid,
+        visual_tokens=spec.visual_tokens,
+        has_cls=spec.has_cls,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        image_token=spec.image_token,
+        image_token_id=spec.image_token_id,
+        eos_token_ids=spec.eos_token_ids,
+        keeps_cls_feature=spec.keeps_cls_feature,
+    )
+
+
+def _built_with(plan: Plan) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"trtprune": __version__, "provider": plan.provider}
+    for package in ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_back(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], set[str], int]:
+    """What the file itself says: the config cannot disagree with the graph it describes."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+
+    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        kind = value.type.tensor_type
+        name = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        shape = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in kind.shape.dim)
+        return TensorSpec(value.name, name, shape)
+
+    locations = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    graph = model.graph
+    return tuple(map(spec, graph.input)), tuple(map(spec, graph.output)), locations, len(graph.node)
+
+
+def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, say: Report) -> dict[str, str]:
+    files, size, outcome = {}, 0, set()
+    for location in locations:
+        folder, _, name = location.partition("/")
+        if folder != "weights" or "/" in name:
+            raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
+        outcome.add(link_or_copy(plan.checkpoint.path / name, staging / location, how=how))
+        size += (staging / location).stat().st_size
+    for location in locations:
+        files[location] = digest_weights(staging / location)
+        # Beyond this, hashing would take longer than the build; files says which kind it holds.
+        if size <= FULL_CHECK_BYTES:
+            files[location] += " " + digest_file(staging / location)
+    say("weights", f"{size / 1e6:,.0f} MB {' and '.join(sorted(outcome))}")
+    return files
+
+
+def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
+    source = plan.checkpoint.path
+    if not (source / TEXT_FILES[0]).exists():
+        raise CheckpointError(
+            f"{source}: {TEXT_FILES[0]} is missing",
+            hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
+        )
+    files = {}
+    for name in TEXT_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, staging / name)
+            files[name] = digest_file(staging / name)
+    return files

@@ -1,0 +1,345 @@
+"""The command line. Commands only: parsing, and printing what the library returns.
+
+Every import that costs time is inside a command, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtprune._console import Group, echo_json, log_options, logger, progress
+from trtprune._version import __version__
+from trtprune.errors import InputError
+
+__all__ = ["main"]
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+PATH = click.Path(path_type=Path)
+
+
+class KeepRange(click.ParamType):
+    """``LOW:HIGH``, both inclusive."""
+
+    name = "low:high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            low, high = (int(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW:HIGH, for example 16:576", param, ctx)
+        return low, high
+
+
+class KeyValue(click.ParamType):
+    """``KEY=VALUE``."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        return key, text
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(__version__, "-V", "--version", prog_name="trtprune")
+def main() -> None:
+    """Vision-language models with visual-token pruning, compiled into engines.
+
+    \b
+    trtprune build --model demo --keep 64 -o out
+    trtprune run out --image cat.jpg --prompt "What is on the table?"
+    """
+
+
+def _build_options(command: Any) -> Any:
+    options = [
+        click.option("-m", "--model", required=True, help="Alias (see `trtprune models`), hub id, or local directory."),
+        click.option("-o", "--output", type=PATH, required=True, help="The engine directory to write."),
+        click.option("--keep", type=int, help="Visual tokens kept per image by default.  [default: 64]"),
+        click.option("--keep-range", type=KeepRange(), help="Budgets the build serves.  [default: 1 to all]"),
+        click.option("--method", default="adafv", show_default=True, help="See `trtprune methods`."),
+        click.option(
+            "--option", "options", type=KeyValue(), multiple=True, help="An option of the method; repeatable."
+        ),
+        click.option("--positions", type=click.Choice(["compact", "original"]), help="Position ids of kept tokens."),
+        click.option("--dtype", "--precision", help="float32, float16 or bfloat16.  [default: by provider]"),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "openvino"]),
+            default="cpu",
+            show_default=True,
+            help="ONNX Runtime provider to write the graphs for.",
+        ),
+        click.option(
+            "--max-seq-len",
+            "--max-kv-cache-capacity",
+            type=int,
+            help="KV capacity in tokens, prompt and answer.  [default: the model's positions]",
+        ),
+        click.option("--lowering", type=KeyValue(), multiple=True, help="attention|norm|rotary=op|primitives"),
+        click.option(
+            "--weights",
+            type=click.Choice(["link", "copy"]),
+            default="link",
+            show_default=True,
+            help="Hard-link the checkpoint's weight files where possible, or copy them.",
+        ),
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--allow-extra-tensors", is_flag=True, help="Only warn of tensors the architecture has no use for."
+        ),
+        click.option("--force", is_flag=True, help="Build again, and replace another engine directory at OUTPUT."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return log_options(command)
+
+
+@main.command()
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the graphs.",
+)
+@_build_options
+def build(**arguments: Any) -> None:
+    """Compile a checkpoint with a pruning method into an engine directory."""
+    _build(export_only=False, **arguments)
+
+
+@main.command()
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    default="onnxruntime",
+    show_default=True,
+    help="Whose spelling of attention, norm and rotary the graphs use.",
+)
+@_build_options
+def export(**arguments: Any) -> None:
+    """Write the ONNX graphs of a checkpoint and a pruning method, and no engines."""
+    _build(export_only=True, **arguments)
+
+
+def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **arguments: Any) -> None:
+    from trtprune._budget import describe_budget
+    from trtprune.build import build as run_build
+
+    verb = "export" if export_only else "build"
+    with progress(verb) as report:
+        made = run_build(
+            **arguments, options=dict(options), lowering=dict(lowering), export_only=export_only, report=report
+        )
+    budget = describe_budget(made.model.visual_tokens, made.pruning.keep)
+    low, high = made.pruning.keep_range
+    logger.info("%-9s %s: %s, any budget from %d to %d at run time", "pruner", made.pruning.method, budget, low, high)
+    if as_json:
+        echo_json({"output": str(made.root), **json.loads(made.to_json())})
+    else:
+        click.echo(str(made.root))
+
+
+def _run_options(command: Any) -> Any:
+    options = [
+        click.argument("directory", type=PATH, metavar="OUT"),
+        click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), help="[default: as built]"),
+        click.option("--provider-option", "provider_options", type=KeyValue(), multiple=True, help="Repeatable."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        click.option(
+            "--verify",
+            type=click.Choice(["auto", "none", "fast", "full"]),
+            default="auto",
+            show_default=True,
+            help="How much of the directory to check before use.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return log_options(command)
+
+
+@main.command()
+@_run_options
+@click.option("--image", "images", multiple=True, help="A picture; repeat for several in one prompt.")
+@click.option("--prompt", "prompts", multiple=True, help="The question; repeat for several turns on the same picture.")
+@click.option("--requests", type=PATH, help='JSON lines {"image": …, "prompt": …}, answered in batches.')
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Rows a batch, with --requests."
+)
+@click.option("--system", help="System message.")
+@click.option("--raw-prompt", is_flag=True, help="The prompt is already formatted: no chat template.")
+@click.option("--keep", type=int, help="Visual tokens kept per image.  [default: as built]")
+@click.option("--repick/--no-repick", default=True, help="Select tokens anew for each turn, or keep the first choice.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes sampling (and --method random) repeatable.")
+@click.option("--stop", multiple=True, help="Stop before this string; repeatable.")
+@click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
+@click.option("--stream", is_flag=True, help="Print the answer as it comes.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one line an answer.")
+def run(
+    directory: Path,
+    images: tuple[str, ...],
+    prompts: tuple[str, ...],
+    requests: Path | None,
+    as_json: bool,
+    stream: bool,
+    **arguments: Any,
+) -> None:
+    """Answer questions about pictures with an engine directory."""
+    from trtprune._run import answer_batch, answer_one, answer_turns, open_vlm
+
+    if requests is not None and (images or prompts):
+        raise click.UsageError("--requests replaces --image and --prompt")
+    if requests is None and not images:
+        raise InputError("no image given", hint="--image PICTURE, or --requests FILE.jsonl")
+    if requests is None and not prompts:
+        raise InputError("no prompt given", hint='--prompt "What is on the table?"')
+    if stream and as_json:
+        raise click.UsageError("--stream and --json exclude each other")
+    settings = {name: arguments.pop(name) for name in ("provider", "provider_options", "threads", "verify")}
+    vlm = open_vlm(directory, max_pixels=arguments.pop("max_pixels"), **settings)
+    arguments["stop"] = list(arguments["stop"]) or None
+    batch_size, repick = arguments.pop("batch_size"), arguments.pop("repick")
+    if requests is not None:
+        results = answer_batch(vlm, requests, batch_size, arguments)
+    elif len(prompts) > 1:
+        results = answer_turns(vlm, images, prompts, arguments, repick)
+    else:
+        results = answer_one(vlm, images, prompts[0], arguments, sys.stdout if stream else None)
+    for result in results:
+        if as_json:
+            echo_json(result.to_json())
+        elif not stream or len(prompts) > 1:
+            click.echo(result.text)
+
+
+@main.command()
+@_run_options
+@click.option("--image", required=True, help="The picture.")
+@click.option("--prompt", default="Describe the image.", show_default=True, help="What text-aware methods select by.")
+@click.option(
+    "--keep", "keeps", multiple=True, type=int, help="A budget; repeat for a panel each.  [default: as built]"
+)
+@click.option("--method", "methods", multiple=True, help="A method; repeat for a row each.  [default: as built]")
+@click.option("--seed", type=int, help="For --method random.")
+@click.option("-o", "--output", type=PATH, default="kept.png", show_default=True, help="The picture to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print the kept indices as JSON.")
+def show(
+    directory: Path,
+    image: str,
+    prompt: str,
+    keeps: tuple[int, ...],
+    methods: tuple[str, ...],
+    seed: int | None,
+    output: Path,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Draw the picture with the kept tokens bright and the dropped ones dimmed."""
+    from trtprune._run import draw_panels, open_vlm
+
+    vlm = open_vlm(directory, max_pixels=None, **settings)
+    drawn = draw_panels(vlm, image, prompt, keeps, methods, seed, output)
+    if as_json:
+        echo_json({"output": str(output), "panels": drawn})
+    else:
+        click.echo(str(output))
+
+
+@main.command()
+@click.argument("directory", type=PATH, metavar="OUT")
+@click.option("--verify", type=click.Choice(["none", "fast", "full"]), default="full", show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+@log_options
+def inspect(directory: Path, verify: str, as_json: bool) -> None:
+    """Say what an engine directory holds, and check it."""
+    from trtprune.engine_dir import open_engine_dir
+    from trtprune.inspect import describe, render
+
+    facts = describe(open_engine_dir(directory, verify=verify))
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(render(facts))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@log_options
+def methods(as_json: bool) -> None:
+    """List the pruning methods, what each needs, and its options."""
+    from trtprune import pruning
+
+    rows = [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "paper": method.paper,
+            "needs": sorted(method.needs),
+            "positions": method.positions,
+            "options": {name: option.describe() for name, option in method.options.items()},
+        }
+        for method in pruning.all_methods()
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    for row in rows:
+        needs = ", ".join(row["needs"]) or "nothing"
+        click.echo(f"{row['name']:<12}{row['summary']}\n{'':<12}needs {needs}; {row['paper']}")
+        for name, text in row["options"].items():
+            click.echo(f"{'':<12}--option {name}={text}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@log_options
+def models(as_json: bool) -> None:
+    """List the aliases and architectures that can be built."""
+    from trtprune.models import ALIASES, supported
+
+    if as_json:
+        echo_json({"aliases": ALIASES, "supported": supported()})
+        return
+    click.echo("aliases")
+    for alias, target in {"demo": "assembled locally, no hub needed", **ALIASES}.items():
+        click.echo(f"  {alias:<20} {target}")
+    click.echo("architectures")
+    for family in supported():
+        for key, value in family.items():
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            click.echo(f"  {key:<20} {text}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@log_options
+def doctor(as_json: bool) -> None:
+    """Say what is installed here, what it can do, and what to install for the rest."""
+    from trtprune.doctor import examine
+
+    report = examine()
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        click.echo(report.render())
+    if not report.ok:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
