@@ -1,0 +1,347 @@
+"""A transformers checkpoint on disk: its config, and where each tensor lies.  No weight is loaded, no torch is used.
+
+    checkpoint = resolve("llava-hf/llava-1.5-7b-hf")     # alias, hub id, directory, or "demo"
+    checkpoint.tensors["lm_head.weight"].offset           # bytes from the start of its file
+    checkpoint.read("multi_modal_projector.linear_1.bias")   # a memory map, for small tensors
+
+Only safetensors are read.  Pickled weights (``*.bin``, ``*.pt``) can run code when opened, so they never are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
+from trtprune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_CONFIG_BYTES = 4_000_000
+MAX_TEXT_BYTES = 100_000_000  # tokenizer.json of a 256k vocabulary has about 35 MB
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+# The digest looks at this much of the middle of each tensor: two fine-tunes of one model share config, header
+# and file sizes, and a digest that called them the same would hand out the wrong build.
+SAMPLE_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint.
+
+    Attributes:
+        path: The directory.
+        config: The parsed ``config.json``.
+        tensors: All tensors of all files, by name.
+        files: Base names of the weight files, sorted.
+        id: Hub id, ``"demo"``, or the directory's name; never an absolute path.
+        revision: The commit, if it came from the hub.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    files: tuple[str, ...]
+    id: str
+    revision: str | None = None
+    _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
+
+    def real_path(self, file: str) -> Path:
+        """The regular file behind ``file``, a base name (the hub's cache holds symbolic links).
+
+        Raises:
+            CheckpointError: if ``file`` is not a plain name or does not exist.
+        """
+        path = self.path / _plain_name(file, self.path)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing", hint="download the checkpoint again")
+        return path.resolve()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as a read-only NumPy memory map.
+
+        Raises:
+            CheckpointError: if there is no such tensor or its file has changed.
+        """
+        import numpy as np
+
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'", hint=_closest(name, self.tensors))
+        dtype = _numpy_dtype(info.dtype)
+        if info.nbytes == 0:
+            return np.zeros(info.shape, dtype)  # mmap refuses empty ranges
+        try:
+            data = np.memmap(self.real_path(info.file), np.uint8, "r", info.offset, (info.nbytes,))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / info.file}: tensor '{name}' cannot be mapped: {error}", hint="download the file again"
+            ) from None
+        return data.view(dtype).reshape(info.shape)
+
+    def text_file(self, name: str) -> str | None:
+        """The text of a file of the checkpoint, ``None`` if it has none of that name."""
+        data = self._bytes(name, MAX_TEXT_BYTES)
+        if data is None:
+            return None
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{self.path / name}: not UTF-8 text: {error.reason} at byte {error.start}",
+                hint="download the file again",
+            ) from None
+
+    def json_file(self, name: str) -> dict[str, Any] | None:
+        """The parsed JSON object in a file of the checkpoint, ``None`` if it has none of that name."""
+        data = self._bytes(name, MAX_TEXT_BYTES)
+        return None if data is None else parse_json(data, self.path / name, "JSON file")
+
+    def digest(self) -> str:
+        """``sha256:HEX`` of the config, tokenizer and preprocessor files, tensor headers, file sizes, and a few
+        bytes of each tensor.  Takes milliseconds for any size of model."""
+        digest = hashlib.sha256()
+        for name in ("config.json", *SIDE_FILES):
+            data = self._bytes(name, MAX_TEXT_BYTES)
+            if data is not None:
+                digest.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
+        by_file: dict[str, list[TensorInfo]] = {name: [] for name in self.files}
+        for info in self.tensors.values():
+            by_file[info.file].append(info)
+        for name in self.files:
+            header = self._headers[name]
+            digest.update(f"{name}:{header.size}:{header.sha256}\n".encode())
+            try:
+                with self.real_path(name).open("rb") as stream:
+                    for info in sorted(by_file[name], key=lambda info: info.offset):
+                        stream.seek(info.offset + max(0, info.nbytes - SAMPLE_BYTES) // 2)
+                        digest.update(stream.read(min(SAMPLE_BYTES, info.nbytes)))
+            except OSError as error:
+                raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}", hint=None) from None
+        return "sha256:" + digest.hexdigest()
+
+    def _bytes(self, name: str, limit: int) -> bytes | None:
+        return _read_limited(self.path / _plain_name(name, self.path), limit)
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
+
+    Raises:
+        CheckpointError: naming the file or tensor at fault.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file, not a checkpoint directory" if root.exists() else "no such checkpoint directory"
+        raise CheckpointError(f"{root}: {what}", hint="give the directory that holds config.json")
+    config_path = root / "config.json"
+    text = _read_limited(config_path, MAX_CONFIG_BYTES)
+    if text is None:
+        raise CheckpointError(
+            f"{config_path}: missing", hint="a checkpoint is a directory with config.json and model.safetensors"
+        )
+    config = parse_json(text, config_path, "config")
+    if (root / SINGLE).is_file():
+        header = read_header(root / SINGLE)
+        headers, tensors = {SINGLE: header}, header.tensors
+    elif (root / INDEX).is_file():
+        headers, tensors = _read_sharded(root)
+    else:
+        raise _no_weights(root)
+    if not tensors:
+        raise CheckpointError(f"{root}: the weight files hold no tensors", hint="download the checkpoint again")
+    name = id or root.resolve().name or "checkpoint"
+    return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, headers)
+
+
+def resolve(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    progress: Callable[[str], None] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Finds a checkpoint, downloading it if need be.
+
+    Args:
+        model: A directory; else an alias; else ``"demo"``; else a hub id ``owner/name``.  Alias and hub id may
+            carry ``@revision``.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where downloads are kept; the hub's own default otherwise (``HF_HOME``).
+        token: Access token; the logged-in one otherwise.
+        offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
+        progress: Called with one line per step of a download.
+        aliases: Short names to hub ids; those of :mod:`trtprune.models` by default.
+
+    Raises:
+        CheckpointError: one line that names what is at fault, with a hint.
+    """
+    text = os.fspath(model)
+    if not text.strip():
+        raise CheckpointError("--model is empty", hint="a directory, an alias, a hub id, or demo")
+    if "\0" in text or "\n" in text:
+        raise CheckpointError(f"--model {text!r}: not a name", hint="a directory, a hub id or an alias")
+    if not isinstance(model, str) or _is_path(text):
+        if revision is not None:
+            raise CheckpointError(
+                f"--revision {revision}: {text} is a directory, it has no revisions", hint="leave --revision out"
+            )
+        return open_checkpoint(text)
+    if aliases is None:
+        from trtprune.models import ALIASES
+
+        aliases = ALIASES
+    name, at, tag = text.partition("@")
+    if at and (not tag or revision not in (None, tag)):
+        raise CheckpointError(f"--model {text}: the revision is unclear", hint="write owner/name@revision")
+    revision = tag if at else revision
+    if name not in aliases and name == "demo":
+        if revision is not None:
+            raise CheckpointError("--model demo has no revisions", hint="leave --revision out")
+        from trtprune.demo.assemble import assemble
+
+        return open_checkpoint(assemble(), id="demo")
+    hub_id = aliases.get(name, name)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
+        if "/" in name:
+            raise CheckpointError(
+                f"--model {text}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
+            )
+        raise CheckpointError(
+            f"--model {name}: no such alias or directory", hint=_closest(name, ("demo", *aliases), everything=True)
+        )
+    from trtprune.hub import download
+
+    path, commit = download(
+        hub_id, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress
+    )
+    return open_checkpoint(path, id=hub_id, revision=commit)
+
+
+def _is_path(text: str) -> bool:
+    # "owner/name" holds a slash too: it is a path only if it exists or says so by its first character.
+    return text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.count("/") > 1
+
+
+def _closest(name: str, known: Any, everything: bool = False) -> str:
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else ""
+    if everything:
+        hint += f"{' ' if hint else ''}known: {', '.join(names)}; or a directory, or a hub id owner/name"
+    return hint or f"it has {len(names)} tensors"
+
+
+def _plain_name(name: str, root: Path) -> str:
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0") or re.match(r"^[A-Za-z]:", name):
+        raise CheckpointError(f"{root}: file name {name!r} leaves the checkpoint", hint="a plain file name is wanted")
+    return name
+
+
+def _read_limited(path: Path, limit: int) -> bytes | None:
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise CheckpointError(f"{path}: not a regular file", hint="download the checkpoint again")
+            return None
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror or error}", hint="check the file's permissions"
+        ) from None
+    if len(data) > limit:
+        raise CheckpointError(f"{path}: larger than {limit} bytes", hint="this is not a checkpoint's file")
+    return data
+
+
+def _read_sharded(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:
+    path = root / INDEX
+    text = _read_limited(path, MAX_HEADER_BYTES)
+    assert text is not None
+    weight_map = parse_json(text, path, "index").get("weight_map")
+    again = "download the checkpoint again"
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{path}: weight_map must map tensor names to file names", hint=again)
+    headers: dict[str, Header] = {}
+    for name, file in weight_map.items():
+        if file in headers:
+            continue
+        try:
+            _plain_name(file, root)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{path}: tensor '{name}': path {file!r} leaves the checkpoint directory", hint=again
+            ) from None
+        if not (root / file).is_file():
+            raise CheckpointError(f"{root / file}: missing shard, the index puts tensor '{name}' there", hint=again)
+        headers[file] = read_header(root / file)
+    tensors: dict[str, TensorInfo] = {}
+    for file, header in headers.items():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(f"{root / file}: tensor '{name}' is also in {tensors[name].file}", hint=again)
+            if name not in weight_map:
+                raise CheckpointError(f"{root / file}: tensor '{name}' is not listed in {INDEX}", hint=again)
+            tensors[name] = info
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file != file:
+            raise CheckpointError(f"{root / file}: tensor '{name}' is missing, {INDEX} puts it there", hint=again)
+    return headers, tensors
+
+
+def _no_weights(root: Path) -> CheckpointError:
+    if root.joinpath(INDEX).exists() or root.joinpath(SINGLE).exists():
+        return CheckpointError(f"{root}: the weight files are not regular files", hint="download them again")
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in root.glob(pattern))
+    others = sorted(p.name for p in root.glob("*.safetensors"))
+    if pickles and not others:
+        return CheckpointError(
+            f"{root}: only pickled weights ({pickles[0]}), which can run code when opened and are never read",
+            hint="convert them: load the checkpoint with transformers and call save_pretrained(NEW_DIRECTORY)",
+        )
+    found = f"; found {', '.join(others[:3])}" if others else ""
+    return CheckpointError(
+        f"{root}: neither {SINGLE} nor {INDEX}{found}", hint="download the checkpoint again, with its weights"
+    )
+
+
+def _numpy_dtype(dtype: str) -> np.dtype:
+    import ml_dtypes
+    import numpy as np
+
+    special: dict[str, Any] = {
+        "BOOL": np.bool_,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+        "C64": "<c8",
+    }
+    if dtype in special:
+        return np.dtype(special[dtype])
+    return np.dtype(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}")
