@@ -1,0 +1,230 @@
+"""The language model: one decoder graph for Llama, Mistral and Qwen2, prefill and decode alike.
+
+What differs between the three is parameters: biases, grouped-query heads, sliding windows, rope, tied embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtprune.components.config import Section
+from trtprune.components.rope import Rope
+from trtprune.errors import CheckpointError
+from trtprune.graph import Graph
+from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
+from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, rms_norm, split_heads
+
+__all__ = ["DECODERS", "DecoderConfig", "build_decoder", "build_embedding", "decoder_weights"]
+
+DECODERS = ("llama", "mistral", "qwen2")
+"""``text_config.model_type`` values that this decoder covers."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """``text_config`` with transformers' defaults filled in."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    norm_eps: float
+    activation: str
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    windows: tuple[int | None, ...]
+    """Sliding window of each layer, None = full attention."""
+    rope: Rope
+
+    @classmethod
+    def from_config(cls, text: Section) -> DecoderConfig:
+        """Read ``text_config``.
+
+        Raises:
+            CheckpointError: for a decoder, activation, rope or layer type that is not supported.
+        """
+        kind = text.choice("model_type", DECODERS, "llama")
+        qwen2 = kind == "qwen2"
+        hidden = text.integer("hidden_size", 4096)
+        heads = text.integer("num_attention_heads", 32)
+        default_kv = {"llama": heads, "mistral": 8, "qwen2": 32}[kind]
+        if "num_key_value_heads" in text.values:  # null: as many as query heads
+            default_kv = heads
+        kv_heads = text.integer("num_key_value_heads", default_kv)
+        if heads % kv_heads:
+            raise CheckpointError(f"{text.key('num_key_value_heads')} = {kv_heads} does not divide {heads} heads")
+        head_dim = text.integer("head_dim", hidden // heads)
+        if head_dim % 2:
+            raise CheckpointError(f"{text.key('head_dim')} = {head_dim} is odd; rotary embeddings need pairs")
+        max_positions = text.integer(
+            "max_position_embeddings", {"llama": 2048, "mistral": 4096 * 32, "qwen2": 32768}[kind]
+        )
+        layers = text.integer("num_hidden_layers", 32)
+        attention_bias = kind == "llama" and text.flag("attention_bias", False)
+        return cls(
+            model_type=kind,
+            vocab_size=text.integer("vocab_size", 151936 if qwen2 else 32000),
+            hidden_size=hidden,
+            intermediate_size=text.integer(
+                "intermediate_size", {"llama": 11008, "mistral": 14336, "qwen2": 22016}[kind]
+            ),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            max_positions=max_positions,
+            norm_eps=text.number("rms_norm_eps", 1e-6),
+            activation=text.choice("hidden_act", ACTIVATIONS, "silu"),
+            qkv_bias=qwen2 or attention_bias,
+            o_bias=attention_bias,
+            mlp_bias=kind == "llama" and text.flag("mlp_bias", False),
+            windows=_windows(text, kind, layers),
+            rope=Rope.from_config(text, head_dim, max_positions),
+        )
+
+
+def _windows(text: Section, kind: str, layers: int) -> tuple[int | None, ...]:
+    """Sliding window per layer, as transformers' config classes resolve it."""
+    if kind == "llama":
+        return (None,) * layers
+    if kind == "mistral":  # layer_types of a Mistral config are ignored by transformers too
+        return (text.optional_integer("sliding_window", 4096),) * layers
+    window = None
+    if text.flag("use_sliding_window", False):
+        window = text.optional_integer("sliding_window", 4096)
+    types = text.values.get("layer_types")
+    if types is None:
+        first = text.integer("max_window_layers", 28, low=0)
+        return tuple(window if i >= first else None for i in range(layers))
+    if not isinstance(types, list) or len(types) != layers:
+        raise CheckpointError(f"{text.key('layer_types')} must list {layers} layers")
+    for t in types:
+        if t not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(
+                f"{text.key('layer_types')} has {t!r}, which trtprune does not support",
+                hint="supported: full_attention, sliding_attention",
+            )
+    return tuple(window if t == "sliding_attention" else None for t in types)
+
+
+def decoder_weights(cfg: DecoderConfig, prefix: str, lm_head: str) -> dict[str, tuple[int, ...]]:
+    """Key → shape of every tensor that :func:`build_decoder` uses.
+
+    Args:
+        prefix: ``"model.language_model."`` for LLaVA.
+        lm_head: Key of the output projection; the embedding's key when the two are tied.
+    """
+    h, f = cfg.hidden_size, cfg.intermediate_size
+    q, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    weights: dict[str, tuple[int, ...]] = {lm_head: (cfg.vocab_size, h), f"{prefix}norm.weight": (h,)}
+    shapes = {
+        "self_attn.q_proj": (q, h, cfg.qkv_bias),
+        "self_attn.k_proj": (kv, h, cfg.qkv_bias),
+        "self_attn.v_proj": (kv, h, cfg.qkv_bias),
+        "self_attn.o_proj": (h, q, cfg.o_bias),
+        "mlp.gate_proj": (f, h, cfg.mlp_bias),
+        "mlp.up_proj": (f, h, cfg.mlp_bias),
+        "mlp.down_proj": (h, f, cfg.mlp_bias),
+    }
+    for i in range(cfg.num_layers):
+        layer = f"{prefix}layers.{i}."
+        for name, (rows, columns, bias) in shapes.items():
+            weights[f"{layer}{name}.weight"] = (rows, columns)
+            if bias:
+                weights[f"{layer}{name}.bias"] = (rows,)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}{name}.weight"] = (h,)
+    return weights
+
+
+def build_embedding(g: Graph, cfg: DecoderConfig, key: str) -> None:
+    """Token embedding lookup: ``input_ids`` int64 [batch, T] → ``text_embeds`` [batch, T, D]."""
+    ids = g.input("input_ids", "int64", ["batch", "tokens"])
+    # Gather before the cast: casting the rows is cheaper than casting the table.
+    rows = g.op.Gather(g.weight(key, raw=True), ids, axis=0)
+    g.output(rows, "text_embeds", g.dtype_name, ["batch", "tokens", cfg.hidden_size])
+
+
+def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> None:
+    """The decoder over a fixed-capacity KV cache, for any number of new tokens.
+
+    Inputs: ``inputs_embeds`` [batch, S, D], ``position_ids`` int64 [batch, S], ``write_index`` int64 [batch],
+    ``logits_index`` int64 [batch, L], and per layer ``past_key_values.{i}.key|value``
+    [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32 [batch, L, V] of the rows that ``logits_index``
+    names, and ``present.{i}.key|value``, to be bound to the buffers of the past.
+
+    Token ``s`` of row ``b`` is written at slot ``write_index[b] + s`` and attends to the slots up to its own (the
+    last ``sliding_window`` of them where the layer has one).  Rows of different lengths are padded on the right:
+    the slots their padding writes lie beyond every slot they attend to, and later tokens overwrite them.  Caches
+    must start zeroed: a masked NaN is still a NaN.
+
+    Args:
+        prefix, lm_head: As in :func:`decoder_weights`.
+    """
+    op, int64 = g.op, ir.DataType.INT64
+    h, kv_heads, dim = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
+    x = g.input("inputs_embeds", g.dtype_name, ["batch", "sequence", h])
+    position_ids = g.input("position_ids", "int64", ["batch", "sequence"])
+    write_index = g.input("write_index", "int64", ["batch"])
+    logits_index = g.input("logits_index", "int64", ["batch", "logits_rows"])
+    cache_shape = ["batch", kv_heads, "capacity", dim]
+    past = [
+        tuple(g.input(f"past_key_values.{i}.{n}", g.dtype_name, cache_shape) for n in ("key", "value"))
+        for i in range(cfg.num_layers)
+    ]
+
+    # Once for all layers: rotary angles, the slots of the new tokens, and the mask.
+    cos, sin = cfg.rope.cos_sin(g, position_ids)
+    length = op.Squeeze(op.Shape(position_ids, start=1, end=2), g.ints(0))
+    steps = op.Range(g.scalar(0, int64), length, g.scalar(1, int64))
+    slots = op.Add(op.Unsqueeze(write_index, g.ints(1)), steps)
+    capacity = op.Shape(past[0][0], start=2, end=3)
+    masks = {w: cache_mask(g, slots, capacity, w) for w in sorted(set(cfg.windows), key=str)}
+
+    present: list[tuple[ir.Value, ir.Value]] = []
+    for i in range(cfg.num_layers):
+        with g.scope(f"layers.{i}"):
+            layer = f"{prefix}layers.{i}."
+            y = rms_norm(g, x, f"{layer}input_layernorm", eps=cfg.norm_eps)
+            q, k, v = (
+                split_heads(g, linear(g, y, f"{layer}self_attn.{n}_proj", bias=cfg.qkv_bias), count, dim)
+                for n, count in (("q", cfg.num_heads), ("k", kv_heads), ("v", kv_heads))
+            )
+            q, k = rotary(g, q, cos, sin, dim), rotary(g, k, cos, sin, dim)
+            key = cache_write(g, past[i][0], k, write_index, slots)
+            value = cache_write(g, past[i][1], v, write_index, slots)
+            present.append((key, value))
+            y = attention(
+                g,
+                q,
+                key,
+                value,
+                heads=cfg.num_heads,
+                kv_heads=kv_heads,
+                head_dim=dim,
+                mask=masks[cfg.windows[i]],
+                form=g.lowering.attention,
+            )
+            y = linear(g, merge_heads(g, y, cfg.num_heads, dim), f"{layer}self_attn.o_proj", bias=cfg.o_bias)
+            x = op.Add(x, y)
+            y = rms_norm(g, x, f"{layer}post_attention_layernorm", eps=cfg.norm_eps)
+            gate = activation(g, linear(g, y, f"{layer}mlp.gate_proj", bias=cfg.mlp_bias), cfg.activation)
+            y = op.Mul(gate, linear(g, y, f"{layer}mlp.up_proj", bias=cfg.mlp_bias))
+            x = op.Add(x, linear(g, y, f"{layer}mlp.down_proj", bias=cfg.mlp_bias))
+
+    # Only the rows that are asked for go through the output projection, the largest matrix of the model.
+    x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
+    x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
+    logits = op.MatMul(x, op.Transpose(g.weight(lm_head), perm=[1, 0]))
+    g.output(logits, "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])
+    for i, pair in enumerate(present):
+        for name, tensor in zip(("key", "value"), pair, strict=True):
+            g.output(tensor, f"present.{i}.{name}", g.dtype_name, cache_shape)

@@ -1,0 +1,200 @@
+"""Rotary position embedding: inverse frequencies of each rope type, and cos/sin in the graph.
+
+The types and their formulas are those of transformers' ``modeling_rope_utils``: ``default``, ``linear``, ``dynamic``
+(NTK), ``yarn``, ``llama3`` and ``longrope``.  transformers 5 keeps the parameters under ``rope_parameters``, older
+checkpoints under ``rope_scaling`` and ``rope_theta``; both are read.
+
+``dynamic`` and ``longrope`` depend on the length of the sequence.  The graph takes it per row, as the largest position
+id of the row plus one, so that a row's result does not depend on its neighbours in the batch; transformers takes
+it over the batch.  Give padding a position id no larger than the row's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trtprune.components.config import Section
+from trtprune.errors import CheckpointError
+from trtprune.graph.builder import Graph
+
+__all__ = ["ROPE_TYPES", "Rope"]
+
+ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+
+_FLOAT = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Resolved rotary parameters.
+
+    ``inv_freq`` serves every length, except that beyond ``original_length`` positions ``long_inv_freq`` (longrope)
+    or a base grown by ``dynamic_factor`` (dynamic) takes its place.
+    """
+
+    kind: str
+    dim: int
+    theta: float
+    inv_freq: np.ndarray
+    scaling: float = 1.0
+    original_length: int = 0
+    long_inv_freq: np.ndarray | None = None
+    dynamic_factor: float = 1.0
+
+    @classmethod
+    def from_config(cls, text: Section, dim: int, max_positions: int) -> Rope:
+        """Read ``text_config``.
+
+        Raises:
+            CheckpointError: for an unknown rope type, a missing parameter, or partial rotation.
+        """
+        for name in ("rope_scaling", "rope_parameters"):  # transformers lets the old name win where both are set
+            if text.values.get(name):
+                params = text.section(name)
+                break
+        else:
+            params = Section({}, f"{text.path}.rope_parameters" if text.path else "rope_parameters")
+        if any(isinstance(v, Mapping) for v in params.values.values()):
+            raise CheckpointError(
+                f"config.json: {params.path} has different parameters for different layers",
+                hint="one rope for all layers is supported",
+            )
+        values: dict[str, Any] = dict(params.values)
+        values.setdefault("rope_type", values.get("type", "default"))
+        if values["rope_type"] == "su":  # the name longrope had at first
+            values["rope_type"] = "longrope"
+        params = Section(values, params.path)
+        kind = params.choice("rope_type", ROPE_TYPES)
+        for section in (params, text):
+            section.fixed("partial_rotary_factor", 1.0)
+        theta = params.number("rope_theta", text.number("rope_theta", 10000.0))
+        original = text.optional_integer("original_max_position_embeddings") or params.integer(
+            "original_max_position_embeddings", max_positions
+        )
+        exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        powers = np.power(float(theta), exponent.astype(np.float64)).astype(np.float32)
+        inv_freq = np.float32(1.0) / powers
+
+        if kind == "default":
+            return cls(kind, dim, theta, inv_freq)
+        if kind == "linear":
+            return cls(kind, dim, theta, inv_freq / np.float32(params.number("factor")))
+        if kind == "dynamic":
+            factor = params.number("factor")
+            if factor < 1.0:
+                raise CheckpointError(f"{params.key('factor')} is {factor}, expected at least 1")
+            return cls(kind, dim, theta, inv_freq, original_length=max_positions, dynamic_factor=factor)
+        if kind == "llama3":
+            return cls(kind, dim, theta, _llama3(inv_freq, params, original))
+        if kind == "longrope":
+            return _longrope(cls, params, dim, theta, powers, original, max_positions)
+        return cls(kind, dim, theta, *_yarn(powers, params, theta, dim, original, max_positions))
+
+    def cos_sin(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """cos and sin of every position, each [B, S, dim / 2] of the compute dtype, computed in float32.
+
+        Args:
+            position_ids: int64 [B, S]; any positions, gaps included.
+        """
+        op = g.op
+        angles = op.Mul(
+            op.Unsqueeze(g.cast(position_ids, _FLOAT), g.ints(-1)), self._frequencies(g, position_ids)
+        )
+        cos, sin = op.Cos(angles), op.Sin(angles)
+        if self.scaling != 1.0:
+            factor = g.scalar(self.scaling, _FLOAT)
+            cos, sin = op.Mul(cos, factor), op.Mul(sin, factor)
+        return g.cast(cos, g.dtype), g.cast(sin, g.dtype)
+
+    def _frequencies(self, g: Graph, position_ids: ir.Value) -> ir.Value:
+        """[dim / 2], or [B, 1, dim / 2] where they depend on the length of the row."""
+        op = g.op
+        base = g.constant(self.inv_freq.astype(np.float32), "inv_freq")
+        if self.kind not in ("dynamic", "longrope"):
+            return base
+        last = op.ReduceMax(position_ids, g.ints(1), keepdims=1)  # [B, 1]
+        length = op.Unsqueeze(op.Add(last, g.scalar(1, ir.DataType.INT64)), g.ints(-1))
+        beyond = op.Greater(length, g.scalar(self.original_length, ir.DataType.INT64))
+        if self.kind == "longrope":
+            assert self.long_inv_freq is not None
+            return op.Where(beyond, g.constant(self.long_inv_freq.astype(np.float32), "long_inv_freq"), base)
+        # base · ((factor · length / original) − (factor − 1)) ^ (dim / (dim − 2)), then base ^ (−2i / dim)
+        factor = self.dynamic_factor
+        ratio = op.Div(g.cast(length, _FLOAT), g.scalar(self.original_length, _FLOAT))
+        growth = op.Sub(op.Mul(ratio, g.scalar(factor, _FLOAT)), g.scalar(factor - 1.0, _FLOAT))
+        growth = op.Max(growth, g.scalar(1.0, _FLOAT))  # short rows: keeps the unused branch finite
+        grown = op.Mul(
+            op.Pow(growth, g.scalar(self.dim / (self.dim - 2), _FLOAT)), g.scalar(self.theta, _FLOAT)
+        )
+        exponent = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
+        return op.Where(beyond, op.Reciprocal(op.Pow(grown, g.constant(exponent, "rope_exponent"))), base)
+
+
+def _llama3(inv_freq: np.ndarray, params: Section, original: int) -> np.ndarray:
+    factor = params.number("factor")
+    low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
+    if high <= low:
+        raise CheckpointError(f"{params.key('high_freq_factor')} must be larger than low_freq_factor")
+    wavelength = 2 * math.pi / inv_freq
+    scaled = np.where(wavelength > original / low, inv_freq / factor, inv_freq)
+    smooth = (original / wavelength - low) / (high - low)
+    blended = (1 - smooth) * scaled / factor + smooth * scaled
+    medium = (wavelength >= original / high) & (wavelength <= original / low)
+    return np.where(medium, blended, scaled).astype(np.float32)
+
+
+def _yarn(
+    powers: np.ndarray, params: Section, theta: float, dim: int, original: int, max_positions: int
+) -> tuple[np.ndarray, float]:
+    """Inverse frequencies and the factor on cos/sin (https://arxiv.org/abs/2309.00071)."""
+    factor = params.number("factor", max_positions / original)
+
+    def mscale(weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    values = params.values
+    if values.get("attention_factor") is not None:
+        scaling = params.number("attention_factor")
+    elif values.get("mscale") and values.get("mscale_all_dim"):
+        scaling = mscale(params.number("mscale")) / mscale(params.number("mscale_all_dim"))
+    else:
+        scaling = mscale()
+
+    def rotations_dim(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = rotations_dim(float(values.get("beta_fast") or 32))
+    high = rotations_dim(float(values.get("beta_slow") or 1))
+    if params.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    inv_freq = ramp / (factor * powers) + (1 - ramp) / powers
+    return inv_freq.astype(np.float32), scaling
+
+
+def _longrope(
+    cls: type[Rope], params: Section, dim: int, theta: float, powers: np.ndarray, original: int, longest: int
+) -> Rope:
+    """Two sets of factors, for short and long rows (https://arxiv.org/abs/2402.13753)."""
+    factors = {}
+    for name in ("short_factor", "long_factor"):
+        value = params.values.get(name)
+        if not isinstance(value, list) or len(value) != dim // 2:
+            raise CheckpointError(f"{params.key(name)} must be a list of {dim // 2} numbers")
+        factors[name] = np.asarray(value, np.float32)
+    factor = params.number("factor", longest / original)
+    if params.values.get("attention_factor") is not None:
+        scaling = params.number("attention_factor")
+    else:
+        scaling = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    short, long = (1 / (factors[name] * powers) for name in ("short_factor", "long_factor"))
+    return cls("longrope", dim, theta, short, scaling, original_length=original, long_inv_freq=long)

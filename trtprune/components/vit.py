@@ -1,0 +1,261 @@
+"""What the three vision towers share: layer selection, encoder layers, the CLS attention row.
+
+A tower module (``clip``, ``dinov2``, ``siglip``) gives the embeddings and the names of its weights; this one runs the
+layers that are needed and picks the features, as ``LlavaModel.get_image_features`` of transformers does:
+
+* ``hidden_states[0]`` is the input of the first encoder layer (for CLIP after ``pre_layrnorm``) and
+  ``hidden_states[k]`` the output of layer ``k - 1``; the tower's final norm is applied to none of them.
+* ``vision_feature_layer`` indexes them like a Python list; several are concatenated along the features.
+* ``vision_feature_select_strategy`` "default" drops the first token of each, "full" keeps all.  It does so on towers
+  without a CLS token too, where it costs a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+
+from trtprune.components.config import Section
+from trtprune.errors import CheckpointError
+from trtprune.graph import Graph
+from trtprune.graph.attention import attention, query_row
+from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
+
+__all__ = ["FeatureSelection", "LayerNames", "Tower", "TowerConfig", "build_tower"]
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """``vision_config`` with transformers' defaults filled in, and the image size the graph is built for."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    channels: int
+    image_size: tuple[int, int]
+    """(height, width) of ``pixel_values``."""
+    patch_size: tuple[int, int]
+    norm_eps: float
+    activation: str
+    qkv_bias: bool = True
+    swiglu: bool = False
+    layer_scale: bool = False
+    position_grid: tuple[int, int] = field(default=(0, 0))
+    """Rows and columns of the stored position table."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @classmethod
+    def read(cls, vision: Section, *, image_size: tuple[int, int] | None, **defaults: object) -> TowerConfig:
+        """Read what the towers have in common; ``defaults`` are transformers' defaults of this one.
+
+        Args:
+            image_size: (height, width) the preprocessor produces, where the tower can take another than its own.
+        """
+        d = dict(defaults)
+        hidden = vision.integer("hidden_size", d.pop("hidden_size"))  # type: ignore[arg-type]
+        heads = vision.integer("num_attention_heads", d.pop("num_heads"))  # type: ignore[arg-type]
+        if hidden % heads:
+            raise CheckpointError(f"{vision.key('hidden_size')} = {hidden} is not a multiple of {heads} heads")
+        own = vision.size("image_size", d.pop("own_image_size"))  # type: ignore[arg-type]
+        patch = vision.size("patch_size", d.pop("patch_size"))  # type: ignore[arg-type]
+        size = image_size or own
+        if min(size[0] // patch[0], size[1] // patch[1], own[0] // patch[0], own[1] // patch[1]) < 1:
+            raise CheckpointError(f"{vision.key('image_size')} is smaller than a patch")
+        return cls(
+            hidden_size=hidden,
+            num_heads=heads,
+            num_layers=vision.integer("num_hidden_layers", d.pop("num_layers")),  # type: ignore[arg-type]
+            channels=vision.integer("num_channels", 3),
+            image_size=size,
+            patch_size=patch,
+            position_grid=(own[0] // patch[0], own[1] // patch[1]),
+            norm_eps=vision.number("layer_norm_eps", d.pop("norm_eps")),  # type: ignore[arg-type]
+            activation=vision.choice("hidden_act", ACTIVATIONS, d.pop("activation")),  # type: ignore[arg-type]
+            **d,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """Which hidden states become image features.
+
+    Attributes:
+        layers: Indices into ``hidden_states``, all ≥ 0, in the order they are concatenated.
+        drop_first: Strategy "default": the first token of each is dropped.
+    """
+
+    layers: tuple[int, ...]
+    drop_first: bool
+
+    @property
+    def deepest(self) -> int:
+        """Encoder layers to build; the CLS attention row is that of the last one."""
+        return max(self.layers)
+
+    @classmethod
+    def from_config(cls, config: Section, num_layers: int) -> FeatureSelection:
+        """Read ``vision_feature_layer`` and ``vision_feature_select_strategy``.
+
+        Raises:
+            CheckpointError: for a layer that the tower has not got, or an unknown strategy.
+        """
+        value = config.values.get("vision_feature_layer", -2)
+        chosen = value if isinstance(value, list) else [value]
+        layers = []
+        for index in chosen:
+            if isinstance(index, bool) or not isinstance(index, int) or not -num_layers - 1 <= index <= num_layers:
+                raise CheckpointError(
+                    f"{config.key('vision_feature_layer')} is {value!r}",
+                    hint=f"expected integers from {-num_layers - 1} to {num_layers}: the tower has {num_layers} layers",
+                )
+            layers.append(index % (num_layers + 1))
+        if not layers:
+            raise CheckpointError(f"{config.key('vision_feature_layer')} is empty")
+        strategy = config.choice("vision_feature_select_strategy", ("default", "full"), "default")
+        return cls(tuple(layers), strategy == "default")
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Names of the modules of encoder layer ``i``, relative to the tower's prefix."""
+
+    layer: str
+    norm1: str
+    norm2: str
+    attention: str
+    out: str
+    scale1: str = ""
+    scale2: str = ""
+
+    def prefix(self, index: int) -> str:
+        return self.layer.format(index)
+
+
+class Tower(Protocol):
+    """What a tower module offers (the modules themselves satisfy this)."""
+
+    HAS_CLS: bool
+    NAMES: LayerNames
+    RENAMES: tuple[tuple[str, str], ...]
+    UNUSED: tuple[str, ...]
+
+    def read_config(self, vision: Section, image_size: tuple[int, int] | None) -> TowerConfig: ...
+
+    def embedding_weights(self, cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...]]: ...
+
+    def layer_weights(self, cfg: TowerConfig, prefix: str, present: Callable[[str], bool]) -> dict[str, tuple[int, ...]]: ...
+
+    def embed(self, g: Graph, cfg: TowerConfig, prefix: str, pixel_values: ir.Value) -> ir.Value: ...
+
+
+def linear_weights(key: str, rows: int, columns: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shapes of a linear layer's weight [rows, columns] and bias."""
+    weights: dict[str, tuple[int, ...]] = {f"{key}.weight": (rows, columns)}
+    if bias:
+        weights[f"{key}.bias"] = (rows,)
+    return weights
+
+
+def norm_weights(key: str, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{key}.weight": (size,), f"{key}.bias": (size,)}
+
+
+def patch_tokens(g: Graph, cfg: TowerConfig, key: str, pixel_values: ir.Value, *, bias: bool) -> ir.Value:
+    """The strided convolution of every tower: [B, C, H, W] → [B, patches, hidden], row by row."""
+    op = g.op
+    inputs = [pixel_values, g.weight(f"{key}.weight")] + ([g.weight(f"{key}.bias")] if bias else [])
+    grid = op.Conv(*inputs, strides=list(cfg.patch_size), kernel_shape=list(cfg.patch_size))
+    return op.Transpose(op.Reshape(grid, g.ints(0, cfg.hidden_size, cfg.patches)), perm=[0, 2, 1])
+
+
+def prepend_token(g: Graph, cfg: TowerConfig, token: ir.Value, tokens: ir.Value) -> ir.Value:
+    """``token`` (hidden numbers of any shape) as token 0 of every row."""
+    op = g.op
+    batch = op.Shape(tokens, start=0, end=1)
+    row = op.Reshape(token, g.ints(1, 1, cfg.hidden_size))
+    rows = op.Expand(row, op.Concat(batch, g.ints(1, cfg.hidden_size), axis=0))
+    return op.Concat(rows, tokens, axis=1)
+
+
+def build_tower(
+    g: Graph, tower: Tower, cfg: TowerConfig, selection: FeatureSelection, prefix: str
+) -> tuple[ir.Value, ir.Value | None]:
+    """Add the input ``pixel_values`` and the tower, up to the deepest selected layer.
+
+    Returns:
+        The selected features [batch, N, hidden · len(layers)], and the CLS attention row float32 [batch, N] (None
+        without a CLS token, or when only the embeddings are selected: no layer attended to anything).
+    """
+    pixels = g.input("pixel_values", g.dtype_name, ["batch", cfg.channels, *cfg.image_size])
+    with g.scope("embeddings"):
+        x = tower.embed(g, cfg, prefix, pixels)
+    states = {0: x}
+    row: ir.Value | None = None
+    for i in range(selection.deepest):
+        with g.scope(f"layers.{i}"):
+            wants_row = tower.HAS_CLS and i == selection.deepest - 1
+            x, row = _layer(g, cfg, tower.NAMES, prefix + tower.NAMES.prefix(i), x, wants_row)
+        states[i + 1] = x
+    op = g.op
+    features = [states[i] for i in selection.layers]
+    if selection.drop_first:
+        rest = (g.ints(1), g.ints(2**31 - 1), g.ints(1))
+        features = [op.Slice(f, *rest) for f in features]
+        row = op.Slice(row, *rest) if row is not None else None
+    return (op.Concat(*features, axis=-1) if len(features) > 1 else features[0]), row
+
+
+def _layer(
+    g: Graph, cfg: TowerConfig, names: LayerNames, layer: str, x: ir.Value, wants_row: bool
+) -> tuple[ir.Value, ir.Value | None]:
+    """One pre-norm encoder layer."""
+    op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
+    y = layer_norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
+    q, k, v = (
+        split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim)
+        for n in "qkv"
+    )
+    row = query_row(g, q, k, row=0, head_dim=dim) if wants_row else None
+    y = attention(g, q, k, v, heads=heads, kv_heads=heads, head_dim=dim, form=g.lowering.vision_attention)
+    y = linear(g, merge_heads(g, y, heads, dim), layer + names.out, bias=True)
+    if cfg.layer_scale:
+        y = op.Mul(y, g.weight(layer + names.scale1))
+    x = op.Add(x, y)
+    y = layer_norm(g, x, layer + names.norm2, eps=cfg.norm_eps)
+    y = _swiglu(g, cfg, layer, y) if cfg.swiglu else _mlp(g, cfg, layer, y)
+    if cfg.layer_scale:
+        y = op.Mul(y, g.weight(layer + names.scale2))
+    return op.Add(x, y), row
+
+
+def _mlp(g: Graph, cfg: TowerConfig, layer: str, y: ir.Value) -> ir.Value:
+    y = activation(g, linear(g, y, f"{layer}mlp.fc1", bias=True), cfg.activation)
+    return linear(g, y, f"{layer}mlp.fc2", bias=True)
+
+
+def _swiglu(g: Graph, cfg: TowerConfig, layer: str, y: ir.Value) -> ir.Value:
+    size = cfg.intermediate_size
+    if g.has_weight(f"{layer}mlp.weights_in.weight"):  # older checkpoints store gate and up as one matrix
+        both = linear(g, y, f"{layer}mlp.weights_in", bias=True)
+        gate, up = g.op.Split(both, g.ints(size, size), axis=-1, _outputs=2)
+    else:
+        gate, up = (linear(g, y, f"{layer}mlp.{n}_proj", bias=True) for n in ("gate", "up"))
+    return linear(g, g.op.Mul(activation(g, gate, "silu"), up), f"{layer}mlp.down_proj", bias=True)

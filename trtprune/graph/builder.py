@@ -1,0 +1,241 @@
+"""One ONNX graph under construction, with weights referenced in place.
+
+The weights are ONNX external data pointing into the checkpoint's own ``.safetensors`` files, so building the graphs
+of a model reads no weight and costs the same for 100 M and 13 B parameters.  The location written into the file is
+``weights/<file>``, relative to the root of the engine directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+from onnxscript import GraphBuilder
+
+from trtprune.errors import CheckpointError
+from trtprune.graph.lowering import Lowering
+
+__all__ = ["DOMAIN", "DTYPES", "Graph", "TensorLocation"]
+
+DOMAIN = "trtprune"
+"""Domain of the local functions."""
+
+DTYPES: dict[str, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+    "bool": ir.DataType.BOOL,
+}
+
+# The spellings of the safetensors header that can be a weight of a graph.
+_SAFETENSORS_DTYPES: dict[str, ir.DataType] = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "F64": ir.DataType.DOUBLE,
+}
+
+_PRODUCER = "trtprune"
+
+
+class TensorLocation(Protocol):
+    """Where a tensor lies on disk: what ``Graph.weight`` needs of ``checkpoint.TensorInfo``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Graph:
+    """A graph being built.
+
+    Args:
+        name: Component name, e.g. ``"decoder"``.
+        dtype: Compute dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        lowering: How attention, norms and rotary embeddings are written.
+        tensors: Weight key → where it lies.  Keys may differ from the names in the file (see
+            ``models.weights``); a graph without weights needs none.
+
+    ``op`` creates nodes: ``g.op.MatMul(a, b)``; Python numbers become constants of the other operand's type.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dtype: str = "float32",
+        lowering: Lowering | None = None,
+        tensors: Mapping[str, TensorLocation] | None = None,
+    ) -> None:
+        self.name = name
+        self.dtype_name = dtype
+        self.dtype = DTYPES[dtype]
+        self.lowering = lowering or Lowering()
+        self.tensors: Mapping[str, TensorLocation] = tensors or {}
+        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": self.lowering.opset})
+        self.builder = GraphBuilder(graph)
+        self.op = self.builder.op
+        self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
+        self._memo: dict[Any, Any] = {}
+
+    # -- inputs, outputs ------------------------------------------------------------------------------------
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+        """Declare a graph input; string dimensions are symbolic."""
+        return self.builder.input(name, DTYPES[dtype], list(shape))
+
+    def output(self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+        """Declare ``value`` as the graph output ``name``, cast to ``dtype`` if it is of another."""
+        value = self.cast(value, DTYPES[dtype])
+        graph = self.builder.graph
+        if value.producer() is None or value in graph.outputs:
+            value = self.op.Identity(value)
+        value.name = name
+        value.type = ir.TensorType(DTYPES[dtype])
+        value.shape = ir.Shape(list(shape))
+        graph.outputs.append(value)
+        return value
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        return list(self.builder.graph.inputs)
+
+    @property
+    def outputs(self) -> list[ir.Value]:
+        return list(self.builder.graph.outputs)
+
+    # -- weights and constants ------------------------------------------------------------------------------
+
+    def has_weight(self, key: str) -> bool:
+        return key in self.tensors
+
+    def weight(self, key: str, *, dtype: ir.DataType | None = None, raw: bool = False) -> ir.Value:
+        """The checkpoint tensor ``key`` as a value of the compute dtype (or ``dtype``).
+
+        Nothing is read: the initializer is external data.  Where the checkpoint's dtype differs, a Cast follows it,
+        which runtimes fold when they load the graph; ``raw`` leaves the Cast out (for tables that are gathered
+        from, where casting the rows is cheaper than casting the table).
+
+        Raises:
+            CheckpointError: if the checkpoint has no such tensor or it is not floating point.
+        """
+        if raw:
+            dtype = None
+        elif dtype is None:
+            dtype = self.dtype
+        if (key, dtype) in self._weights:
+            return self._weights[key, dtype]
+        if dtype is not None:
+            value = self.cast(self.weight(key, raw=True), dtype)
+        else:
+            value = self._initializer(key)
+        self._weights[key, dtype] = value
+        return value
+
+    def _initializer(self, key: str) -> ir.Value:
+        info = self.tensors.get(key)
+        if info is None:
+            raise CheckpointError(f"the checkpoint has no tensor {key!r}, which the {self.name} graph needs")
+        stored = _SAFETENSORS_DTYPES.get(info.dtype)
+        if stored is None:
+            raise CheckpointError(
+                f"tensor {info.name!r} in {info.file} has dtype {info.dtype}",
+                hint=f"weights must be one of {', '.join(_SAFETENSORS_DTYPES)}; quantised checkpoints are not supported",
+            )
+        tensor = ir.ExternalTensor(
+            f"weights/{info.file}",
+            info.offset,
+            info.nbytes,
+            stored,
+            shape=ir.Shape(info.shape),
+            name=info.name,
+        )
+        return self.builder.initializer(tensor, info.name, qualify=False)
+
+    def weight_shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self.tensors[key].shape)
+
+    def constant(self, array: np.ndarray | Sequence[Any], name: str | None = None) -> ir.Value:
+        """A small constant stored in the graph itself."""
+        array = np.asarray(array)
+        if name is None:
+            name = f"const_{len(self.builder.graph.initializers)}"
+        return self.builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+
+    def scalar(self, number: float, dtype: ir.DataType | None = None) -> ir.Value:
+        """A constant of the compute dtype (or ``dtype``) without dimensions; equal ones are shared."""
+        dtype = dtype or self.dtype
+        return self.memo(
+            ("scalar", number, dtype),
+            lambda: self.constant(np.asarray(number, dtype.numpy()), f"scalar_{number!r}_{dtype.short_name()}"),
+        )
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """An int64 vector constant; equal ones are shared."""
+        return self.memo(
+            ("ints", numbers),
+            lambda: self.constant(np.asarray(numbers, np.int64), "ints_" + "_".join(map(str, numbers))),
+        )
+
+    def memo(self, key: Any, make: Any) -> Any:
+        """``make()`` the first time, the same value after: for what several layers share."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """``value`` as ``dtype``; no node if it is known to be that already."""
+        if value.dtype == dtype:
+            return value
+        return self.op.Cast(value, to=int(dtype))
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of nodes and values made inside with ``name``."""
+        self.builder.push_module(name)
+        try:
+            yield
+        finally:
+            self.builder.pop_module()
+
+    # -- result ---------------------------------------------------------------------------------------------
+
+    def model(self) -> ir.Model:
+        """The finished model.  Names are made unique; nothing is copied, so build no further after it."""
+        for node in self.builder.graph.all_nodes():
+            for prop in [p for p in node.metadata_props if p.startswith("pkg.onnxscript")]:
+                del node.metadata_props[prop]
+        model = ir.Model(
+            self.builder.graph,
+            ir_version=12 if self.lowering.opset >= 24 else 10,
+            producer_name=_PRODUCER,
+            functions=list(self.builder.functions.values()),
+        )
+        if self.builder.functions:
+            self.builder.graph.opset_imports.setdefault(DOMAIN, 1)
+        # Sub-graphs traced by the builder can reuse outer names, which ONNX Runtime refuses.
+        ir_passes.NameFixPass()(model)
+        return model
+
+    def to_bytes(self) -> bytes:
+        """The serialised ONNX model; external weights stay where they are."""
+        return ir.to_proto(self.model()).SerializeToString()
+
+    def save(self, path: str | Path) -> None:
+        """Write the ONNX file; no weight is written."""
+        Path(path).write_bytes(self.to_bytes())

@@ -1,0 +1,56 @@
+"""Which ONNX operators the fused pieces of a transformer are written with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trtprune.errors import BackendError
+
+__all__ = ["Form", "Lowering"]
+
+Form = Literal["op", "primitives"]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How attention, norms, rotary embeddings and the KV-cache write are spelled.
+
+    ``"op"`` is the standard operator (Attention-24, LayerNormalization/RMSNormalization-23, RotaryEmbedding-23,
+    TensorScatter-24); ``"primitives"`` writes the same arithmetic with MatMul, Softmax, ReduceMean, ScatterElements
+    and the like.  Both give the same numbers; backends differ in which they recognise and which they run faster.
+    """
+
+    attention: Form = "op"
+    """The decoder's attention over the KV cache."""
+    vision_attention: Form = "op"
+    """The vision tower's unmasked attention."""
+    norm: Form = "op"
+    rotary: Form = "op"
+    cache: Form = "op"
+    """How new keys and values are written into the cache."""
+    @property
+    def opset(self) -> int:
+        """The ONNX opset the graphs need."""
+        if "op" in (self.attention, self.vision_attention, self.cache):
+            return 24
+        return 23 if "op" in (self.norm, self.rotary) else 20
+
+    @classmethod
+    def for_backend(cls, backend: str) -> Lowering:
+        """The measured choice for ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``.
+
+        Raises:
+            BackendError: for any other name.
+        """
+        if backend in ("tensorrt", "tensorrt-rtx"):
+            return cls()
+        if backend == "onnxruntime":
+            # ONNX Runtime's CPU Attention kernel is slower than MatMul + Softmax on an unmasked tower.
+            return cls(vision_attention="primitives")
+        if backend == "openvino":
+            # The OpenVINO provider claims none of the opset-23/24 operators: one subgraph needs plain ones.
+            return cls("primitives", "primitives", "primitives", "primitives", "primitives")
+        raise BackendError(
+            f"unknown backend {backend!r}", hint="one of onnxruntime, openvino, tensorrt, tensorrt-rtx"
+        )

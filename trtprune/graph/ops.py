@@ -1,0 +1,161 @@
+"""Building blocks of more than one node: linear layers, norms, activations, top-k gather.
+
+All functions take the :class:`Graph` first and return a value of the compute dtype unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnxscript._internal.builder import build_function
+
+from trtprune.errors import CheckpointError
+from trtprune.graph.builder import DOMAIN, Graph
+
+__all__ = [
+    "ACTIVATIONS",
+    "activation",
+    "layer_norm",
+    "linear",
+    "merge_heads",
+    "rms_norm",
+    "split_heads",
+    "topk_gather",
+]
+
+
+def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
+    """``x @ W.T (+ b)`` with ``{key}.weight`` [out, in] and ``{key}.bias`` [out] of the checkpoint.
+
+    The weight stays [out, in] as stored; runtimes fold the Transpose when they load the graph.
+    """
+    weight = g.memo(("transposed", key), lambda: g.op.Transpose(g.weight(f"{key}.weight"), perm=[1, 0]))
+    y = g.op.MatMul(x, weight)
+    return g.op.Add(y, g.weight(f"{key}.bias")) if bias else y
+
+
+def split_heads(g: Graph, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+    """[B, S, heads * head_dim] → [B, heads, S, head_dim]."""
+    return g.op.Transpose(g.op.Reshape(x, g.ints(0, 0, heads, head_dim)), perm=[0, 2, 1, 3])
+
+
+def merge_heads(g: Graph, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+    """[B, heads, S, head_dim] → [B, S, heads * head_dim]."""
+    return g.op.Reshape(g.op.Transpose(x, perm=[0, 2, 1, 3]), g.ints(0, 0, heads * head_dim))
+
+
+def layer_norm(g: Graph, x: ir.Value, key: str, *, eps: float) -> ir.Value:
+    """LayerNorm over the last axis with ``{key}.weight`` and ``{key}.bias``; the reduction is float32."""
+    weight, bias = g.weight(f"{key}.weight"), g.weight(f"{key}.bias")
+    op = g.op
+    if g.lowering.norm == "op":
+        return op.LayerNormalization(x, weight, bias, axis=-1, epsilon=eps, stash_type=1)
+    x = g.cast(x, ir.DataType.FLOAT)
+    centred = op.Sub(x, op.ReduceMean(x, g.ints(-1), keepdims=1))
+    variance = op.ReduceMean(op.Mul(centred, centred), g.ints(-1), keepdims=1)
+    normed = op.Div(centred, op.Sqrt(op.Add(variance, g.scalar(eps, ir.DataType.FLOAT))))
+    return op.Add(op.Mul(g.cast(normed, g.dtype), weight), bias)
+
+
+def rms_norm(g: Graph, x: ir.Value, key: str, *, eps: float) -> ir.Value:
+    """RMSNorm over the last axis with ``{key}.weight``.
+
+    As in transformers the reduction is float32 and the result is cast back before the weight is applied.
+    """
+    weight = g.weight(f"{key}.weight")
+    op = g.op
+    if g.lowering.norm == "op":
+        return op.RMSNormalization(x, weight, axis=-1, epsilon=eps, stash_type=1)
+    x = g.cast(x, ir.DataType.FLOAT)
+    variance = op.ReduceMean(op.Mul(x, x), g.ints(-1), keepdims=1)
+    normed = op.Div(x, op.Sqrt(op.Add(variance, g.scalar(eps, ir.DataType.FLOAT))))
+    return op.Mul(g.cast(normed, g.dtype), weight)
+
+
+def _gelu(g: Graph, x: ir.Value) -> ir.Value:
+    return g.op.Gelu(x)
+
+
+def _gelu_tanh(g: Graph, x: ir.Value) -> ir.Value:
+    return g.op.Gelu(x, approximate="tanh")
+
+
+def _gelu_new(g: Graph, x: ir.Value) -> ir.Value:
+    # The formula of gelu_pytorch_tanh spelled out; kept apart because transformers computes it this way.
+    cube = g.op.Mul(g.op.Mul(x, x), x)
+    inner = g.op.Add(x, g.op.Mul(cube, g.scalar(0.044715)))
+    tanh = g.op.Tanh(g.op.Mul(inner, g.scalar(math.sqrt(2.0 / math.pi))))
+    return g.op.Mul(g.op.Mul(x, g.scalar(0.5)), g.op.Add(tanh, g.scalar(1.0)))
+
+
+def _quick_gelu(g: Graph, x: ir.Value) -> ir.Value:
+    return g.op.Mul(x, g.op.Sigmoid(g.op.Mul(x, g.scalar(1.702))))
+
+
+def _silu(g: Graph, x: ir.Value) -> ir.Value:
+    return g.op.Mul(x, g.op.Sigmoid(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Graph, ir.Value], ir.Value]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_new,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu": lambda g, x: g.op.Relu(x),
+    "silu": _silu,
+    "swish": _silu,
+}
+"""transformers' activation names (``ACT2FN``) that have a graph."""
+
+
+def activation(g: Graph, x: ir.Value, name: str) -> ir.Value:
+    """Apply the activation that transformers calls ``name``.
+
+    Raises:
+        CheckpointError: for a name outside :data:`ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise CheckpointError(
+            f"unsupported activation {name!r}", hint=f"supported: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[name](g, x)
+
+
+def topk_gather(
+    g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The ``keep`` best-scored rows of ``features``, in their original order.
+
+    A call of the local function ``trtprune::TopKGather``: runtimes inline its body, and a plugin of that name can
+    take its place.
+
+    Args:
+        scores: [batch, N]; equal scores are taken in index order.
+        features: [batch, N, D].
+        keep: int64 [1], 1 ≤ keep ≤ N; TensorRT serves at most 3840.
+
+    Returns:
+        features [batch, keep, D] and their indices int64 [batch, keep], ascending.
+    """
+
+    def body(op: object, scores: ir.Value, features: ir.Value, keep: ir.Value) -> list[ir.Value]:
+        _, best = op.TopK(scores, keep, axis=-1, largest=1, sorted=1, _outputs=2)  # type: ignore[attr-defined]
+        indices, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)  # type: ignore[attr-defined]
+        rows = op.Unsqueeze(indices, [-1])  # type: ignore[attr-defined]
+        return [op.GatherND(features, rows, batch_dims=1), indices]  # type: ignore[attr-defined]
+
+    function = g.memo(
+        "TopKGather",
+        lambda: build_function(
+            body,
+            [ir.Value(name=n) for n in ("scores", "features", "keep")],
+            domain=DOMAIN,
+            name="TopKGather",
+            opset_imports={"": g.lowering.opset},
+        ),
+    )
+    kept, indices = g.builder.call(function, scores, features, keep)
+    kept.type, indices.type = features.type, ir.TensorType(ir.DataType.INT64)
+    return kept, indices

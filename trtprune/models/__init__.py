@@ -1,0 +1,56 @@
+"""Model families: which graphs a checkpoint becomes, and which of its tensors they need.
+
+``get_family(config)`` picks the family from ``config.json``; a new family is one more module here and one more entry in
+``_families``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trtprune.errors import CheckpointError
+from trtprune.models.spec import Family, ModelSpec
+
+__all__ = ["ALIASES", "Family", "ModelSpec", "get_family", "supported"]
+
+ALIASES: dict[str, str] = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "bakllava": "llava-hf/bakLlava-v1-hf",
+}
+"""Short names of checkpoints on the hub that the families here serve."""
+
+
+def _families() -> list[Family]:
+    from trtprune.models.llava import LlavaFamily
+
+    return [LlavaFamily()]
+
+
+def get_family(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint, by ``architectures`` (or ``model_type`` where that is missing).
+
+    Raises:
+        CheckpointError: for an architecture that no family serves; the hint lists those that are.
+    """
+    families = _families()
+    architectures = config.get("architectures") or []
+    for family in families:
+        if family.architecture in architectures or (
+            not architectures and config.get("model_type") == family.model_type
+        ):
+            return family
+    if architectures:
+        problem = f"config.json: architectures is {architectures!r}"
+    else:
+        problem = f"config.json: model_type is {config.get('model_type')!r}"
+    raise CheckpointError(
+        f"{problem}, which trtprune does not support",
+        hint="supported: " + ", ".join(family.architecture for family in families),
+    )
+
+
+def supported() -> list[dict[str, Any]]:
+    """What ``trtprune models`` lists: a dict per family, plain lists and strings."""
+    return [family.describe() for family in _families()]

@@ -1,0 +1,260 @@
+"""LLaVA (``LlavaForConditionalGeneration``): a vision tower, a two-layer projector, a language model.
+
+Graphs and who consumes them:
+
+* ``vision``: ``pixel_values`` → ``image_features`` and, where the tower has a CLS token, ``cls_attention``.  Tensors
+  ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
+* ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.  Consumed by the pruner
+  and, with the kept image features in place of the image token, by the decoder.
+* ``decoder``: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors ``model.language_model.*`` and ``lm_head.weight`` (the
+  embedding's again where the two are tied).
+
+The names are those of transformers 5; ``models.weights`` maps older ones.
+Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from trtprune.components import clip, dinov2, siglip
+from trtprune.components.config import Section
+from trtprune.components.decoder import (
+    DECODERS,
+    DecoderConfig,
+    build_decoder,
+    build_embedding,
+    decoder_weights,
+)
+from trtprune.components.projector import ProjectorConfig, build_projector, projector_weights
+from trtprune.components.rope import ROPE_TYPES
+from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, build_tower
+from trtprune.errors import CheckpointError
+from trtprune.graph import Graph, Lowering
+from trtprune.graph.ops import ACTIVATIONS
+from trtprune.models.spec import ModelSpec
+from trtprune.models.weights import canonical_tensors, compare
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint, TensorInfo
+
+__all__ = ["TOWERS", "LlavaFamily"]
+
+TOWERS: dict[str, Tower] = {
+    "clip_vision_model": cast(Tower, clip),
+    "dinov2": cast(Tower, dinov2),
+    "siglip_vision_model": cast(Tower, siglip),
+}
+"""``vision_config.model_type`` → tower."""
+
+VISION = "model.vision_tower."
+PROJECTOR = "model.multi_modal_projector."
+TEXT = "model.language_model."
+EMBED = "model.language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+# LlavaConfig's vision tower when config.json has no vision_config at all.
+_DEFAULT_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """The checkpoint's configuration, resolved."""
+
+    tower: Tower
+    vision: TowerConfig
+    selection: FeatureSelection
+    projector: ProjectorConfig
+    text: DecoderConfig
+    lm_head: str
+    """Key of the output projection: the embedding's where they are tied."""
+    tensors: dict[str, TensorInfo]
+
+
+class LlavaFamily:
+    """See the module's docstring; the methods are those of :class:`trtprune.models.Family`."""
+
+    name = "llava"
+    architecture = "LlavaForConditionalGeneration"
+    model_type = "llava"
+
+    def describe(self) -> dict[str, Any]:
+        """What is supported, for ``trtprune models``."""
+        return {
+            "family": self.name,
+            "architecture": self.architecture,
+            "vision_towers": sorted(TOWERS),
+            "decoders": list(DECODERS),
+            "rope_types": list(ROPE_TYPES),
+            "activations": sorted(ACTIVATIONS),
+            "select_strategies": ["default", "full"],
+        }
+
+    def spec(self, checkpoint: Checkpoint) -> ModelSpec:
+        """Raises CheckpointError for a tower, decoder, rope type or activation that is not supported."""
+        m = _parse(checkpoint)
+        config = Section(checkpoint.config, "")
+        full_cls = m.tower.HAS_CLS and not m.selection.drop_first
+        tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+        if tokens < 1:
+            raise CheckpointError("config.json: vision_feature_select_strategy 'default' leaves no image feature")
+        token_name = "image_token_index" if "image_token_index" in checkpoint.config else "image_token_id"
+        image_token_id = config.integer(token_name, 32000, low=0)
+        windows = [w for w in m.text.windows if w is not None]
+        return ModelSpec(
+            family=self.name,
+            vision_tower=m.vision.model_type,
+            decoder=m.text.model_type,
+            image_size=m.vision.image_size,
+            patch_grid=m.vision.grid,
+            visual_tokens=tokens,
+            first_patch=m.selection.drop_first - m.tower.HAS_CLS,
+            has_cls=m.tower.HAS_CLS and m.selection.deepest > 0,
+            keeps_cls_feature=full_cls,
+            hidden_size=m.text.hidden_size,
+            vocab_size=m.text.vocab_size,
+            num_layers=m.text.num_layers,
+            num_heads=m.text.num_heads,
+            num_kv_heads=m.text.num_kv_heads,
+            head_dim=m.text.head_dim,
+            max_positions=m.text.max_positions,
+            image_token=_image_token(checkpoint, image_token_id),
+            image_token_id=image_token_id,
+            eos_token_ids=_eos_ids(checkpoint, m.text.model_type),
+            feature_layers=m.selection.layers,
+            select_strategy="default" if m.selection.drop_first else "full",
+            sliding_window=min(windows) if windows else None,
+        )
+
+    def required_weights(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+        """Canonical name → shape of the tensors the graphs use; vision layers above the selected ones are not."""
+        return _required(_parse(checkpoint))
+
+    def check_weights(self, checkpoint: Checkpoint, *, allow_extra: bool = False) -> list[str]:
+        """Compare the checkpoint's tensors with :meth:`required_weights`.
+
+        Returns:
+            Warnings (with ``allow_extra``, about tensors the architecture does not have).
+
+        Raises:
+            CheckpointError: naming a missing, misshapen or unknown tensor.
+        """
+        m = _parse(checkpoint)
+        known = [re.escape(VISION) + pattern for pattern in m.tower.UNUSED]
+        known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
+        if m.lm_head != LM_HEAD:
+            known.append(re.escape(LM_HEAD))
+        return compare(_required(m), m.tensors, known, allow_extra=allow_extra)
+
+    def build_components(self, checkpoint: Checkpoint, *, dtype: str, lowering: Lowering) -> dict[str, Graph]:
+        """``vision``, ``embed`` and ``decoder``; reads no weight."""
+        m = _parse(checkpoint)
+        graphs = {
+            name: Graph(name, dtype=dtype, lowering=lowering, tensors=m.tensors)
+            for name in ("vision", "embed", "decoder")
+        }
+        g = graphs["vision"]
+        features, row = build_tower(g, m.tower, m.vision, m.selection, VISION)
+        features = build_projector(g, m.projector, PROJECTOR, features)
+        tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+        g.output(features, "image_features", dtype, ["batch", tokens, m.text.hidden_size])
+        if row is not None:
+            g.output(row, "cls_attention", "float32", ["batch", tokens])
+        build_embedding(graphs["embed"], m.text, EMBED)
+        build_decoder(graphs["decoder"], m.text, TEXT, m.lm_head)
+        return graphs
+
+
+def _parse(checkpoint: Checkpoint) -> _Parsed:
+    config = Section(checkpoint.config, "")
+    for section in (config, config.section("text_config")):
+        if section.values.get("quantization_config") is not None:
+            raise CheckpointError(
+                f"{section.key('quantization_config')}: quantised checkpoints are not supported",
+                hint="use the float16, bfloat16 or float32 checkpoint",
+            )
+    vision = config.section("vision_config")
+    if checkpoint.config.get("vision_config") is None:
+        vision = Section(_DEFAULT_VISION, "vision_config")
+    tower = TOWERS[vision.choice("model_type", TOWERS, "clip_vision_model")]
+    vision_cfg = tower.read_config(vision, _preprocessed_size(checkpoint))
+    selection = FeatureSelection.from_config(config, vision_cfg.num_layers)
+    text_section = config.section("text_config")
+    text = DecoderConfig.from_config(text_section)
+    # Old checkpoints set this on either level, and transformers lets either tie them.
+    tied = config.flag("tie_word_embeddings", False) or text_section.flag("tie_word_embeddings", False)
+    return _Parsed(
+        tower=tower,
+        vision=vision_cfg,
+        selection=selection,
+        projector=ProjectorConfig.from_config(
+            config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size
+        ),
+        text=text,
+        lm_head=EMBED if tied else LM_HEAD,
+        tensors=canonical_tensors(checkpoint.tensors, tower.RENAMES),
+    )
+
+
+def _required(m: _Parsed) -> dict[str, tuple[int, ...]]:
+    weights = m.tower.embedding_weights(m.vision, VISION)
+    for i in range(m.selection.deepest):
+        weights |= m.tower.layer_weights(m.vision, VISION + m.tower.NAMES.prefix(i), m.tensors.__contains__)
+    weights |= projector_weights(m.projector, PROJECTOR)
+    weights[EMBED] = (m.text.vocab_size, m.text.hidden_size)
+    return weights | decoder_weights(m.text, TEXT, m.lm_head)
+
+
+def _preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """(height, width) that ``preprocessor_config.json`` makes of every picture, if it says."""
+    values = checkpoint.json_file("preprocessor_config.json")
+    if values is None:  # transformers 5 keeps the image processor inside the processor's file
+        processor = checkpoint.json_file("processor_config.json") or {}
+        values = processor.get("image_processor")
+    if not isinstance(values, dict):
+        return None
+    name = "crop_size" if values.get("do_center_crop", values.get("crop_size") is not None) else "size"
+    size = values.get(name)
+    if isinstance(size, int) and name == "crop_size":
+        size = {"height": size, "width": size}
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        return None
+    return Section({name: [size["height"], size["width"]]}, "preprocessor").size(name, 1)
+
+
+def _image_token(checkpoint: Checkpoint, token_id: int) -> str:
+    """The text of the image placeholder."""
+    tokenizer = checkpoint.json_file("tokenizer_config.json") or {}
+    added = tokenizer.get("added_tokens_decoder")
+    entry = added.get(str(token_id)) if isinstance(added, dict) else None
+    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        return entry["content"]
+    for entry in (checkpoint.json_file("tokenizer.json") or {}).get("added_tokens") or []:
+        if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
+            return entry["content"]
+    token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
+    return token if isinstance(token, str) else "<image>"
+
+
+def _eos_ids(checkpoint: Checkpoint, decoder: str) -> tuple[int, ...]:
+    """``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else transformers' default."""
+    generation = checkpoint.json_file("generation_config.json") or {}
+    text = checkpoint.config.get("text_config") or {}
+    for source in (generation, checkpoint.config, text):
+        value = source.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                raise CheckpointError(f"eos_token_id is {value!r}, expected a token id or a list of them")
+            return tuple(ids)
+    return () if decoder == "qwen2" or "eos_token_id" in text else (2,)

@@ -1,0 +1,81 @@
+"""What the rest of trtprune knows of a model, and what a family offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+    from trtprune.graph import Graph, Lowering
+
+__all__ = ["Family", "ModelSpec"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The facts of a checkpoint that budget, KV cache, prompt and pictures depend on.
+
+    Attributes:
+        image_size: (height, width) in pixels of what the vision graph takes.
+        patch_grid: (rows, columns) of patches.
+        visual_tokens: Image features per picture, N.
+        first_patch: Patch (row by row) that feature 0 stands for: 0; -1 if feature 0 is the CLS token; 1 if the
+            tower has no CLS token and strategy "default" dropped the first patch.
+        has_cls: The vision graph has the output ``cls_attention``.
+        keeps_cls_feature: Feature 0 is the CLS token (strategy "full").
+        hidden_size: Of the language model, D.
+        max_positions: Longest sequence the language model was made for.
+        image_token, image_token_id: The placeholder in prompts.
+        eos_token_ids: Tokens that end an answer; may be empty.
+        feature_layers: Indices into the tower's hidden states, ≥ 0.
+        select_strategy: "default" or "full".
+        sliding_window: Smallest sliding window of the decoder's layers, or None.
+    """
+
+    family: str
+    vision_tower: str
+    decoder: str
+    image_size: tuple[int, int]
+    patch_grid: tuple[int, int]
+    visual_tokens: int
+    first_patch: int
+    has_cls: bool
+    keeps_cls_feature: bool
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    image_token: str
+    image_token_id: int
+    eos_token_ids: tuple[int, ...]
+    feature_layers: tuple[int, ...]
+    select_strategy: str
+    sliding_window: int | None
+
+
+class Family(Protocol):
+    """One architecture: from a checkpoint to its graphs."""
+
+    name: str
+    architecture: str
+    """Entry of ``architectures`` in ``config.json``."""
+    model_type: str
+
+    def spec(self, checkpoint: Checkpoint) -> ModelSpec:
+        """Read the configuration; raises CheckpointError for what is not supported."""
+
+    def required_weights(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor the graphs use, by canonical name."""
+
+    def check_weights(self, checkpoint: Checkpoint, *, allow_extra: bool = False) -> list[str]:
+        """Compare the checkpoint's tensors with what is needed; returns warnings, raises CheckpointError."""
+
+    def build_components(self, checkpoint: Checkpoint, *, dtype: str, lowering: Lowering) -> dict[str, Graph]:
+        """The graphs of the chain except the pruner, by component name."""
+
+    def describe(self) -> dict[str, Any]:
+        """For ``trtprune models``."""

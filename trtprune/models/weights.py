@@ -1,0 +1,108 @@
+"""Names of a checkpoint's tensors, old and new, and the check that all that are needed are there.
+
+transformers has named LLaVA's modules in several ways over time (``language_model.model.layers…``,
+``model.language_model.layers…``; ``vision_tower.vision_model.encoder…``, ``model.vision_tower.encoder…``).  The graphs
+use the names of transformers 5, called canonical here; the checkpoint's own are mapped to them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from trtprune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import TensorInfo
+
+__all__ = ["canonical_tensors", "compare"]
+
+_RULES = (
+    (re.compile(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)"), ""),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^language_model\.model\."), "language_model."),
+    (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
+    (re.compile(r"^(?=language_model\.|vision_tower\.|multi_modal_projector\.)"), "model."),
+)
+
+
+def canonical_tensors(
+    tensors: Mapping[str, TensorInfo], renames: Iterable[tuple[str, str]] = ()
+) -> dict[str, TensorInfo]:
+    """The tensors under their canonical names.
+
+    Args:
+        tensors: The checkpoint's, by their own names.
+        renames: Older parts of names and what transformers 5 has instead (of the vision tower).
+
+    Raises:
+        CheckpointError: if two tensors have the same canonical name.
+    """
+    renames = tuple(renames)
+    result: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        key = name
+        for pattern, replacement in _RULES:
+            key = pattern.sub(replacement, key)
+        for old, new in renames:
+            key = key.replace(old, new)
+        if key in result:
+            raise CheckpointError(
+                f"{info.file}: tensors {name!r} and {result[key].name!r} are the same weight under two names",
+                hint="remove one of them from the checkpoint",
+            )
+        result[key] = info
+    return result
+
+
+def compare(
+    required: Mapping[str, tuple[int, ...]],
+    have: Mapping[str, TensorInfo],
+    known: Iterable[str],
+    *,
+    allow_extra: bool,
+) -> list[str]:
+    """Check ``have`` against ``required``.
+
+    Args:
+        required: Canonical name → shape.
+        have: Canonical name → tensor.
+        known: Patterns of further tensors that belong to the architecture (whole canonical names).
+        allow_extra: Return a warning for an unknown tensor instead of raising.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CheckpointError: naming the first missing, misshapen or unknown tensor, and how many more there are.
+    """
+    missing = [name for name in required if name not in have]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint lacks tensor {missing[0]!r}{_more(missing)}",
+            hint="is a shard missing, or does config.json describe another model?",
+        )
+    wrong = [name for name, shape in required.items() if tuple(have[name].shape) != shape]
+    if wrong:
+        info = have[wrong[0]]
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, config.json asks for "
+            f"{list(required[wrong[0]])}{_more(wrong)}",
+            hint="config.json does not describe these weights",
+        )
+    allowed = re.compile("|".join(f"(?:{pattern})" for pattern in known) or r"(?!)")
+    extra = [name for name in have if name not in required and not allowed.fullmatch(name)]
+    if not extra:
+        return []
+    info = have[extra[0]]
+    message = f"{info.file}: tensor {info.name!r} is not part of this architecture{_more(extra)}"
+    if allow_extra:
+        return [message + "; ignored"]
+    raise CheckpointError(
+        message, hint="the model may compute something trtprune does not; --allow-extra-tensors ignores them"
+    )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
