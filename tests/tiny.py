@@ -95,7 +95,7 @@ def text_config(t: Tiny) -> Any:
     return kind(**{**values, **t.text})
 
 
-def draw(model: torch.nn.Module, seed: int) -> None:
+def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
     """Random weights of a trained model's magnitude."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -105,10 +105,12 @@ def draw(model: torch.nn.Module, seed: int) -> None:
                 p.copy_(1 + 0.2 * noise)
             elif p.ndim == 1:
                 p.copy_(0.2 * noise)
+            elif tied and "embed_tokens" in name:
+                p.copy_(0.3 * noise)  # it is the output projection too
             elif "embed_tokens" in name or "position_embedding" in name or "cls_token" in name:
                 p.copy_(0.7 * noise)
             else:
-                gain = 2.0 if "lm_head" in name or "q_proj" in name or "k_proj" in name else 1.2
+                gain = 2.0 if "lm_head" in name else 1.4 if "q_proj" in name or "k_proj" in name else 1.0
                 p.copy_(gain * noise / np.sqrt(p[0].numel()))
 
 
@@ -126,7 +128,7 @@ def make(path: Path, t: Tiny | None = None) -> Any:
         tie_word_embeddings=t.tied,
     )
     model = transformers.LlavaForConditionalGeneration(config)
-    draw(model, t.seed)
+    draw(model, t.seed, t.tied)
     model.tie_weights()
     model.to(getattr(torch, t.dtype))
     model.generation_config.eos_token_id = EOS
