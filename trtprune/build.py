@@ -348,6 +348,7 @@ def _model_info(plan: Plan) -> ModelInfo:
         image_token_id=spec.image_token_id,
         eos_token_ids=spec.eos_token_ids,
         keeps_cls_feature=spec.keeps_cls_feature,
+        first_patch=spec.first_patch,
     )
 
 

@@ -72,7 +72,8 @@ class ComponentInfo:
 class ModelInfo:
     """What the runtime must know of the model; sizes in pixels or tokens.
 
-    ``digest`` covers the checkpoint's config, tensor headers and file sizes.
+    ``digest`` covers the checkpoint's config, tensor headers and file sizes.  ``first_patch`` is the patch (row by row)
+    that visual token 0 stands for; -1 where it is the CLS token.
     """
 
     id: str
@@ -90,6 +91,7 @@ class ModelInfo:
     image_token_id: int
     eos_token_ids: tuple[int, ...]
     keeps_cls_feature: bool = False
+    first_patch: int = 0
 
 
 @dataclass(frozen=True)
