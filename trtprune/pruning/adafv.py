@@ -1,0 +1,243 @@
+"""AdaFV / AdaV: an adaptive mixture of text-to-image similarity and CLS attention.  The default method.
+
+Papers: AdaFV, https://arxiv.org/abs/2501.09532; republished as AdaV, https://aclanthology.org/2025.findings-acl.258.
+Code: https://github.com/JiayiV/AdaV @ 58d1f8d, ``llava/model/language_model/llava_llama.py``, method "adav".
+
+For K = keep, image features v_j after the projector and text embeddings t_i of the decoder's own embedding table:
+
+    s_j  = max over i of softmax_j(100 · cos(t_i, v_j))        text-to-image (T2I) score
+    c_j  = CLS attention of the vision tower                   (not renormalised)
+    A, C = the tokens by falling s, by falling c;   q = floor(0.25 · K),   K' = K - 2q
+    P1[k] = sum of the first k of s after the q best;   P2[k] likewise of c
+    k1   = argmax over k = 0..K' of P1[k] · P2[K' - k]         the first maximum wins
+    T2I picks = first q + k1 of A;   CLS picks = first K - q - k1 of C
+
+Options for what the code leaves open:
+
+* ``mode=official`` is the concatenation of both picks, sorted.  A token picked by both lists is there twice, side by
+  side, so fewer than K different tokens are kept.
+* ``mode=distinct`` (default) keeps exactly K different tokens: the T2I picks as above, then C from its start, passing
+  over what is already chosen, until K are reached.  A CLS pick that the T2I list has already made is thus replaced by
+  the next best of the CLS list; the T2I/CLS split k1 is the official one.
+* An odd K is used as it is.  The authors' script halves the budget it reads and doubles it again, which rounds down to
+  even; the formulas do not need that.  ``keep=2*(K//2)`` gives the authors' result for an odd K.
+* ``temperature`` (100) and ``quota`` (0.25) are the constants of the code.  ``quota`` is read as a decimal fraction of
+  at most four digits so that floor(quota · K) is exact.
+* ``prompt_tokens``: the code takes every token after the image (question and template), ``after_image``;
+  ``question`` leaves the template out, ``all_text`` takes the text before the image in.
+* Several crops of one image (LLaVA-NeXT) add their own ambiguity in the code (``base_indices`` adds the crop number
+  where it should add crop · 576).  Here one row is one image and that does not arise.
+
+Arithmetic (float32, both forms): s is ranked by its logarithm, 100 · cos - logsumexp, with the maximum over i taken
+there.  The order is the same, but scores that the softmax would underflow to 0 keep their order instead of falling
+into index order.  P1 · P2 is compared for different k only, so a common factor of s cancels: the s after the quota are
+taken relative to the first of them, exp(log s - log s_q), which cannot underflow as a whole.  Both prefix sums run from
+the best entry on, one addition after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from trtprune.pruning import ops
+from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["AdaFv", "split", "text_scores", "write_split", "write_text_scores"]
+
+# Below every log score that a real token can have, and a difference with it stays finite.
+_NO_SCORE = -1e34
+# In `distinct` mode: above every CLS score.
+_CHOSEN = 1e35
+
+
+def _quota_fraction(quota: float) -> Fraction:
+    return Fraction(str(quota)).limit_denominator(10_000)
+
+
+def text_scores(image_features: np.ndarray, text_embeds: np.ndarray, temperature: float) -> np.ndarray:
+    """log s [N] for float32 [N, D] and [T, D]; equal everywhere if there is no usable text token.
+
+    Tokens whose features are not finite come last; text rows that are not finite are left out.
+    """
+    import numpy as np
+
+    image, image_norm, image_good = ops.norms(image_features)
+    text, text_norm, text_good = ops.norms(text_embeds)
+    cosine = ops.cosine(text, text_norm, image, image_norm)
+    logits = np.where(image_good, cosine, -np.float32(ops.BAR)) * np.float32(temperature)
+    peak = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
+    log_softmax = logits - (peak + log_sum)
+    return np.where(text_good[:, None], log_softmax, np.float32(_NO_SCORE)).max(axis=0, initial=np.float32(_NO_SCORE))
+
+
+def split(text_sorted: np.ndarray, cls_sorted: np.ndarray, quota: int) -> int:
+    """How many tokens the T2I list gives (q + k1) of the K = len(lists) to keep.
+
+    Args:
+        text_sorted: float32 [K], the K largest log s, falling.
+        cls_sorted: float32 [K], the K largest c, falling.
+        quota: q, with 2q ≤ K.
+    """
+    import numpy as np
+
+    rest = len(text_sorted) - 2 * quota
+    relative = np.exp(text_sorted[quota:] - text_sorted[quota])
+    zero = np.zeros(1, np.float32)
+    text_sums = np.concatenate([zero, np.cumsum(relative, dtype=np.float32)])
+    cls_sums = np.concatenate([zero, np.cumsum(cls_sorted[quota:], dtype=np.float32)])
+    products = text_sums[: rest + 1] * cls_sums[: rest + 1][::-1]
+    return quota + int(np.argmax(products))
+
+
+class AdaFv(Method):
+    """Text-to-image similarity and CLS attention, shared out by their geometric mean."""
+
+    name = "adafv"
+    summary = "text similarity and CLS attention, mixed adaptively for each question"
+    paper = "https://arxiv.org/abs/2501.09532"
+    source = "https://github.com/JiayiV/AdaV @ 58d1f8d"
+    needs = frozenset({"cls_attention", "text_embeds"})
+    options = {  # noqa: RUF012
+        "mode": Option(
+            "mode",
+            "distinct",
+            "distinct: a token both lists pick is replaced by the next best; official: it is kept twice",
+            choices=("distinct", "official"),
+        ),
+        "temperature": Option("temperature", 100.0, "factor on the cosine before the softmax", minimum=0, maximum=1e4),
+        "quota": Option(
+            "quota", 0.25, "fraction of the budget that each list fills unconditionally", minimum=0, maximum=0.5
+        ),
+        "prompt_tokens": Option(
+            "prompt_tokens",
+            "after_image",
+            "the prompt tokens compared with the image",
+            choices=tuple(PROMPT_TOKENS),
+        ),
+    }
+
+    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        text = text_scores(image_features, inputs["text_embeds"], inputs["temperature"])
+        cls = ops.clean(inputs["cls_attention"])
+        by_text, by_cls = ops.descending(text), ops.descending(cls)
+        fraction = _quota_fraction(inputs["quota"])
+        quota = ops.scale_count(fraction.numerator, fraction.denominator, keep)
+        from_text = split(text[by_text[:keep]], cls[by_cls[:keep]], quota)
+        picks = by_text[:from_text]
+        if inputs["mode"] == "distinct":
+            by_cls = by_cls[~np.isin(by_cls, picks)]
+        return np.sort(np.concatenate([picks, by_cls[: keep - from_text]]))
+
+    def build(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> ir.Value:
+        if options["mode"] == "distinct":
+            return super().build(g, inputs, keep=keep, num_tokens=num_tokens, **options)
+        op = g.op
+        by_text, by_cls, from_text, place = self._lists(g, inputs, keep, options)[:4]
+        behind = op.Max(op.Sub(place, from_text), g.ints(0))
+        cls_picks = op.GatherElements(by_cls, behind, axis=1)
+        return ops.ascending(g, op.Where(op.Less(place, from_text), by_text, cls_picks), keep)
+
+    def scores(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> ir.Value | None:
+        if options["mode"] != "distinct":
+            return None
+        op = g.op
+        by_text, _, from_text, place, cls = self._lists(g, inputs, keep, options)
+        picked = op.Where(op.Less(place, from_text), ops.f32(g, 1.0), ops.f32(g, 0.0))
+        nothing = op.Expand(ops.f32(g, 0.0), op.Shape(cls))
+        mask = op.ScatterElements(nothing, by_text, op.Expand(picked, op.Shape(by_text)), axis=1)
+        return op.Where(op.Greater(mask, ops.f32(g, 0.5)), ops.f32(g, _CHOSEN), cls)
+
+    def _lists(
+        self, g: Graph, inputs: Mapping[str, ir.Value], keep: ir.Value, options: Mapping[str, Any]
+    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value, ir.Value]:
+        """A and C cut to K [batch, K], q + k1 [batch, 1], 0..K-1 [K], cleaned CLS scores [batch, N]."""
+        text = write_text_scores(
+            g,
+            inputs["image_features"],
+            inputs["text_embeds"],
+            inputs["text_mask"],
+            options["temperature"],
+        )
+        cls = ops.write_clean(g, inputs["cls_attention"])
+        text_sorted, by_text = ops.top(g, text, keep)
+        cls_sorted, by_cls = ops.top(g, cls, keep)
+        fraction = _quota_fraction(options["quota"])
+        quota = ops.write_scale_count(g, fraction.numerator, fraction.denominator, keep)
+        from_text = write_split(g, text_sorted, cls_sorted, quota, keep)
+        return by_text, by_cls, from_text, ops.iota(g, keep), cls
+
+
+def write_text_scores(
+    g: Graph,
+    image_features: ir.Value,
+    text_embeds: ir.Value,
+    text_mask: ir.Value,
+    temperature: float,
+) -> ir.Value:
+    """:func:`text_scores` for [batch, N, D], [batch, T, D] and a mask int64 [batch, T]: float32 [batch, N]."""
+    import onnx_ir as ir
+
+    op = g.op
+    image, image_norm, image_good = ops.write_norms(g, image_features)
+    text, text_norm, text_good = ops.write_norms(g, text_embeds)
+    cosine = ops.write_cosine(g, text, text_norm, image, image_norm)
+    logits = op.Mul(
+        op.Where(op.Transpose(image_good, perm=[0, 2, 1]), cosine, ops.f32(g, -ops.BAR)),
+        ops.f32(g, temperature),
+    )
+    peak = op.ReduceMax(logits, g.ints(2), keepdims=1)
+    log_sum = op.Log(op.ReduceSum(op.Exp(op.Sub(logits, peak)), g.ints(2), keepdims=1))
+    log_softmax = op.Sub(logits, op.Add(peak, log_sum))
+    real = op.Cast(op.Unsqueeze(text_mask, g.ints(2)), to=int(ir.DataType.BOOL))
+    usable = op.And(real, text_good)
+    return op.ReduceMax(op.Where(usable, log_softmax, ops.f32(g, _NO_SCORE)), g.ints(1), keepdims=0)
+
+
+def write_split(g: Graph, text_sorted: ir.Value, cls_sorted: ir.Value, quota: ir.Value, keep: ir.Value) -> ir.Value:
+    """:func:`split` for [batch, K] lists and int64 [1] q and K: int64 [batch, 1].
+
+    With n = q + k1 the number of T2I picks, the sums over the entries from q on are S1[n] and S2[K - n], where S[m]
+    sums the entries q..m-1.  So both prefix sums run over the whole list with the quota set to 0, one is reversed, and
+    only q ≤ n ≤ K - q may win: every shape depends on K alone.
+    """
+    op = g.op
+    in_quota = op.Less(ops.iota(g, keep), quota)
+    first = op.Gather(text_sorted, quota, axis=1)
+    # Inside the quota the difference is positive and unused: capped, so that exp cannot overflow.
+    relative = op.Exp(op.Min(op.Sub(text_sorted, first), ops.f32(g, 0.0)))
+
+    def sums(values: ir.Value) -> ir.Value:
+        rest = op.Where(in_quota, ops.f32(g, 0.0), values)
+        return op.CumSum(op.Pad(rest, g.ints(0, 0, 0, 1)), g.ints(1), exclusive=1)
+
+    count = ops.iota(g, op.Add(keep, g.ints(1)))
+    products = op.Mul(sums(relative), op.Gather(sums(cls_sorted), op.Sub(keep, count), axis=1))
+    allowed = op.And(op.GreaterOrEqual(count, quota), op.LessOrEqual(count, op.Sub(keep, quota)))
+    return op.ArgMax(op.Where(allowed, products, ops.f32(g, -3.0e38)), axis=1, keepdims=1, select_last_index=0)

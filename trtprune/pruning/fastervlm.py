@@ -1,0 +1,54 @@
+"""FasterVLM: keep the tokens the vision tower's CLS token attends to most.
+
+Paper: https://arxiv.org/abs/2412.01818 ("[CLS] Attention is All You Need for Training-Free Visual Token Pruning").
+Code: https://github.com/Theia-4869/FasterVLM @ f5d5f12.
+
+    selection = top-keep of a,   a_j = mean over heads of softmax(q_CLS · K^T / sqrt(d))_j, CLS column dropped
+
+``a`` comes from the layer whose output feeds the projector (for LLaVA-1.5 the last but one) and is not renormalised.
+The text plays no part.  Nothing is ambiguous but the order of equal scores, which torch.topk
+leaves open: by index here.
+The paper keeps all 32 decoder layers at the pruned length with positions 0..n-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtprune.pruning import ops
+from trtprune.pruning.base import Method
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["FasterVlm"]
+
+
+class FasterVlm(Method):
+    """Top-``keep`` of the CLS attention."""
+
+    name = "fastervlm"
+    summary = "highest CLS attention of the vision tower; blind to the question"
+    paper = "https://arxiv.org/abs/2412.01818"
+    source = "https://github.com/Theia-4869/FasterVLM @ f5d5f12"
+    needs = frozenset({"cls_attention"})
+
+    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        return np.sort(ops.descending(ops.clean(inputs["cls_attention"]))[:keep])
+
+    def scores(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> ir.Value:
+        return ops.write_clean(g, inputs["cls_attention"])
