@@ -284,25 +284,31 @@ def methods(as_json: bool) -> None:
     """List the pruning methods, what each needs, and its options."""
     from trtprune import pruning
 
-    rows = [
-        {
-            "name": method.name,
-            "summary": method.summary,
-            "paper": method.paper,
-            "needs": sorted(method.needs),
-            "positions": method.positions,
-            "options": {name: option.describe() for name, option in method.options.items()},
-        }
-        for method in pruning.all_methods()
-    ]
+    found = pruning.all_methods()
     if as_json:
+        rows = []
+        for method in found:
+            options = {
+                o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options.values()
+            }
+            rows.append(
+                {
+                    "name": method.name,
+                    "summary": method.summary,
+                    "paper": method.paper,
+                    "needs": sorted(method.needs),
+                    "positions": method.positions,
+                    "options": options,
+                }
+            )
         echo_json(rows)
         return
-    for row in rows:
-        needs = ", ".join(row["needs"]) or "nothing"
-        click.echo(f"{row['name']:<12}{row['summary']}\n{'':<12}needs {needs}; {row['paper']}")
-        for name, text in row["options"].items():
-            click.echo(f"{'':<12}--option {name}={text}")
+    for method in found:
+        needs = ", ".join(sorted(method.needs)) or "nothing but the image features"
+        click.echo(f"{method.name:<12}{method.summary}")
+        click.echo(f"{'':<12}needs {needs}" + (f"; {method.paper}" if method.paper else ""))
+        for option in method.options.values():
+            click.echo(f"{'':<12}--option {option.name}={option.default}  {option.help} ({option.valid})")
 
 
 @main.command()
