@@ -24,6 +24,8 @@ DIMS: dict[str, Range] = {
     "sequence": (1, 24, 64),
     "tokens": (1, 8, 32),
     "logits_rows": (1, 1, 4),
+    "visual_tokens": (576, 576, 576),
+    "text_tokens": (1, 12, 64),
 }
 
 
@@ -88,19 +90,28 @@ class Network:
             assert a.causal_kind == trt.CausalMaskKind.NONE, f"attention {i} is {a.causal_kind}"
             assert (a.mask is not None) == masked, f"attention {i}: mask {'missing' if masked else 'unexpected'}"
 
-    def build(self, *, shapes: Mapping[str, Range] | None = None) -> int:
+    def kinds(self) -> list[trt.LayerType]:
+        """The types of the network's layers."""
+        return [self.network.get_layer(i).type for i in range(self.network.num_layers)]
+
+    def shape_inputs(self) -> set[str]:
+        """Inputs whose content decides shapes, so that a profile must bound it."""
+        inputs = (self.network.get_input(i) for i in range(self.network.num_inputs))
+        return {i.name for i in inputs if i.is_shape_tensor}
+
+    def build(self, *, values: Mapping[str, Range] | None = None) -> int:
         """Build an engine for SM89 with one profile; returns its size in bytes.
 
         Args:
-            shapes: Values of shape inputs such as ``keep``, whose content the profile must bound.
+            values: Range of the content of each shape input, e.g. of ``keep``.
         """
         config = self.builder.create_builder_config()
         config.num_compute_capabilities = 1
         assert config.set_compute_capability(trt.ComputeCapability.SM89, 0)
         profile = self.builder.create_optimization_profile()
         for name, dims in self.inputs.items():
-            if shapes and name in shapes:
-                profile.set_shape_input(name, *([v] for v in shapes[name]))
+            if name in self.shape_inputs():
+                profile.set_shape_input(name, *([v] for v in (values or {})[name]))
             else:
                 profile.set_shape(name, *([d if isinstance(d, int) else DIMS[d][k] for d in dims] for k in range(3)))
         config.add_optimization_profile(profile)

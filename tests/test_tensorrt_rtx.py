@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import numpy as np
+import onnx
 import pytest
 
 from tests import tiny
 from tests.runner import link_weights
+from trtprune import pruning
 from trtprune.checkpoint import open_checkpoint
 from trtprune.graph import Graph, Lowering
 from trtprune.models import get_family
+from trtprune.pruning.graph import build_pruner
 
 rtx = pytest.importorskip("tests.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
 
@@ -69,4 +71,60 @@ def test_decoder(built) -> None:
     spec, graphs, root = built
     network = rtx.Network(graphs["decoder"].to_bytes(), root, {"capacity": CAPACITY})
     network.check_attention(masked=True, count=spec.num_layers)
+    kinds = network.kinds()
+    assert kinds.count(rtx.trt.LayerType.KV_CACHE_UPDATE) == 2 * spec.num_layers
+    assert kinds.count(rtx.trt.LayerType.ROTARY_EMBEDDING) == 2 * spec.num_layers
     assert network.build() > 0
+
+
+@pytest.mark.parametrize("num_tokens", [576, None], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("name", pruning.names())
+def test_pruner(name: str, num_tokens: int | None) -> None:
+    """``keep`` is a run-time value with a range, and the engine builds for all of it."""
+    graph = build_pruner(name, hidden_size=64, dtype="float16", lowering=LOWERING, num_tokens=num_tokens)
+    network = rtx.Network(graph.to_bytes(), None)
+    if name != "none":
+        assert "keep" in network.shape_inputs()
+    assert network.build(values={"keep": (1, 64, 576)}) > 0
+
+
+def attention_graph(**attributes: Any) -> Graph:
+    """One layer over a cache, as a careless author might write it."""
+    g = Graph("attention", dtype="float16", lowering=LOWERING)
+    q = g.input("q", "float16", ["batch", 4, "sequence", 16])
+    k, v = (g.input(n, "float16", ["batch", 4, CAPACITY, 16]) for n in "kv")
+    inputs: list[Any] = [q, k, v]
+    if attributes.pop("lengths", False):
+        inputs += [None, None, None, g.input("lengths", "int64", ["batch"])]
+    y = g.op.Attention(*inputs, **attributes)
+    g.output(y, "y", "float16", ["batch", 4, "sequence", 16])
+    return g
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lengths": True, "is_causal": 1}, {"lengths": True}, {"is_causal": 1}, {}], ids=str
+)
+def test_check_catches_a_decoder_without_mask(wrong: dict[str, Any]) -> None:
+    """All of these parse, and the first even builds, ignoring the lengths."""
+    network = rtx.Network(attention_graph(**wrong).to_bytes(), None)
+    with pytest.raises(AssertionError, match="attention 0"):
+        network.check_attention(masked=True, count=1)
+
+
+def test_check_catches_a_causal_or_masked_tower() -> None:
+    network = rtx.Network(attention_graph(is_causal=1).to_bytes(), None)
+    with pytest.raises(AssertionError, match="attention 0 is"):
+        network.check_attention(masked=False, count=1)
+    with pytest.raises(AssertionError, match="1 attention layers, expected 2"):
+        network.check_attention(masked=False, count=2)
+
+
+def test_check_catches_a_mask_lost_from_our_decoder(built) -> None:
+    """The real decoder with the mask cut off one of its attention layers."""
+    spec, graphs, root = built
+    proto = onnx.load_model_from_string(graphs["decoder"].to_bytes())
+    node = [n for n in proto.graph.node if n.op_type == "Attention"][1]
+    del node.input[3:]
+    network = rtx.Network(proto.SerializeToString(), root, {"capacity": CAPACITY})
+    with pytest.raises(AssertionError, match="attention 1: mask missing"):
+        network.check_attention(masked=True, count=spec.num_layers)
