@@ -110,7 +110,7 @@ def write_checkpoint(folder: Path, shards: int = 3) -> int:
 CHILD = """
 import resource, sys, time
 start = time.perf_counter()
-from trtprune.build import build
+from trtprune._build import build
 imported = time.perf_counter()
 build(sys.argv[1], sys.argv[2], keep=64, force=True)
 end = time.perf_counter()

@@ -17,7 +17,7 @@ from trtprune._version import __version__
 from trtprune.errors import TrtpruneError
 
 if TYPE_CHECKING:
-    from trtprune.build import build
+    from trtprune._build import build
     from trtprune.runtime import load
 
 __all__ = ["TrtpruneError", "__version__", "build", "load", "pruning"]
@@ -25,7 +25,7 @@ __all__ = ["TrtpruneError", "__version__", "build", "load", "pruning"]
 
 def __getattr__(name: str) -> Any:
     if name == "build":
-        from trtprune.build import build
+        from trtprune._build import build
 
         return build
     if name == "load":

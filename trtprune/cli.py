@@ -133,7 +133,7 @@ def export(**arguments: Any) -> None:
 
 def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **arguments: Any) -> None:
     from trtprune._budget import describe_budget
-    from trtprune.build import build as run_build
+    from trtprune._build import build as run_build
 
     verb = "export" if export_only else "build"
     with progress(verb) as report:

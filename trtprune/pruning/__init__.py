@@ -16,10 +16,13 @@ from trtprune.pruning.base import TEXT_SPANS, Method, Option
 from trtprune.pruning.fastervlm import FasterVlm
 from trtprune.pruning.none import NoPruning
 from trtprune.pruning.random import RandomTokens
+from trtprune.pruning.zspaprune import ZspaPrune
 
 __all__ = ["TEXT_SPANS", "Method", "Option", "all_methods", "get", "names"]
 
-_METHODS: dict[str, Method] = {method.name: method for method in (NoPruning(), RandomTokens(), FasterVlm(), AdaFv())}
+_METHODS: dict[str, Method] = {
+    method.name: method for method in (NoPruning(), RandomTokens(), FasterVlm(), AdaFv(), ZspaPrune())
+}
 
 
 def names() -> list[str]:
