@@ -58,9 +58,7 @@ class Network:
                 assert root is not None
                 where = {e.key: e.value for e in tensor.external_data}
                 size = int(where["length"])
-                mapped = np.memmap(
-                    root / where["location"], np.uint8, "r", offset=int(where["offset"]), shape=(size,)
-                )
+                mapped = np.memmap(root / where["location"], np.uint8, "r", offset=int(where["offset"]), shape=(size,))
                 self._maps.append(mapped)  # read at build time: must outlive the network
                 assert self.parser.load_initializer(tensor.name, mapped.ctypes.data, size), tensor.name
         assert self.parser.parse_model_proto(), self.errors()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -191,7 +189,7 @@ def test_generation_with_image(case) -> None:
 
 def test_lowerings_agree(case) -> None:
     """Operators, primitives and the backends' choices give the same numbers."""
-    t, _, path, chain = case
+    t, _, path, _ = case
     pixel_values = tiny.pixels(t)
     ids = np.random.default_rng(1).integers(6, t.vocab, (2, 19))
     results = []

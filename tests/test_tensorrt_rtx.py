@@ -101,9 +101,7 @@ def attention_graph(**attributes: Any) -> Graph:
     return g
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"lengths": True, "is_causal": 1}, {"lengths": True}, {"is_causal": 1}, {}], ids=str
-)
+@pytest.mark.parametrize("wrong", [{"lengths": True, "is_causal": 1}, {"lengths": True}, {"is_causal": 1}, {}], ids=str)
 def test_check_catches_a_decoder_without_mask(wrong: dict[str, Any]) -> None:
     """All of these parse, and the first even builds, ignoring the lengths."""
     network = rtx.Network(attention_graph(**wrong).to_bytes(), None)

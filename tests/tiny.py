@@ -101,7 +101,7 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            if "norm" in name and name.endswith("weight") or "lambda1" in name:
+            if ("norm" in name and name.endswith("weight")) or "lambda1" in name:
                 p.copy_(1 + 0.2 * noise)
             elif p.ndim == 1:
                 p.copy_(0.2 * noise)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from trtprune.components.config import Section
 from trtprune.components.vit import (
     LayerNames,
+    Present,
     TowerConfig,
     linear_weights,
     norm_weights,
@@ -67,9 +66,7 @@ def embedding_weights(cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...
     }
 
 
-def layer_weights(
-    cfg: TowerConfig, prefix: str, present: Callable[[str], bool]
-) -> dict[str, tuple[int, ...]]:
+def layer_weights(cfg: TowerConfig, prefix: str, present: Present) -> dict[str, tuple[int, ...]]:
     """Key → shape of one encoder layer, ``prefix`` naming the layer."""
     h, f = cfg.hidden_size, cfg.intermediate_size
     weights = {**norm_weights(f"{prefix}layer_norm1", h), **norm_weights(f"{prefix}layer_norm2", h)}

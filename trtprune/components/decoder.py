@@ -175,7 +175,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> No
     position_ids = g.input("position_ids", "int64", ["batch", "sequence"])
     write_index = g.input("write_index", "int64", ["batch"])
     logits_index = g.input("logits_index", "int64", ["batch", "logits_rows"])
-    cache_shape = ["batch", kv_heads, "capacity", dim]
+    cache_shape: list[int | str] = ["batch", kv_heads, "capacity", dim]
     past = [
         tuple(g.input(f"past_key_values.{i}.{n}", g.dtype_name, cache_shape) for n in ("key", "value"))
         for i in range(cfg.num_layers)

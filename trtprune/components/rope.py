@@ -103,9 +103,7 @@ class Rope:
             position_ids: int64 [B, S]; any positions, gaps included.
         """
         op = g.op
-        angles = op.Mul(
-            op.Unsqueeze(g.cast(position_ids, _FLOAT), g.ints(-1)), self._frequencies(g, position_ids)
-        )
+        angles = op.Mul(op.Unsqueeze(g.cast(position_ids, _FLOAT), g.ints(-1)), self._frequencies(g, position_ids))
         cos, sin = op.Cos(angles), op.Sin(angles)
         if self.scaling != 1.0:
             factor = g.scalar(self.scaling, _FLOAT)
@@ -129,9 +127,7 @@ class Rope:
         ratio = op.Div(g.cast(length, _FLOAT), g.scalar(self.original_length, _FLOAT))
         growth = op.Sub(op.Mul(ratio, g.scalar(factor, _FLOAT)), g.scalar(factor - 1.0, _FLOAT))
         growth = op.Max(growth, g.scalar(1.0, _FLOAT))  # short rows: keeps the unused branch finite
-        grown = op.Mul(
-            op.Pow(growth, g.scalar(self.dim / (self.dim - 2), _FLOAT)), g.scalar(self.theta, _FLOAT)
-        )
+        grown = op.Mul(op.Pow(growth, g.scalar(self.dim / (self.dim - 2), _FLOAT)), g.scalar(self.theta, _FLOAT))
         exponent = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
         return op.Where(beyond, op.Reciprocal(op.Pow(grown, g.constant(exponent, "rope_exponent"))), base)
 

@@ -27,6 +27,10 @@ from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merg
 __all__ = ["FeatureSelection", "LayerNames", "Tower", "TowerConfig", "build_tower"]
 
 
+Present = Callable[[str], bool]
+"""Whether the checkpoint has a tensor of this canonical name."""
+
+
 @dataclass(frozen=True)
 class TowerConfig:
     """``vision_config`` with transformers' defaults filled in, and the image size the graph is built for."""
@@ -161,7 +165,7 @@ class Tower(Protocol):
 
     def embedding_weights(self, cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...]]: ...
 
-    def layer_weights(self, cfg: TowerConfig, prefix: str, present: Callable[[str], bool]) -> dict[str, tuple[int, ...]]: ...
+    def layer_weights(self, cfg: TowerConfig, prefix: str, present: Present) -> dict[str, tuple[int, ...]]: ...
 
     def embed(self, g: Graph, cfg: TowerConfig, prefix: str, pixel_values: ir.Value) -> ir.Value: ...
 
@@ -230,8 +234,7 @@ def _layer(
     op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
     y = layer_norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
     q, k, v = (
-        split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim)
-        for n in "qkv"
+        split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim) for n in "qkv"
     )
     row = query_row(g, q, k, row=0, head_dim=dim) if wants_row else None
     y = attention(g, q, k, v, heads=heads, kv_heads=heads, head_dim=dim, form=g.lowering.vision_attention)

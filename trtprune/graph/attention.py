@@ -23,9 +23,7 @@ def rotary(g: Graph, x: ir.Value, cos: ir.Value, sin: ir.Value, head_dim: int) -
         return op.RotaryEmbedding(x, cos, sin)
     cos, sin = (g.memo(("heads axis", id(t)), lambda t=t: op.Unsqueeze(t, g.ints(1))) for t in (cos, sin))
     a, b = op.Split(x, g.ints(head_dim // 2, head_dim // 2), axis=-1, _outputs=2)
-    return op.Concat(
-        op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin)), axis=-1
-    )
+    return op.Concat(op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin)), axis=-1)
 
 
 def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | None) -> ir.Value:

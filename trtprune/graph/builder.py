@@ -155,7 +155,7 @@ class Graph:
         if stored is None:
             raise CheckpointError(
                 f"tensor {info.name!r} in {info.file} has dtype {info.dtype}",
-                hint=f"weights must be one of {', '.join(_SAFETENSORS_DTYPES)}; quantised checkpoints are not supported",
+                hint=f"weights must be {', '.join(_SAFETENSORS_DTYPES)}; quantised checkpoints are not supported",
             )
         tensor = ir.ExternalTensor(
             f"weights/{info.file}",

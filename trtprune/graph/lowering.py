@@ -29,6 +29,7 @@ class Lowering:
     rotary: Form = "op"
     cache: Form = "op"
     """How new keys and values are written into the cache."""
+
     @property
     def opset(self) -> int:
         """The ONNX opset the graphs need."""
@@ -51,6 +52,4 @@ class Lowering:
         if backend == "openvino":
             # The OpenVINO provider claims none of the opset-23/24 operators: one subgraph needs plain ones.
             return cls("primitives", "primitives", "primitives", "primitives", "primitives")
-        raise BackendError(
-            f"unknown backend {backend!r}", hint="one of onnxruntime, openvino, tensorrt, tensorrt-rtx"
-        )
+        raise BackendError(f"unknown backend {backend!r}", hint="one of onnxruntime, openvino, tensorrt, tensorrt-rtx")

@@ -117,15 +117,11 @@ def activation(g: Graph, x: ir.Value, name: str) -> ir.Value:
         CheckpointError: for a name outside :data:`ACTIVATIONS`.
     """
     if name not in ACTIVATIONS:
-        raise CheckpointError(
-            f"unsupported activation {name!r}", hint=f"supported: {', '.join(sorted(ACTIVATIONS))}"
-        )
+        raise CheckpointError(f"unsupported activation {name!r}", hint=f"supported: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name](g, x)
 
 
-def topk_gather(
-    g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value
-) -> tuple[ir.Value, ir.Value]:
+def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The ``keep`` best-scored rows of ``features``, in their original order.
 
     A call of the local function ``trtprune::TopKGather``: runtimes inline its body, and a plugin of that name can

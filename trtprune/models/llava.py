@@ -2,12 +2,12 @@
 
 Graphs and who consumes them:
 
-* ``vision``: ``pixel_values`` → ``image_features`` and, where the tower has a CLS token, ``cls_attention``.  Tensors
-  ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
-* ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.  Consumed by the pruner
-  and, with the kept image features in place of the image token, by the decoder.
-* ``decoder``: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors ``model.language_model.*`` and ``lm_head.weight`` (the
-  embedding's again where the two are tied).
+* ``vision``: ``pixel_values`` → ``image_features`` and, where the tower has a CLS token, ``cls_attention``.
+  Tensors ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
+* ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
+  Consumed by the pruner and, with the kept image features in place of the image token, by the decoder.
+* ``decoder``: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors ``model.language_model.*`` and
+  ``lm_head.weight`` (the embedding's again where the two are tied).  Consumed by the sampler.
 
 The names are those of transformers 5; ``models.weights`` maps older ones.
 Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
@@ -197,9 +197,7 @@ def _parse(checkpoint: Checkpoint) -> _Parsed:
         tower=tower,
         vision=vision_cfg,
         selection=selection,
-        projector=ProjectorConfig.from_config(
-            config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size
-        ),
+        projector=ProjectorConfig.from_config(config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size),
         text=text,
         lm_head=EMBED if tied else LM_HEAD,
         tensors=canonical_tensors(checkpoint.tensors, tower.RENAMES),

@@ -80,7 +80,7 @@ def compare(
     missing = [name for name in required if name not in have]
     if missing:
         raise CheckpointError(
-            f"the checkpoint lacks tensor {missing[0]!r}{_more(missing)}",
+            f"the checkpoint lacks tensor {_spelled(missing[0], have)!r}{_more(missing)}",
             hint="is a shard missing, or does config.json describe another model?",
         )
     wrong = [name for name, shape in required.items() if tuple(have[name].shape) != shape]
@@ -102,6 +102,17 @@ def compare(
     raise CheckpointError(
         message, hint="the model may compute something trtprune does not; --allow-extra-tensors ignores them"
     )
+
+
+def _spelled(key: str, have: Mapping[str, TensorInfo]) -> str:
+    """``key`` as this checkpoint would name it, judging by a tensor of the same part."""
+    for root in ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."):
+        if key.startswith(root):
+            for other, info in have.items():
+                rest = other[len(root) :]
+                if other.startswith(root) and info.name.endswith(rest):
+                    return info.name[: len(info.name) - len(rest)] + key[len(root) :]
+    return key
 
 
 def _more(names: list[str]) -> str:
