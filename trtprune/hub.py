@@ -1,0 +1,184 @@
+"""Fetching a checkpoint from the Hugging Face hub, with its failures in one clear line each.
+
+The transfer itself is ``huggingface_hub``'s: it honours ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and the
+logged-in token, keeps every finished file, and continues a file whose connection is cut where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trtprune.errors import CheckpointError
+
+__all__ = ["ALLOW", "IGNORE", "download"]
+
+# Never *.bin or *.pt: pickles can run code when opened.
+ALLOW = ["*.safetensors", "*.json", "*.jinja"]
+# Sub-directories hold other formats, consolidated.safetensors a second copy of all weights in another layout.
+IGNORE = ["*/*", "consolidated*.safetensors", "adapter_*", "*.fp16.safetensors", "*.bin", "*.pt", "*.pth"]
+_REPORT_SECONDS = 2.0
+_MANUAL = "or download the directory elsewhere and give its path to --model"
+
+
+def download(
+    hub_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Path, str | None]:
+    """Brings a hub repository's config, tokenizer and safetensors into the cache.
+
+    Args:
+        hub_id: ``owner/name``.
+        revision: Branch, tag or commit; the default branch otherwise.
+        cache_dir: Where to keep it; the hub's own default otherwise.
+        token: Access token; the logged-in one otherwise.
+        offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
+        progress: Called with one line at the start and then every few seconds.
+
+    Returns:
+        The directory and the commit it holds.
+
+    Raises:
+        CheckpointError: one line and a hint for every failure.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    offline = bool(constants.HF_HUB_OFFLINE) if offline is None else offline
+    arguments: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "token": token,
+        "allow_patterns": ALLOW,
+        "ignore_patterns": IGNORE,
+        "library_name": "trtprune",
+        "max_workers": 4,
+    }
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        with _quiet():
+            if offline:
+                path = snapshot_download(hub_id, local_files_only=True, **arguments)
+            else:
+                meter = _meter(progress, where) if progress is not None else None
+                path = snapshot_download(hub_id, tqdm_class=meter, **arguments)
+    except Exception as error:
+        raise _explain(error, where, offline, constants.ENDPOINT, cache_dir or constants.HF_HUB_CACHE) from error
+    snapshot = Path(path)
+    # snapshots/COMMIT is the cache's layout; anything else would not be a commit worth recording.
+    return snapshot, snapshot.name if snapshot.parent.name == "snapshots" else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # "Not enough free disk space": the write that fails says so by itself, with our hint.
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _meter(progress: Callable[[str], None], where: str) -> type:
+    """A progress bar class that calls ``progress`` with a line now and then in place of drawing."""
+    from huggingface_hub.utils import tqdm
+
+    lock = threading.Lock()
+    last = [time.monotonic()]
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            name = str(kwargs.get("name") or "")
+            self._counts = kwargs.get("unit") == "B" and not name.endswith(".transfer")
+            self._seen = int(kwargs.get("initial") or 0)
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)
+            self.total = kwargs.get("total")
+
+        def update(self, n: float | None = 1) -> None:
+            if not self._counts:
+                return
+            with lock:
+                self._seen += int(n or 0)
+                if time.monotonic() - last[0] < _REPORT_SECONDS:
+                    return
+                last[0] = time.monotonic()
+                total = f" of {self.total / 1e6:,.0f}" if self.total else ""
+                line = f"{where}: {self._seen / 1e6:,.0f}{total} MB"
+            progress(line)
+
+    progress(f"{where}: looking it up on the hub")
+    return Meter
+
+
+def _explain(error: Exception, where: str, offline: bool, endpoint: str, cache: Any) -> CheckpointError:
+    """The one line for a failure.  Order matters: the hub's exceptions inherit from each other."""
+    from huggingface_hub import errors
+
+    def say(message: str, hint: str) -> CheckpointError:
+        return CheckpointError(f"--model {where}: {message}", hint=hint)
+
+    chain = list(_chain(error))
+    full = next((e for e in chain if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)), None)
+    if full is not None:
+        return say(f"the disk is full ({cache})", "free some space, or set HF_HOME to a larger disk")
+    if any(isinstance(e, errors.GatedRepoError) for e in chain):
+        return say(
+            "access is restricted by its owner",
+            f"ask for access at {endpoint}/{where.partition('@')[0]}, then log in: hf auth login (or set HF_TOKEN)",
+        )
+    if any(isinstance(e, errors.RepositoryNotFoundError) for e in chain):
+        return say(
+            f"no such directory, and not found on {endpoint} (or private)",
+            "check the spelling; for a private model log in: hf auth login (or set HF_TOKEN)",
+        )
+    if any(isinstance(e, errors.RevisionNotFoundError) for e in chain):
+        return say("no such revision on the hub", "give a branch, a tag or a full commit id with --revision")
+    if any(isinstance(e, errors.HFValidationError) for e in chain):
+        return say("not a valid hub id", "a hub id is owner/name")
+    # Not every release of huggingface_hub has it.
+    incomplete = getattr(errors, "IncompleteSnapshotError", None)
+    partial = incomplete is not None and any(isinstance(e, incomplete) for e in chain)
+    if offline or any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain):
+        cached = "only a part of it is in the cache" if partial else "not in the cache"
+        return say(f"offline mode is on and {cached} ({cache})", f"unset HF_HUB_OFFLINE, {_MANUAL}")
+    status = next((s for e in chain if (s := getattr(getattr(e, "response", None), "status_code", None))), None)
+    if status == 401:
+        return say(f"{endpoint} refused the access token", "log in again: hf auth login (or correct HF_TOKEN)")
+    if status == 403:
+        return say(f"{endpoint} denied access (403)", "the token lacks the permission to read this model")
+    if status is not None and status >= 400:
+        return say(f"{endpoint} answered with HTTP {status}", f"try again later, {_MANUAL}")
+    if any(_is_network(e) for e in chain):
+        return say(f"cannot reach {endpoint}, and it is not in the cache", f"check the network, {_MANUAL}")
+    reason = " ".join(f"{type(chain[-1]).__name__}: {chain[-1]}".split())[:300]
+    if isinstance(chain[-1], PermissionError):
+        return say(f"cannot write to the cache: {reason}", "set HF_HOME to a directory you may write to")
+    return say(f"download failed: {reason}", f"run the command again, finished files are kept; {_MANUAL}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    # httpx, httpx2 or requests, by release of huggingface_hub: told by module, since none is a dependency of ours.
+    library = type(error).__module__.partition(".")[0]
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError)) or (
+        library in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+        and bool(names & {"TransportError", "ConnectionError", "Timeout", "HTTPError", "NetworkError"})
+    )
