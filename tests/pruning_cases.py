@@ -78,7 +78,7 @@ def make(number: int, batch: int, tokens: int, text: int, keep: int, kind: str) 
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def session(
     method: str, options: tuple[tuple[str, Any], ...] = (), dtype: str = "float32", width: int = WIDTH
 ) -> onnxruntime.InferenceSession:
@@ -151,9 +151,7 @@ class AdaFvOracle:
         good = _finite(features)
         text = text[_finite(text)]
         self.cls = np.where(np.isnan(cls), -2e30, cls)
-        if len(text) == 0:
-            self.log = np.zeros(tokens)
-        elif not good.any():
+        if len(text) == 0 or not good.any():
             self.log = np.zeros(tokens)
         else:
             logits = torch.full((len(text), tokens), -math.inf, dtype=torch.float64)
