@@ -1,0 +1,94 @@
+"""What every backend needs to know of a graph's tensors, as pure functions.
+
+Which outputs are written into an input's buffer, which shape a binding has in a given call, whether what the caller
+hands over fits.  No runtime library here, and no memory: a backend allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtprune.engine_dir import TensorSpec
+from trtprune.errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["CachePair", "bind_dims", "cache_pairs", "numpy_dtype", "resolve_shape"]
+
+PAST, PRESENT = "past_key_values.", "present."
+
+
+@dataclass(frozen=True)
+class CachePair:
+    """A cache input and the output that is the same tensor after the call; both are bound to one buffer."""
+
+    past: str
+    present: str
+    spec: TensorSpec
+
+
+def cache_pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[CachePair, ...]:
+    """The pairs ``past_key_values.X`` / ``present.X`` of a graph, in the order of its inputs.
+
+    Raises:
+        BackendError: if one has no partner, or a partner of another shape or dtype: they could not share a buffer.
+    """
+    present = {spec.name: spec for spec in outputs if spec.name.startswith(PRESENT)}
+    pairs = []
+    for spec in inputs:
+        if not spec.name.startswith(PAST):
+            continue
+        name = PRESENT + spec.name[len(PAST) :]
+        partner = present.pop(name, None)
+        if partner is None or partner.dtype != spec.dtype or len(partner.shape) != len(spec.shape):
+            raise BackendError(f"graph input {spec.name} has no output {name} of its shape", hint="build it again")
+        pairs.append(CachePair(spec.name, name, spec))
+    if present:
+        raise BackendError(f"graph output {next(iter(present))} has no cache input", hint="build it again")
+    return tuple(pairs)
+
+
+def bind_dims(
+    specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """The value of every symbolic dimension, from the shapes of the inputs.
+
+    Raises:
+        BackendError: naming a missing input, one of the wrong rank, size or dtype, or two that disagree.
+    """
+    dims: dict[str, int] = {}
+    for spec in specs:
+        if spec.name not in shapes:
+            raise BackendError(f"input {spec.name} is missing")
+        shape = shapes[spec.name]
+        fits = len(shape) == len(spec.shape)
+        for want, have in zip(spec.shape, shape, strict=False):
+            fits = fits and have == (dims.setdefault(want, have) if isinstance(want, str) else want)
+        if not fits:
+            raise BackendError(f"input {spec.name} has shape {list(shape)}; the graph takes {list(spec.shape)}")
+        if dtypes is not None and dtypes[spec.name] != spec.dtype:
+            raise BackendError(f"input {spec.name} is {dtypes[spec.name]}; the graph takes {spec.dtype}")
+    extra = shapes.keys() - {spec.name for spec in specs}
+    if extra:
+        raise BackendError(f"the graph has no input {sorted(extra)[0]}")
+    return dims
+
+
+def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape of ``spec`` with symbolic dimensions filled in; None where one is only known after the call."""
+    shape = [dims.get(dim) if isinstance(dim, str) else dim for dim in spec.shape]
+    return None if None in shape else tuple(dim for dim in shape if dim is not None)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype called ``name``; ``bfloat16`` is that of ml_dtypes."""
+    import numpy as np
+
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

@@ -1,0 +1,390 @@
+"""ONNX Runtime: the CPU and CUDA providers of its wheels, and Intel's OpenVINO plug-in provider.
+
+A provider that was asked for is the one that runs, or there is an error: no falling back in silence.  The KV cache
+is bound once as input and as output of the decoder, so that a step writes its rows in place and copies nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.errors import BackendError, EngineDirError
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import ComponentInfo, TensorSpec
+
+__all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
+
+PROVIDERS = ("cpu", "cuda", "openvino")
+EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
+OPTIONS = {"cpu": (), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; onnx is not needed for anything else here
+
+
+def available_threads() -> int:
+    """Processors this process may use: its affinity mask, cut to the container's CPU quota; at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in _quotas():
+        if quota > 0 and period > 0:
+            count = min(count, math.ceil(quota / period))
+    return max(1, count)
+
+
+def _quotas() -> list[tuple[int, int]]:
+    found = []
+    try:  # cgroup v2: "QUOTA PERIOD" or "max PERIOD"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        found.append((int(quota), int(period)))
+    except (OSError, ValueError):
+        pass
+    try:  # cgroup v1; the quota is -1 where there is none
+        base = Path("/sys/fs/cgroup/cpu")
+        found.append(
+            (
+                int((base / "cpu.cfs_quota_us").read_text(encoding="ascii")),
+                int((base / "cpu.cfs_period_us").read_text(encoding="ascii")),
+            )
+        )
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+class OrtBackend:
+    """Opens graphs in ONNX Runtime.
+
+    Args:
+        provider: ``"cpu"``, ``"cuda"`` or ``"openvino"``.
+        threads: For work inside one operator; None takes what the container allows.
+        options: Of the provider. ``openvino``: ``precision`` = ``float32`` (default) or ``bf16``, which lets Intel
+            CPUs with AMX compute in bfloat16: faster, and no longer equal to float32. ``cuda``: ``device_id``,
+            ``gpu_mem_limit``.
+
+    Raises:
+        BackendError: if ONNX Runtime or the provider is missing, or two wheels of ONNX Runtime are installed.
+    """
+
+    def __init__(
+        self, provider: str = "cpu", threads: int | None = None, options: Mapping[str, str] | None = None
+    ) -> None:
+        if provider not in PROVIDERS:
+            raise BackendError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+        if threads is not None and threads < 1:
+            raise BackendError(f"--threads {threads}: must be at least 1")
+        self.name = provider
+        self.threads = threads if threads is not None else available_threads()
+        self.options = dict(options or {})
+        for name in self.options:
+            if name not in OPTIONS[provider]:
+                known = ", ".join(OPTIONS[provider]) or "none"
+                raise BackendError(
+                    f"--provider-option {name}: provider {provider} has no such option", hint=f"it has: {known}"
+                )
+        self._ort = _import_onnxruntime(provider)
+        self._devices = self._find_devices()
+
+    def session(self, component: ComponentInfo, root: Path) -> OrtSession:
+        """Opens a component of an engine directory.
+
+        Raises:
+            BackendError: if the provider does not load or cannot run the graph.
+            EngineDirError: if the graph cannot be read.
+        """
+        if component.dtype == "bfloat16" and self.name != "cuda":
+            raise BackendError(
+                f"{root}: built in bfloat16, for which ONNX Runtime's {self.name} provider has no kernels",
+                hint="build it with --dtype float32: that computes in float32 from the same bfloat16 weights",
+            )
+        # One operator's threads spin a while after a run; embed and pruner are too small to be worth a pool.
+        threads = self.threads if component.name in ("vision", "decoder") else 1
+        return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads)
+
+    def open(
+        self,
+        onnx_path: Path,
+        weights_root: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int | None = None,
+    ) -> OrtSession:
+        """Opens the graph in ``onnx_path``, whose external data locations are relative to ``weights_root``."""
+        ort = self._ort
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.inter_op_num_threads = 1
+        # Reasons for a refusal arrive in the exception; the log would only repeat them on stderr.
+        options.log_severity_level = 4
+        # From bytes, because a model file may only refer to data below its own folder, and ours lies beside it.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_root))
+        # Shapes change from call to call (prompt length, batch): a memory plan per shape would only pile up.
+        options.enable_mem_pattern = False
+        try:
+            model = onnx_path.read_bytes()
+        except OSError as error:
+            raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
+        providers = self._configure(options)
+        try:
+            session = ort.InferenceSession(model, options, **providers)
+        except Exception as error:  # ONNX Runtime raises its own classes, RuntimeError and ValueError
+            raise BackendError(
+                f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {_first_line(error)}"
+            ) from None
+        self._check_provider(session, onnx_path)
+        return OrtSession(ort, session, self._device(), inputs, outputs)
+
+    def _device(self) -> tuple[str, int]:
+        return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
+
+    def _find_devices(self) -> list[Any]:
+        """The plug-in provider's devices; empty for the providers that are part of the wheel."""
+        ort = self._ort
+        if self.name == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise BackendError(
+                "--provider cuda: this onnxruntime has no CUDA provider",
+                hint="pip uninstall onnxruntime && pip install 'trtprune[cuda]'",
+            )
+        if self.name != "openvino":
+            return []
+        precision = self.options.get("precision", "float32")
+        if precision not in ("float32", "bf16"):
+            raise BackendError(f"--provider-option precision={precision}: unknown", hint="float32 or bf16")
+        try:
+            import onnxruntime_ep_openvino as plugin
+        except ImportError as error:
+            raise BackendError(
+                f"--provider openvino: {_first_line(error)}", hint="pip install 'trtprune[openvino]'"
+            ) from None
+        try:
+            if not any(device.ep_name == plugin.get_ep_name() for device in ort.get_ep_devices()):
+                ort.register_execution_provider_library("trtprune_openvino", plugin.get_library_path())
+            found = [device for device in ort.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
+        except Exception as error:
+            raise BackendError(f"--provider openvino: the plug-in does not load: {_first_line(error)}") from None
+        devices = [device for device in found if device.device.type == ort.OrtHardwareDeviceType.CPU]
+        if not devices:
+            raise BackendError("--provider openvino: the plug-in offers no CPU device here", hint="--provider cpu")
+        return devices[:1]
+
+    def _configure(self, options: Any) -> dict[str, Any]:
+        """Adds the provider to the session options; what the session's constructor needs in addition."""
+        if self.name == "cpu":
+            return {"providers": ["CPUExecutionProvider"]}
+        if self.name == "cuda":
+            # Operators that run better on the CPU (shape arithmetic) may stay there, so the CPU is in the list.
+            return {"providers": [("CUDAExecutionProvider", self.options), "CPUExecutionProvider"]}
+        hint = {"float32": "f32", "bf16": "bf16"}[self.options.get("precision", "float32")]
+        config = {"CPU": {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": options.intra_op_num_threads}}
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_provider_for_devices(self._devices, {"load_config": json.dumps(config)})
+        return {}
+
+    def _check_provider(self, session: Any, path: Path) -> None:
+        if self.name == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError(
+                f"{path}: the CUDA provider did not load (no GPU, or CUDA and cuDNN libraries are missing)",
+                hint="trtprune doctor; --provider cpu runs without a GPU",
+            )
+        if self.name == "openvino":
+            assigned = [s for s in session.get_provider_graph_assignment_info() if s.ep_name.startswith("OpenVINO")]
+            # Nothing to accelerate in a lone Gather: that is no failure of the provider.
+            if not assigned and path.stem in ("vision", "decoder"):
+                raise BackendError(f"{path}: the OpenVINO provider took no part of the graph", hint="--provider cpu")
+
+
+class OrtCache:
+    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim]."""
+
+    def __init__(self, values: dict[str, Any], batch: int, capacity: int, slab: np.ndarray | None, nbytes: int) -> None:
+        self.values = values
+        self.batch = batch
+        self.capacity = capacity
+        self.slab = slab  # On the CPU all buffers are views of this one block of bytes; it must outlive them.
+        self.nbytes = nbytes
+
+    def zero(self) -> None:
+        """Sets every byte to 0: what is masked still meets a zero weight, and 0 × NaN would be NaN."""
+        if self.slab is not None:
+            self.slab[: self.nbytes] = 0
+        else:
+            for value in self.values.values():
+                value.update_inplace(np.zeros(value.shape(), value.numpy().dtype))
+
+
+class OrtSession:
+    """One graph in ONNX Runtime; see :class:`trtprune.backends.base.Session`."""
+
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        device: tuple[str, int],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self._ort = ort
+        self._session = session
+        self._device = device
+        self.pairs: tuple[CachePair, ...] = cache_pairs(inputs, outputs)
+        bound = {name for pair in self.pairs for name in (pair.past, pair.present)}
+        self.inputs = tuple(spec for spec in inputs if spec.name not in bound)
+        self.outputs = tuple(spec for spec in outputs if spec.name not in bound)
+        for names, found in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
+            if {spec.name for spec in names} != {value.name for value in found}:
+                raise EngineDirError(
+                    "the graph's inputs or outputs are not those of config.json", hint="build it again"
+                )
+
+    def run(self, inputs: Mapping[str, np.ndarray], cache: OrtCache | None = None) -> dict[str, np.ndarray]:
+        """Runs the graph; arrays must have the graph's dtypes.
+
+        Raises:
+            BackendError: for an input that does not fit, or a failure inside ONNX Runtime.
+        """
+        shapes = {name: array.shape for name, array in inputs.items()}
+        dims = bind_dims(self.inputs, shapes, {name: array.dtype.name for name, array in inputs.items()})
+        binding = self._session.io_binding()
+        held: list[Any] = []  # keeps what is bound alive until the run is over
+        for name, array in inputs.items():
+            value = self._value(np.ascontiguousarray(array))
+            held.append(value)
+            binding.bind_ortvalue_input(name, value)
+        results: dict[str, np.ndarray] = {}
+        for spec in self.outputs:
+            shape = resolve_shape(spec, dims)
+            if spec.dtype == "bfloat16":
+                # ONNX Runtime hands out no bfloat16 arrays: give it the memory to write into.
+                if shape is None:
+                    raise BackendError(f"output {spec.name}: bfloat16 of a shape that is not known beforehand")
+                results[spec.name] = np.empty(shape, numpy_dtype("bfloat16"))
+                value = self._value(results[spec.name])
+                held.append(value)
+                binding.bind_ortvalue_output(spec.name, value)
+            else:
+                binding.bind_output(spec.name, "cpu")
+        if cache is not None:
+            for pair in self.pairs:
+                binding.bind_ortvalue_input(pair.past, cache.values[pair.past])
+                binding.bind_ortvalue_output(pair.present, cache.values[pair.past])
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
+        # Outputs come in the order they were bound; those of the cache are last and are not wanted.
+        for spec, value in zip(self.outputs, binding.get_outputs(), strict=False):
+            if spec.name not in results:
+                results[spec.name] = value.numpy()
+        return results
+
+    def _value(self, array: np.ndarray) -> Any:
+        if array.dtype.name == "bfloat16":
+            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+    def new_cache(self, batch: int, capacity: int, reuse: OrtCache | None = None) -> OrtCache:
+        """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each."""
+        dims = {"batch": batch, "capacity": capacity}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for pair in self.pairs:
+            shape = resolve_shape(pair.spec, dims)
+            if shape is None:
+                raise BackendError(f"{pair.past}: shape {list(pair.spec.shape)} has unknown dimensions")
+            shapes[pair.past] = shape
+        kinds = {pair.past: numpy_dtype(pair.spec.dtype) for pair in self.pairs}
+        sizes = {name: math.prod(shape) * kinds[name].itemsize for name, shape in shapes.items()}
+        total = sum(sizes.values())
+        if self._device[0] != "cpu":
+            return self._device_cache(batch, capacity, shapes, kinds, total, reuse)
+        slab = reuse.slab if reuse is not None else None
+        if slab is None or slab.nbytes < total:
+            slab = _allocate(total)
+        values, start = {}, 0
+        for name, shape in shapes.items():
+            # An OrtValue made of a NumPy array is a view of it, so the block serves caches of any shape.
+            values[name] = self._value(slab[start : start + sizes[name]].view(kinds[name]).reshape(shape))
+            start += sizes[name]
+        cache = OrtCache(values, batch, capacity, slab, total)
+        cache.zero()
+        return cache
+
+    def _device_cache(
+        self,
+        batch: int,
+        capacity: int,
+        shapes: dict[str, tuple[int, ...]],
+        kinds: dict[str, np.dtype],
+        total: int,
+        reuse: OrtCache | None,
+    ) -> OrtCache:
+        if reuse is not None and (reuse.batch, reuse.capacity) == (batch, capacity):
+            reuse.zero()
+            return reuse
+        values = {}
+        for name, shape in shapes.items():
+            if kinds[name].name == "bfloat16":
+                zeros = np.zeros(shape, np.uint16)
+                values[name] = self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, BFLOAT16)
+            else:
+                values[name] = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, kinds[name]), *self._device)
+        return OrtCache(values, batch, capacity, None, total)
+
+    def grow_cache(self, cache: OrtCache, capacity: int) -> OrtCache:
+        """A larger cache that begins with the content of ``cache``."""
+        grown = self.new_cache(cache.batch, capacity)
+        for name, value in cache.values.items():
+            content = np.zeros(grown.values[name].shape(), value.numpy().dtype)
+            content[:, :, : cache.capacity] = value.numpy()
+            grown.values[name].update_inplace(content)
+        return grown
+
+
+def _allocate(nbytes: int) -> np.ndarray:
+    try:
+        return np.empty(nbytes, np.uint8)
+    except MemoryError:
+        raise BackendError(
+            f"no memory for a KV cache of {nbytes / 1e6:.0f} MB", hint="a smaller batch, --keep or --max-new-tokens"
+        ) from None
+
+
+def _import_onnxruntime(provider: str) -> Any:
+    extra = EXTRAS[provider]
+    wheels = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(wheels) == 2:
+        drop = "onnxruntime" if provider == "cuda" else "onnxruntime-gpu"
+        keep = "onnxruntime-gpu" if provider == "cuda" else "onnxruntime"
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
+            hint=f"pip uninstall -y {drop} && pip install --force-reinstall --no-deps {keep}",
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if wheels:
+            reason = f"onnxruntime does not load: {_first_line(error)}"
+        else:
+            reason = f"--provider {provider} needs ONNX Runtime, which is not installed"
+        raise BackendError(reason, hint=f"pip install 'trtprune[{extra}]'") from None
+    return onnxruntime
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,12 @@
+"""Runs engine directories: pictures and questions in, answers out.
+
+Needs no torch and no transformers, and knows no model family: an engine directory describes itself.
+"""
+
+from __future__ import annotations
+
+from trtprune.runtime.conversation import Conversation
+from trtprune.runtime.result import Request, Result
+from trtprune.runtime.vlm import Stream, View, Vlm, load
+
+__all__ = ["Conversation", "Request", "Result", "Stream", "View", "Vlm", "load"]

@@ -1,0 +1,302 @@
+"""The chain: pixels → features → kept features → decoder → tokens.
+
+Works on arrays and token ids.  Pictures, text and the user's flags are in ``vlm``; which token to choose is in
+``sampling``; memory of the cache is in ``kv_cache``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.backends.binding import numpy_dtype
+from trtprune.errors import BudgetError
+from trtprune.runtime.kv_cache import CachePool, check_length
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Session
+    from trtprune.engine_dir import EngineDir
+    from trtprune.runtime.prompt import Prompt
+    from trtprune.runtime.sampling import Sampler
+
+__all__ = ["Chain", "Clock", "Features", "Layout", "Row", "lay_out"]
+
+# Pictures in one vision run: more would only add activations, the work a picture is the same.
+VISION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the vision graph gives for one picture: ``image`` [N, D]; ``cls`` float32 [N], if the tower has a CLS."""
+
+    image: np.ndarray
+    cls: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One row's prompt as the decoder reads it; S rows of text and kept visual tokens.
+
+    Attributes:
+        ids: int64 [S]; the placeholder's id stands for every kept visual token.
+        embeds: [S, D] in the build's dtype.
+        positions: int64 [S].
+        next_position: Of the first token of the answer.
+    """
+
+    ids: np.ndarray
+    embeds: np.ndarray
+    positions: np.ndarray
+    next_position: int
+
+
+@dataclass
+class Row:
+    """A row while it is answered.
+
+    ``on_token`` is told every chosen id and says whether the row is done ("stop"), else None.
+    """
+
+    layout: Layout
+    max_new_tokens: int
+    sampler: Sampler
+    on_token: Callable[[int], str | None]
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Clock:
+    """Milliseconds spent, by stage."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = dict.fromkeys(("preprocess", "vision", "prune", "prefill", "decode"), 0.0)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] += 1000 * (time.perf_counter() - start)
+
+    def read(self) -> dict[str, float]:
+        """All stages and ``total``, the time since the clock was made."""
+        return {name: round(ms, 3) for name, ms in self.ms.items()} | {
+            "total": round(1000 * (time.perf_counter() - self._start), 3)
+        }
+
+
+def lay_out(
+    prompt: Prompt,
+    text_embeds: np.ndarray,
+    features: Sequence[np.ndarray],
+    kept: Sequence[np.ndarray],
+    visual_tokens: int,
+    positions: str,
+) -> Layout:
+    """Puts the kept features where the placeholders are.
+
+    Args:
+        prompt: With as many placeholders as there are ``features``.
+        text_embeds: [T, D], of all ids of the prompt; rows at placeholders are ignored.
+        features: [keep, D] of each picture.
+        kept: int64 [keep] of each picture: which of its N tokens the features are.
+        visual_tokens: N.
+        positions: ``compact`` numbers what is left 0, 1, 2 …; ``original`` gives each token the number it would have
+            if nothing had been dropped.
+    """
+    ids, rows, places = [], [], []
+    start, place = 0, 0
+    placeholder = -1
+    for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
+        ids.append(prompt.ids[start:end])
+        rows.append(text_embeds[start:end])
+        places.append(place + np.arange(end - start))
+        place += end - start
+        if image < len(features):
+            placeholder = int(prompt.ids[end])
+            ids.append(np.full(len(kept[image]), placeholder, np.int64))
+            rows.append(features[image])
+            places.append(place + kept[image])
+            place += visual_tokens
+        start = end + 1
+    all_ids = np.concatenate(ids)
+    if positions == "compact":
+        return Layout(all_ids, np.concatenate(rows), np.arange(len(all_ids)), len(all_ids))
+    return Layout(all_ids, np.concatenate(rows), np.concatenate(places).astype(np.int64), place)
+
+
+class Chain:
+    """The sessions of an engine directory, in order.
+
+    Args:
+        config: The engine directory.
+        sessions: By component name; each is opened when it is first needed.
+    """
+
+    def __init__(self, config: EngineDir, open_session: Callable[[str], Session]) -> None:
+        self.config = config
+        self._open = open_session
+        self._sessions: dict[str, Session] = {}
+        self._pool: CachePool | None = None
+        self.dtype = numpy_dtype(config.dtype)
+
+    def session(self, name: str) -> Session:
+        """The session of a component."""
+        if name not in self._sessions:
+            self._sessions[name] = self._open(name)
+        return self._sessions[name]
+
+    @property
+    def pool(self) -> CachePool:
+        """Cache memory of the decoder."""
+        if self._pool is None:
+            self._pool = CachePool(self.session("decoder"), self.config.kv)
+        return self._pool
+
+    def look(self, pixels: Sequence[np.ndarray]) -> list[Features]:
+        """Features of pictures, each float32 [3, H, W]."""
+        found = []
+        for start in range(0, len(pixels), VISION_BATCH):
+            batch = np.stack(pixels[start : start + VISION_BATCH]).astype(self.dtype)
+            out = self.session("vision").run({"pixel_values": batch})
+            cls = out.get("cls_attention")
+            for i, image in enumerate(out["image_features"]):
+                found.append(Features(image, None if cls is None else cls[i]))
+        return found
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings [B, T, D] of int64 [B, T] ids."""
+        return self.session("embed").run({"input_ids": ids})["text_embeds"]
+
+    def check_keep(self, keep: int | None) -> int:
+        """The budget an image gets: ``keep``, or the build's default.
+
+        Raises:
+            BudgetError: if the build does not serve it.
+        """
+        info = self.config.pruning
+        if keep is None:
+            return info.keep
+        low, high = info.keep_range
+        if isinstance(keep, bool) or int(keep) != keep:
+            raise BudgetError(f"--keep {keep}: must be a whole number")
+        if not low <= keep <= high:
+            if info.method == "none":
+                raise BudgetError(
+                    f"--keep {keep}: method none keeps all {high} visual tokens",
+                    hint="leave out --keep, or build with a method that prunes",
+                )
+            total = self.config.model.visual_tokens
+            hint = "build with a wider --keep-range" if 1 <= keep <= total else f"an image has {total} visual tokens"
+            raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
+        return int(keep)
+
+    def prune(self, features: Features, text: np.ndarray | None, keep: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts one picture.
+
+        Args:
+            features: Of the picture.
+            text: [T, D], the text the method selects by, if it does.
+            keep: Tokens to keep.
+            seed: For methods that draw.
+
+        Returns:
+            Kept indices int64 [keep], ascending, and features [keep, D].
+        """
+        session = self.session("pruner")
+        inputs: dict[str, np.ndarray] = {
+            "image_features": features.image[None],
+            "keep": np.array([keep], np.int64),
+        }
+        needs = {spec.name for spec in self.config.component("pruner").inputs}
+        if "cls_attention" in needs:
+            assert features.cls is not None
+            inputs["cls_attention"] = features.cls[None]
+        if "text_embeds" in needs:
+            assert text is not None
+            inputs["text_embeds"] = text[None]
+            inputs["text_mask"] = np.ones((1, len(text)), np.int64)
+        if "seed" in needs:
+            inputs["seed"] = np.array([seed], np.int64)
+        out = session.run(inputs)
+        return out["kept_indices"][0], out["pruned_features"][0]
+
+    def check(self, sequence: Layout, max_new_tokens: int) -> None:
+        """Refuses what does not fit in the cache or the model's positions."""
+        check_length(len(sequence.ids), max_new_tokens, self.config.kv.capacity)
+        check_length(sequence.next_position, max_new_tokens, self.config.model.max_positions, "positions")
+
+    def prefill(self, rows: Sequence[Layout], cache: Any, start: Sequence[int] | None = None) -> np.ndarray:
+        """Writes prompts into the cache.
+
+        Args:
+            rows: A prompt a row.
+            cache: With room for the longest.
+            start: For each row how many of its tokens the cache holds already; the rest is computed.
+
+        Returns:
+            Logits float32 [B, V] of each row's last token.
+        """
+        begin = [0] * len(rows) if start is None else list(start)
+        lengths = [len(row.ids) - first for row, first in zip(rows, begin, strict=True)]
+        width = max(lengths)
+        hidden = rows[0].embeds.shape[1]
+        embeds = np.zeros((len(rows), width, hidden), self.dtype)
+        positions = np.zeros((len(rows), width), np.int64)
+        # Rows are padded on the right: what a padding token writes lies past the row's end, where the row's next
+        # real token overwrites it before anything attends to it.
+        for i, (row, first, length) in enumerate(zip(rows, begin, lengths, strict=True)):
+            embeds[i, :length] = row.embeds[first:]
+            positions[i, :length] = row.positions[first:]
+        inputs = {
+            "inputs_embeds": embeds,
+            "position_ids": positions,
+            "write_index": np.array(begin, np.int64),
+            "logits_index": np.array(lengths, np.int64)[:, None] - 1,
+        }
+        return self.session("decoder").run(inputs, cache)["logits"][:, 0]
+
+    def decode(self, rows: Sequence[Row], logits: np.ndarray, cache: Any, clock: Clock) -> Iterator[None]:
+        """Generates until every row is done; yields after each round of tokens.
+
+        The cache then holds of each row its prompt and all of its answer but the last token.
+        """
+        embed, decoder = self.session("embed"), self.session("decoder")
+        length = np.array([len(row.layout.ids) for row in rows], np.int64)
+        place = np.array([row.layout.next_position for row in rows], np.int64)
+        token = np.zeros((len(rows), 1), np.int64)
+        zeros = np.zeros((len(rows), 1), np.int64)
+        while True:
+            # 1. Choose a token for every row that is not done, each with its own settings.
+            with clock.stage("decode"):
+                for i, row in enumerate(rows):
+                    if row.finish_reason is None:
+                        token[i] = row.sampler.choose(logits[i])
+                        row.token_ids.append(int(token[i, 0]))
+                        row.finish_reason = row.on_token(int(token[i, 0]))
+                        if row.finish_reason is None and len(row.token_ids) >= row.max_new_tokens:
+                            row.finish_reason = "length"
+            yield
+            going = np.array([row.finish_reason is None for row in rows])
+            if not going.any():
+                return
+            with clock.stage("decode"):
+                # 2. Feed them back. A row that is done stays in the batch: it writes to its last place again.
+                inputs = {
+                    "inputs_embeds": embed.run({"input_ids": token})["text_embeds"],
+                    "position_ids": place[:, None],
+                    "write_index": np.minimum(length, cache.capacity - 1),
+                    "logits_index": zeros,
+                }
+                logits = decoder.run(inputs, cache)["logits"][:, 0]
+                # 3. Step on.
+                length += going
+                place += going

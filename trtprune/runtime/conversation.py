@@ -1,0 +1,128 @@
+"""Several questions about the same pictures.
+
+Keeps the turns and, with ``repick=False``, the KV cache.  The cache is never trusted to hold what the turns say: the
+whole conversation is tokenised again, and what differs from the cached ids is computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.errors import InputError
+from trtprune.runtime.batch import Answer, check_stop
+from trtprune.runtime.chain import Clock, Features
+from trtprune.runtime.result import Result
+from trtprune.runtime.sampling import Sampling
+from trtprune.runtime.template import Turn
+
+if TYPE_CHECKING:
+    from trtprune.runtime.pictures import ImageInput
+    from trtprune.runtime.vlm import Vlm
+
+__all__ = ["Conversation"]
+
+
+class Conversation:
+    """Questions and answers about one picture or several; made by :meth:`Vlm.chat`.
+
+    Args:
+        vlm: What answers.
+        images: All pictures of the conversation; they stand in its first turn.
+        system: A system prompt.
+    """
+
+    def __init__(self, vlm: Vlm, images: ImageInput | Sequence[ImageInput], *, system: str | None = None) -> None:
+        self._vlm = vlm
+        self._images = vlm.pictures(images)
+        self._system = [] if system is None else [Turn("system", system)]
+        self._turns: list[Turn] = []
+        self._features: list[Features] | None = None
+        self._kept: list[np.ndarray] | None = None
+        self._rows: list[np.ndarray] = []
+        self._cache: Any = None
+        self._cached = np.zeros(0, np.int64)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was said so far."""
+        return (*self._system, *self._turns)
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        keep: int | None = None,
+        repick: bool = True,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Result:
+        """Asks the next question; a failed one leaves the conversation as it was.
+
+        Args:
+            prompt: The question.
+            keep: Visual tokens to keep of each image; with ``repick=False`` only the first question may set it.
+            repick: Select the visual tokens anew for this question and compute the history with them; False keeps
+                the selection and the cache, so that only what is new is computed.
+            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop: As for :meth:`Vlm.generate`.
+        """
+        vlm, clock = self._vlm, Clock()
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        if max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
+        budget = vlm.chain.check_keep(keep)
+        stops = check_stop(stop)
+        # 1. The whole conversation as one prompt.
+        question = Turn("user", prompt, 0 if self._turns else len(self._images))
+        with clock.stage("preprocess"):
+            encoded = vlm.encoder.encode([*self._system, *self._turns, question])
+        # 2. The pictures are looked at once.
+        if self._features is None:
+            self._features = vlm.features(self._images, clock)
+        # 3. The selection: the question's own, or the one already made.
+        if repick or self._kept is None:
+            selected = vlm.cut(encoded, self._features, budget, seed or 0, clock)
+        elif keep is not None and any(len(indices) != keep for indices in self._kept):
+            raise InputError(f"--keep {keep}: the selection was made with another", hint="repick=True selects anew")
+        else:
+            selected = vlm.embed(encoded, clock), self._kept, self._rows
+        embeds, kept, rows = selected
+        layout = vlm.lay_out(encoded, embeds, rows, kept)
+        vlm.chain.check(layout, max_new_tokens)
+        # 4. What the cache holds already. Tokens alone do not tell: the features must be the same ones, too.
+        same = self._cache is not None and self._kept is not None and not repick and kept is self._kept
+        known = _common(self._cached, layout.ids[:-1]) if same else 0
+        tokens = len(layout.ids) + max_new_tokens - 1
+        if self._cache is not None and same:
+            cache = vlm.chain.pool.grow(self._cache, tokens)
+        else:
+            if self._cache is not None:
+                vlm.chain.pool.give_back(self._cache)
+            cache = vlm.chain.pool.take(1, tokens)
+        # Until the answer is complete, the cache is nobody's: an interrupt must not leave half of it in use.
+        self._cache = None
+        with clock.stage("prefill"):
+            logits = vlm.chain.prefill([layout], cache, [known])
+        # 5. The answer.
+        answer = Answer(vlm, layout, encoded.ids, kept, max_new_tokens, sampling, stops)
+        for _ in vlm.chain.decode([answer.row], logits, cache, clock):
+            pass
+        result = answer.result(clock, cache.nbytes)
+        self._turns += [question, Turn("assistant", result.text)]
+        self._kept, self._rows, self._cache = kept, rows, cache
+        self._cached = np.concatenate([layout.ids, np.array(result.token_ids[:-1], np.int64)])
+        return result
+
+
+def _common(first: np.ndarray, second: np.ndarray) -> int:
+    """Length of the common beginning of two id arrays."""
+    length = min(len(first), len(second))
+    different = np.flatnonzero(first[:length] != second[:length])
+    return int(different[0]) if len(different) else length

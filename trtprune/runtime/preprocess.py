@@ -1,0 +1,244 @@
+"""From an RGB picture to ``pixel_values``, as the checkpoint's image processor does it in transformers.
+
+Driven by ``preprocessor_config.json``.  The steps are those of transformers' Pillow processors, in their order and
+rounding, so that the numbers are equal, not merely close.  Reading files is in ``pictures``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.errors import EngineDirError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Geometry", "Preprocessor"]
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+SIZE_LIMIT = 16384
+CLIP_DEFAULTS: dict[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": OPENAI_MEAN,
+    "image_std": OPENAI_STD,
+    "do_pad": False,
+}
+SIGLIP_DEFAULTS = CLIP_DEFAULTS | {
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "image_mean": HALF,
+    "image_std": HALF,
+}
+PROCESSORS = {
+    "CLIPImageProcessor": CLIP_DEFAULTS,
+    "CLIPFeatureExtractor": CLIP_DEFAULTS,
+    "BitImageProcessor": CLIP_DEFAULTS,
+    "LlavaImageProcessor": CLIP_DEFAULTS,
+    "SiglipImageProcessor": SIGLIP_DEFAULTS,
+}
+"""Processor class (without the suffixes Fast and Pil) → what its config leaves out."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the model's input lies in the picture: pixel (x, y) of the input is (left + x·scale_x, top + y·scale_y).
+
+    All in pixels of the picture as it is shown upright; the input is ``width`` × ``height`` pixels.
+    """
+
+    left: float
+    top: float
+    scale_x: float
+    scale_y: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """One model's image processor; make it with :meth:`from_config`."""
+
+    processor: str
+    resize: tuple[str, int, int] | None
+    """("shortest", edge, 0) or ("exact", height, width)."""
+    resample: int
+    crop: tuple[int, int] | None
+    pad_square: bool
+    rescale: float | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    output: tuple[int, int]
+    """(height, width) the vision graph takes."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], image_size: tuple[int, int], where: str = "") -> Preprocessor:
+        """Reads the content of ``preprocessor_config.json``.
+
+        Args:
+            config: The parsed file.
+            image_size: (height, width) of the vision graph's input.
+            where: File name for errors.
+
+        Raises:
+            EngineDirError: for a processor that is not supported, or settings that do not lead to ``image_size``.
+        """
+        kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
+        name = str(kind).removesuffix("Fast").removesuffix("Pil")
+        if name not in PROCESSORS:
+            raise EngineDirError(
+                f"{where}: image processor {kind} is not supported", hint=f"supported: {', '.join(sorted(PROCESSORS))}"
+            )
+        values = PROCESSORS[name] | {key: value for key, value in config.items() if value is not None}
+        try:
+            made = cls(
+                processor=name,
+                resize=_resize(values["size"]) if values["do_resize"] else None,
+                resample=int(values["resample"]),
+                crop=_pair(values["crop_size"]) if values["do_center_crop"] else None,
+                pad_square=name == "LlavaImageProcessor" and bool(values["do_pad"]),
+                rescale=float(values["rescale_factor"]) if values["do_rescale"] else None,
+                mean=_channels(values["image_mean"]) if values["do_normalize"] else None,
+                std=_channels(values["image_std"]) if values["do_normalize"] else None,
+                output=image_size,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineDirError(f"{where}: not a valid image processor: {error}") from None
+        if name != "LlavaImageProcessor" and values["do_pad"]:
+            raise EngineDirError(f"{where}: do_pad of {kind} is not supported")
+        if made.resample not in range(6):
+            raise EngineDirError(f"{where}: resample {made.resample} is not a Pillow filter (0 to 5)")
+        fixed = made.crop or (made.resize[1:] if made.resize and made.resize[0] == "exact" else None)
+        if made.pad_square and made.resize and made.resize[0] == "shortest" and made.crop is None:
+            fixed = (made.resize[1], made.resize[1])
+        if fixed is not None and fixed != image_size:
+            raise EngineDirError(f"{where}: makes pictures of {fixed}, the vision graph takes {image_size}")
+        return made
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """``pixel_values`` of one RGB image: float32 [3, H, W].
+
+        Raises:
+            InputError: if the processor does not bring this picture to the size the vision graph takes.
+        """
+        pixels = np.asarray(self._pad(image), np.uint8)
+        if self.resize is not None:
+            size = self._target(pixels.shape[0], pixels.shape[1])
+            from PIL import Image as Pil
+
+            resample = Pil.Resampling(self.resample)
+            pixels = np.asarray(Pil.fromarray(pixels).resize((size[1], size[0]), resample=resample))
+        if self.crop is not None:
+            pixels = _center_crop(pixels, *self.crop)
+        if pixels.shape[:2] != self.output:
+            raise InputError(
+                f"the picture becomes {pixels.shape[:2]} pixels; this model takes exactly {self.output}",
+                hint="its image processor neither crops nor resizes to a fixed size: scale the picture yourself",
+            )
+        # float64 and back: transformers rescales so, and the last bit of a float32 product would differ.
+        values: np.ndarray
+        if self.rescale is not None:
+            values = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
+        else:
+            values = pixels.astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(np.moveaxis(values.astype(np.float32), -1, 0))
+
+    def geometry(self, image: Image.Image) -> Geometry:
+        """Where the model's input lies in ``image``; parts of it may lie outside (padding)."""
+        width, height = image.size
+        left, top = 0.0, 0.0
+        if self.pad_square and width != height:
+            side = max(width, height)
+            left, top = -float((side - width) // 2), -float((side - height) // 2)
+            width = height = side
+        new_height, new_width = self._target(height, width) if self.resize is not None else (height, width)
+        scale_x, scale_y = width / new_width, height / new_height
+        if self.crop is not None:
+            top += _crop_start(new_height, self.crop[0]) * scale_y
+            left += _crop_start(new_width, self.crop[1]) * scale_x
+        return Geometry(left, top, scale_x, scale_y, self.output[1], self.output[0])
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        assert self.resize is not None
+        kind, first, second = self.resize
+        if kind == "exact":
+            return first, second
+        short, long = min(height, width), max(height, width)
+        # Truncated, not rounded, as torchvision and transformers have it.
+        other = int(first * long / short)
+        if other * first > SIZE_LIMIT * SIZE_LIMIT:
+            raise InputError(f"a picture of {width} × {height} is too narrow to be resized", hint="crop it")
+        return (first, other) if height <= width else (other, first)
+
+    def _pad(self, image: Image.Image) -> Image.Image:
+        if not self.pad_square or image.width == image.height:
+            return image
+        from PIL import Image as Pil
+
+        side = max(image.size)
+        colour = tuple(int(value * 255) for value in self.mean) if self.mean else (0, 0, 0)
+        square = Pil.new("RGB", (side, side), colour)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
+
+
+def _crop_start(size: int, crop: int) -> int:
+    """First row of the crop; negative where the picture is smaller and zeros are put around it."""
+    if crop <= size:
+        return (size - crop) // 2
+    return -math.ceil((crop - size) / 2)
+
+
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    result = np.zeros((height, width, pixels.shape[2]), pixels.dtype)
+    spans = []
+    for size, crop in ((pixels.shape[0], height), (pixels.shape[1], width)):
+        start = _crop_start(size, crop)
+        source = slice(max(0, start), min(size, start + crop))
+        spans.append((source, slice(source.start - start, source.stop - start)))
+    (rows, to_rows), (columns, to_columns) = spans
+    result[to_rows, to_columns] = pixels[rows, columns]
+    return result
+
+
+def _edge(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZE_LIMIT:
+        raise ValueError(f"size {value!r} is not between 1 and {SIZE_LIMIT}")
+    return value
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return _edge(value), _edge(value)
+    return _edge(value["height"]), _edge(value["width"])
+
+
+def _resize(size: Any) -> tuple[str, int, int]:
+    if isinstance(size, int):
+        return "shortest", _edge(size), 0
+    if size.get("longest_edge") or size.get("max_height"):
+        raise ValueError(f"size {size} is not supported")
+    if size.get("shortest_edge"):
+        return "shortest", _edge(size["shortest_edge"]), 0
+    return ("exact", *_pair(size))
+
+
+def _channels(value: Any) -> tuple[float, ...]:
+    values = (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise ValueError(f"{value} is not a value for each of 3 channels")
+    return values

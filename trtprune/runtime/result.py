@@ -1,0 +1,80 @@
+"""What is asked and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtprune.runtime.pictures import ImageInput
+
+__all__ = ["Request", "Result"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row of a batch.  What is None is taken from the call that runs the batch.
+
+    Attributes:
+        images: One picture or several; see :func:`trtprune.runtime.pictures.load_picture`.
+        prompt: The question; with ``raw_prompt`` the whole prompt, with a placeholder for each image.
+        keep: Visual tokens to keep of each image.
+        system: A system prompt for the chat template.
+        raw_prompt: Do not use the chat template.
+        max_new_tokens: Of the answer.
+        seed: Of the row's draws and of method ``random``; equal seeds draw equally, alone or in any batch.
+    """
+
+    images: ImageInput | Sequence[ImageInput]
+    prompt: str
+    keep: int | None = None
+    system: str | None = None
+    raw_prompt: bool = False
+    max_new_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer.
+
+    Attributes:
+        text: Without special tokens and without the stop string.
+        token_ids: All ids chosen, the end-of-sequence token included.
+        finish_reason: ``"stop"`` (end of sequence or a stop string) or ``"length"``.
+        method: That pruned.
+        visual_tokens, kept_tokens: Of all images together.
+        kept_indices: For each image, ascending indices of the kept ones of its tokens.
+        timings: Milliseconds by stage; in a batch those of the whole batch.
+        tokens_per_second: Tokens after the first, divided by the time of decoding; 0 for a single token.
+        kv_cache_bytes: Of the cache that was bound for this row.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    method: str
+    visual_tokens: int
+    kept_tokens: int
+    kept_indices: list[list[int]]
+    timings: dict[str, float]
+    tokens_per_second: float
+    kv_cache_bytes: int
+    prompt_tokens: int = field(default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``trtprune run --json``; ``kept_indices`` of a single image are not nested."""
+        indices: Any = self.kept_indices[0] if len(self.kept_indices) == 1 else self.kept_indices
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "method": self.method,
+            "visual_tokens": self.visual_tokens,
+            "kept_tokens": self.kept_tokens,
+            "kept_indices": indices,
+            "timings_ms": self.timings,
+            "tokens_per_second": self.tokens_per_second,
+            "kv_cache_bytes": self.kv_cache_bytes,
+        }

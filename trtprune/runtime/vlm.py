@@ -1,0 +1,329 @@
+"""A loaded engine directory: pictures and questions in, answers out.
+
+Puts pictures, prompt, chain and sampler together.  No arithmetic on tensors here: that is in ``chain``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.engine_dir import EngineDir, open_engine_dir
+from trtprune.errors import BackendError, EngineDirError, InputError
+from trtprune.runtime.batch import Batch, Stream, turns_of
+from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
+from trtprune.runtime.pictures import ImageInput, load_picture, max_pixels_from
+from trtprune.runtime.preprocess import Geometry, Preprocessor
+from trtprune.runtime.prompt import Prompt, PromptEncoder
+from trtprune.runtime.result import Request, Result
+from trtprune.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trtprune.runtime.conversation import Conversation
+
+__all__ = ["Stream", "View", "Vlm", "load"]
+
+TEXT_LIMIT = 256 << 20
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    verify: str = "auto",
+    provider_options: Mapping[str, str] | None = None,
+    max_pixels: int | None = None,
+) -> Vlm:
+    """Opens an engine directory.
+
+    Args:
+        path: What ``build`` wrote.
+        provider: ``cpu``, ``cuda`` or ``openvino``; None takes the one it was built for.
+        threads: Processor threads; None takes what the container allows.
+        verify: How thoroughly files are checked: ``auto``, ``none``, ``fast``, ``full``.
+        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend`.
+        max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
+
+    Raises:
+        EngineDirError: if the directory is damaged or foreign.
+        BackendError: if the provider does not load.
+    """
+    config = open_engine_dir(path, verify=verify)
+    if config.backend != "onnxruntime":
+        raise BackendError(
+            f"{path}: built for {config.backend}, which this version of trtprune cannot run yet",
+            hint="build it with --backend onnxruntime",
+        )
+    provider = provider or config.built_with.get("provider", "cpu")
+    return Vlm(config, OrtBackend(provider, threads, provider_options), max_pixels=max_pixels_from(max_pixels))
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture as the model sees it: features and the text the method would select by."""
+
+    image: Image.Image
+    geometry: Geometry
+    features: Features
+    text: np.ndarray | None
+
+
+class Vlm:
+    """Answers questions about pictures; make it with :func:`load`.
+
+    Not for several threads at once: the sessions share one cache memory.
+    """
+
+    def __init__(self, config: EngineDir, backend: OrtBackend, *, max_pixels: int) -> None:
+        self.config = config
+        self.provider = backend.name
+        self.chain = Chain(config, lambda name: backend.session(config.component(name), config.root))
+        self._max_pixels = max_pixels
+        files = _text_files(config)
+        self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
+        processor, where = _processor_config(files)
+        self.preprocessor = Preprocessor.from_config(processor, config.model.image_size, where)
+        # Opening them now, not at the first question, is where a provider that does not load must show.
+        for name in config.chain:
+            self.chain.session(name)
+
+    def generate(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompt: str,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        system: str | None = None,
+        raw_prompt: bool = False,
+    ) -> Result:
+        """Answers one question about one picture, or about several together.
+
+        Args:
+            images: A path, bytes of a file, PIL image or uint8 array; or a list of those, all in one prompt.
+            prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
+            keep: Visual tokens to keep of each image; None: the build's default.
+            max_new_tokens: Longest answer.
+            temperature: 0 always takes the likeliest token; above, draws.
+            top_k: Draw among so many likeliest tokens; 0 is off.
+            top_p: Draw among the likeliest tokens that together have this probability; 1 is off.
+            repetition_penalty: Above 1 makes what was said before less likely.
+            seed: Makes draws repeat.
+            stop: Texts that end the answer; they are not part of it.
+            system: A system prompt.
+            raw_prompt: ``prompt`` is the whole prompt with a placeholder for each image.
+
+        Raises:
+            InputError: for a picture, prompt or setting that cannot be used.
+            BudgetError: for a ``keep`` outside the build's range.
+        """
+        request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
+        return self.generate_batch(
+            [request],
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+        )[0]
+
+    def generate_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        keep: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> list[Result]:
+        """Answers requests side by side; prompts may differ in length and number of images.
+
+        Each answer is what the request alone would give, up to the rounding of larger matrix products.  Settings as
+        for :meth:`generate`; those of a request come first.
+        """
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        batch = Batch(self, requests, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        for _ in batch.steps():
+            pass
+        return batch.results
+
+    def stream(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompt: str,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        system: str | None = None,
+        raw_prompt: bool = False,
+    ) -> Stream:
+        """As :meth:`generate`, but gives the text in pieces as it comes; they add up to the result's text.
+
+        Nothing is computed before the first piece is asked for.
+        """
+        request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        return Stream(Batch(self, [request], keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
+
+    def chat(self, images: ImageInput | Sequence[ImageInput], *, system: str | None = None) -> Conversation:
+        """Starts a conversation of several questions about the same pictures."""
+        from trtprune.runtime.conversation import Conversation
+
+        return Conversation(self, images, system=system)
+
+    def look(self, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
+        """Features of one picture and the text its tokens would be selected by; for ``show``."""
+        picture = load_picture(image, self._max_pixels)
+        features = self.chain.look([self.preprocessor(picture)])[0]
+        encoded = self.encoder.encode(turns_of(prompt, 1, system))
+        return View(picture, self.preprocessor.geometry(picture), features, self._span_embeds(encoded, "question"))
+
+    def select(self, view: View, *, keep: int, method: str | None = None, seed: int | None = None) -> np.ndarray:
+        """Kept indices, int64 [keep], of a viewed picture.
+
+        The method this was built with runs as its graph; another runs as its NumPy reference.
+        """
+        info = self.config.pruning
+        if method is None or method == info.method:
+            keep = self.chain.check_keep(keep)
+            return self.chain.prune(view.features, view.text, keep, seed or 0)[0]
+        from trtprune import pruning
+
+        reference = pruning.get(method)
+        return reference.reference(
+            view.features.image, keep=keep, cls_attention=view.features.cls, text_embeds=view.text, seed=seed
+        )
+
+    # -- what a run needs, in the order it needs it
+
+    def pictures(self, images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+        """The images of a request as a list; raises InputError if there is none."""
+        if isinstance(images, list | tuple):
+            found = list(images)
+        else:
+            found = [] if images is None else [images]
+        if not found:
+            raise InputError("no image given", hint="--image PICTURE; the engines were built for questions on images")
+        return found
+
+    def features(self, images: Sequence[ImageInput], clock: Clock) -> list[Features]:
+        """Features of each image; one that occurs twice is looked at once."""
+        keys: list[Any] = []
+        pixels: dict[Any, np.ndarray] = {}
+        with clock.stage("preprocess"):
+            for image in images:
+                key = _identity(image)
+                if key not in pixels:
+                    pixels[key] = self.preprocessor(load_picture(image, self._max_pixels))
+                keys.append(key)
+        with clock.stage("vision"):
+            found = dict(zip(pixels, self.chain.look(list(pixels.values())), strict=True))
+        return [found[key] for key in keys]
+
+    def embed(self, prompt: Prompt, clock: Clock) -> np.ndarray:
+        """Embeddings [T, D] of a prompt's ids."""
+        with clock.stage("prefill"):
+            return self.chain.embed(prompt.ids[None])[0]
+
+    def cut(
+        self, prompt: Prompt, features: Sequence[Features], keep: int, seed: int, clock: Clock
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Prunes the pictures of one prompt.
+
+        Returns:
+            Embeddings [T, D] of the prompt; kept indices [keep] and features [keep, D] of each picture.
+        """
+        embeds = self.embed(prompt, clock)
+        with clock.stage("prune"):
+            text = None
+            if "text_embeds" in self.config.pruning.needs:
+                text = embeds[prompt.span(self.config.pruning.text_span)]
+            # Several pictures of one request must not draw alike.
+            found = [self.chain.prune(f, text, keep, seed + i) for i, f in enumerate(features)]
+        return embeds, [indices for indices, _ in found], [rows for _, rows in found]
+
+    def lay_out(
+        self, prompt: Prompt, embeds: np.ndarray, rows: Sequence[np.ndarray], kept: Sequence[np.ndarray]
+    ) -> Layout:
+        """The prompt's text and kept features in one row."""
+        info = self.config
+        return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions)
+
+    def _span_embeds(self, prompt: Prompt, span: str) -> np.ndarray | None:
+        if "text_embeds" in self.config.pruning.needs:
+            span = self.config.pruning.text_span
+        return self.chain.embed(prompt.ids[None])[0][prompt.span(span)]
+
+
+def _identity(image: ImageInput) -> Any:
+    """Equal for what is surely the same picture within one call."""
+    if isinstance(image, str | os.PathLike):
+        return ("path", os.fspath(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return ("bytes", hashlib.sha256(image).digest())
+    return ("object", id(image))
+
+
+def _text_files(config: EngineDir) -> dict[str, str]:
+    """Content of the text files the directory lists; others that lie there were not checked and are not read."""
+    found = {}
+    for name in config.files:
+        if "/" in name or not name.endswith((".json", ".jinja")):
+            continue
+        path = config.path(name)
+        try:
+            if path.stat().st_size > TEXT_LIMIT:
+                raise EngineDirError(f"{path}: larger than {TEXT_LIMIT} bytes", hint="build the directory again")
+            found[name] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
+    return found
+
+
+def _processor_config(files: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The image processor's settings and the file they are in."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if name not in files:
+            continue
+        try:
+            data = json.loads(files[name])
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise EngineDirError(f"{name}: not JSON: {error}") from None
+        # transformers 5 writes all parts of a processor into one file.
+        if isinstance(data, dict) and name == "processor_config.json":
+            data = data.get("image_processor")
+        if isinstance(data, dict):
+            return data, name
+    raise EngineDirError(
+        "preprocessor_config.json is missing: how pictures are prepared is not known",
+        hint="add the checkpoint's preprocessor_config.json and build again",
+    )
