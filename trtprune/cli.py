@@ -169,7 +169,6 @@ def _run_options(command: Any) -> Any:
 
 
 @main.command()
-@_run_options
 @click.option("--image", "images", multiple=True, help="A picture; repeat for several in one prompt.")
 @click.option("--prompt", "prompts", multiple=True, help="The question; repeat for several turns on the same picture.")
 @click.option("--requests", type=PATH, help='JSON lines {"image": …, "prompt": …}, answered in batches.')
@@ -190,6 +189,7 @@ def _run_options(command: Any) -> Any:
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option("--stream", is_flag=True, help="Print the answer as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one line an answer.")
+@_run_options
 def run(
     directory: Path,
     images: tuple[str, ...],
@@ -228,7 +228,6 @@ def run(
 
 
 @main.command()
-@_run_options
 @click.option("--image", required=True, help="The picture.")
 @click.option("--prompt", default="Describe the image.", show_default=True, help="What text-aware methods select by.")
 @click.option(
@@ -238,6 +237,7 @@ def run(
 @click.option("--seed", type=int, help="For --method random.")
 @click.option("-o", "--output", type=PATH, default="kept.png", show_default=True, help="The picture to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print the kept indices as JSON.")
+@_run_options
 def show(
     directory: Path,
     image: str,
