@@ -121,6 +121,48 @@ def test_minimal_config_takes_transformers_defaults(tmp_path: Path) -> None:
         assert (spec.num_kv_heads, spec.sliding_window) == (kv_heads, window)
 
 
+def test_siglip_qwen2_config_of_the_hub(tmp_path: Path) -> None:
+    """What matters of llava-interleave-qwen-0.5b-hf: 384 is no multiple of 14, tying is set in text_config only."""
+    from trtprune.checkpoint import Checkpoint
+
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 151646,
+        "text_config": {
+            "model_type": "qwen2",
+            "eos_token_id": 151645,
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 16,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+            "vocab_size": 152000,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 384,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 26,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+    checkpoint = Checkpoint(path=tmp_path, config=config, tensors={}, files=(), id="x")
+    family = get_family(config)
+    spec = family.spec(checkpoint)
+    assert (spec.patch_grid, spec.visual_tokens, spec.feature_layers) == ((27, 27), 729, (26,))
+    assert (spec.eos_token_ids, spec.sliding_window, spec.has_cls) == ((151645,), None, False)
+    assert "lm_head.weight" not in family.required_weights(checkpoint)
+
+
 def test_old_rope_spelling_equals_new() -> None:
     new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}
     old = {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5000.0}

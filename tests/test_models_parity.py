@@ -71,7 +71,7 @@ CASES: dict[str, tiny.Tiny] = {
     ),
     "siglip-llama-dynamic-default": tiny.Tiny(seed=11, tower="siglip", rope=DYNAMIC, max_positions=20),
     "siglip-qwen2-full-list": tiny.Tiny(
-        seed=12, tower="siglip", decoder="qwen2", strategy="full", feature_layer=[-2, 2], shards=True
+        seed=12, tower="siglip", decoder="qwen2", strategy="full", feature_layer=[-2, 2], shards=True, image_size=60
     ),
     "siglip-mistral-nohead-f16": tiny.Tiny(
         seed=13,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -60,6 +61,19 @@ def test_vision(built) -> None:
     network = rtx.Network(graphs["vision"].to_bytes(), root)
     network.check_attention(masked=False, count=max(spec.feature_layers))
     assert network.build() > 0
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    tiny.make(tmp_path, tiny.Tiny(seed=3, dtype="bfloat16", layers=2))
+    checkpoint = open_checkpoint(tmp_path)
+    family = get_family(checkpoint.config)
+    link_weights(checkpoint, tmp_path / "engine")
+    graphs = family.build_components(checkpoint, dtype="bfloat16", lowering=LOWERING)
+    for name, graph in graphs.items():
+        network = rtx.Network(graph.to_bytes(), tmp_path / "engine", {"capacity": CAPACITY})
+        if name != "embed":
+            network.check_attention(masked=name == "decoder", count=2 if name == "decoder" else 3)
+        assert network.build() > 0, name
 
 
 def test_embed(built) -> None:
