@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._version import __version__
 from trtprune.errors import InputError
+
+if TYPE_CHECKING:
+    from trtprune.runtime import Result
 
 __all__ = ["main"]
 
@@ -214,6 +218,7 @@ def run(
     vlm = open_vlm(directory, max_pixels=arguments.pop("max_pixels"), **settings)
     arguments["stop"] = list(arguments["stop"]) or None
     batch_size, repick = arguments.pop("batch_size"), arguments.pop("repick")
+    results: Iterable[Result]
     if requests is not None:
         results = answer_batch(vlm, requests, batch_size, arguments)
     elif len(prompts) > 1:

@@ -1,0 +1,148 @@
+"""What a build will be, decided and checked before a byte is written.
+
+Orchestrates; knows no architecture (``models``) and no method (``pruning``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune._version import __version__
+from trtprune.engine_dir import SCHEMA_VERSION, PruningInfo
+from trtprune.errors import BuildError
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+    from trtprune.graph import Lowering
+    from trtprune.models import Family, ModelSpec
+    from trtprune.pruning import Method
+
+__all__ = ["Plan", "Report", "plan_build"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+PROVIDERS = ("cpu", "cuda", "openvino")
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before a byte is written: what is built, from what, with which budget."""
+
+    checkpoint: Checkpoint
+    family: Family
+    spec: ModelSpec
+    method: Method
+    pruning: PruningInfo
+    backend: str
+    provider: str
+    dtype: str
+    capacity: int
+    lowering: Lowering
+    digest: str
+
+
+def plan_build(
+    model: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    keep_range: tuple[int, int] | None = None,
+    method: str = "adafv",
+    options: Mapping[str, Any] | None = None,
+    positions: str | None = None,
+    backend: str = "onnxruntime",
+    provider: str = "cpu",
+    dtype: str | None = None,
+    max_seq_len: int | None = None,
+    revision: str | None = None,
+    allow_extra_tensors: bool = False,
+    lowering: Mapping[str, str] | None = None,
+    export_only: bool = False,
+    report: Report | None = None,
+) -> Plan:
+    """Resolves the model and checks every argument against it; writes nothing. Arguments as in ``build``."""
+    from trtprune._budget import resolve_budget
+    from trtprune.checkpoint import resolve
+    from trtprune.models import get_family
+
+    say = report or (lambda component, message: None)
+    chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
+    dtype = _check_target(backend, provider, dtype, export_only)
+    values = chosen.validate_options(dict(options or {}))
+    checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
+    family = get_family(checkpoint.config)
+    spec = family.spec(checkpoint)
+    for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
+        say("model", f"warning: {warning}")
+    info = resolve_budget(chosen, spec, keep=keep, keep_range=keep_range, options=values, positions=positions)
+    capacity = _capacity(spec, info, max_seq_len)
+    chosen_lowering = _lowering(backend, provider, lowering)
+    digest = hashlib.sha256(
+        json.dumps(
+            {
+                "trtprune": __version__,
+                "schema": SCHEMA_VERSION,
+                "checkpoint": checkpoint.digest(),
+                "pruning": vars(info) | {"keep_range": list(info.keep_range)},
+                "backend": [backend, provider, dtype, capacity, export_only],
+                "lowering": vars(chosen_lowering),
+            },
+            sort_keys=True,
+            default=str,
+        ).encode()
+    ).hexdigest()
+    return Plan(checkpoint, family, spec, chosen, info, backend, provider, dtype, capacity, chosen_lowering, digest)
+
+
+def _check_target(backend: str, provider: str, dtype: str | None, export_only: bool) -> str:
+    if backend not in BACKENDS:
+        raise BuildError(f"--backend {backend}: unknown", hint=f"one of {', '.join(BACKENDS)}")
+    if backend != "onnxruntime" and not export_only:
+        raise BuildError(
+            f"--backend {backend}: this version of trtprune does not build {backend} engines yet",
+            hint=f"trtprune export --backend {backend} writes the ONNX graphs it takes",
+        )
+    if provider not in PROVIDERS:
+        raise BuildError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+    if dtype is None:
+        return "float32" if backend == "onnxruntime" and provider != "cuda" else "float16"
+    aliases = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    dtype = aliases.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise BuildError(f"--dtype {dtype}: unknown", hint=f"one of {', '.join(DTYPES)}")
+    if dtype == "bfloat16" and backend == "onnxruntime" and provider != "cuda":
+        raise BuildError(
+            f"--dtype bfloat16: ONNX Runtime's {provider} provider has no bfloat16 kernels",
+            hint="--dtype float32 computes in float32 from the same bfloat16 weights",
+        )
+    return dtype
+
+
+def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> int:
+    if max_seq_len is None:
+        return spec.max_positions
+    if not info.keep < max_seq_len <= spec.max_positions:
+        raise BuildError(
+            f"--max-seq-len {max_seq_len}: must lie above --keep ({info.keep}) and not above the model's "
+            f"{spec.max_positions} positions",
+            hint="it counts the kept visual tokens, the prompt and the answer together",
+        )
+    return max_seq_len
+
+
+def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) -> Lowering:
+    from trtprune.graph import Lowering
+
+    lowering = Lowering.for_backend("openvino" if provider == "openvino" else backend)
+    known = {f.name for f in fields(lowering)}
+    forms: dict[str, Any] = dict(changes or {})
+    for name, form in forms.items():
+        if name not in known or form not in ("op", "primitives"):
+            raise BuildError(f"--lowering {name}={form}: unknown", hint=f"{'|'.join(sorted(known))}=op|primitives")
+    return replace(lowering, **forms)
