@@ -220,7 +220,7 @@ def test_random_is_the_documented_formula() -> None:
 
     for seed, tokens in itertools.product([0, 42, 2**31, 2**63 - 1], [1, 64, 2880]):
         keep = max(1, tokens // 9)
-        best = sorted(range(tokens), key=lambda i: (-key(seed, i), i))[:keep]  # noqa: B023
+        best = sorted(range(tokens), key=lambda i: (-key(seed, i), i))[:keep]
         got = pruning.get("random").reference(np.zeros((tokens, 1)), keep=keep, seed=seed)
         assert got.tolist() == sorted(best)
     pinned = pruning.get("random").reference(np.zeros((576, 1)), keep=8, seed=42)

@@ -73,9 +73,9 @@ def text_scores(image_features: np.ndarray, text_embeds: np.ndarray, temperature
     text, text_norm, text_good = ops.norms(text_embeds)
     cosine = ops.cosine(text, text_norm, image, image_norm)
     logits = np.where(image_good, cosine, -np.float32(ops.BAR)) * np.float32(temperature)
-    peak = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-    log_softmax = logits - (peak + log_sum)
+    # Below the peak first: where one token takes nearly all of a row, the differences that remain are tiny.
+    below = logits - logits.max(axis=1, keepdims=True)
+    log_softmax = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
     return np.where(text_good[:, None], log_softmax, np.float32(_NO_SCORE)).max(axis=0, initial=np.float32(_NO_SCORE))
 
 
@@ -212,9 +212,8 @@ def write_text_scores(
         op.Where(op.Transpose(image_good, perm=[0, 2, 1]), cosine, ops.f32(g, -ops.BAR)),
         ops.f32(g, temperature),
     )
-    peak = op.ReduceMax(logits, g.ints(2), keepdims=1)
-    log_sum = op.Log(op.ReduceSum(op.Exp(op.Sub(logits, peak)), g.ints(2), keepdims=1))
-    log_softmax = op.Sub(logits, op.Add(peak, log_sum))
+    below = op.Sub(logits, op.ReduceMax(logits, g.ints(2), keepdims=1))
+    log_softmax = op.Sub(below, op.Log(op.ReduceSum(op.Exp(below), g.ints(2), keepdims=1)))
     real = op.Cast(op.Unsqueeze(text_mask, g.ints(2)), to=int(ir.DataType.BOOL))
     usable = op.And(real, text_good)
     return op.ReduceMax(op.Where(usable, log_softmax, ops.f32(g, _NO_SCORE)), g.ints(1), keepdims=0)
