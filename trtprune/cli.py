@@ -87,7 +87,12 @@ def _build_options(command: Any) -> Any:
             type=int,
             help="KV capacity in tokens, prompt and answer.  [default: the model's positions]",
         ),
-        click.option("--lowering", type=KeyValue(), multiple=True, help="attention|norm|rotary=op|primitives"),
+        click.option(
+            "--lowering",
+            type=KeyValue(),
+            multiple=True,
+            help="attention|vision_attention|norm|rotary|cache=op|primitives; repeatable.",
+        ),
         click.option(
             "--weights",
             type=click.Choice(["link", "copy"]),
