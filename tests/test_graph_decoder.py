@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from tests import tiny
 from tests.runner import Chain
+from trtprune.checkpoint import open_checkpoint
 from trtprune.graph import Lowering
+from trtprune.models import get_family
 
 LOWERINGS = {b: Lowering.for_backend(b) for b in ("onnxruntime", "tensorrt", "openvino")}
 CASES = {
@@ -182,3 +186,16 @@ def test_float16(models, backend: str) -> None:
     for name, value in half.vision(pixel_values).items():
         assert value.dtype == (np.float32 if name == "cls_attention" else np.float16)
         np.testing.assert_allclose(value, expected.vision(pixel_values)[name], rtol=0, atol=0.03)
+
+
+def test_what_layers_share_is_computed_once(models) -> None:
+    """One set of rotary angles; one mask for each window in use, whatever the number of layers."""
+    for name, masks in (("llama", 1), ("mistral-window", 1), ("qwen2-mixed", 2)):
+        checkpoint = open_checkpoint(models[name][1])
+        family = get_family(checkpoint.config)
+        for lowering in LOWERINGS.values():
+            g = family.build_components(checkpoint, dtype="float32", lowering=lowering)["decoder"]
+            count = Counter(node.op_type for node in g.builder.graph.all_nodes())
+            assert (count["Cos"], count["Sin"]) == (1, 1)
+            assert count["LessOrEqual"] == masks
+            assert count["Where"] == (masks if lowering.attention == "primitives" else 0)
