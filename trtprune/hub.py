@@ -148,12 +148,13 @@ def _explain(error: Exception, where: str, offline: bool, endpoint: str, cache: 
     # Not every release of huggingface_hub has it.
     incomplete = getattr(errors, "IncompleteSnapshotError", None)
     partial = incomplete is not None and any(isinstance(e, incomplete) for e in chain)
-    if offline or any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain):
+    absent = offline and any(isinstance(e, errors.LocalEntryNotFoundError) for e in chain)
+    if absent or (partial and offline) or any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain):
         cached = "only a part of it is in the cache" if partial else "not in the cache"
         return say(f"offline mode is on and {cached} ({cache})", f"unset HF_HUB_OFFLINE, {_MANUAL}")
     status = next((s for e in chain if (s := getattr(getattr(e, "response", None), "status_code", None))), None)
     if status == 401:
-        return say(f"{endpoint} refused the access token", "log in again: hf auth login (or correct HF_TOKEN)")
+        return say(f"{endpoint} refused access (401)", "log in: hf auth login (or set HF_TOKEN)")
     if status == 403:
         return say(f"{endpoint} denied access (403)", "the token lacks the permission to read this model")
     if status is not None and status >= 400:
