@@ -1,0 +1,138 @@
+"""The README's first commands on the demo model, and its parity with transformers: the whole chain on real weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import trtprune
+from trtprune.cli import main
+
+PROMPT = "What color is the star?"
+PICTURE = Path(__file__).parent.parent / "examples" / "scene.png"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Path:
+    from trtprune.demo.assemble import assemble
+
+    return assemble()
+
+
+@pytest.fixture(scope="module")
+def out(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    assert command("build", "--model", "demo", "--keep", 64, "-o", folder)[0] == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Any:
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    torch.set_num_threads(2)
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    # 32 tokens are wanted whatever they are; min_new_tokens would change which token wins.
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def command(*arguments: Any) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def run(out: Path, *more: Any) -> dict[str, Any]:
+    code, stdout, stderr = command("run", out, "--image", PICTURE, "--prompt", PROMPT, "--json", *more)
+    assert code == 0, stderr
+    answer = json.loads(stdout)
+    assert f"576 → {answer['kept_tokens']} visual tokens" in stderr
+    return answer
+
+
+def test_readme_commands(out: Path, tmp_path: Path) -> None:
+    answers = {keep: run(out, "--keep", keep) for keep in (64, 16, 576)}
+    for keep, answer in answers.items():
+        assert answer["visual_tokens"] == 576
+        assert answer["kept_tokens"] == keep
+        assert answer["kept_indices"] == sorted(set(answer["kept_indices"]))
+        assert len(answer["kept_indices"]) == keep
+        assert 0 <= answer["kept_indices"][0] <= answer["kept_indices"][-1] < 576
+        assert answer["finish_reason"] == "stop"
+        assert set(answer["timings_ms"]) == {"preprocess", "vision", "prune", "prefill", "decode", "total"}
+    assert answers[16]["kv_cache_bytes"] < answers[64]["kv_cache_bytes"] < answers[576]["kv_cache_bytes"]
+    assert run(out) == {**answers[64], "timings_ms": run(out)["timings_ms"]} or run(out)["text"] == answers[64]["text"]
+    picture = tmp_path / "kept.png"
+    arguments = ("show", out, "--image", PICTURE, "--prompt", PROMPT, "--keep", 64, "--keep", 16)
+    assert command(*arguments, "--method", "adafv", "--method", "fastervlm", "-o", picture)[0] == 0
+    assert Image.open(picture).width > 336
+
+
+def test_a_moved_directory_still_runs(out: Path, tmp_path: Path) -> None:
+    before = run(out)
+    moved = shutil.copytree(out, tmp_path / "elsewhere" / "moved")
+    hidden = out.rename(out.parent / "hidden")
+    try:
+        after = run(moved)
+    finally:
+        hidden.rename(out)
+    assert (after["text"], after["kept_indices"]) == (before["text"], before["kept_indices"])
+
+
+def inputs(checkpoint: Path, picture: Image.Image, prompt: str) -> dict[str, Any]:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    return dict(processor(images=picture, text=text, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "Describe this picture in detail, please."])
+def test_unpruned_equals_transformers(out: Path, checkpoint: Path, reference: Any, prompt: str) -> None:
+    import torch
+
+    picture = Image.open(PICTURE).convert("RGB")
+    with torch.inference_mode():
+        ids = reference.generate(**inputs(checkpoint, picture, prompt), max_new_tokens=32, do_sample=False)
+    vlm = trtprune.load(out)
+    ours = vlm.generate(picture, prompt, keep=576, max_new_tokens=32, ignore_eos=True)
+    assert ours.token_ids == ids[0, -32:].tolist()
+
+
+@pytest.mark.parametrize("keep", [16, 64, 192])
+def test_pruned_equals_transformers_given_the_pruned_embeddings(
+    out: Path, checkpoint: Path, reference: Any, keep: int
+) -> None:
+    import torch
+
+    picture = Image.open(PICTURE).convert("RGB")
+    given = inputs(checkpoint, picture, PROMPT)
+    vlm = trtprune.load(out)
+    ours = vlm.generate(picture, PROMPT, keep=keep, max_new_tokens=32, ignore_eos=True)
+    kept = np.asarray(ours.kept_indices).reshape(-1)
+    assert len(kept) == keep
+    with torch.inference_mode():
+        ids = given["input_ids"]
+        features = reference.model.get_image_features(pixel_values=given["pixel_values"])
+        features = getattr(features, "pooler_output", features)
+        embeds = reference.get_input_embeddings()(ids)[0]
+        places = (ids[0] == reference.config.image_token_id).nonzero()[:, 0]
+        embeds[places] = features[0].to(embeds.dtype)
+        stays = torch.ones(len(embeds), dtype=torch.bool)
+        stays[places] = False
+        stays[places[torch.as_tensor(kept)]] = True
+        embeds = embeds[stays][None]
+        # generate() on embeddings alone numbers them 0, 1, 2 …: the method's compact positions.
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        expected = reference.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=32, do_sample=False)
+    assert ours.token_ids == expected[0].tolist()
