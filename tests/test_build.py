@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,17 @@ def test_the_digest_tells_checkpoints_apart(checkpoint: Path, tmp_path: Path) ->
     one = trtprune.build(checkpoint, tmp_path / "one", keep=4)
     two = trtprune.build(copy, tmp_path / "two", keep=4)
     assert one.files["weights/model.safetensors"] != two.files["weights/model.safetensors"]
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.7, 0.9, 1.1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_all_or_nothing(checkpoint: Path, tmp_path: Path, number: int, delay: float) -> None:
+    arguments = ("build", "-m", checkpoint, "-o", tmp_path / "out", "--keep", "4", "--weights", "copy")
+    process = subprocess.Popen([sys.executable, "-m", "trtprune", *map(str, arguments)], stderr=subprocess.PIPE)
+    time.sleep(delay)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    left = entries(tmp_path)
+    assert left in ([], ["out"])
+    if left:
+        open_engine_dir(tmp_path / "out", verify="full")

@@ -82,7 +82,7 @@ def _translated(target: Path) -> Iterator[None]:
             raise BuildError(
                 f"{target}: the disk is full", hint="free room or choose another -o/--output; nothing was left behind"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             raise BuildError(f"{target}: cannot be written: {error.strerror}", hint="choose another -o") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise BuildError(f"{target}: cannot be a directory: {error.strerror}", hint="choose another -o") from None
