@@ -68,9 +68,9 @@ def load_picture(source: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = f"--image {path}"
-        if path.is_dir():
-            raise InputError(f"{name}: is a directory", hint="give one picture file; repeat --image for several")
         try:
+            if path.is_dir():
+                raise InputError(f"{name}: is a directory", hint="give one picture file; repeat --image for several")
             with path.open("rb") as stream:
                 return _decode(stream, name, max_pixels)
         except FileNotFoundError:
@@ -89,7 +89,10 @@ def _decode(stream: Any, name: str, max_pixels: int) -> Image.Image:
     with _own_limits():
         try:
             image = Image.open(stream)
-        except (OSError, SyntaxError, ValueError, OverflowError, struct.error, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError:
+            # Pillow has a limit of its own, some 179 million pixels, that it checks first.
+            raise InputError(f"{name}: is above the limit of pixels", hint="scale it down") from None
+        except (OSError, SyntaxError, ValueError, OverflowError, struct.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             hint = "PNG, JPEG, WebP, BMP, TIFF … as Pillow reads them"

@@ -230,6 +230,8 @@ def _pair(value: Any) -> tuple[int, int]:
 def _resize(size: Any) -> tuple[str, int, int]:
     if isinstance(size, int):
         return "shortest", _edge(size), 0
+    if not isinstance(size, dict):
+        raise ValueError(f"size {size!r} is no size")
     if size.get("longest_edge") or size.get("max_height"):
         raise ValueError(f"size {size} is not supported")
     if size.get("shortest_edge"):
