@@ -302,7 +302,8 @@ def test_misshapen_tensor(copy: Path) -> None:
 
 
 def test_unknown_tensor(copy: Path) -> None:
-    rewrite(copy, lambda t: t.update({"language_model.model.layers.0.lora_A": np.ones(3, np.float32)}))
+    name = "vision_tower.vision_model.encoder.layers.3.self_attn.lora_A"
+    rewrite(copy, lambda t: t.update({name: np.ones(3, np.float32)}))
     with pytest.raises(CheckpointError, match="lora_A' is not part of this architecture") as e:
         check(copy)
     assert "--allow-extra-tensors" in (e.value.hint or "")
@@ -361,6 +362,8 @@ BAD_CONFIGS = {
     'text_config__rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}': "supported: 1.0",
     'text_config__rope_parameters={"full_attention": {"rope_type": "default"}}': "one rope for all layers",
     "text_config__num_attention_heads=0": "expected an integer of at least 1",
+    "text_config__num_hidden_layers=2000000000": "expected at most 1000",
+    "vision_config__num_hidden_layers=1001": "expected at most 1000",
     "text_config__num_attention_heads=true": "expected an integer of at least 1",
     "text_config__num_key_value_heads=3": "does not divide 4 heads",
     "text_config__rms_norm_eps=x": "expected a positive number",

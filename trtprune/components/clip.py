@@ -22,8 +22,8 @@ HAS_CLS = True
 NAMES = LayerNames("encoder.layers.{}.", "layer_norm1", "layer_norm2", "self_attn.", "self_attn.out_proj")
 RENAMES: tuple[tuple[str, str], ...] = ()
 """Older names of modules; there are none."""
-UNUSED = (r"post_layernorm\.(weight|bias)", r"embeddings\.position_ids", r"encoder\.layers\.\d+\..+")
-"""Tensors of the architecture that LLaVA does not use, or not on every layer."""
+UNUSED = (r"post_layernorm\.(weight|bias)", r"embeddings\.position_ids")
+"""Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
 
 def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerConfig:
@@ -32,13 +32,8 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
     check_fixed_size(vision, own, image_size)
     return TowerConfig.read(
         vision,
-        image_size=None,
-        model_type="clip_vision_model",
-        hidden_size=768,
+        "clip_vision_model",
         intermediate_size=vision.integer("intermediate_size", 3072),
-        num_heads=12,
-        num_layers=12,
-        own_image_size=224,
         patch_size=32,
         norm_eps=1e-5,
         activation="quick_gelu",

@@ -7,7 +7,10 @@ from typing import Any
 
 from trtprune.errors import CheckpointError
 
-__all__ = ["Section"]
+__all__ = ["MAX_LAYERS", "Section"]
+
+MAX_LAYERS = 1000
+"""A damaged or hostile config must not keep us listing the weights of a billion layers."""
 
 _MISSING: Any = object()
 
@@ -36,11 +39,13 @@ class Section:
             raise CheckpointError(f"{self.key(name)} is not an object")
         return Section(value, f"{self.path}.{name}" if self.path else name)
 
-    def integer(self, name: str, default: int = _MISSING, *, low: int = 1) -> int:
-        """An integer ≥ ``low``; JSON null counts as absent."""
+    def integer(self, name: str, default: int = _MISSING, *, low: int = 1, high: int = 2**31 - 1) -> int:
+        """An integer from ``low`` to ``high``; JSON null counts as absent."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise CheckpointError(f"{self.key(name)} is {value!r}, expected an integer of at least {low}")
+        if value > high:
+            raise CheckpointError(f"{self.key(name)} is {value!r}, expected at most {high}")
         return value
 
     def optional_integer(self, name: str, default: int | None = None) -> int | None:

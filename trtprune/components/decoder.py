@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from trtprune.components.config import Section
+from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.components.rope import Rope
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
@@ -67,7 +67,7 @@ class DecoderConfig:
         max_positions = text.integer(
             "max_position_embeddings", {"llama": 2048, "mistral": 4096 * 32, "qwen2": 32768}[kind]
         )
-        layers = text.integer("num_hidden_layers", 32)
+        layers = text.integer("num_hidden_layers", 32, high=MAX_LAYERS)
         attention_bias = kind == "llama" and text.flag("attention_bias", False)
         return cls(
             model_type=kind,

@@ -36,8 +36,8 @@ RENAMES = (
     (".mlp.weights_out.", ".mlp.down_proj."),
 )
 """What checkpoints written before transformers 5 call these modules, and what transformers 5 calls them."""
-UNUSED = (r"layernorm\.(weight|bias)", r"embeddings\.mask_token", r"encoder\.layer\.\d+\..+")
-"""Tensors of the architecture that LLaVA does not use, or not on every layer."""
+UNUSED = (r"layernorm\.(weight|bias)", r"embeddings\.mask_token")
+"""Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
 
 def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerConfig:
@@ -53,13 +53,9 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
         size = (int(size * 2 / 3) + 7) // 8 * 8
     cfg = TowerConfig.read(
         vision,
+        "dinov2",
         image_size=image_size,
-        model_type="dinov2",
-        hidden_size=768,
         intermediate_size=size,
-        num_heads=12,
-        num_layers=12,
-        own_image_size=224,
         patch_size=14,
         norm_eps=1e-6,
         activation="gelu",

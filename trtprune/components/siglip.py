@@ -16,7 +16,7 @@ HAS_CLS = False
 RENAMES: tuple[tuple[str, str], ...] = ()
 """Older names of modules; there are none."""
 UNUSED = (*clip.UNUSED, r"head\..+")
-"""Tensors of the architecture that LLaVA does not use, or not on every layer."""
+"""Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
 
 def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerConfig:
@@ -25,13 +25,8 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
     check_fixed_size(vision, own, image_size)
     return TowerConfig.read(
         vision,
-        image_size=None,
-        model_type="siglip_vision_model",
-        hidden_size=768,
+        "siglip_vision_model",
         intermediate_size=vision.integer("intermediate_size", 3072),
-        num_heads=12,
-        num_layers=12,
-        own_image_size=224,
         patch_size=16,
         norm_eps=1e-6,
         activation="gelu_pytorch_tanh",

@@ -13,19 +13,29 @@ layers that are needed and picks the features, as ``LlavaModel.get_image_feature
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import onnx_ir as ir
 
-from trtprune.components.config import Section
+from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, query_row
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
 
-__all__ = ["FeatureSelection", "LayerNames", "Tower", "TowerConfig", "build_tower"]
-
+__all__ = [
+    "FeatureSelection",
+    "LayerNames",
+    "Present",
+    "Tower",
+    "TowerConfig",
+    "build_tower",
+    "linear_weights",
+    "norm_weights",
+    "patch_tokens",
+    "prepend_token",
+]
 
 Present = Callable[[str], bool]
 """Whether the checkpoint has a tensor of this canonical name."""
@@ -46,10 +56,10 @@ class TowerConfig:
     patch_size: tuple[int, int]
     norm_eps: float
     activation: str
-    qkv_bias: bool = True
-    swiglu: bool = False
-    layer_scale: bool = False
-    position_grid: tuple[int, int] = field(default=(0, 0))
+    qkv_bias: bool
+    swiglu: bool
+    layer_scale: bool
+    position_grid: tuple[int, int]
     """Rows and columns of the stored position table."""
 
     @property
@@ -67,33 +77,54 @@ class TowerConfig:
         return self.hidden_size // self.num_heads
 
     @classmethod
-    def read(cls, vision: Section, *, image_size: tuple[int, int] | None, **defaults: object) -> TowerConfig:
-        """Read what the towers have in common; ``defaults`` are transformers' defaults of this one.
+    def read(
+        cls,
+        vision: Section,
+        model_type: str,
+        *,
+        intermediate_size: int,
+        patch_size: int,
+        norm_eps: float,
+        activation: str,
+        image_size: tuple[int, int] | None = None,
+        qkv_bias: bool = True,
+        swiglu: bool = False,
+        layer_scale: bool = False,
+    ) -> TowerConfig:
+        """Read what the towers have in common.
 
         Args:
+            vision: ``vision_config``.
+            model_type: Which tower it is.
+            intermediate_size: Width of the MLP.
+            patch_size: Default, as are ``norm_eps`` and ``activation``.
             image_size: (height, width) the preprocessor produces, where the tower can take another than its own.
+            qkv_bias: What only some towers have, as are ``swiglu`` and ``layer_scale``.
         """
-        d = dict(defaults)
-        hidden = vision.integer("hidden_size", d.pop("hidden_size"))  # type: ignore[arg-type]
-        heads = vision.integer("num_attention_heads", d.pop("num_heads"))  # type: ignore[arg-type]
+        hidden = vision.integer("hidden_size", 768)
+        heads = vision.integer("num_attention_heads", 12)
         if hidden % heads:
             raise CheckpointError(f"{vision.key('hidden_size')} = {hidden} is not a multiple of {heads} heads")
-        own = vision.size("image_size", d.pop("own_image_size"))  # type: ignore[arg-type]
-        patch = vision.size("patch_size", d.pop("patch_size"))  # type: ignore[arg-type]
+        own = vision.size("image_size", 224)
+        patch = vision.size("patch_size", patch_size)
         size = image_size or own
         if min(size[0] // patch[0], size[1] // patch[1], own[0] // patch[0], own[1] // patch[1]) < 1:
             raise CheckpointError(f"{vision.key('image_size')} is smaller than a patch")
         return cls(
+            model_type=model_type,
             hidden_size=hidden,
+            intermediate_size=intermediate_size,
+            num_layers=vision.integer("num_hidden_layers", 12, high=MAX_LAYERS),
             num_heads=heads,
-            num_layers=vision.integer("num_hidden_layers", d.pop("num_layers")),  # type: ignore[arg-type]
             channels=vision.integer("num_channels", 3),
             image_size=size,
             patch_size=patch,
+            norm_eps=vision.number("layer_norm_eps", norm_eps),
+            activation=vision.choice("hidden_act", ACTIVATIONS, activation),
+            qkv_bias=qkv_bias,
+            swiglu=swiglu,
+            layer_scale=layer_scale,
             position_grid=(own[0] // patch[0], own[1] // patch[1]),
-            norm_eps=vision.number("layer_norm_eps", d.pop("norm_eps")),  # type: ignore[arg-type]
-            activation=vision.choice("hidden_act", ACTIVATIONS, d.pop("activation")),  # type: ignore[arg-type]
-            **d,  # type: ignore[arg-type]
         )
 
 

@@ -151,6 +151,8 @@ class LlavaFamily:
         """
         m = _parse(checkpoint)
         known = [re.escape(VISION) + pattern for pattern in m.tower.UNUSED]
+        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the features we take
+            known += map(re.escape, _vision_layer(m, i))
         known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
         if m.lm_head != LM_HEAD:
             known.append(re.escape(LM_HEAD))
@@ -207,10 +209,14 @@ def _parse(checkpoint: Checkpoint) -> _Parsed:
 def _required(m: _Parsed) -> dict[str, tuple[int, ...]]:
     weights = m.tower.embedding_weights(m.vision, VISION)
     for i in range(m.selection.deepest):
-        weights |= m.tower.layer_weights(m.vision, VISION + m.tower.NAMES.prefix(i), m.tensors.__contains__)
+        weights |= _vision_layer(m, i)
     weights |= projector_weights(m.projector, PROJECTOR)
     weights[EMBED] = (m.text.vocab_size, m.text.hidden_size)
     return weights | decoder_weights(m.text, TEXT, m.lm_head)
+
+
+def _vision_layer(m: _Parsed, index: int) -> dict[str, tuple[int, ...]]:
+    return m.tower.layer_weights(m.vision, VISION + m.tower.NAMES.prefix(index), m.tensors.__contains__)
 
 
 def _preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
