@@ -22,7 +22,7 @@ from trtprune.pruning.graph import build_pruner
 
 WIDTH = 12
 UNIT = 2.0**-24  # rounding unit of float32
-KINDS = ("normal", "integer", "few rows", "constant", "peaked", "holes")
+KINDS = ("normal", "aligned", "integer", "few rows", "constant", "peaked", "holes")
 _COMBINATIONS = 3000
 
 
@@ -46,9 +46,11 @@ def make(number: int, batch: int, tokens: int, text: int, keep: int, kind: str) 
     features = rng.standard_normal((batch, tokens, WIDTH))
     embeds = rng.standard_normal((batch, text, WIDTH))
     cls = rng.random((batch, tokens)) ** 3
+    if kind == "aligned":  # as real features are: close to one direction, so that the softmax is flat
+        features, embeds = 0.25 * features + features[:1, :1], 0.25 * embeds + features[:1, :1]
     if kind == "peaked":  # text close to one token: the softmax of all others nearly vanishes
         embeds[:, 0] = 5 * features[:, tokens // 2] + 0.1 * embeds[:, 0]
-    if kind not in ("normal", "peaked"):
+    if kind not in ("normal", "aligned", "peaked"):
         features, embeds = np.round(1.5 * features), np.round(1.5 * embeds)
         cls = np.round(cls * 16) / 64
     if kind == "few rows":

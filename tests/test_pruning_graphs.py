@@ -84,14 +84,14 @@ def test_graph_is_reference(method: str, options: dict[str, Any]) -> None:
     count: Counter[str] = Counter()
     check = compare(method, options, count, explain(method, options))
 
-    @settings(max_examples=1500, **QUICK)
+    @settings(max_examples=700 if method == "zspaprune" else 1500, **QUICK)
     @given(pc.cases())
     @example(pc.make(0, 1, 1, 1, 1, "integer"))
     @example(pc.make(1, 2, 1, 3, 1, "holes"))
     def small(case: dict[str, Any]) -> None:
         check(case)
 
-    @settings(max_examples=60, **QUICK)
+    @settings(max_examples=30, **QUICK)
     @given(pc.cases(sizes=LARGE))
     def large(case: dict[str, Any]) -> None:
         if case["keep"] > 64 and method == "zspaprune":
@@ -101,7 +101,7 @@ def test_graph_is_reference(method: str, options: dict[str, Any]) -> None:
     small()
     large()
     print(f"\n{method} {options}: {dict(count)}")
-    assert count["rows"] > 2000
+    assert count["rows"] > 1000
     assert count["ties"] <= count["rows"] // 200, count
 
 

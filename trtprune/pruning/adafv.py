@@ -224,7 +224,7 @@ def write_split(g: Graph, text_sorted: ir.Value, cls_sorted: ir.Value, quota: ir
 
     With n = q + k1 the number of T2I picks, the sums over the entries from q on are S1[n] and S2[K - n], where S[m]
     sums the entries q..m-1.  So both prefix sums run over the whole list with the quota set to 0, one is reversed, and
-    only q ≤ n ≤ K - q may win: every shape depends on K alone.
+    n ≥ q may win: every shape depends on K alone.  n > K - q cannot, S2 is 0 there as it is at K - q, which is first.
     """
     op = g.op
     in_quota = op.Less(ops.iota(g, keep), quota)
@@ -238,5 +238,5 @@ def write_split(g: Graph, text_sorted: ir.Value, cls_sorted: ir.Value, quota: ir
 
     count = ops.iota(g, op.Add(keep, g.ints(1)))
     products = op.Mul(sums(relative), op.Gather(sums(cls_sorted), op.Sub(keep, count), axis=1))
-    allowed = op.And(op.GreaterOrEqual(count, quota), op.LessOrEqual(count, op.Sub(keep, quota)))
+    allowed = op.GreaterOrEqual(count, quota)
     return op.ArgMax(op.Where(allowed, products, ops.f32(g, -3.0e38)), axis=1, keepdims=1, select_last_index=0)
