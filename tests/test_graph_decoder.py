@@ -15,6 +15,7 @@ from trtprune.graph import Lowering
 from trtprune.models import get_family
 
 LOWERINGS = {b: Lowering.for_backend(b) for b in ("onnxruntime", "tensorrt", "openvino")}
+LOWERINGS["mixed"] = Lowering(attention="primitives", vision_attention="primitives", cache="primitives")  # opset 23
 CASES = {
     "llama": tiny.Tiny(seed=21),
     "mistral-window": tiny.Tiny(seed=22, decoder="mistral", text={"sliding_window": 6}),
