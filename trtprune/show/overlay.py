@@ -1,0 +1,142 @@
+"""The picture with the kept tokens' patches as they are and everything else dimmed.
+
+Drawn on the picture the user gave, not on the square the model saw: what the processor cropped away is visible as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from trtprune.errors import InputError
+from trtprune.show.text import title_strip
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Geometry", "fit", "overlay"]
+
+PANEL = 480  # the longer side of a picture in a panel, in pixels
+OUTLINE = (255, 196, 0)
+FRAME = (250, 250, 250)
+
+
+class Geometry(Protocol):
+    """Where the model's input lies in the picture: input pixel (x, y) is at (left + x·scale_x, top + y·scale_y)."""
+
+    @property
+    def left(self) -> float: ...
+    @property
+    def top(self) -> float: ...
+    @property
+    def scale_x(self) -> float: ...
+    @property
+    def scale_y(self) -> float: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def overlay(
+    image: Image.Image,
+    kept_indices: Iterable[int],
+    *,
+    patch_grid: tuple[int, int],
+    geometry: Geometry | None = None,
+    first_patch: int = 0,
+    title: str | None = None,
+    size: int = PANEL,
+) -> Image.Image:
+    """Draws which patches of a picture were kept.
+
+    Args:
+        image: The picture, upright.
+        kept_indices: Kept visual tokens of this picture.
+        patch_grid: (rows, columns) of the vision tower.
+        geometry: Where the model's input lies in ``image``; the whole picture by default.
+        first_patch: The patch that token 0 stands for; -1 where token 0 is the CLS token, which has no place.
+        title: A line under the picture.
+        size: The longer side of the drawn picture in pixels.
+
+    Returns:
+        A new RGB picture: kept patches bright and outlined, dropped ones dark and grey, what the model never saw pale.
+
+    Raises:
+        InputError: if an index lies outside the grid.
+    """
+    from PIL import Image as Pil
+    from PIL import ImageDraw, ImageOps
+
+    rows, columns = patch_grid
+    kept = _patches(kept_indices, rows, columns, first_patch)
+    shown = fit(image, size)
+    zoom_x, zoom_y = shown.width / image.width, shown.height / image.height
+    if geometry is None:
+        xs = [shown.width * c / columns for c in range(columns + 1)]
+        ys = [shown.height * r / rows for r in range(rows + 1)]
+    else:
+        # A convolution drops the pixels that fill no whole patch: SigLIP at 384 has 27 patches of 14, not 27.4 × 14.
+        patch_x, patch_y = geometry.width // columns or 1, geometry.height // rows or 1
+        xs = [(geometry.left + c * patch_x * geometry.scale_x) * zoom_x for c in range(columns + 1)]
+        ys = [(geometry.top + r * patch_y * geometry.scale_y) * zoom_y for r in range(rows + 1)]
+    left, top = [round(x) for x in xs], [round(y) for y in ys]
+
+    grey = ImageOps.grayscale(shown).convert("RGB")
+    unseen = Pil.blend(grey, Pil.new("RGB", shown.size, (206, 208, 212)), 0.72)
+    # Towards a dark grey, not towards black: in a dark picture black patches would look the same either way.
+    dropped = Pil.blend(Pil.blend(shown, grey, 0.85), Pil.new("RGB", shown.size, (52, 54, 62)), 0.68)
+    seen = Pil.new("L", shown.size, 0)
+    ImageDraw.Draw(seen).rectangle((left[0], top[0], left[-1] - 1, top[-1] - 1), fill=255)
+    bright = Pil.new("L", shown.size, 0)
+    draw = ImageDraw.Draw(bright)
+    for r, c in kept:
+        if left[c + 1] > left[c] and top[r + 1] > top[r]:
+            draw.rectangle((left[c], top[r], left[c + 1] - 1, top[r + 1] - 1), fill=255)
+    picture = Pil.composite(shown, Pil.composite(dropped, unseen, seen), bright)
+
+    draw = ImageDraw.Draw(picture)
+    inside = left[0] <= 0 and top[0] <= 0 and left[-1] >= shown.width and top[-1] >= shown.height
+    if not inside:
+        draw.rectangle((left[0] - 1, top[0] - 1, left[-1], top[-1]), outline=FRAME)
+    for line in _outline(kept, left, top):
+        draw.line(line, fill=OUTLINE)
+    return picture if title is None else title_strip(picture, title)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The picture as RGB with its longer side ``size`` pixels long."""
+    from PIL import Image as Pil
+
+    zoom = size / max(image.size)
+    shape = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
+    return image.convert("RGB").resize(shape, Pil.Resampling.LANCZOS)
+
+
+def _patches(indices: Iterable[int], rows: int, columns: int, first: int) -> set[tuple[int, int]]:
+    kept = set()
+    for index in indices:
+        patch = int(index) + first
+        if patch == -1 and first == -1:
+            continue
+        if not 0 <= patch < rows * columns:
+            raise InputError(
+                f"kept index {int(index)} is not one of {rows} × {columns} patches",
+                hint="the indices belong to another model or to another picture of the prompt",
+            )
+        kept.add(divmod(patch, columns))
+    return kept
+
+
+def _outline(kept: set[tuple[int, int]], left: list[int], top: list[int]) -> Iterable[tuple[int, int, int, int]]:
+    """The lines between kept and other patches, on the kept side: regions read better than a lattice."""
+    for r, c in kept:
+        x0, y0, x1, y1 = left[c], top[r], left[c + 1] - 1, top[r + 1] - 1
+        if (r - 1, c) not in kept:
+            yield x0, y0, x1, y0
+        if (r + 1, c) not in kept:
+            yield x0, y1, x1, y1
+        if (r, c - 1) not in kept:
+            yield x0, y0, x0, y1
+        if (r, c + 1) not in kept:
+            yield x1, y0, x1, y1
