@@ -139,7 +139,8 @@ def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> in
 def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) -> Lowering:
     from trtprune.graph import Lowering
 
-    lowering = Lowering.for_backend("openvino" if provider == "openvino" else backend)
+    # The GPU and the plug-in provider run other spellings fast than the CPU does.
+    lowering = Lowering.for_backend(backend if backend != "onnxruntime" or provider == "cpu" else provider)
     known = {f.name for f in fields(lowering)}
     forms: dict[str, Any] = dict(changes or {})
     for name, form in forms.items():
