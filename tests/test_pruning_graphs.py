@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from tests import pruning_cases as pc
 from trtprune import pruning
+from trtprune.graph import Lowering
 from trtprune.pruning.graph import build_pruner
 
 QUICK = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -163,6 +164,16 @@ def test_padding_does_not_matter(method: str) -> None:
         padded = case | {"text_embeds": text, "text_mask": mask}
         np.testing.assert_array_equal(pc.run(session, padded)[0], plain)
         np.testing.assert_array_equal(pruning.get(method).reference(**pc.arguments(padded)), plain)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "tensorrt-rtx"])
+def test_every_lowering(backend: str) -> None:
+    """The opset differs; the answer does not."""
+    for method in pruning.names():
+        other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend)))
+        for number in range(10):
+            case = pc.make(number, 2, 20, 4, 20 if method == "none" else 1 + number, "integer")
+            np.testing.assert_array_equal(pc.run(other, case)[0], pc.run(pc.session(method), case)[0])
 
 
 def test_fixed_token_count_changes_nothing() -> None:

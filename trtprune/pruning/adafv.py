@@ -21,8 +21,8 @@ Options for what the code leaves open:
   the next best of the CLS list; the T2I/CLS split k1 is the official one.
 * An odd K is used as it is.  The authors' script halves the budget it reads and doubles it again, which rounds down to
   even; the formulas do not need that.  ``keep=2*(K//2)`` gives the authors' result for an odd K.
-* ``temperature`` (100) and ``quota`` (0.25) are the constants of the code.  ``quota`` is read as a decimal fraction of
-  at most four digits so that floor(quota · K) is exact.
+* ``temperature`` (100) and ``quota`` (0.25) are the constants of the code.  ``quota`` is read as the fraction
+  nearest to its decimal spelling, denominator up to 10000, so that floor(quota · K) is exact.
 * ``prompt_tokens``: the code takes every token after the image (question and template), ``after_image``;
   ``question`` leaves the template out, ``all_text`` takes the text before the image in.
 * Several crops of one image (LLaVA-NeXT) add their own ambiguity in the code (``base_indices`` adds the crop number
@@ -113,7 +113,9 @@ class AdaFv(Method):
             "distinct: a token both lists pick is replaced by the next best; official: it is kept twice",
             choices=("distinct", "official"),
         ),
-        "temperature": Option("temperature", 100.0, "factor on the cosine before the softmax", minimum=0, maximum=1e4),
+        "temperature": Option(
+            "temperature", 100.0, "factor on the cosine before the softmax", minimum=0.01, maximum=1e4
+        ),
         "quota": Option(
             "quota", 0.25, "fraction of the budget that each list fills unconditionally", minimum=0, maximum=0.5
         ),

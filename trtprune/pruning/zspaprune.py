@@ -8,7 +8,7 @@ the diversity stage could not be read; third-party re-implementations disagree w
     repeat K - k_c times: add the token most dissimilar to all tokens selected so far
 
 For K = keep this file computes k_c = round(core_ratio · K), halves up, but at least 1 (so that there is something to be
-dissimilar to), and leaves what is open to options:
+dissimilar to), core_ratio being read as a fraction with a denominator up to 10000, and leaves what is open to options:
 
 * ``core_ratio`` (0.5): set by hand for each data set in the paper.  1 is relevance alone.
 * ``diversity``: "most dissimilar to all" as ``maxmin``, the token whose *largest* cosine to the selected ones is the
