@@ -140,7 +140,7 @@ def draw_panels(
     The compiled method runs as its graph; any other runs as its NumPy reference on the same features.
     """
     from trtprune import pruning
-    from trtprune.show import overlay, panels
+    from trtprune.show import caption_for, overlay, panels
 
     info, model = vlm.config.pruning, vlm.config.model
     names = list(methods) or [info.method]
@@ -152,8 +152,15 @@ def draw_panels(
         for keep in [model.visual_tokens] if method.name == "none" else budgets:
             indices = vlm.select(view, keep=keep, method=method.name, seed=seed)
             logger.info("%-10s %s", method.name, describe_budget(model.visual_tokens, keep))
-            title = f"{method.name} · {keep} of {model.visual_tokens} tokens ({100 * keep / model.visual_tokens:.1f} %)"
-            pictures.append(overlay(view.image, indices, geometry=view.geometry, title=title))
+            picture = overlay(
+                view.image,
+                indices,
+                patch_grid=model.patch_grid,
+                geometry=view.geometry,
+                first_patch=model.first_patch,
+                title=caption_for(method.name, keep, model.visual_tokens),
+            )
+            pictures.append(picture)
             drawn.append({"method": method.name, "keep": keep, "kept_indices": [int(i) for i in indices]})
     sheet = panels(view.image, pictures, caption=prompt)
     try:
