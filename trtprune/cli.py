@@ -195,6 +195,7 @@ def _run_options(command: Any) -> Any:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes sampling (and --method random) repeatable.")
 @click.option("--stop", multiple=True, help="Stop before this string; repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Go on to --max-new-tokens; for measurements.")
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option("--stream", is_flag=True, help="Print the answer as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one line an answer.")

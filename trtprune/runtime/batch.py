@@ -51,6 +51,7 @@ class Answer:
         max_new_tokens: Longest answer.
         sampling: How to choose.
         stop: Texts that end it.
+        ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Answer:
         max_new_tokens: int,
         sampling: Sampling,
         stop: Sequence[str],
+        ignore_eos: bool = False,
     ) -> None:
         self._config = vlm.config
-        self._eos = frozenset(vlm.config.model.eos_token_ids)
+        self._eos = frozenset(() if ignore_eos else vlm.config.model.eos_token_ids)
         self._pieces: list[str] = []
         self.kept = kept
         self.text: Detokenizer = vlm.encoder.detokenizer(stop)
@@ -112,6 +114,7 @@ class Batch:
         requests: A row each.
         keep, max_new_tokens, sampling: For the requests that do not say themselves.
         stop: Texts that end an answer.
+        ignore_eos: As for :class:`Answer`.
 
     Raises:
         InputError: for a setting out of range; what is wrong with a picture or prompt shows in :meth:`steps`.
@@ -126,8 +129,10 @@ class Batch:
         max_new_tokens: int,
         sampling: Sampling,
         stop: str | Sequence[str] | None,
+        ignore_eos: bool = False,
     ) -> None:
         self._vlm = vlm
+        self._ignore_eos = ignore_eos
         self._stop = check_stop(stop)
         self._requests = []
         for request in requests:
@@ -159,7 +164,8 @@ class Batch:
             embeds, kept, cut = vlm.cut(prompt, features, keep, sampling.seed or 0, clock)
             layout = vlm.lay_out(prompt, embeds, cut, kept)
             vlm.chain.check(layout, longest)
-            self.answers.append(Answer(vlm, layout, prompt.ids, kept, longest, sampling, self._stop))
+            answer = Answer(vlm, layout, prompt.ids, kept, longest, sampling, self._stop, self._ignore_eos)
+            self.answers.append(answer)
         rows = [answer.row for answer in self.answers]
         # 4. One cache for all of them, as long as the longest row can become.
         cache = vlm.chain.pool.take(len(rows), max(len(row.layout.ids) + row.max_new_tokens - 1 for row in rows))

@@ -174,6 +174,8 @@ class Chain:
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Embeddings [B, T, D] of int64 [B, T] ids."""
+        # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
+        ids = np.where(ids < self.config.model.vocab_size, ids, 0)
         return self.session("embed").run({"input_ids": ids})["text_embeds"]
 
     def check_keep(self, keep: int | None) -> int:

@@ -63,6 +63,7 @@ class Conversation:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
     ) -> Result:
         """Asks the next question; a failed one leaves the conversation as it was.
 
@@ -71,7 +72,8 @@ class Conversation:
             keep: Visual tokens to keep of each image; with ``repick=False`` only the first question may set it.
             repick: Select the visual tokens anew for this question and compute the history with them; False keeps
                 the selection and the cache, so that only what is new is computed.
-            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop: As for :meth:`Vlm.generate`.
+            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As for
+                :meth:`Vlm.generate`.
         """
         vlm, clock = self._vlm, Clock()
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -111,7 +113,7 @@ class Conversation:
         with clock.stage("prefill"):
             logits = vlm.chain.prefill([layout], cache, [known])
         # 5. The answer.
-        answer = Answer(vlm, layout, encoded.ids, kept, max_new_tokens, sampling, stops)
+        answer = Answer(vlm, layout, encoded.ids, kept, max_new_tokens, sampling, stops, ignore_eos)
         for _ in vlm.chain.decode([answer.row], logits, cache, clock):
             pass
         result = answer.result(clock, cache.nbytes)

@@ -16,7 +16,7 @@ import numpy as np
 
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.engine_dir import EngineDir, open_engine_dir
-from trtprune.errors import BackendError, EngineDirError, InputError
+from trtprune.errors import BackendError, BudgetError, EngineDirError, InputError
 from trtprune.runtime.batch import Batch, Stream, turns_of
 from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
 from trtprune.runtime.pictures import ImageInput, load_picture, max_pixels_from
@@ -75,7 +75,9 @@ class View:
     image: Image.Image
     geometry: Geometry
     features: Features
-    text: np.ndarray | None
+    prompt: Prompt
+    text_embeds: np.ndarray
+    """[T, D], of all ids of the prompt."""
 
 
 class Vlm:
@@ -110,6 +112,7 @@ class Vlm:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
         system: str | None = None,
         raw_prompt: bool = False,
     ) -> Result:
@@ -126,6 +129,7 @@ class Vlm:
             repetition_penalty: Above 1 makes what was said before less likely.
             seed: Makes draws repeat.
             stop: Texts that end the answer; they are not part of it.
+            ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
             system: A system prompt.
             raw_prompt: ``prompt`` is the whole prompt with a placeholder for each image.
 
@@ -144,6 +148,7 @@ class Vlm:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            ignore_eos=ignore_eos,
         )[0]
 
     def generate_batch(
@@ -158,6 +163,7 @@ class Vlm:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
     ) -> list[Result]:
         """Answers requests side by side; prompts may differ in length and number of images.
 
@@ -165,7 +171,15 @@ class Vlm:
         for :meth:`generate`; those of a request come first.
         """
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        batch = Batch(self, requests, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        batch = Batch(
+            self,
+            requests,
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )
         for _ in batch.steps():
             pass
         return batch.results
@@ -183,6 +197,7 @@ class Vlm:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
         system: str | None = None,
         raw_prompt: bool = False,
     ) -> Stream:
@@ -192,7 +207,17 @@ class Vlm:
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        return Stream(Batch(self, [request], keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
+        return Stream(
+            Batch(
+                self,
+                [request],
+                keep=keep,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                ignore_eos=ignore_eos,
+            )
+        )
 
     def chat(self, images: ImageInput | Sequence[ImageInput], *, system: str | None = None) -> Conversation:
         """Starts a conversation of several questions about the same pictures."""
@@ -205,7 +230,8 @@ class Vlm:
         picture = load_picture(image, self._max_pixels)
         features = self.chain.look([self.preprocessor(picture)])[0]
         encoded = self.encoder.encode(turns_of(prompt, 1, system))
-        return View(picture, self.preprocessor.geometry(picture), features, self._span_embeds(encoded, "question"))
+        embeds = self.chain.embed(encoded.ids[None])[0]
+        return View(picture, self.preprocessor.geometry(picture), features, encoded, embeds)
 
     def select(self, view: View, *, keep: int, method: str | None = None, seed: int | None = None) -> np.ndarray:
         """Kept indices, int64 [keep], of a viewed picture.
@@ -214,13 +240,22 @@ class Vlm:
         """
         info = self.config.pruning
         if method is None or method == info.method:
-            keep = self.chain.check_keep(keep)
-            return self.chain.prune(view.features, view.text, keep, seed or 0)[0]
+            text = view.text_embeds[view.prompt.span(info.text_span)]
+            return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0)[0]
         from trtprune import pruning
 
-        reference = pruning.get(method)
-        return reference.reference(
-            view.features.image, keep=keep, cls_attention=view.features.cls, text_embeds=view.text, seed=seed
+        other = pruning.get(method)
+        if "cls_attention" in other.needs and view.features.cls is None:
+            raise BudgetError(
+                f"--method {method} needs the attention of a CLS token; the vision tower of this model has none",
+                hint="trtprune methods says what each needs",
+            )
+        return other.reference(
+            view.features.image,
+            keep=keep,
+            cls_attention=view.features.cls,
+            text_embeds=view.text_embeds[view.prompt.span(other.text_span())],
+            seed=seed,
         )
 
     # -- what a run needs, in the order it needs it
@@ -250,7 +285,7 @@ class Vlm:
         return [found[key] for key in keys]
 
     def embed(self, prompt: Prompt, clock: Clock) -> np.ndarray:
-        """Embeddings [T, D] of a prompt's ids."""
+        """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
         with clock.stage("prefill"):
             return self.chain.embed(prompt.ids[None])[0]
 
@@ -277,11 +312,6 @@ class Vlm:
         """The prompt's text and kept features in one row."""
         info = self.config
         return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions)
-
-    def _span_embeds(self, prompt: Prompt, span: str) -> np.ndarray | None:
-        if "text_embeds" in self.config.pruning.needs:
-            span = self.config.pruning.text_span
-        return self.chain.embed(prompt.ids[None])[0][prompt.span(span)]
 
 
 def _identity(image: ImageInput) -> Any:
