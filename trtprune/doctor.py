@@ -1,0 +1,330 @@
+"""``doctor``: what is installed here, what truly works, and the command that brings the rest.
+
+Nothing is asked of the network.  Whatever could take the process down is tried in a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtprune._gpu import Gpu, find_gpus
+from trtprune._version import __version__
+
+__all__ = ["Check", "Report", "examine"]
+
+OK, MISSING, PROBLEM, INFO = "ok", "missing", "problem", "info"
+REQUIRED = (
+    "numpy", "onnx", "onnx-ir", "onnxscript", "ml-dtypes", "tokenizers", "jinja2", "Pillow", "huggingface-hub",
+    "click", "rich",
+)  # fmt: skip
+# All of these install the package `onnxruntime`; the files of the one installed last win.
+WHEELS = (
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
+    "onnxruntime-training", "onnxruntime-rocm", "onnxruntime-migraphx",
+)  # fmt: skip
+MARKS = {OK: "ok     ", MISSING: "missing", PROBLEM: "PROBLEM", INFO: "       "}
+PROBE_SECONDS = 90
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        status: ``ok``, ``missing`` (optional, not there), ``problem`` (must be mended) or ``info``.
+        text: What was found.
+        fix: The command that installs or mends it.
+        enables: What that would enable.
+    """
+
+    name: str
+    status: str
+    text: str
+    fix: str | None = None
+    enables: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks, in order."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No check found a problem; optional parts may be missing."""
+        return all(check.status != PROBLEM for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``doctor --json``."""
+        return {"ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
+
+    def render(self) -> str:
+        """The report as lines of text."""
+        width = max((len(check.name) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{MARKS[check.status]}  {check.name:<{width}}  {check.text}")
+            indent = " " * (len(MARKS[OK]) + width + 4)
+            if check.fix:
+                lines.append(f"{indent}-> {check.fix}")
+            if check.enables:
+                lines.append(f"{indent}   enables {check.enables}")
+        problems = [check.name for check in self.checks if check.status == PROBLEM]
+        lines.append("")
+        lines.append(f"problems: {', '.join(problems)}" if problems else "no problems; what is missing is optional")
+        return "\n".join(lines)
+
+
+def examine() -> Report:
+    """Looks at this machine.  Takes a few seconds, never raises, asks nothing of the network."""
+    gpus = find_gpus()
+    # Each probe is a process that mostly waits for the disk: start them all at once.
+    with ThreadPoolExecutor(5) as pool:
+        probes = {name: pool.submit(_probe, name) for name in _to_probe()}
+        tried = {name: probe.result() for name, probe in probes.items()}
+    parts: list[Callable[[], Iterable[Check]]] = [
+        _machine,
+        _packages,
+        lambda: _onnxruntime(tried, gpus),
+        lambda: _gpus(gpus),
+        lambda: _tensorrt(tried, gpus),
+        _cache,
+    ]
+    checks: list[Check] = []
+    for part in parts:
+        try:
+            checks.extend(part())
+        except Exception as error:
+            # A report with a hole is worth more than a traceback, to the one who needs the report.
+            checks.append(Check("doctor", INFO, f"could not look further here: {type(error).__name__}: {error}"))
+    return Report(tuple(checks))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first(*packages: str) -> tuple[str, str] | None:
+    """The first of these packages that is installed, with its version."""
+    return next(((package, found) for package in packages if (found := _version(package))), None)
+
+
+def _wheels() -> dict[str, str]:
+    return {package: found for package in WHEELS if (found := _version(package))}
+
+
+def _to_probe() -> list[str]:
+    wheels = _wheels()
+    names = []
+    if len(wheels) == 1:
+        names.append("cpu")
+        if "onnxruntime-gpu" in wheels:
+            names.append("cuda")
+        if _version("onnxruntime-ep-openvino"):
+            names.append("openvino")
+    if _first("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"):
+        names.append("tensorrt_rtx")
+    if _first("tensorrt-cu13", "tensorrt-cu12", "tensorrt"):
+        names.append("tensorrt")
+    return names
+
+
+def _probe(name: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "trtprune._probe", name],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer if isinstance(answer, dict) else {}
+    except subprocess.TimeoutExpired:
+        return {"ok": False, "text": f"no answer within {PROBE_SECONDS} s"}
+    except (OSError, ValueError, IndexError):
+        return {"ok": False, "text": "its libraries crash when they are loaded"}
+
+
+def _machine() -> Iterable[Check]:
+    yield Check("trtprune", OK, __version__)
+    old = sys.version_info < (3, 10)
+    yield Check("python", PROBLEM if old else OK, f"{platform.python_version()} ({sys.executable})")
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield Check("system", OK if platform.system() == "Linux" else INFO, f"{system}, {' '.join(platform.libc_ver())}")
+    from trtprune.backends.onnxruntime import available_threads
+
+    model, flags = _cpu_info()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+    features = " ".join(flag for flag in wanted if flag in flags) or "no vector features reported"
+    yield Check("cpu", INFO, f"{model}, {available_threads()} threads for us; {features}")
+    total, free = _memory()
+    yield Check("memory", INFO, f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB" if total else "unknown")
+
+
+def _cpu_info() -> tuple[str, set[str]]:
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    except OSError:
+        pass
+    return model, flags
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes, cut to the container's limit."""
+    found = {"MemTotal": 0, "MemAvailable": 0}
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            key, _, value = line.partition(":")
+            if key in found:
+                found[key] = int(value.split()[0]) * 1024
+    except (OSError, ValueError):
+        pass
+    total, free = found["MemTotal"], found["MemAvailable"]
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        pass
+    return total, free
+
+
+def _packages() -> Iterable[Check]:
+    wanted = _minimums()
+    for package in REQUIRED:
+        found = _version(package)
+        if found is None:
+            yield Check(package, PROBLEM, "not installed", f"pip install '{package}'", "every command")
+        elif (least := wanted.get(package.lower())) and _older(found, least):
+            yield Check(package, PROBLEM, f"{found}, at least {least} is needed", f"pip install -U '{package}'")
+    versions = [f"{package} {_version(package)}" for package in ("onnx", "onnx-ir", "onnxscript", "numpy")]
+    yield Check("packages", INFO, ", ".join(versions))
+
+
+def _minimums() -> dict[str, str]:
+    """Package → least version, as this package's metadata has it."""
+    found = {}
+    try:
+        for line in importlib.metadata.requires("trtprune") or []:
+            if ";" not in line and ">=" in line:
+                name, _, least = line.partition(">=")
+                found[name.strip().lower()] = least.strip()
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    return found
+
+
+def _older(found: str, least: str) -> bool:
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".") if part.isdigit()]
+
+    return numbers(found) < numbers(least)
+
+
+def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[Check]:
+    extra = "cuda" if gpus else "cpu"
+    wheels = _wheels()
+    if not wheels:
+        yield Check(
+            "onnxruntime", PROBLEM, "not installed", f"pip install 'trtprune[{extra}]'", "trtprune run and show"
+        )
+        return
+    if len(wheels) > 1:
+        yield Check(
+            "onnxruntime",
+            PROBLEM,
+            f"{' and '.join(wheels)} are installed together and overwrite each other's files",
+            f"pip uninstall -y {' '.join(wheels)} && pip install 'trtprune[{extra}]'",
+        )
+        return
+    package, version = next(iter(wheels.items()))
+    yield Check(package, OK, version)
+    swap = "pip uninstall -y onnxruntime && pip install 'trtprune[cuda]'"
+    yield _tried("provider cpu", tried["cpu"], f"pip install --force-reinstall 'trtprune[{extra}]'", broken=PROBLEM)
+    if "cuda" in tried:
+        # With a GPU in the machine it should work; without one nothing is wrong.
+        state = PROBLEM if gpus else MISSING
+        text = None if gpus else "installed, but there is no NVIDIA GPU or driver"
+        yield _tried("provider cuda", tried["cuda"], "check the driver, CUDA 13 and cuDNN 9", broken=state, text=text)
+    else:
+        what = "--provider cuda" if gpus else "--provider cuda, on a machine with an NVIDIA GPU"
+        yield Check("provider cuda", MISSING, "this wheel has none", swap, what)
+    if "openvino" in tried:
+        yield _tried("provider openvino", tried["openvino"], "pip install -U 'trtprune[openvino]'", broken=PROBLEM)
+    elif package == "onnxruntime":
+        bfloat16 = " (bfloat16 on AMX here)" if "amx_bf16" in _cpu_info()[1] else ""
+        enables = f"--provider openvino, faster on Intel CPUs{bfloat16}"
+        yield Check("provider openvino", MISSING, "not installed", "pip install 'trtprune[openvino]'", enables)
+
+
+def _tried(name: str, answer: dict[str, Any], fix: str, *, broken: str, text: str | None = None) -> Check:
+    if answer.get("ok"):
+        return Check(name, OK, str(answer.get("text")))
+    return Check(name, broken, text or f"does not work: {answer.get('text')}", fix)
+
+
+def _gpus(gpus: list[Gpu]) -> Iterable[Check]:
+    for gpu in gpus:
+        sm = f"SM{gpu.sm}" if gpu.sm else "compute capability unknown"
+        yield Check("gpu", OK, f"{gpu.name}, {sm}, {gpu.memory_bytes / 1e9:.0f} GB, driver {gpu.driver}")
+    if not gpus:
+        yield Check("gpu", MISSING, "no NVIDIA GPU or driver found; everything in this release runs on the CPU")
+
+
+def _tensorrt(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[Check]:
+    rtx = "pip install 'trtprune[tensorrt-rtx]'"
+    if "tensorrt_rtx" not in tried:
+        yield Check(
+            "tensorrt-rtx", MISSING, "not installed", rtx, "building graphs for RTX GPUs, also with none at hand"
+        )
+    elif not tried["tensorrt_rtx"].get("ok"):
+        yield _tried("tensorrt-rtx", tried["tensorrt_rtx"], rtx, broken=PROBLEM)
+    else:
+        targets = [str(target) for target in tried["tensorrt_rtx"].get("targets") or []]
+        yield Check("tensorrt-rtx", OK, f"{tried['tensorrt_rtx']['text']}, builds for {', '.join(targets)}")
+        for gpu in gpus:
+            if gpu.sm and targets and f"SM{gpu.sm}" not in targets:
+                family = " (Hopper)" if gpu.sm == 90 else ""
+                text = f"does not serve {gpu.name}: SM{gpu.sm}{family} is not among its targets"
+                yield Check("tensorrt-rtx", INFO, text, "use full TensorRT or --provider cuda on this GPU")
+    full = "pip install 'trtprune[tensorrt]'"
+    if "tensorrt" not in tried:
+        where = "" if gpus else ", on a machine with an NVIDIA GPU"
+        yield Check("tensorrt", MISSING, "not installed", full, f"TensorRT engines (a later release){where}")
+    else:
+        yield _tried("tensorrt", tried["tensorrt"], full, broken=PROBLEM if gpus else MISSING)
+    yield Check("plugins", INFO, "no CUDA plug-in library in this release; graphs carry their own definitions")
+
+
+def _cache() -> Iterable[Check]:
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    home = home.expanduser()
+    existing = next((path for path in (home, *home.parents) if path.exists()), Path("/"))
+    offline = ", HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "on") else ""
+    yield Check("model cache", INFO, f"{home}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free{offline}")
