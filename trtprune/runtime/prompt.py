@@ -83,12 +83,8 @@ class PromptEncoder:
             )
         settings = _settings(files)
         self.special = {name: text for name in SPECIAL if (text := _token_text(settings.get(name))) is not None}
-        for name in ("add_bos_token", "add_eos_token"):
-            self._apply_flag(name, settings)
+        self.byte_ids, self.skipped_ids = _loose_ids(self.tokenizer)
         self.template = ChatTemplate(find_template(files), image_token, self.special)
-
-    def _apply_flag(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Nothing yet: ``tokenizer.json`` holds the post-processor that these settings describe."""
 
     def encode(self, turns: Sequence[Turn], *, raw: bool = False) -> Prompt:
         """Tokenises turns through the chat template, or with ``raw`` the last turn's text as it is.
@@ -150,6 +146,7 @@ class Detokenizer:
         self._encoder = encoder
         self._stop = tuple(stop)
         self._ids: list[int] = []
+        self._loose = 0
         self._sent = 0
         self.text = ""
         self.stopped = False
@@ -158,7 +155,10 @@ class Detokenizer:
         """Takes one more id; returns the text that is now certain. ``stopped`` tells that a stop string came."""
         if self.stopped:
             return ""
+        if token in self._encoder.skipped_ids:
+            return ""
         self._ids.append(token)
+        self._loose = self._loose + 1 if token in self._encoder.byte_ids else 0
         # The whole answer each time: only so is every tokenizer's treatment of the first and last token right.
         text = self._encoder.decode(self._ids)
         cut = _first(text, self._stop)
@@ -166,7 +166,10 @@ class Detokenizer:
             self.text, self.stopped = text[:cut], True
             return self._send(cut)
         self.text = text
-        certain = len(text.rstrip("\ufffd")) if text.endswith("\ufffd") else len(text)
+        certain = len(text.rstrip("\ufffd"))
+        if self._loose:
+            # A run of byte tokens that turns out not to be UTF-8 is replaced as a whole, what was fine of it too.
+            certain = min(certain, len(self._encoder.decode(self._ids[: -self._loose])))
         return self._send(certain - _partial(text[:certain], self._stop))
 
     def finish(self) -> str:
@@ -177,6 +180,17 @@ class Detokenizer:
         piece = self.text[self._sent : end]
         self._sent = max(self._sent, end)
         return piece
+
+
+def _loose_ids(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of single bytes (``<0x0A>``), if the decoder joins such to characters; and ids that decoding skips."""
+    added = tokenizer.get_added_tokens_decoder()
+    skipped = frozenset(number for number, token in added.items() if token.special)
+    if '"ByteFallback"' not in json.dumps(json.loads(tokenizer.to_str()).get("decoder")):
+        return frozenset(), skipped
+    vocab = tokenizer.get_vocab()
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    return frozenset(vocab[name] for name in names if name in vocab), skipped
 
 
 def _first(text: str, stop: Sequence[str]) -> int | None:

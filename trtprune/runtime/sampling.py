@@ -92,9 +92,9 @@ class Sampler:
         """The next token for float32 [V] logits; ties go to the lower id.
 
         Raises:
-            BackendError: if no logit is finite: the model computed NaN or overflowed.
+            BackendError: if the largest logit is not finite: the model computed NaN or overflowed.
         """
-        if not np.isfinite(logits).any() or np.isnan(logits).any():
+        if not np.isfinite(logits.max()):  # NaN anywhere, +inf, or nothing but -inf
             raise BackendError("the model's logits are not finite numbers", hint="build with --dtype float32")
         scores = filter_logits(logits, self.sampling, self._seen)
         if self.sampling.temperature == 0:

@@ -7,7 +7,9 @@ amount of text, and every way it can fail is a TrtpruneError.  Tokens are in ``p
 from __future__ import annotations
 
 import datetime
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ __all__ = ["ChatTemplate", "Rendered", "Turn", "find_template"]
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 1 << 24
 MAX_RANGE = 100_000
+MAX_ARGUMENT = 1 << 20
+_LONG_NUMBER = re.compile(r"\d{6}")
 # Private-use characters: no template tests for them, no user types them.
 MARK = "\ue000trtprune\ue001"
 
@@ -83,7 +87,10 @@ class ChatTemplate:
     def __init__(self, source: str | None, image_token: str, tokens: Mapping[str, str]) -> None:
         self.image_token = image_token
         self._tokens = dict(tokens)
-        self._template = None if source is None else _compile(source)
+        self._template: Any = None
+        self._budget = [0]
+        if source is not None:
+            self._template, self._budget = _compile(source)
         self._as_list = self._template is not None and self._takes_lists()
 
     def render(self, turns: Sequence[Turn]) -> Rendered:
@@ -134,6 +141,7 @@ class ChatTemplate:
 
         assert self._template is not None
         pieces, size = [], 0
+        self._budget[0] = MAX_RANGE
         try:
             for piece in self._template.generate(messages=messages, add_generation_prompt=True, **self._tokens):
                 size += len(piece)
@@ -154,6 +162,46 @@ class ChatTemplate:
         return "".join(pieces)
 
 
+def _check_operands(operator: str, left: Any, right: Any) -> None:
+    import jinja2
+
+    def size(value: Any) -> float:
+        return len(value) if isinstance(value, str | bytes | list | tuple) else abs(value)
+
+    try:
+        if operator == "%":
+            bad = isinstance(left, str) and _LONG_NUMBER.search(left) is not None
+        elif operator == "**":
+            bad = size(left) > 1000 or size(right) > 100
+        elif operator == "*":
+            bad = size(left) * size(right) > MAX_RENDERED_CHARS and not (
+                isinstance(left, int | float) and isinstance(right, int | float)
+            )
+        else:
+            bad = isinstance(left, str) and size(left) + size(right) > MAX_RENDERED_CHARS
+    except TypeError:  # operands of other kinds: the operator itself will say so
+        return
+    if bad:
+        raise jinja2.exceptions.SecurityError(f"{operator} with operands that large")
+
+
+def _check_arguments(function: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    import jinja2
+
+    for value in (*arguments, *named.values()):
+        if isinstance(value, int | float) and abs(value) > MAX_ARGUMENT:
+            raise jinja2.exceptions.SecurityError(f"an argument of {value:.3g}")
+    # The sandbox wraps str.format; what it wraps knows the text.
+    owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+    texts = [value for value in (owner, *arguments[:1]) if isinstance(value, str)]
+    name = getattr(function, "__name__", "")
+    if name in ("format", "format_map", "replace", "join", "expandtabs", "translate", "") and texts:
+        if name in ("replace", "join", "translate") and sum(map(len, texts)) > MAX_ARGUMENT:
+            raise jinja2.exceptions.SecurityError(f"{name} of a text that long")
+        if name in ("format", "format_map", "") and any(_LONG_NUMBER.search(text) for text in texts[:1]):
+            raise jinja2.exceptions.SecurityError("a format that wide")
+
+
 def _compile(source: str) -> Any:
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -170,27 +218,34 @@ def _compile(source: str) -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """Also refuses the cheap ways to burn memory in one expression."""
+        """Also refuses the cheap ways to burn memory or time in one expression."""
 
-        intercepted_binops = frozenset(["*", "**"])
+        intercepted_binops = frozenset(["*", "**", "%", "+"])
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            """``*`` and ``**`` with operands that stay small."""
-            if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
-                for value, other in ((left, right), (right, left)):
-                    length = len(value) if isinstance(value, str | list | tuple) else abs(value)
-                    times = 1 if isinstance(other, str | list | tuple) else abs(other)
-                    if operator == "**" and (abs(left) > 1000 or abs(right) > 100):
-                        raise jinja2.exceptions.SecurityError("a power that large")
-                    if operator == "*" and length * times > MAX_RENDERED_CHARS:
-                        raise jinja2.exceptions.SecurityError("a repetition that large")
+            """The operators that can make much out of little."""
+            _check_operands(operator, left, right)
             return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
+            """Calls, methods of strings like ``center`` and ``zfill`` among them."""
+            _check_arguments(function, arguments, named)
+            return super().call(context, function, *arguments, **named)
 
     def bounded_range(*arguments: int) -> range:
         result = range(*arguments)
-        if len(result) > MAX_RANGE:
-            raise jinja2.exceptions.SecurityError(f"a range above {MAX_RANGE}")
+        budget[0] -= len(result)
+        if budget[0] < 0:
+            raise jinja2.exceptions.SecurityError(f"ranges of more than {MAX_RANGE} in all")
         return result
+
+    def bounded(apply: Any) -> Any:
+        @functools.wraps(apply)
+        def checked(*arguments: Any, **named: Any) -> Any:
+            _check_arguments(None, arguments, named)
+            return apply(*arguments, **named)
+
+        return checked
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -205,15 +260,20 @@ def _compile(source: str) -> Any:
         # jinja2's own filter escapes HTML, which no model was trained on.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    budget = [MAX_RANGE]
     if len(source) > MAX_TEMPLATE_CHARS:
         raise EngineDirError(f"the chat template is longer than {MAX_TEMPLATE_CHARS} characters")
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    # Without the optimiser, which would evaluate constant expressions while it compiles, past the checks above.
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], optimized=False)
+    for name in ("center", "indent", "format", "wordwrap", "batch", "slice", "replace", "round", "truncate"):
+        environment.filters[name] = bounded(environment.filters[name])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     environment.globals["range"] = bounded_range
+    environment.globals["cycler"] = environment.globals["joiner"] = environment.globals["lipsum"] = None
     try:
-        return environment.from_string(source)
+        return environment.from_string(source), budget
     except jinja2.TemplateSyntaxError as error:
         raise EngineDirError(
             f"the chat template is not valid: {error.message} (line {error.lineno})", hint="see the checkpoint's files"
