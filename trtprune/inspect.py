@@ -1,0 +1,204 @@
+"""``inspect``: what an engine directory holds, as facts and as text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
+from trtprune.errors import EngineDirError
+
+__all__ = ["describe", "render"]
+
+OPS_SHOWN = 6
+
+
+def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts of a build, ready for JSON.
+
+    Raises:
+        EngineDirError: if the directory is damaged, or a graph cannot be read.
+    """
+    made = engine_dir if isinstance(engine_dir, EngineDir) else open_engine_dir(engine_dir)
+    files = [_file(made.root, name) for name in (CONFIG_NAME, *sorted(made.files))]
+    model, pruning, kv = made.model, made.pruning, made.kv
+    total = model.visual_tokens
+    return {
+        "path": str(made.root),
+        "backend": made.backend,
+        "dtype": made.dtype,
+        "lowering": dict(made.lowering),
+        "model": {
+            "id": model.id,
+            "revision": model.revision,
+            "digest": model.digest,
+            "family": model.family,
+            "image_size": list(model.image_size),
+            "patch_grid": list(model.patch_grid),
+            "visual_tokens": total,
+            "hidden_size": model.hidden_size,
+            "vocab_size": model.vocab_size,
+            "max_positions": model.max_positions,
+        },
+        "pruning": {
+            "method": pruning.method,
+            "keep": pruning.keep,
+            "keep_range": list(pruning.keep_range),
+            "options": dict(pruning.options),
+            "positions": pruning.positions,
+            "needs": list(pruning.needs),
+            "text_span": pruning.text_span,
+        },
+        "chain": list(made.chain),
+        "components": [
+            {
+                "name": component.name,
+                "onnx": component.onnx,
+                "engine": component.engine,
+                "dtype": component.dtype,
+                "inputs": [_tensor(spec) for spec in component.inputs],
+                "outputs": [_tensor(spec) for spec in component.outputs],
+                "ops": _ops(made.path(component.onnx)),
+            }
+            for component in made.components
+        ],
+        "kv": {
+            "capacity": kv.capacity,
+            "bytes_per_token": kv.bytes_per_token,
+            "layers": kv.num_layers,
+            "kv_heads": kv.num_kv_heads,
+            "head_dim": kv.head_dim,
+            "dtype": kv.dtype,
+            "bytes_at_capacity": kv.capacity * kv.bytes_per_token,
+            "bytes_per_image": pruning.keep * kv.bytes_per_token,
+            "bytes_per_image_unpruned": total * kv.bytes_per_token,
+            "images_at_capacity": kv.capacity // max(1, pruning.keep),
+            "images_at_capacity_unpruned": kv.capacity // max(1, total),
+        },
+        "built_with": dict(made.built_with),
+        "build_digest": made.build_digest,
+        "files": files,
+        "bytes": sum(file["bytes"] for file in files),
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts as lines of text, at most as wide as the terminal."""
+    import shutil
+    from io import StringIO
+
+    from rich.console import Console
+
+    out = StringIO()
+    # Not on a terminal there is no width to keep to, and a path cut in two is of no use to grep.
+    columns = shutil.get_terminal_size((160, 0)).columns
+    console = Console(file=out, width=max(80, columns), highlight=False, markup=False, emoji=False)
+    for table in _tables(facts):
+        console.print(table)
+        console.print()
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _tables(facts: dict[str, Any]) -> list[Any]:
+    from rich import box
+    from rich.table import Table
+
+    model, pruning, kv = facts["model"], facts["pruning"], facts["kv"]
+    total = model["visual_tokens"]
+    low, high = pruning["keep_range"]
+    rows = [
+        ("model", f"{model['id']}" + (f" at {model['revision'][:12]}" if model["revision"] else "")),
+        ("family", f"{model['family']}, hidden size {model['hidden_size']}, {kv['layers']} layers"),
+        (
+            "image",
+            f"{model['image_size'][1]} x {model['image_size'][0]} pixels, "
+            f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches, {total} visual tokens",
+        ),
+        ("method", " ".join([pruning["method"], *(f"{k}={v}" for k, v in sorted(pruning["options"].items()))])),
+        ("budget", f"{total} → {pruning['keep']} visual tokens ({_percent(pruning['keep'], total)} kept), "
+                   f"--keep {low} to {high} without building again"),
+        ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
+        ("backend", f"{facts['backend']}, {facts['dtype']}, "
+                    + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
+        ("kv cache", f"{_size(kv['bytes_per_token'])} a token; a picture takes {_size(kv['bytes_per_image'])} "
+                     f"instead of {_size(kv['bytes_per_image_unpruned'])}"),
+        ("capacity", f"{kv['capacity']} tokens ({_size(kv['bytes_at_capacity'])}): {kv['images_at_capacity']} pictures "
+                     f"instead of {kv['images_at_capacity_unpruned']}"),
+        ("built with", ", ".join(f"{key} {value}" for key, value in sorted(facts["built_with"].items()))),
+        ("path", f"{facts['path']} ({_size(facts['bytes'])})"),
+    ]  # fmt: skip
+    summary = Table.grid(padding=(0, 2))
+    for row in rows:
+        summary.add_row(*row)
+    components = Table("component", "input", "output", "nodes", "most used", box=box.SIMPLE_HEAD, pad_edge=False)
+    for component in facts["components"]:
+        ops = component["ops"]
+        most = sorted(ops.items(), key=lambda item: (-item[1], item[0]))[:OPS_SHOWN]
+        components.add_row(
+            component["name"],
+            _specs(component["inputs"]),
+            _specs(component["outputs"]),
+            str(sum(ops.values())),
+            ", ".join(f"{name} {count}" for name, count in most),
+        )
+    files = Table("file", "size", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    files.columns[0].overflow = "fold"
+    files.columns[1].justify = "right"
+    for file in facts["files"]:
+        shared = f"shared with {file['links'] - 1} other place" if file["links"] > 1 else ""
+        files.add_row(file["name"], _size(file["bytes"]), shared + ("s" if file["links"] > 2 else ""))
+    return [summary, components, files]
+
+
+def _specs(specs: list[dict[str, Any]]) -> str:
+    """One line a tensor; the two caches of 32 layers are one line."""
+    lines, seen = [], set()
+    for spec in specs:
+        name = ".".join("*" if part.isdigit() else part for part in spec["name"].split("."))
+        if name not in seen:
+            seen.add(name)
+            lines.append(f"{name} {spec['dtype']} [{', '.join(map(str, spec['shape']))}]")
+    return "\n".join(lines)
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _file(root: Path, name: str) -> dict[str, Any]:
+    status = (root / name).stat()
+    return {"name": name, "bytes": status.st_size, "links": status.st_nlink}
+
+
+def _ops(path: Path) -> dict[str, int]:
+    """How often each operator occurs, in the graph, its functions' bodies and the bodies of loops."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own classes
+        raise EngineDirError(f"{path}: not a readable ONNX graph: {error}", hint="build it again") from None
+    counts: dict[str, int] = {}
+    stack: list[Any] = [model.graph, *model.functions]
+    while stack:
+        for node in stack.pop().node:
+            name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+            counts[name] = counts.get(name, 0) + 1
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+                stack.extend(attribute.graphs)
+    return dict(sorted(counts.items()))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
