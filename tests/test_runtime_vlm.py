@@ -1,0 +1,448 @@
+"""Batches, streams, turns, budgets and everything a caller can get wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trtprune
+from tests import tiny
+from tests.runtime_kit import Kit, kept_rows, picture, record
+from trtprune.errors import BackendError, BudgetError, EngineDirError, InputError
+from trtprune.runtime import Request, Vlm
+from trtprune.runtime.chain import Clock
+from trtprune.runtime.kv_cache import check_length, round_capacity
+from trtprune.runtime.template import Turn
+
+QUESTION = "What is on the table?"
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit.make(tmp_path_factory.mktemp("vlm") / "clip", tiny.Tiny(seed=21))
+
+
+@pytest.fixture(scope="module")
+def vlm(kit: Kit) -> Vlm:
+    return kit.load("adafv", method="adafv", keep=6, keep_range=(2, 12))
+
+
+@pytest.fixture(scope="module")
+def drawn(kit: Kit) -> Vlm:
+    return kit.load("random", method="random", keep=6, positions="original")
+
+
+def same(first: Any, second: Any) -> bool:
+    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
+        second.token_ids,
+        second.text,
+        second.kept_indices,
+        second.finish_reason,
+    )
+
+
+# -- batches
+
+
+@pytest.mark.parametrize("which", ["adafv", "random"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_are_what_they_are_alone(vlm: Vlm, drawn: Vlm, which: str, temperature: float) -> None:
+    """Prompts of different lengths, image counts, budgets, lengths and seeds, beside each other."""
+    model = vlm if which == "adafv" else drawn
+    requests = [
+        Request([picture(1)], QUESTION, max_new_tokens=20),
+        Request([picture(2), picture(3)], "Which?", keep=3, seed=5),
+        Request(picture(1), "A rather longer question, so that the others are padded", keep=11, max_new_tokens=1),
+        Request([picture(4)], QUESTION, system="Be brief.", seed=9, max_new_tokens=33),
+        Request([picture(4)], "<image> raw", raw_prompt=True, keep=2),
+    ]
+    shared = {"max_new_tokens": 12, "temperature": temperature, "seed": 1}
+    together = model.generate_batch(requests, **shared)
+    for request, result in zip(requests, together, strict=True):
+        assert same(result, model.generate_batch([request], **shared)[0])
+    assert [len(r.token_ids) for r in together] == [
+        20 if r.max_new_tokens == 20 else len(t.token_ids) for r, t in zip(requests, together, strict=True)
+    ] or any(t.finish_reason == "stop" for t in together)
+    shuffled = model.generate_batch(requests[::-1], **shared)[::-1]
+    assert all(same(a, b) for a, b in zip(together, shuffled, strict=True))
+
+
+def test_rows_that_finish_early(vlm: Vlm) -> None:
+    """One row stops at a stop string while the other goes on, unchanged."""
+    requests = [Request(picture(1), QUESTION), Request(picture(5), "Why?")]
+    free = [vlm.generate_batch([r], max_new_tokens=24)[0] for r in requests]
+    length = next(n for n in range(3, 60) if free[0].text[4 : 4 + n] not in free[1].text)
+    stop = free[0].text[4 : 4 + length]
+    first, second = vlm.generate_batch(requests, max_new_tokens=24, stop=stop)
+    assert first.finish_reason == "stop"
+    assert first.text == free[0].text[: free[0].text.find(stop)]
+    assert same(second, free[1])
+
+
+def test_equal_pictures_are_looked_at_once(vlm: Vlm, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture(3).save(path)
+    seen: list[int] = []
+    look = vlm.chain.look
+    vlm.chain.look = lambda pixels: seen.append(len(pixels)) or look(pixels)  # type: ignore
+    try:
+        data, image = path.read_bytes(), picture(3)
+        sources = [path, path, str(path), data, bytes(bytearray(data)), image, image]
+        found = vlm.generate_batch([Request(s, QUESTION) for s in sources], max_new_tokens=3)
+    finally:
+        del vlm.chain.look
+    assert seen == [3]
+    assert all(same(f, found[0]) for f in found)
+
+
+def test_more_pictures_than_one_vision_run(drawn: Vlm) -> None:
+    many = [Request(picture(i), "Why?", keep=2) for i in range(11)]
+    found = drawn.generate_batch(many, max_new_tokens=2, seed=0)
+    assert same(found[10], drawn.generate_batch(many[10:], max_new_tokens=2, seed=0)[0])
+
+
+def test_an_empty_batch(vlm: Vlm) -> None:
+    assert vlm.generate_batch([]) == []
+
+
+def test_pictures_of_one_request_draw_differently(drawn: Vlm) -> None:
+    first, second = drawn.generate([picture(1), picture(1)], QUESTION, seed=3, max_new_tokens=1).kept_indices
+    assert first != second
+
+
+# -- results and streams
+
+
+def test_result(vlm: Vlm) -> None:
+    result = vlm.generate([picture(1), picture(2)], QUESTION, keep=4, max_new_tokens=7)
+    assert (result.method, result.visual_tokens, result.kept_tokens) == ("adafv", 32, 8)
+    assert all(indices == sorted(set(indices)) and len(indices) == 4 for indices in result.kept_indices)
+    data = json.loads(json.dumps(result.to_json()))
+    assert list(data) == [
+        "text",
+        "token_ids",
+        "finish_reason",
+        "method",
+        "visual_tokens",
+        "kept_tokens",
+        "kept_indices",
+        "timings_ms",
+        "tokens_per_second",
+        "kv_cache_bytes",
+    ]
+    assert list(data["timings_ms"]) == ["preprocess", "vision", "prune", "prefill", "decode", "total"]
+    assert all(ms > 0 for ms in data["timings_ms"].values())
+    assert sum(data["timings_ms"].values()) - data["timings_ms"]["total"] <= data["timings_ms"]["total"]
+    assert result.tokens_per_second > 0
+    single = vlm.generate(picture(1), QUESTION, keep=4, max_new_tokens=1)
+    assert single.to_json()["kept_indices"] == single.kept_indices[0]
+    assert single.tokens_per_second == 0
+
+
+@pytest.mark.parametrize("stop", [None, "by-text"])
+def test_stream(vlm: Vlm, stop: str | None) -> None:
+    plain = vlm.generate(picture(1), QUESTION, max_new_tokens=20)
+    stop = None if stop is None else plain.text[5:8]
+    expected = vlm.generate(picture(1), QUESTION, max_new_tokens=20, stop=stop)
+    stream = vlm.stream(picture(1), QUESTION, max_new_tokens=20, stop=stop)
+    with pytest.raises(RuntimeError):
+        _ = stream.result
+    pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == expected.text
+    assert same(stream.result, expected)
+
+
+def test_an_abandoned_stream_leaves_no_trace(vlm: Vlm) -> None:
+    expected = vlm.generate(picture(1), QUESTION, max_new_tokens=9)
+    stream = vlm.stream(picture(2), "Why?", max_new_tokens=20)
+    next(stream)
+    assert same(vlm.generate(picture(1), QUESTION, max_new_tokens=9), expected)
+    # The stream goes on with a cache of its own.
+    assert stream.__class__.__name__ == "Stream"
+    rest = list(stream)
+    assert rest
+
+
+def test_end_of_sequence(kit: Kit, vlm: Vlm) -> None:
+    """A token of the model's own answer as end of sequence: it is in the ids, not in the text."""
+    plain = vlm.generate(picture(1), QUESTION, max_new_tokens=10)
+    out = vlm.config.root
+    data = json.loads((out / "config.json").read_text())
+    data["model"]["eos_token_ids"] = [plain.token_ids[4]]
+    copy = kit.path.parent / "eos"
+    shutil.copytree(out, copy)
+    (copy / "config.json").write_text(json.dumps(data))
+    result = trtprune.load(copy).generate(picture(1), QUESTION, max_new_tokens=10)
+    place = plain.token_ids.index(plain.token_ids[4])
+    assert result.token_ids == plain.token_ids[: place + 1]
+    assert result.finish_reason == "stop"
+
+
+def test_an_engine_directory_that_was_moved(kit: Kit, vlm: Vlm, tmp_path: Path) -> None:
+    expected = vlm.generate(picture(1), QUESTION, max_new_tokens=5)
+    moved = tmp_path / "elsewhere" / "out"
+    shutil.copytree(vlm.config.root, moved)
+    assert same(trtprune.load(moved).generate(picture(1), QUESTION, max_new_tokens=5), expected)
+
+
+# -- seeds
+
+
+def test_seeds(drawn: Vlm) -> None:
+    def ask(**settings: Any) -> list[int]:
+        return drawn.generate(picture(1), QUESTION, max_new_tokens=16, **settings).token_ids
+
+    assert ask(temperature=1.5, seed=1) == ask(temperature=1.5, seed=1)
+    assert ask(temperature=1.5, seed=1) != ask(temperature=1.5, seed=2)
+    greedy = drawn.generate(picture(1), QUESTION, max_new_tokens=16, seed=0)
+    assert same(drawn.generate(picture(1), QUESTION, max_new_tokens=16), greedy)
+
+
+def test_repetition_penalty_equals_transformers(kit: Kit) -> None:
+    plain = kit.load("plain", method="none")
+    inputs = kit.inputs([picture(1)], QUESTION)
+    out = kit.model.generate(**inputs, max_new_tokens=24, do_sample=False, repetition_penalty=1.4)
+    expected = out[0, inputs["input_ids"].shape[1] :].tolist()
+    assert plain.generate(picture(1), QUESTION, max_new_tokens=24, repetition_penalty=1.4).token_ids == expected
+
+
+# -- turns
+
+
+def from_scratch(vlm: Vlm, chat: Any, question: str, kept: list[list[int]], images: list[Any]) -> np.ndarray:
+    """Logits after the whole conversation, computed without any cache, with these kept tokens."""
+    turns = list(chat.turns)
+    first = next(i for i, t in enumerate(turns) if t.role == "user") if turns else None
+    assert first is None or turns[first].images == len(images)
+    prompt = vlm.encoder.encode([*turns, Turn("user", question, 0 if turns else len(images))])
+    features = vlm.features(images, Clock())
+    embeds = vlm.chain.embed(prompt.ids[None])[0]
+    rows = [f.image[k] for f, k in zip(features, kept, strict=True)]
+    layout = vlm.lay_out(prompt, embeds, rows, [np.array(k) for k in kept])
+    cache = vlm.chain.session("decoder").new_cache(1, 512)
+    return vlm.chain.prefill([layout], cache)[0]
+
+
+@pytest.mark.parametrize("which", ["adafv", "random"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_turns_with_the_first_selection(kit: Kit, which: str, count: int) -> None:
+    """What the cache gives equals a prefill of the whole conversation with the same tokens."""
+    build = {} if which == "adafv" else {"positions": "original"}
+    model = kit.load(f"turns-{which}", method=which, keep=5, **build)
+    recorder = record(model)
+    images = [picture(i) for i in range(count)]
+    chat = model.chat(images)
+    kept, before = None, 0
+    for number, question in enumerate(["What is it?", "Why is it so?", "And now?", "Really?"]):
+        expected = from_scratch(model, chat, question, kept, images) if kept else None
+        recorder.logits.clear()
+        calls = []
+        run = recorder.session.run
+        recorder.session.run = lambda inputs, cache=None: calls.append(inputs) or run(inputs, cache)  # noqa: B023
+        result = chat.ask(question, repick=False, max_new_tokens=9 + 4 * number, stop="~")
+        del recorder.session.run
+        if expected is not None:
+            np.testing.assert_allclose(recorder.logits[0][0], expected, rtol=0, atol=1e-4)
+            assert result.kept_indices == kept
+            # The last prompt was not computed again; the answer may be, for its text can have other tokens.
+            assert calls[0]["write_index"][0] >= before - 2
+            assert calls[0]["inputs_embeds"].shape[1] == result.prompt_tokens - calls[0]["write_index"][0]
+        kept, before = result.kept_indices, result.prompt_tokens
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 4
+
+
+def test_turns_that_select_anew(vlm: Vlm) -> None:
+    chat = vlm.chat(picture(1))
+    first = chat.ask("What is it?", max_new_tokens=5)
+    assert same(first, vlm.generate(picture(1), "What is it?", max_new_tokens=5))
+    second = chat.ask("Where is the red one?", max_new_tokens=5, keep=9)
+    prompt = vlm.encoder.encode(
+        [Turn("user", "What is it?", 1), Turn("assistant", first.text), Turn("user", "Where is the red one?")]
+    )
+    view = vlm.look(picture(1), "Where is the red one?")
+    assert second.kept_tokens == 9
+    assert second.prompt_tokens == len(prompt.ids) - 1 + 9
+    assert second.timings["vision"] == 0
+    expected = vlm.chain.prune(view.features, vlm.chain.embed(prompt.ids[None])[0][prompt.span("question")], 9, 0)[0]
+    assert second.kept_indices == [expected.tolist()]
+    # Going back to a kept selection continues with the last one.
+    third = chat.ask("Sure?", repick=False, max_new_tokens=3)
+    assert third.kept_indices == second.kept_indices
+    with pytest.raises(InputError, match="--keep 3"):
+        chat.ask("Sure?", repick=False, keep=3)
+
+
+def test_a_failed_question_changes_nothing(vlm: Vlm) -> None:
+    chat = vlm.chat(picture(1))
+    chat.ask("What is it?", max_new_tokens=4)
+    twin = vlm.chat(picture(1))
+    twin.ask("What is it?", max_new_tokens=4)
+    for bad in ({"keep": 99}, {"max_new_tokens": 5000}, {"max_new_tokens": 0}, {"stop": ""}, {"top_p": 7}):
+        with pytest.raises((BudgetError, InputError)):
+            chat.ask("Why?", **bad)
+    with pytest.raises(InputError):
+        chat.ask("Why <image>?")
+    assert same(chat.ask("Why?", max_new_tokens=6), twin.ask("Why?", max_new_tokens=6))
+
+
+def test_two_conversations_do_not_mix(vlm: Vlm) -> None:
+    def talk(*order: int) -> list[Any]:
+        chats = [vlm.chat(picture(i)) for i in range(2)]
+        for i in order:
+            last[i] = chats[i].ask(f"Question {i}?", repick=False, max_new_tokens=6)
+        return [last[0], last[1]]
+
+    last: dict[int, Any] = {}
+    apart, mixed = talk(0, 0, 1, 1), talk(0, 1, 0, 1)
+    assert all(same(a, b) for a, b in zip(apart, mixed, strict=True))
+
+
+# -- budgets and limits
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1, 13, 17, 2.5, True])
+def test_keep_out_of_range(vlm: Vlm, keep: Any) -> None:
+    with pytest.raises(BudgetError, match="--keep"):
+        vlm.generate(picture(), QUESTION, keep=keep)
+
+
+def test_every_budget_in_range(vlm: Vlm) -> None:
+    for keep in range(2, 13):
+        assert vlm.generate(picture(), QUESTION, keep=keep, max_new_tokens=1).kept_tokens == keep
+
+
+def test_method_none(kit: Kit) -> None:
+    plain = kit.load("plain", method="none")
+    assert plain.generate(picture(), QUESTION, keep=16, max_new_tokens=1).kept_indices == [list(range(16))]
+    with pytest.raises(BudgetError, match=r"--keep 8: method none keeps all 16"):
+        plain.generate(picture(), QUESTION, keep=8)
+
+
+def test_keeping_all_equals_not_pruning(kit: Kit) -> None:
+    plain, pruned = kit.load("plain", method="none"), kit.load("all", method="fastervlm", keep=16)
+    assert same(plain.generate(picture(), QUESTION), pruned.generate(picture(), QUESTION))
+
+
+def test_capacity(kit: Kit) -> None:
+    small = kit.load("small", method="adafv", keep=4, max_seq_len=64)
+    full = small.generate(picture(), "Why?", max_new_tokens=4)
+    room = 64 - full.prompt_tokens + 1
+    result = small.generate(picture(), "Why?", max_new_tokens=room)
+    assert result.finish_reason == "stop" or len(result.token_ids) == room
+    assert result.kv_cache_bytes == 64 * small.config.kv.bytes_per_token
+    assert full.kv_cache_bytes < result.kv_cache_bytes
+    assert full.kv_cache_bytes == round_capacity(full.prompt_tokens + 3, 64) * small.config.kv.bytes_per_token
+    with pytest.raises(InputError, match=rf"--max-new-tokens up to {room}"):
+        small.generate(picture(), "Why?", max_new_tokens=room + 1)
+    with pytest.raises(InputError, match="--max-seq-len"):
+        small.generate(picture(), "Why?" * 20, max_new_tokens=1)
+    ragged = [Request(picture(), "Why?", max_new_tokens=2), Request(picture(), "Why?", max_new_tokens=room)]
+    assert same(small.generate_batch(ragged)[1], result)
+
+
+def test_positions_of_the_model(drawn: Vlm) -> None:
+    """Original positions count dropped tokens, too: the cache is not the only limit."""
+    count = 512 // 16
+    with pytest.raises(InputError, match="positions end at 512"):
+        drawn.generate([picture()] * count, "Why?", keep=1, max_new_tokens=1)
+
+
+def test_pruning_saves_cache(vlm: Vlm) -> None:
+    many, few = (vlm.generate(picture(), "x" * 150, keep=k, max_new_tokens=60).kv_cache_bytes for k in (12, 2))
+    assert few <= many
+
+
+def test_round_capacity() -> None:
+    assert [round_capacity(n, 1000) for n in (1, 16, 17, 256, 257, 321, 999, 1000)] == [
+        16, 16, 32, 256, 320, 384, 1000, 1000
+    ]  # fmt: skip
+    check_length(10, 5, 14)
+    with pytest.raises(InputError):
+        check_length(10, 6, 14)
+
+
+# -- bad requests
+
+
+def test_no_image(vlm: Vlm) -> None:
+    for images in ([], None, ()):
+        with pytest.raises(InputError, match="no image"):
+            vlm.generate(images, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"max_new_tokens": 1.5}, "--max-new-tokens"),
+        ({"temperature": -1}, "--temperature"),
+        ({"stop": [""]}, "--stop"),
+        ({"prompt": "a <image> b"}, "stands for an image"),
+        ({"prompt": 5}, "must be text"),
+        ({"images": "missing.png"}, "missing.png"),
+        ({"images": b"nonsense"}, "not a picture"),
+        ({"raw_prompt": True}, "raw prompt"),
+    ],
+)
+def test_bad_requests(vlm: Vlm, arguments: dict[str, Any], named: str) -> None:
+    values: dict[str, Any] = {"images": picture(), "prompt": QUESTION, **arguments}
+    with pytest.raises(InputError, match=named):
+        vlm.generate(**values)
+    assert vlm.generate(picture(), QUESTION, max_new_tokens=1).token_ids
+
+
+def test_pixel_limit(vlm: Vlm) -> None:
+    strict = trtprune.load(vlm.config.root, max_pixels=100)
+    with pytest.raises(InputError, match="above the limit of 100"):
+        strict.generate(picture(), QUESTION)
+
+
+def test_grey_and_rotated_pictures_answer(vlm: Vlm) -> None:
+    stream = io.BytesIO()
+    picture().convert("L").save(stream, "JPEG")
+    assert vlm.generate(stream.getvalue(), QUESTION, max_new_tokens=1).token_ids
+
+
+def test_directories_that_are_refused(kit: Kit, vlm: Vlm, tmp_path: Path) -> None:
+    with pytest.raises(EngineDirError, match="no such engine directory"):
+        trtprune.load(tmp_path / "nothing")
+    other = tmp_path / "rtx"
+    trtprune.build(str(kit.path), other, keep=4, backend="tensorrt-rtx", export_only=True)
+    with pytest.raises(BackendError, match="tensorrt-rtx"):
+        trtprune.load(other)
+    copy = tmp_path / "changed"
+    shutil.copytree(vlm.config.root, copy)
+    text = (copy / "tokenizer.json").read_text()
+    (copy / "tokenizer.json").write_text(text.replace("Ġ", "ġ"))
+    with pytest.raises(EngineDirError, match=r"tokenizer\.json"):
+        trtprune.load(copy)
+
+
+def test_the_runtime_imports_no_model_code() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, trtprune.runtime; "
+        "bad = {'torch', 'transformers', 'onnx', 'onnx_ir', 'onnxscript', 'trtprune.graph', 'trtprune.models'}; "
+        "sys.exit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_look_and_select(vlm: Vlm) -> None:
+    view = vlm.look(picture(1), QUESTION)
+    expected = vlm.generate(picture(1), QUESTION, keep=7, max_new_tokens=1).kept_indices[0]
+    assert vlm.select(view, keep=7).tolist() == expected
+    assert vlm.select(view, keep=7, method="adafv").tolist() == expected
+    assert len(vlm.select(view, keep=3, method="fastervlm")) == 3
+    assert view.geometry.width == view.geometry.height == 56
+    rows = kept_rows(np.array([1, *[tiny.IMAGE_TOKEN_ID] * 16, 2]), [expected], 16)
+    assert rows.tolist() == [0, *(i + 1 for i in expected), 17]
