@@ -102,7 +102,10 @@ def f32(g: Graph, number: float) -> ir.Value:
 
 
 def top(g: Graph, scores: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The ``keep`` (int64 [1]) largest of ``scores`` [batch, N], best first, and their indices int64."""
+    """The ``keep`` (int64 [1]) largest of ``scores`` [batch, N], best first, and their indices int64.
+
+    Of equal scores ONNX Runtime takes the lower index first, as the references do.  TensorRT promises no order.
+    """
     values, indices = g.op.TopK(scores, keep, axis=-1, largest=1, sorted=1, _outputs=2)
     return values, indices
 
