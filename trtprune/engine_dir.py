@@ -44,6 +44,9 @@ SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
 # Hashing runs at about 1–2 GB/s: below this, checking every byte at load is not noticed.
 FULL_CHECK_BYTES = 1 << 30
+MAX_CONFIG_BYTES = 16_000_000
+MAX_SIZE = 1 << 40
+DIGEST = re.compile(r"sha256(-header-size)?:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -184,11 +187,13 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
             f"{root}: no such engine directory", hint="make one: trtprune build --model demo --keep 64 -o OUT"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_read_config(path))
+        # A lone surrogate passes the parser and would blow up in the first message that prints it.
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         hint = "give the directory that trtprune build wrote; a build that was cut off leaves none"
         raise EngineDirError(f"{root}: not an engine directory, {CONFIG_NAME} is missing", hint=hint) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
     schema = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
@@ -204,6 +209,7 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
         engine_dir = dataclasses.replace(decode(EngineDir, data), root=root)
     except DecodeError as error:
         raise EngineDirError(f"{path}: {error}", hint="build the directory again") from None
+    _check_values(engine_dir, path)
     if backend is not None and engine_dir.backend != backend:
         raise EngineDirError(
             f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
@@ -211,6 +217,45 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
         )
     _check_files(engine_dir, verify)
     return engine_dir
+
+
+def _read_config(path: Path) -> str:
+    if not path.is_file():
+        if path.exists():  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
+        raise FileNotFoundError(path)
+    with path.open("rb") as stream:
+        data = stream.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise OSError(f"larger than {MAX_CONFIG_BYTES} bytes")
+    return data.decode("utf-8")
+
+
+def _check_values(made: EngineDir, path: Path) -> None:
+    """Numbers that would be used as sizes before anything else could notice that they make no sense."""
+    model, pruning, kv = made.model, made.pruning, made.kv
+    positive = {
+        **{f"model.{name}": getattr(model, name) for name in ("visual_tokens", "hidden_size", "vocab_size")},
+        **{f"model.{name}": min(getattr(model, name)) for name in ("image_size", "patch_grid")},
+        "model.max_positions": model.max_positions,
+        **{f"kv.{name}": getattr(kv, name) for name in ("capacity", "bytes_per_token", "num_layers")},
+        **{f"kv.{name}": getattr(kv, name) for name in ("num_kv_heads", "head_dim")},
+    }
+    wrong = [f"config.{name} must be between 1 and {MAX_SIZE}" for name, n in positive.items() if not 0 < n <= MAX_SIZE]
+    low, high = pruning.keep_range
+    if not 1 <= low <= high <= model.visual_tokens:
+        wrong.append(f"config.pruning.keep_range must lie between 1 and {model.visual_tokens}")
+    if not low <= pruning.keep <= high:
+        wrong.append("config.pruning.keep must lie in keep_range")
+    names = [component.name for component in made.components]
+    wrong += [f"config.components: '{name}' occurs twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    wrong += [f"config.chain: there is no component '{name}'" for name in made.chain if name not in names]
+    for name, digests in made.files.items():
+        # An empty entry would check nothing and look checked.
+        if not digests.split() or not all(DIGEST.fullmatch(digest) for digest in digests.split()):
+            wrong.append(f"config.files: no valid digest for {name!r:.200}")
+    if wrong:
+        raise EngineDirError(f"{path}: {wrong[0]}", hint="build the directory again")
 
 
 def digest_file(path: Path) -> str:
@@ -247,10 +292,16 @@ def _inside(root: Path, relative: str) -> Path:
         or re.match(r"^[A-Za-z]:", relative) is not None
     )
     path = root.joinpath(*pure.parts)
-    # A symbolic link may lead outside even where the text of the path does not.
-    if bad or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        # A symbolic link may lead outside even where the text of the path does not.
+        bad = bad or not path.resolve().is_relative_to(root.resolve())
+        path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, not encodable, a circle of links
+        bad = True
+    if bad:
         raise EngineDirError(
-            f"{root / CONFIG_NAME}: path {relative!r} leaves the engine directory", hint="build it again"
+            f"{root / CONFIG_NAME}: path {relative!r:.200} leaves the engine directory or is no path",
+            hint="build it again",
         )
     return path
 
@@ -269,7 +320,9 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
     for name in _named_files(engine_dir):
         engine_dir.path(name)
         if name not in paths:
-            raise EngineDirError(f"{engine_dir.root}: {name} is used but not listed in files", hint="build it again")
+            raise EngineDirError(
+                f"{engine_dir.root / CONFIG_NAME}: {name} is used but not listed in files", hint="build it again"
+            )
     for path in paths.values():
         if not path.is_file():
             raise EngineDirError(f"{path}: missing", hint="copy the whole directory, or build it again")
@@ -282,12 +335,14 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
         recorded = engine_dir.files[name]
         # A weight file carries its cheap digest first; the fast check stops there.
         for digest in recorded.split():
-            if digest.startswith("sha256-header-size:"):
-                found = digest_weights(path)
-            elif name in weights and verify == "fast":
+            if name in weights and verify == "fast" and digest.startswith("sha256:"):
                 continue
-            else:
-                found = digest_file(path)
+            try:
+                found = digest_weights(path) if digest.startswith("sha256-header-size:") else digest_file(path)
+            except OSError as error:
+                raise EngineDirError(
+                    f"{path}: cannot be read: {error.strerror or error}", hint="check the file's permissions"
+                ) from None
             if found != digest:
                 raise EngineDirError(
                     f"{path}: its content is not what was built (digest differs)",

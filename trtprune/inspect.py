@@ -11,7 +11,7 @@ from trtprune.errors import EngineDirError
 
 __all__ = ["describe", "render"]
 
-OPS_SHOWN = 6
+OPS_SHOWN = 8
 
 
 def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
@@ -131,17 +131,14 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
     summary = Table.grid(padding=(0, 2))
     for row in rows:
         summary.add_row(*row)
-    components = Table("component", "input", "output", "nodes", "most used", box=box.SIMPLE_HEAD, pad_edge=False)
+    components = Table("component", "", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for component in facts["components"]:
         ops = component["ops"]
         most = sorted(ops.items(), key=lambda item: (-item[1], item[0]))[:OPS_SHOWN]
-        components.add_row(
-            component["name"],
-            _specs(component["inputs"]),
-            _specs(component["outputs"]),
-            str(sum(ops.values())),
-            ", ".join(f"{name} {count}" for name, count in most),
-        )
+        used = ", ".join(f"{name} {count}" for name, count in most)
+        components.add_row(component["name"], "in", _specs(component["inputs"]))
+        components.add_row("", "out", _specs(component["outputs"]))
+        components.add_row("", "ops", f"{sum(ops.values())}: {used}" + (", …" if len(ops) > OPS_SHOWN else ""))
     files = Table("file", "size", "", box=box.SIMPLE_HEAD, pad_edge=False)
     files.columns[0].overflow = "fold"
     files.columns[1].justify = "right"
