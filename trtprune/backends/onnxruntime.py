@@ -27,6 +27,7 @@ __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threa
 PROVIDERS = ("cpu", "cuda", "openvino")
 EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
 OPTIONS = {"cpu": (), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
+CACHE_UPDATES = ("TensorScatter", "ScatterElements")
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; onnx is not needed for anything else here
 
 
@@ -139,8 +140,8 @@ class OrtBackend:
             raise BackendError(
                 f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {_first_line(error)}"
             ) from None
-        self._check_provider(session, onnx_path)
-        return OrtSession(ort, session, self._device(), inputs, outputs)
+        in_place = self._check_provider(session, onnx_path)
+        return OrtSession(ort, session, self._device(), inputs, outputs, in_place=in_place)
 
     def _device(self) -> tuple[str, int]:
         return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
@@ -172,7 +173,10 @@ class OrtBackend:
             raise BackendError(f"--provider openvino: the plug-in does not load: {_first_line(error)}") from None
         devices = [device for device in found if device.device.type == ort.OrtHardwareDeviceType.CPU]
         if not devices:
-            raise BackendError("--provider openvino: the plug-in offers no CPU device here", hint="--provider cpu")
+            raise BackendError(
+                "--provider openvino: the plug-in finds no processor it serves here (it serves Intel's)",
+                hint="--provider cpu",
+            )
         return devices[:1]
 
     def _configure(self, options: Any) -> dict[str, Any]:
@@ -188,24 +192,40 @@ class OrtBackend:
         options.add_provider_for_devices(self._devices, {"load_config": json.dumps(config)})
         return {}
 
-    def _check_provider(self, session: Any, path: Path) -> None:
+    def _check_provider(self, session: Any, path: Path) -> bool:
+        """Whether the cache can be updated in place; raises BackendError if the provider fell away."""
         if self.name == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise BackendError(
                 f"{path}: the CUDA provider did not load (no GPU, or CUDA and cuDNN libraries are missing)",
                 hint="trtprune doctor; --provider cpu runs without a GPU",
             )
-        if self.name == "openvino":
-            assigned = [s for s in session.get_provider_graph_assignment_info() if s.ep_name.startswith("OpenVINO")]
-            # Nothing to accelerate in a lone Gather: that is no failure of the provider.
-            if not assigned and path.stem in ("vision", "decoder"):
-                raise BackendError(f"{path}: the OpenVINO provider took no part of the graph", hint="--provider cpu")
+        if self.name != "openvino":
+            return True
+        parts = [p for p in session.get_provider_graph_assignment_info() if p.ep_name.startswith("OpenVINO")]
+        # Nothing to accelerate in a lone Gather: that is no failure of the provider.
+        if not parts and path.stem in ("vision", "decoder"):
+            raise BackendError(f"{path}: the OpenVINO provider took no part of the graph", hint="--provider cpu")
+        # ONNX Runtime's own kernels notice that input and output are one buffer; a compiled OpenVINO part need not.
+        return not any(node.op_type in CACHE_UPDATES for part in parts for node in part.get_nodes())
 
 
 class OrtCache:
-    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim]."""
+    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim].
 
-    def __init__(self, values: dict[str, Any], batch: int, capacity: int, slab: np.ndarray | None, nbytes: int) -> None:
+    ``spare`` are as many again, where a provider cannot write into what it reads; after a step they change places.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        batch: int,
+        capacity: int,
+        slab: np.ndarray | None,
+        nbytes: int,
+        spare: dict[str, Any] | None = None,
+    ) -> None:
         self.values = values
+        self.spare = spare
         self.batch = batch
         self.capacity = capacity
         self.slab = slab  # On the CPU all buffers are views of this one block of bytes; it must outlive them.
@@ -230,8 +250,11 @@ class OrtSession:
         device: tuple[str, int],
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        in_place: bool = True,
     ) -> None:
         self._ort = ort
+        self.in_place = in_place
         self._session = session
         self._device = device
         self.pairs: tuple[CachePair, ...] = cache_pairs(inputs, outputs)
@@ -274,11 +297,13 @@ class OrtSession:
         if cache is not None:
             for pair in self.pairs:
                 binding.bind_ortvalue_input(pair.past, cache.values[pair.past])
-                binding.bind_ortvalue_output(pair.present, cache.values[pair.past])
+                binding.bind_ortvalue_output(pair.present, (cache.spare or cache.values)[pair.past])
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
+        if cache is not None and cache.spare is not None:
+            cache.values, cache.spare = cache.spare, cache.values
         # Outputs come in the order they were bound; those of the cache are last and are not wanted.
         for spec, value in zip(self.outputs, binding.get_outputs(), strict=False):
             if spec.name not in results:
@@ -301,18 +326,23 @@ class OrtSession:
             shapes[pair.past] = shape
         kinds = {pair.past: numpy_dtype(pair.spec.dtype) for pair in self.pairs}
         sizes = {name: math.prod(shape) * kinds[name].itemsize for name, shape in shapes.items()}
-        total = sum(sizes.values())
+        sets = 1 if self.in_place else 2
+        total = sets * sum(sizes.values())
         if self._device[0] != "cpu":
             return self._device_cache(batch, capacity, shapes, kinds, total, reuse)
         slab = reuse.slab if reuse is not None else None
         if slab is None or slab.nbytes < total:
             slab = _allocate(total)
-        values, start = {}, 0
-        for name, shape in shapes.items():
-            # An OrtValue made of a NumPy array is a view of it, so the block serves caches of any shape.
-            values[name] = self._value(slab[start : start + sizes[name]].view(kinds[name]).reshape(shape))
-            start += sizes[name]
-        cache = OrtCache(values, batch, capacity, slab, total)
+        # An OrtValue made of a NumPy array is a view of it, so the block serves caches of any shape.
+        buffers: list[dict[str, Any]] = []
+        start = 0
+        for _ in range(sets):
+            buffers.append({})
+            for name, shape in shapes.items():
+                view = slab[start : start + sizes[name]].view(kinds[name]).reshape(shape)
+                buffers[-1][name] = self._value(view)
+                start += sizes[name]
+        cache = OrtCache(buffers[0], batch, capacity, slab, total, None if self.in_place else buffers[1])
         cache.zero()
         return cache
 
