@@ -11,7 +11,6 @@ __all__ = ["PAPER", "font", "paragraph", "title_strip"]
 
 PAPER = (255, 255, 255)
 INK = (28, 30, 34)
-QUIET = (96, 100, 108)
 STRIP = 30
 
 
