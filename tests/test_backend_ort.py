@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trtprune.backends.onnxruntime as module
+from trtprune.backends import ort_cache
 from trtprune.backends.binding import bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads
 from trtprune.engine_dir import ComponentInfo, TensorSpec
@@ -144,6 +145,22 @@ def test_memory_is_reused_and_zeroed(session: OrtSession) -> None:
     assert not second.values["past_key_values.0.key"].numpy().any()
     assert second.nbytes == HEADS * 48 * DIM * 4
     assert session.new_cache(4, 64, reuse=second).slab is not first.slab
+    # One long request does not keep its memory for good.
+    assert session.new_cache(1, 16, reuse=session.new_cache(1, 4096)).slab.nbytes == HEADS * 16 * DIM * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_buffers_of_a_device(session: OrtSession, dtype: str) -> None:
+    """The way a device's memory is made, zeroed and read, with the CPU in the device's place."""
+    pairs = cache_pairs((spec("past_key_values.0.key", dtype, *SHAPE),), (spec("present.0.key", dtype, *SHAPE),))
+    made = ort_cache._on_device(session._ort, {"x": (2, 3)}, {"x": numpy_dtype(dtype)}, ("cpu", 0))
+    cache = ort_cache.OrtCache(session._ort, made, {"x": numpy_dtype(dtype)}, 1, 1, 12)
+    values = np.arange(6).reshape(2, 3).astype(numpy_dtype(dtype))
+    cache.values["x"].update_inplace(ort_cache.to_value(session._ort, values))
+    np.testing.assert_array_equal(cache.read("x"), values)
+    cache.zero()
+    assert not cache.read("x").any()
+    assert ort_cache.new_cache(session._ort, pairs, 2, 8).read("past_key_values.0.key").dtype.name == dtype
 
 
 def test_growing(session: OrtSession) -> None:

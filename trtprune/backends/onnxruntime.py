@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.ort_cache import OrtCache, new_cache, to_value
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ PROVIDERS = ("cpu", "cuda", "openvino")
 EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
 OPTIONS = {"cpu": (), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
 CACHE_UPDATES = ("TensorScatter", "ScatterElements")
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; onnx is not needed for anything else here
 
 
 def available_threads() -> int:
@@ -209,37 +209,6 @@ class OrtBackend:
         return not any(node.op_type in CACHE_UPDATES for part in parts for node in part.get_nodes())
 
 
-class OrtCache:
-    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim].
-
-    ``spare`` are as many again, where a provider cannot write into what it reads; after a step they change places.
-    """
-
-    def __init__(
-        self,
-        values: dict[str, Any],
-        batch: int,
-        capacity: int,
-        slab: np.ndarray | None,
-        nbytes: int,
-        spare: dict[str, Any] | None = None,
-    ) -> None:
-        self.values = values
-        self.spare = spare
-        self.batch = batch
-        self.capacity = capacity
-        self.slab = slab  # On the CPU all buffers are views of this one block of bytes; it must outlive them.
-        self.nbytes = nbytes
-
-    def zero(self) -> None:
-        """Sets every byte to 0: what is masked still meets a zero weight, and 0 × NaN would be NaN."""
-        if self.slab is not None:
-            self.slab[: self.nbytes] = 0
-        else:
-            for value in self.values.values():
-                value.update_inplace(np.zeros(value.shape(), value.numpy().dtype))
-
-
 class OrtSession:
     """One graph in ONNX Runtime; see :class:`trtprune.backends.base.Session`."""
 
@@ -278,7 +247,7 @@ class OrtSession:
         binding = self._session.io_binding()
         held: list[Any] = []  # keeps what is bound alive until the run is over
         for name, array in inputs.items():
-            value = self._value(np.ascontiguousarray(array))
+            value = to_value(self._ort, np.ascontiguousarray(array))
             held.append(value)
             binding.bind_ortvalue_input(name, value)
         results: dict[str, np.ndarray] = {}
@@ -289,7 +258,7 @@ class OrtSession:
                 if shape is None:
                     raise BackendError(f"output {spec.name}: bfloat16 of a shape that is not known beforehand")
                 results[spec.name] = np.empty(shape, numpy_dtype("bfloat16"))
-                value = self._value(results[spec.name])
+                value = to_value(self._ort, results[spec.name])
                 held.append(value)
                 binding.bind_ortvalue_output(spec.name, value)
             else:
@@ -310,80 +279,19 @@ class OrtSession:
                 results[spec.name] = value.numpy()
         return results
 
-    def _value(self, array: np.ndarray) -> Any:
-        if array.dtype.name == "bfloat16":
-            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
-        return self._ort.OrtValue.ortvalue_from_numpy(array)
-
     def new_cache(self, batch: int, capacity: int, reuse: OrtCache | None = None) -> OrtCache:
         """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each."""
-        dims = {"batch": batch, "capacity": capacity}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for pair in self.pairs:
-            shape = resolve_shape(pair.spec, dims)
-            if shape is None:
-                raise BackendError(f"{pair.past}: shape {list(pair.spec.shape)} has unknown dimensions")
-            shapes[pair.past] = shape
-        kinds = {pair.past: numpy_dtype(pair.spec.dtype) for pair in self.pairs}
-        sizes = {name: math.prod(shape) * kinds[name].itemsize for name, shape in shapes.items()}
         sets = 1 if self.in_place else 2
-        total = sets * sum(sizes.values())
-        if self._device[0] != "cpu":
-            return self._device_cache(batch, capacity, shapes, kinds, total, reuse)
-        slab = reuse.slab if reuse is not None else None
-        if slab is None or slab.nbytes < total:
-            slab = _allocate(total)
-        # An OrtValue made of a NumPy array is a view of it, so the block serves caches of any shape.
-        buffers: list[dict[str, Any]] = []
-        start = 0
-        for _ in range(sets):
-            buffers.append({})
-            for name, shape in shapes.items():
-                view = slab[start : start + sizes[name]].view(kinds[name]).reshape(shape)
-                buffers[-1][name] = self._value(view)
-                start += sizes[name]
-        cache = OrtCache(buffers[0], batch, capacity, slab, total, None if self.in_place else buffers[1])
-        cache.zero()
-        return cache
-
-    def _device_cache(
-        self,
-        batch: int,
-        capacity: int,
-        shapes: dict[str, tuple[int, ...]],
-        kinds: dict[str, np.dtype],
-        total: int,
-        reuse: OrtCache | None,
-    ) -> OrtCache:
-        if reuse is not None and (reuse.batch, reuse.capacity) == (batch, capacity):
-            reuse.zero()
-            return reuse
-        values = {}
-        for name, shape in shapes.items():
-            if kinds[name].name == "bfloat16":
-                zeros = np.zeros(shape, np.uint16)
-                values[name] = self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, BFLOAT16)
-            else:
-                values[name] = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, kinds[name]), *self._device)
-        return OrtCache(values, batch, capacity, None, total)
+        return new_cache(self._ort, self.pairs, batch, capacity, sets=sets, device=self._device, reuse=reuse)
 
     def grow_cache(self, cache: OrtCache, capacity: int) -> OrtCache:
         """A larger cache that begins with the content of ``cache``."""
         grown = self.new_cache(cache.batch, capacity)
-        for name, value in cache.values.items():
-            content = np.zeros(grown.values[name].shape(), value.numpy().dtype)
-            content[:, :, : cache.capacity] = value.numpy()
-            grown.values[name].update_inplace(content)
+        for name in cache.values:
+            content = np.zeros(grown.values[name].shape(), cache.kinds[name])
+            content[:, :, : cache.capacity] = cache.read(name)
+            grown.values[name].update_inplace(to_value(self._ort, content))
         return grown
-
-
-def _allocate(nbytes: int) -> np.ndarray:
-    try:
-        return np.empty(nbytes, np.uint8)
-    except MemoryError:
-        raise BackendError(
-            f"no memory for a KV cache of {nbytes / 1e6:.0f} MB", hint="a smaller batch, --keep or --max-new-tokens"
-        ) from None
 
 
 def _import_onnxruntime(provider: str) -> Any:
