@@ -147,9 +147,12 @@ def _top_sets(scores: np.ndarray, count: int, slack: float) -> Iterator[set[int]
 class AdaFvOracle:
     """§ method "adav" of the authors, for one image, in float64."""
 
-    def __init__(self, row: dict[str, Any], mode: str = "distinct", temperature: float = 100.0) -> None:
+    def __init__(
+        self, row: dict[str, Any], mode: str = "distinct", temperature: float = 100.0, quota: float = 0.25
+    ) -> None:
         features, text, cls = row["image_features"], row["text_embeds"], row["cls_attention"].astype(np.float64)
         self.mode, self.keep, tokens = mode, row["keep"], len(features)
+        self.quota = int(quota * self.keep)
         good = _finite(features)
         text = text[_finite(text)]
         self.cls = np.where(np.isnan(cls), -2e30, cls)
@@ -166,7 +169,7 @@ class AdaFvOracle:
 
     def split(self) -> list[int]:
         """Every T2I count that rounding can choose; the first is the one without error."""
-        keep, quota = self.keep, int(0.25 * self.keep)
+        keep, quota = self.keep, self.quota
         text_order = sorted(range(len(self.log)), key=lambda j: (-self.log[j], j))
         log = self.log[text_order[quota:keep]]
         l1 = [math.exp(x - log[0]) if x > -math.inf else 0.0 for x in log] if log[0] > -math.inf else [1.0] * len(log)
