@@ -1,0 +1,29 @@
+"""The pruner graphs of the options that change the graph build in TensorRT-RTX too, in every dtype of the features."""
+
+from __future__ import annotations
+
+import pytest
+
+from trtprune.graph import Lowering
+from trtprune.pruning.graph import build_pruner
+
+rtx = pytest.importorskip("tests.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("adafv", "mode=official"),
+        ("adafv", "quota=0.5"),
+        ("zspaprune", "diversity=meansim"),
+        ("zspaprune", "core_ratio=0"),
+        ("zspaprune", "core_ratio=1"),
+    ],
+)
+def test_builds(method: str, option: str, dtype: str) -> None:
+    options = dict([option.split("=")])
+    graph = build_pruner(method, 64, dtype, Lowering.for_backend("tensorrt-rtx"), options, num_tokens=576)
+    network = rtx.Network(graph.to_bytes(), None)
+    assert "keep" in network.shape_inputs()
+    assert network.build(values={"keep": (1, 64, 576)}) > 0
