@@ -75,7 +75,7 @@ class ComponentInfo:
 class ModelInfo:
     """What the runtime must know of the model; sizes in pixels or tokens.
 
-    ``digest`` covers the checkpoint's config, tensor headers and file sizes.  ``first_patch`` is the patch (row by row)
+    ``digest`` is the checkpoint's (see ``Checkpoint.digest``).  ``first_patch`` is the patch (row by row)
     that visual token 0 stands for; -1 where it is the CLS token.
     """
 
