@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip import CLIPImageProcessorPil
 
 from tests.runtime_kit import picture
@@ -133,6 +133,33 @@ def theirs(tokenizer: Tokenizer, template: str, turns: list[Turn], images: int) 
         if run % 4 in (0, 1) and not (token == placeholder and run % 4 == 0):
             left.append(token)
     return left
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"add_bos_token": True, "legacy": False},
+        {"add_bos_token": False, "add_prefix_space": True},
+        {"clean_up_tokenization_spaces": True},
+        {"additional_special_tokens": ["b"]},
+        {"extra_special_tokens": {"image_token": "<image>"}},
+    ],
+)
+def test_tokenizer_settings(tokenizer: Tokenizer, tmp_path: Path, kind: str, extra: dict[str, Any]) -> None:
+    """For LLaVA, transformers takes tokenizer.json as it is, whatever the class and flags beside it say."""
+    settings = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", **extra}
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    hugging = AutoTokenizer.from_pretrained(tmp_path)
+    texts = {name: (tmp_path / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
+    made = PromptEncoder(texts, "<image>", tokenizer.token_to_id("<image>"))
+    for question in [*QUESTIONS, "a b , c . <image>\nWhat?"]:
+        ids = hugging(question)["input_ids"]
+        prompt = made.encode([Turn("user", question, question.count("<image>"))], raw=True)
+        assert prompt.ids.tolist() == ids
+        assert made.decode(ids) == hugging.decode(ids, skip_special_tokens=True)
 
 
 QUESTIONS = ["What is on the table?", "  spaces  ", "Größe 東京 🙂", "a\nb", "USER: ASSISTANT: describe", "?", "</s> x"]

@@ -76,12 +76,13 @@ class PromptEncoder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.image_token, self.image_token_id = image_token, image_token_id
+        settings = _settings(files)
+        _mark_special(self.tokenizer, settings)
         if self.tokenizer.token_to_id(image_token) != image_token_id:
             raise EngineDirError(
                 f"tokenizer.json: {image_token!r} is token {self.tokenizer.token_to_id(image_token)}, "
                 f"the model's placeholder is {image_token_id}"
             )
-        settings = _settings(files)
         self.special = {name: text for name in SPECIAL if (text := _token_text(settings.get(name))) is not None}
         self.byte_ids, self.skipped_ids = _loose_ids(self.tokenizer)
         self.template = ChatTemplate(find_template(files), image_token, self.special)
@@ -222,6 +223,18 @@ def _settings(files: Mapping[str, str]) -> dict[str, Any]:
             raise EngineDirError(f"{name}: not a JSON object")
         merged |= data
     return merged
+
+
+def _mark_special(tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Makes the tokens that ``tokenizer_config.json`` calls special special in ``tokenizer.json`` too."""
+    named = [settings.get(name) for name in SPECIAL]
+    named += settings.get("additional_special_tokens") or []
+    extra = settings.get("extra_special_tokens")
+    named += list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    texts = {text for value in named if (text := _token_text(value)) is not None}
+    # Only those that have an id: a new one would lie beyond the model's vocabulary.
+    tokenizer.add_special_tokens(sorted(t for t in texts - known if tokenizer.token_to_id(t) is not None))
 
 
 def _token_text(value: Any) -> str | None:
