@@ -47,6 +47,28 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
+def test_files_as_transformers_5_writes_them(kit: Kit, vlm: Vlm, tmp_path: Path) -> None:
+    """One processor_config.json for all parts instead of a preprocessor_config.json."""
+    path = tmp_path / "saved"
+    kit.model.save_pretrained(path)
+    kit.processor.save_pretrained(path)
+    assert not (path / "preprocessor_config.json").exists()
+    trtprune.build(str(path), tmp_path / "out", method="adafv", keep=6)
+    found = trtprune.load(tmp_path / "out").generate(picture(1), QUESTION, max_new_tokens=9)
+    assert same(found, vlm.generate(picture(1), QUESTION, max_new_tokens=9))
+
+
+def test_float16(kit: Kit) -> None:
+    """Half precision on the CPU: other last digits, the same sizes halved."""
+    half = kit.load("half", method="none", dtype="float16")
+    recorder = record(half)
+    result = half.generate(picture(1), QUESTION, max_new_tokens=4)
+    assert half.config.kv.dtype == "float16"
+    assert result.kv_cache_bytes == 64 * half.config.kv.bytes_per_token
+    _, logits = kit.generate(1, **kit.inputs([picture(1)], QUESTION))
+    np.testing.assert_allclose(recorder.logits[0], logits, rtol=0, atol=0.1)
+
+
 # -- batches
 
 

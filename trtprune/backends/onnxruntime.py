@@ -27,7 +27,7 @@ __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threa
 
 PROVIDERS = ("cpu", "cuda", "openvino")
 EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
-OPTIONS = {"cpu": (), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
+OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
 CACHE_UPDATES = ("TensorScatter", "ScatterElements")
 
 
@@ -66,9 +66,12 @@ class OrtBackend:
     Args:
         provider: ``"cpu"``, ``"cuda"`` or ``"openvino"``.
         threads: For work inside one operator; None takes what the container allows.
-        options: Of the provider. ``openvino``: ``precision`` = ``float32`` (default) or ``bf16``, which lets Intel
-            CPUs with AMX compute in bfloat16: faster, and no longer equal to float32. ``cuda``: ``device_id``,
-            ``gpu_mem_limit``.
+        options: Of the provider. ``cpu``: ``activations`` = ``int8`` (default) or ``float32``, for graphs with
+            quantised weights: the kernels that keep such weights small round what is multiplied with them to 8 bits
+            too, in blocks; ``float32`` dequantises the weights at load instead and computes as the graph says, at the
+            speed and in the memory of unquantised weights. ``openvino``: ``precision`` = ``float32`` (default) or
+            ``bf16``, which lets Intel CPUs with AMX compute in bfloat16: faster, and no longer equal to float32.
+            ``cuda``: ``device_id``, ``gpu_mem_limit``.
 
     Raises:
         BackendError: if ONNX Runtime or the provider is missing, or two wheels of ONNX Runtime are installed.
@@ -90,6 +93,9 @@ class OrtBackend:
                 raise BackendError(
                     f"--provider-option {name}: provider {provider} has no such option", hint=f"it has: {known}"
                 )
+        activations = self.options.get("activations", "int8")
+        if activations not in ("int8", "float32"):
+            raise BackendError(f"--provider-option activations={activations}: unknown", hint="int8 or float32")
         self._ort = _import_onnxruntime(provider)
         self._devices = self._find_devices()
 
@@ -105,9 +111,11 @@ class OrtBackend:
                 f"{root}: built in bfloat16, for which ONNX Runtime's {self.name} provider has no kernels",
                 hint="build it with --dtype float32: that computes in float32 from the same bfloat16 weights",
             )
-        # One operator's threads spin a while after a run; embed and pruner are too small to be worth a pool.
-        threads = self.threads if component.name in ("vision", "decoder") else 1
-        return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads)
+        # Looking up embeddings is one copy. Threads of a pool spin a while after each run: worth it for the decoder,
+        # whose next step follows at once; those of the others would only take time from it.
+        threads = 1 if component.name == "embed" else self.threads
+        spin = component.name == "decoder"
+        return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads, spin=spin)
 
     def open(
         self,
@@ -117,12 +125,14 @@ class OrtBackend:
         outputs: tuple[TensorSpec, ...],
         *,
         threads: int | None = None,
+        spin: bool = True,
     ) -> OrtSession:
         """Opens the graph in ``onnx_path``, whose external data locations are relative to ``weights_root``."""
         ort = self._ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or self.threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         # Reasons for a refusal arrive in the exception; the log would only repeat them on stderr.
         options.log_severity_level = 4
         # From bytes, because a model file may only refer to data below its own folder, and ours lies beside it.
@@ -182,6 +192,13 @@ class OrtBackend:
     def _configure(self, options: Any) -> dict[str, Any]:
         """Adds the provider to the session options; what the session's constructor needs in addition."""
         if self.name == "cpu":
+            if self.options.get("activations") == "float32":
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+            # DequantizeLinear + MatMul becomes one kernel. At an accuracy level that keeps activations in float32, that
+            # kernel unpacks 8-bit weights in every call, many times slower than float32 weights: 4 it is. The block
+            # size is that of weights with one scale a channel; 64 is half again as fast as the default of 32.
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+            options.add_session_config_entry("session.qdq_matmulnbits_block_size", "64")
             return {"providers": ["CPUExecutionProvider"]}
         if self.name == "cuda":
             # Operators that run better on the CPU (shape arithmetic) may stay there, so the CPU is in the list.

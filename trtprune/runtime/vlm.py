@@ -28,6 +28,7 @@ from trtprune.runtime.sampling import Sampling
 if TYPE_CHECKING:
     from PIL import Image
 
+    from trtprune.backends.base import Backend
     from trtprune.runtime.conversation import Conversation
 
 __all__ = ["Stream", "View", "Vlm", "load"]
@@ -86,7 +87,7 @@ class Vlm:
     Not for several threads at once: the sessions share one cache memory.
     """
 
-    def __init__(self, config: EngineDir, backend: OrtBackend, *, max_pixels: int) -> None:
+    def __init__(self, config: EngineDir, backend: Backend, *, max_pixels: int) -> None:
         self.config = config
         self.provider = backend.name
         self.chain = Chain(config, lambda name: backend.session(config.component(name), config.root))
