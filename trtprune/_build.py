@@ -30,6 +30,7 @@ from trtprune.engine_dir import (
 from trtprune.errors import BuildError, CheckpointError, EngineDirError
 
 if TYPE_CHECKING:
+    from trtprune._quantized import QuantizedWeights
     from trtprune.graph import Graph
 
 __all__ = ["build"]
@@ -60,6 +61,7 @@ def build(
     backend: str = "onnxruntime",
     provider: str = "cpu",
     dtype: str | None = None,
+    weight_dtype: str | None = None,
     max_seq_len: int | None = None,
     weights: str = "link",
     revision: str | None = None,
@@ -81,6 +83,7 @@ def build(
         backend: ``"onnxruntime"``; the TensorRT backends with ``export_only`` (their lowering, no engine).
         provider: The ONNX Runtime provider the graphs are written for and run on by default.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
+        weight_dtype: ``"int8"`` or ``"int4"`` stores the decoder's matrices quantised; None as in the checkpoint.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow).
         weights: ``"link"`` (hard links where possible) or ``"copy"``.
         lowering: How attention, norm and rotary are written out, over the backend's choice.
@@ -105,6 +108,7 @@ def build(
         backend=backend,
         provider=provider,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         max_seq_len=max_seq_len,
         revision=revision,
         allow_extra_tensors=allow_extra_tensors,
@@ -145,6 +149,8 @@ def _reusable(target: Path, plan: Plan, force: bool) -> EngineDir | None:
     if found.build_digest == plan.digest:
         return found
     have = f"{found.model.id}, {found.pruning.method}, keep {found.pruning.keep}, {found.backend}, {found.dtype}"
+    if found.weight_dtype is not None:
+        have += f", {found.weight_dtype} weights"
     raise BuildError(f"{target}: holds another build ({have})", hint="--force replaces it, or choose another -o")
 
 
@@ -153,8 +159,15 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
 
     for folder in ("onnx", "weights"):
         (staging / folder).mkdir()
+    quantized = _plan_quantized(plan)
     graphs: dict[str, Graph] = dict(
-        plan.family.build_components(plan.checkpoint, dtype=plan.dtype, lowering=plan.lowering)
+        plan.family.build_components(
+            plan.checkpoint,
+            dtype=plan.dtype,
+            lowering=plan.lowering,
+            moved=quantized.moved if quantized else None,
+            quantized=quantized.matrices if quantized else None,
+        )
     )
     graphs["pruner"] = build_pruner(
         plan.method,
@@ -173,6 +186,8 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         components.append(ComponentInfo(name, relative, None, inputs, outputs, (), plan.dtype))
         say(name, f"exported, {nodes} nodes")
     files = {component.onnx: digest_file(staging / component.onnx) for component in components}
+    if quantized is not None:
+        quantized.write(plan.checkpoint, staging / "weights", lambda text: say("weights", text))
     files |= _place_weights(plan, staging, sorted(used), weights, say)
     files |= _place_texts(plan, staging)
     spec, dtype_bytes = plan.spec, 4 if plan.dtype == "float32" else 2
@@ -197,7 +212,25 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         built_with=_built_with(plan),
         build_digest=plan.digest,
         files=files,
+        weight_dtype=plan.weight_dtype,
         root=staging,
+    )
+
+
+def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
+    if plan.weight_dtype is None:
+        return None
+    from trtprune._quantized import plan_quantized
+
+    used = plan.family.used_tensors(plan.checkpoint)
+    linears = plan.family.linear_weights(plan.checkpoint)
+    return plan_quantized(
+        plan.checkpoint,
+        linears={name: used[name] for name in linears},
+        used=used,
+        int8_only=frozenset(name for name, sensitive in linears.items() if sensitive),
+        dtype=plan.dtype,
+        weight_dtype=plan.weight_dtype,
     )
 
 
@@ -260,14 +293,15 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, sa
         folder, _, name = location.partition("/")
         if folder != "weights" or "/" in name:
             raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
-        outcome.add(link_or_copy(plan.checkpoint.path / name, staging / location, how=how))
+        if not (staging / location).exists():  # the files of a quantised build are there already
+            outcome.add(link_or_copy(plan.checkpoint.path / name, staging / location, how=how))
         size += (staging / location).stat().st_size
     for location in locations:
         files[location] = digest_weights(staging / location)
         # Beyond this, hashing would take longer than the build; files says which kind it holds.
         if size <= FULL_CHECK_BYTES:
             files[location] += " " + digest_file(staging / location)
-    say("weights", f"{size / 1e6:,.0f} MB {' and '.join(sorted(outcome))}")
+    say("weights", f"{size / 1e6:,.0f} MB {' and '.join(sorted(outcome)) or 'in all'}")
     return files
 
 

@@ -27,6 +27,7 @@ __all__ = ["Plan", "Report", "plan_build"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+WEIGHT_DTYPES = ("int8", "int4")
 PROVIDERS = ("cpu", "cuda", "openvino")
 Report = Callable[[str, str], None]
 
@@ -43,6 +44,7 @@ class Plan:
     backend: str
     provider: str
     dtype: str
+    weight_dtype: str | None
     capacity: int
     lowering: Lowering
     digest: str
@@ -59,6 +61,7 @@ def plan_build(
     backend: str = "onnxruntime",
     provider: str = "cpu",
     dtype: str | None = None,
+    weight_dtype: str | None = None,
     max_seq_len: int | None = None,
     revision: str | None = None,
     allow_extra_tensors: bool = False,
@@ -74,6 +77,7 @@ def plan_build(
     say = report or (lambda component, message: None)
     chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
     dtype = _check_target(backend, provider, dtype, export_only)
+    _check_weight_dtype(weight_dtype, backend, dtype)
     values = chosen.validate_options(dict(options or {}))
     checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
     family = get_family(checkpoint.config)
@@ -90,14 +94,27 @@ def plan_build(
                 "schema": SCHEMA_VERSION,
                 "checkpoint": checkpoint.digest(),
                 "pruning": vars(info) | {"keep_range": list(info.keep_range)},
-                "backend": [backend, provider, dtype, capacity, export_only],
+                "backend": [backend, provider, dtype, weight_dtype, capacity, export_only],
                 "lowering": vars(chosen_lowering),
             },
             sort_keys=True,
             default=str,
         ).encode()
     ).hexdigest()
-    return Plan(checkpoint, family, spec, chosen, info, backend, provider, dtype, capacity, chosen_lowering, digest)
+    return Plan(
+        checkpoint,
+        family,
+        spec,
+        chosen,
+        info,
+        backend,
+        provider,
+        dtype,
+        weight_dtype,
+        capacity,
+        chosen_lowering,
+        digest,
+    )
 
 
 def _check_target(backend: str, provider: str, dtype: str | None, export_only: bool) -> str:
@@ -122,6 +139,21 @@ def _check_target(backend: str, provider: str, dtype: str | None, export_only: b
             hint="--dtype float32 computes in float32 from the same bfloat16 weights",
         )
     return dtype
+
+
+def _check_weight_dtype(weight_dtype: str | None, backend: str, dtype: str) -> None:
+    if weight_dtype is None:
+        return
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise BuildError(
+            f"--weight-dtype {weight_dtype}: unknown",
+            hint=f"one of {', '.join(WEIGHT_DTYPES)}; --dtype is what the graphs compute in",
+        )
+    if backend == "onnxruntime" and dtype == "bfloat16":
+        raise BuildError(
+            f"--weight-dtype {weight_dtype}: ONNX Runtime dequantises to float32 and float16 only, not to bfloat16",
+            hint="--dtype float16",
+        )
 
 
 def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> int:

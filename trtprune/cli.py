@@ -75,6 +75,11 @@ def _build_options(command: Any) -> Any:
         click.option("--positions", type=click.Choice(["compact", "original"]), help="Position ids of kept tokens."),
         click.option("--dtype", "--precision", help="float32, float16 or bfloat16.  [default: by provider]"),
         click.option(
+            "--weight-dtype",
+            type=click.Choice(["int8", "int4"]),
+            help="Store the language model's matrices quantised.  [default: as in the checkpoint]",
+        ),
+        click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "openvino"]),
             default="cpu",

@@ -4,7 +4,7 @@ Layout (all paths inside ``config.json`` are relative and stay inside the direct
 
     OUT/config.json                 the dataclasses below
     OUT/onnx/NAME.onnx              external data locations are relative to OUT ("weights/FILE")
-    OUT/weights/*.safetensors       hard links to, or copies of, the checkpoint's files
+    OUT/weights/*.safetensors       hard links to, or copies of, the checkpoint's files; quantised weights
     OUT/engines/NAME.engine         TensorRT backends only
     OUT/tokenizer.json …            copied from the checkpoint
 
@@ -128,6 +128,7 @@ class EngineDir:
 
     ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
     (safetensors header and file size) and, where it was small enough to hash at build, ``sha256:HEX`` behind it.
+    ``weight_dtype`` is ``int8`` or ``int4`` where the decoder's matrices are stored quantised.
     """
 
     schema_version: int
@@ -142,6 +143,7 @@ class EngineDir:
     built_with: dict[str, str]
     build_digest: str
     files: dict[str, str]
+    weight_dtype: str | None = None
     root: Path = field(default=Path("."), compare=False)
 
     def component(self, name: str) -> ComponentInfo:

@@ -223,7 +223,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> No
     # Only the rows that are asked for go through the output projection, the largest matrix of the model.
     x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
     x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
-    logits = op.MatMul(x, op.Transpose(g.weight(lm_head), perm=[1, 0]))
+    logits = op.MatMul(x, g.matrix(lm_head))
     g.output(logits, "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])
     for i, pair in enumerate(present):
         for name, tensor in zip(("key", "value"), pair, strict=True):

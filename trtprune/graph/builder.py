@@ -19,6 +19,7 @@ from onnxscript import GraphBuilder
 
 from trtprune.errors import CheckpointError
 from trtprune.graph.lowering import Lowering
+from trtprune.graph.quantized import QUANTIZED_OPSET, QuantizedMatrix
 
 __all__ = ["DOMAIN", "DTYPES", "Graph", "TensorLocation"]
 
@@ -70,6 +71,7 @@ class Graph:
         lowering: How attention, norms and rotary embeddings are written.
         tensors: Weight key → where it lies.  Keys may differ from the names in the file (see
             ``models.weights``); a graph without weights needs none.
+        quantized: Weight key → integers and scales, for the matrices that :meth:`matrix` takes from there instead.
 
     ``op`` creates nodes: ``g.op.MatMul(a, b)``; Python numbers become constants of the other operand's type.
     """
@@ -81,13 +83,16 @@ class Graph:
         dtype: str = "float32",
         lowering: Lowering | None = None,
         tensors: Mapping[str, TensorLocation] | None = None,
+        quantized: Mapping[str, QuantizedMatrix] | None = None,
     ) -> None:
         self.name = name
         self.dtype_name = dtype
         self.dtype = DTYPES[dtype]
         self.lowering = lowering or Lowering()
         self.tensors: Mapping[str, TensorLocation] = tensors or {}
-        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": self.lowering.opset})
+        self.quantized: Mapping[str, QuantizedMatrix] = quantized or {}
+        self.opset = max(self.lowering.opset, QUANTIZED_OPSET if self.quantized else 0)
+        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": self.opset})
         self.builder = GraphBuilder(graph)
         self.op = self.builder.op
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
@@ -147,6 +152,32 @@ class Graph:
         self._weights[key, dtype] = value
         return value
 
+    def matrix(self, key: str) -> ir.Value:
+        """The checkpoint's matrix ``key`` [out, in] as a value [in, out] of the compute dtype.
+
+        It stays [out, in] as stored, with a Transpose that runtimes fold when they load the graph; or it is
+        dequantised, where it is one of ``quantized``.
+
+        Raises:
+            CheckpointError: as :meth:`weight`.
+        """
+        make = self._dequantized if key in self.quantized else self._transposed
+        return self.memo(("matrix", key), lambda: make(key))
+
+    def _transposed(self, key: str) -> ir.Value:
+        return self.op.Transpose(self.weight(key), perm=[1, 0])
+
+    def _dequantized(self, key: str) -> ir.Value:
+        q = self.quantized[key]
+        integers = self._external(q.integers, ir.DataType.INT8 if q.bits == 8 else ir.DataType.INT4, q.shape)
+        scales = self._external(q.scales, self.dtype, q.scales.shape)
+        if q.block is None:
+            value = self.op.DequantizeLinear(integers, scales, axis=1)
+        else:
+            value = self.op.DequantizeLinear(integers, scales, axis=0, block_size=q.block)
+        value.type, value.shape = ir.TensorType(self.dtype), ir.Shape(q.shape)
+        return value
+
     def _initializer(self, key: str) -> ir.Value:
         info = self.tensors.get(key)
         if info is None:
@@ -157,13 +188,11 @@ class Graph:
                 f"tensor {info.name!r} in {info.file} has dtype {info.dtype}",
                 hint=f"weights must be {', '.join(_SAFETENSORS_DTYPES)}; quantised checkpoints are not supported",
             )
+        return self._external(info, stored, info.shape)
+
+    def _external(self, info: TensorLocation, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
         tensor = ir.ExternalTensor(
-            f"weights/{info.file}",
-            info.offset,
-            info.nbytes,
-            stored,
-            shape=ir.Shape(info.shape),
-            name=info.name,
+            f"weights/{info.file}", info.offset, info.nbytes, dtype, shape=ir.Shape(shape), name=info.name
         )
         return self.builder.initializer(tensor, info.name, qualify=False)
 
@@ -222,7 +251,7 @@ class Graph:
                 del node.metadata_props[prop]
         model = ir.Model(
             self.builder.graph,
-            ir_version=12 if self.lowering.opset >= 24 else 10,
+            ir_version=12 if self.opset >= 24 else 10,
             producer_name=_PRODUCER,
             functions=list(self.builder.functions.values()),
         )

@@ -29,10 +29,9 @@ __all__ = [
 def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
     """``x @ W.T (+ b)`` with ``{key}.weight`` [out, in] and ``{key}.bias`` [out] of the checkpoint.
 
-    The weight stays [out, in] as stored; runtimes fold the Transpose when they load the graph.
+    The weight may be quantised, see :meth:`Graph.matrix`.
     """
-    weight = g.memo(("transposed", key), lambda: g.op.Transpose(g.weight(f"{key}.weight"), perm=[1, 0]))
-    y = g.op.MatMul(x, weight)
+    y = g.op.MatMul(x, g.matrix(f"{key}.weight"))
     return g.op.Add(y, g.weight(f"{key}.bias")) if bias else y
 
 

@@ -16,6 +16,7 @@ Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +40,7 @@ from trtprune.models.weights import canonical_tensors, compare
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
+    from trtprune.graph.quantized import QuantizedMatrix
 
 __all__ = ["TOWERS", "LlavaFamily"]
 
@@ -158,11 +160,37 @@ class LlavaFamily:
             known.append(re.escape(LM_HEAD))
         return compare(_required(m), m.tensors, known, allow_extra=allow_extra)
 
-    def build_components(self, checkpoint: Checkpoint, *, dtype: str, lowering: Lowering) -> dict[str, Graph]:
+    def used_tensors(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+        """Where the tensors of :meth:`required_weights` lie."""
+        m = _parse(checkpoint)
+        return {name: m.tensors[name] for name in _required(m)}
+
+    def linear_weights(self, checkpoint: Checkpoint) -> dict[str, bool]:
+        """The matrices of the decoder's layers, and ``lm_head`` where it is not the embedding table."""
+        m = _parse(checkpoint)
+        weights = decoder_weights(m.text, TEXT, m.lm_head)
+        return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
+
+    def build_components(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str,
+        lowering: Lowering,
+        moved: Mapping[str, TensorInfo] | None = None,
+        quantized: Mapping[str, QuantizedMatrix] | None = None,
+    ) -> dict[str, Graph]:
         """``vision``, ``embed`` and ``decoder``; reads no weight."""
         m = _parse(checkpoint)
+        tensors = {**m.tensors, **(moved or {})}
         graphs = {
-            name: Graph(name, dtype=dtype, lowering=lowering, tensors=m.tensors)
+            name: Graph(
+                name,
+                dtype=dtype,
+                lowering=lowering,
+                tensors=tensors,
+                quantized=quantized if name == "decoder" else None,
+            )
             for name in ("vision", "embed", "decoder")
         }
         g = graphs["vision"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from trtprune.checkpoint import Checkpoint
+    from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph import Graph, Lowering
+    from trtprune.graph.quantized import QuantizedMatrix
 
 __all__ = ["Family", "ModelSpec"]
 
@@ -74,8 +76,28 @@ class Family(Protocol):
     def check_weights(self, checkpoint: Checkpoint, *, allow_extra: bool = False) -> list[str]:
         """Compare the checkpoint's tensors with what is needed; returns warnings, raises CheckpointError."""
 
-    def build_components(self, checkpoint: Checkpoint, *, dtype: str, lowering: Lowering) -> dict[str, Graph]:
-        """The graphs of the chain except the pruner, by component name."""
+    def used_tensors(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+        """Where the tensors of :meth:`required_weights` lie, by canonical name."""
+
+    def linear_weights(self, checkpoint: Checkpoint) -> dict[str, bool]:
+        """Canonical names of the decoder's weight matrices [out, in], those that ``--weight-dtype`` quantises; True
+        for one whose error goes straight to the logits, which is never stored in less than 8 bits."""
+
+    def build_components(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str,
+        lowering: Lowering,
+        moved: Mapping[str, TensorInfo] | None = None,
+        quantized: Mapping[str, QuantizedMatrix] | None = None,
+    ) -> dict[str, Graph]:
+        """The graphs of the chain except the pruner, by component name.
+
+        Args:
+            moved: Canonical name → tensor, where not the checkpoint's own is meant.
+            quantized: Canonical name → stored form, for names of :meth:`linear_weights`.
+        """
 
     def describe(self) -> dict[str, Any]:
         """For ``trtprune models``."""
