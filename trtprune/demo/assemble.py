@@ -1,0 +1,179 @@
+"""Assemble the demo model: a real, small LLaVA checkpoint out of two packages and the weights trained for trtprune.
+
+Needs neither torch nor transformers; the result is a normal transformers checkpoint directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtprune.demo import _files, _packages, _safetensors, _text, _vision
+from trtprune.errors import CheckpointError
+
+__all__ = ["TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
+
+TRAINED = "trained.safetensors"
+# Part of the directory's name: raise it whenever the same inputs would give other files.
+FORMAT = "1"
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "README.md",
+)
+
+Array = npt.NDArray[Any]
+
+
+def cache_root(cache_dir: Path | None = None) -> Path:
+    """``cache_dir``, else ``$TRTPRUNE_CACHE``, else ``~/.cache/trtprune``."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    named = os.environ.get("TRTPRUNE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "trtprune"
+
+
+def assemble(
+    cache_dir: Path | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+    trained: Path | None = None,
+) -> Path:
+    """Build the demo checkpoint in the cache, or find the one built before.
+
+    Args:
+        cache_dir: Where to keep it and the packages' wheels; see :func:`cache_root`.
+        progress: Called with one line a step.
+        trained: Another file of trained weights than the shipped one (what ``export.py`` of the training writes).
+
+    Returns:
+        Directory ``demo-<digest>`` with config.json, model.safetensors (float16), tokenizer, chat template, image
+        processor and model card. It appears only when complete, so a killed or second run does no harm.
+
+    Raises:
+        CheckpointError: A package cannot be found or downloaded, or a file is not the pinned one.
+    """
+    say = progress or (lambda line: None)
+    root = cache_root(cache_dir)
+    data = Path(str(resources.files("trtprune.demo"))) / "data"
+    trained = trained or data / TRAINED
+    if not trained.is_file():
+        raise CheckpointError(f"{trained} is missing", hint="reinstall trtprune: its package data is incomplete")
+    target = root / f"demo-{_digest(trained)}"
+    if all((target / name).is_file() for name in FILES):
+        return target
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".demo-", dir=root))
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {root}: {error.strerror}", hint="set TRTPRUNE_CACHE") from error
+    try:
+        _write(staging / "checkpoint", root / "downloads", trained, data / "CARD.md", say)
+        _publish(staging / "checkpoint", target)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the demo checkpoint to {root}: {error.strerror or error}", hint="set TRTPRUNE_CACHE"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def lora_groups() -> dict[str, dict[str, int]]:
+    """Group → the decoder layers it stacks and their output rows; layers that read one input share their A."""
+    head = _text.HIDDEN // _text.HEADS
+    return {
+        "qkv": {
+            "self_attn.q_proj": _text.HIDDEN,
+            "self_attn.k_proj": _text.KV_HEADS * head,
+            "self_attn.v_proj": _text.KV_HEADS * head,
+        },
+        "o": {"self_attn.o_proj": _text.HIDDEN},
+        "gate_up": {"mlp.gate_proj": _text.INTERMEDIATE, "mlp.up_proj": _text.INTERMEDIATE},
+        "down": {"mlp.down_proj": _text.HIDDEN},
+    }
+
+
+def merge_deltas(weights: dict[str, Array], trained: Mapping[str, Array]) -> None:
+    """Add the LoRA products ``b @ a`` to the decoder's matrices, in place.
+
+    Args:
+        weights: ``model.layers.N.….weight`` → float32 ``[out, in]``.
+        trained: ``layers.N.GROUP.a`` ``[rank, in]`` and ``layers.N.GROUP.b`` ``[sum of out, rank]``.
+    """
+    for layer in range(_text.LAYERS):
+        for group, members in lora_groups().items():
+            try:
+                a, b = trained[f"layers.{layer}.{group}.a"], trained[f"layers.{layer}.{group}.b"]
+            except KeyError as error:
+                raise CheckpointError(f"the trained weights lack {error.args[0]}") from error
+            start = 0
+            for member, rows in members.items():
+                weights[f"model.layers.{layer}.{member}.weight"] += b[start : start + rows] @ a
+                start += rows
+
+
+def _digest(trained: Path) -> str:
+    """Names what goes in: the trained weights, both packages, and the version of this recipe."""
+    digest = hashlib.sha256(trained.read_bytes())
+    for part in (_packages.VISION.sha256, _packages.TEXT.sha256, FORMAT):
+        digest.update(part.encode())
+    return digest.hexdigest()[:12]
+
+
+def _write(out: Path, downloads: Path, trained: Path, card: Path, say: Callable[[str], None]) -> None:
+    out.mkdir()
+    onnx_path = _packages.fetch(_packages.VISION, downloads, out.parent, say)
+    gguf_path = _packages.fetch(_packages.TEXT, downloads, out.parent, say)
+    say("vision tower: DINOv2 ViT-S/14, position table to 24 x 24")
+    deltas = _safetensors.read(trained)
+    weights = {f"vision_tower.{k}": v for k, v in _vision.read_tower(onnx_path, grid=_files.GRID).items()}
+    say("decoder: SmolLM2-135M-Instruct, dequantised, trained deltas merged")
+    decoder = _text.read_decoder(gguf_path)
+    merge_deltas(decoder, deltas)
+    weights |= {f"language_model.{k}": v for k, v in decoder.items()}
+    weights |= {k: v for k, v in deltas.items() if k.startswith("multi_modal_projector.")}
+    say("writing model.safetensors")
+    # Half the size of float32, and rounding moves the logits less than one training step does; the embedding table
+    # and the 4-bit matrices were 8 and 4 bits wide to begin with.
+    halves = {k: v.astype(np.float16) for k, v in weights.items()}
+    _safetensors.write(out / "model.safetensors", halves, {"format": "pt"})
+    (out / "tokenizer.json").write_text(_text.build_tokenizer(gguf_path), encoding="utf-8")
+    (out / "chat_template.jinja").write_text(_files.CHAT_TEMPLATE, encoding="utf-8")
+    for name, content in (
+        ("config.json", _files.config()),
+        ("generation_config.json", _files.generation_config()),
+        ("preprocessor_config.json", _files.preprocessor_config()),
+        ("processor_config.json", _files.processor_config()),
+        ("tokenizer_config.json", _files.tokenizer_config()),
+    ):
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = card.read_text(encoding="utf-8") if card.is_file() else "# trtprune demo model\n"
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _publish(checkpoint: Path, target: Path) -> None:
+    """Move the finished directory into place; if another process was first, its copy is as good."""
+    if target.exists() and not all((target / name).is_file() for name in FILES):
+        shutil.rmtree(target)  # left by a hand, not by us: ours appear complete
+    try:
+        os.rename(checkpoint, target)
+    except OSError:
+        if not target.exists():
+            raise
