@@ -6,6 +6,7 @@ zero, so there is no zero point, and no weight is further than half a step from 
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 __all__ = ["BLOCKS", "LIMITS", "dequantize", "int4_block", "pack_int4", "quantize", "unpack_int4"]
@@ -46,12 +47,15 @@ def quantize(
         if not np.isfinite(largest).all():
             raise ValueError("has NaN or infinite values")
         scales = (largest / np.float32(limit)).astype(scale_dtype)
-        # A scale that was rounded down would not reach the largest weight: take the next one up.  The bits of positive
-        # floats count like integers, in every format.
-        short = scales.astype(np.float32) * limit < largest
+        # Scales near the lower end of their range have few bits: one that was rounded down by much would clip the
+        # largest weight, so take the next one up.  The bits of positive floats count like integers, in every format.
+        short = scales.astype(np.float32) * np.float32(limit + 0.5) < largest
         scales.view(f"u{scales.itemsize}")[...] += short
         if not np.isfinite(scales.astype(np.float32)).all():
             raise ValueError(f"has values too large for {np.dtype(scale_dtype).name} scales")
+        # And at the upper end one that was rounded up would make an infinity of the largest weight.
+        beyond = scales.astype(np.float64) * limit > ml_dtypes.finfo(scale_dtype).max
+        scales.view(f"u{scales.itemsize}")[...] -= beyond
         scales[largest == 0] = 1  # TensorRT refuses a scale of 0
         integers = groups / scales.astype(np.float32)[:, :, None]
     np.rint(integers, out=integers)
