@@ -79,6 +79,14 @@ def test_ties_go_to_the_lower_id_and_stay_in_top_k() -> None:
     assert Sampler(Sampling(temperature=1, top_k=1)).choose(np.array([0, 5, 1], np.float32)) == 1
 
 
+@pytest.mark.parametrize("top_p", [1e-3, 1e-9])
+def test_the_likeliest_token_always_stays(top_p: float) -> None:
+    logits = np.linspace(0, 1, 5000, dtype=np.float32)
+    found = filter_logits(logits, Sampling(temperature=1, top_p=top_p))
+    assert np.isfinite(found[-1])
+    assert np.isfinite(found).sum() < 10
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
     sampler = Sampler(Sampling(temperature=1, seed=1))

@@ -129,6 +129,25 @@ def test_more_pictures_than_one_vision_run(drawn: Vlm) -> None:
     assert same(found[10], drawn.generate_batch(many[10:], max_new_tokens=2, seed=0)[0])
 
 
+def test_a_row_that_ends_where_the_cache_does(kit: Kit) -> None:
+    """It stays in the batch after its last token and must not write behind its memory."""
+    small = kit.load("small", method="adafv", keep=4, max_seq_len=64)
+    length = small.generate(picture(1), "Why?", max_new_tokens=1).prompt_tokens
+    long = "Why?" + "x" * (63 - length)
+    requests = [Request(picture(1), long, max_new_tokens=2), Request(picture(2), "Why?", max_new_tokens=12)]
+    full, short = (small.generate_batch([r])[0] for r in requests)
+    assert full.prompt_tokens + 1 == 64 == full.kv_cache_bytes // small.config.kv.bytes_per_token
+    assert len(short.token_ids) > 4
+    assert all(same(a, b) for a, b in zip(small.generate_batch(requests), (full, short), strict=True))
+
+
+def test_the_seed_of_a_request_comes_first(drawn: Vlm) -> None:
+    request = Request(picture(1), QUESTION, seed=5)
+    found = drawn.generate_batch([request], seed=1, temperature=1.5, max_new_tokens=12)[0]
+    assert same(found, drawn.generate(picture(1), QUESTION, seed=5, temperature=1.5, max_new_tokens=12))
+    assert not same(found, drawn.generate(picture(1), QUESTION, seed=1, temperature=1.5, max_new_tokens=12))
+
+
 def test_an_empty_batch(vlm: Vlm) -> None:
     assert vlm.generate_batch([]) == []
 
@@ -278,6 +297,21 @@ def test_turns_with_the_first_selection(kit: Kit, which: str, count: int) -> Non
             assert calls[0]["inputs_embeds"].shape[1] == result.prompt_tokens - calls[0]["write_index"][0]
         kept, before = result.kept_indices, result.prompt_tokens
     assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 4
+
+
+def test_turns_that_select_anew_compute_the_history_anew(kit: Kit) -> None:
+    model = kit.load("turns-random", method="random", keep=5, positions="original")
+    recorder = record(model)
+    chat = model.chat(picture(1))
+    first = chat.ask("What?", seed=1, max_new_tokens=6, stop="~")
+    turns = chat.turns
+    recorder.logits.clear()
+    second = chat.ask("Why?", seed=2, max_new_tokens=6)
+    assert first.kept_indices != second.kept_indices
+    twin = model.chat(picture(1))
+    twin._turns = list(turns)
+    expected = from_scratch(model, twin, "Why?", second.kept_indices, [picture(1)])
+    np.testing.assert_allclose(recorder.logits[0][0], expected, rtol=0, atol=1e-4)
 
 
 def test_turns_that_select_anew(vlm: Vlm) -> None:
