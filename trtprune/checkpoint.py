@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
+from trtprune.aliases import ALIASES
 from trtprune.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def resolve(
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
         progress: Called with one line per step of a download.
-        aliases: Short names to hub ids; those of :mod:`trtprune.models` by default.
+        aliases: Short names to hub ids; those of :mod:`trtprune.aliases` by default.
 
     Raises:
         CheckpointError: one line that names what is at fault, with a hint.
@@ -212,8 +213,6 @@ def resolve(
             )
         return open_checkpoint(text)
     if aliases is None:
-        from trtprune.models import ALIASES
-
         aliases = ALIASES
     name, at, tag = text.partition("@")
     if at and (not tag or revision not in (None, tag)):

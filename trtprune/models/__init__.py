@@ -9,19 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trtprune.aliases import ALIASES
 from trtprune.errors import CheckpointError
 from trtprune.models.spec import Family, ModelSpec
 
 __all__ = ["ALIASES", "Family", "ModelSpec", "get_family", "supported"]
-
-ALIASES: dict[str, str] = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "bakllava": "llava-hf/bakLlava-v1-hf",
-    "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
-    "llava-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
-}
-"""Short names of checkpoints on the hub that the families here serve."""
 
 
 def _families() -> list[Family]:

@@ -1,0 +1,13 @@
+"""Short names of checkpoints on the hub that the model families serve; ``--model`` takes them."""
+
+from __future__ import annotations
+
+__all__ = ["ALIASES"]
+
+ALIASES: dict[str, str] = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "bakllava": "llava-hf/bakLlava-v1-hf",
+    "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
+    "llava-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
+}
