@@ -223,7 +223,7 @@ def resolve(
             raise CheckpointError("--model demo has no revisions", hint="leave --revision out")
         from trtprune.demo.assemble import assemble
 
-        return open_checkpoint(assemble(), id="demo")
+        return open_checkpoint(assemble(progress=progress), id="demo")
     hub_id = aliases.get(name, name)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
         if "/" in name:
