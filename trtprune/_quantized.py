@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trtprune._safetensors_writer import Layout, SafetensorsWriter, plan_layout
 from trtprune.errors import BuildError, CheckpointError
-from trtprune.graph.quantized import QuantizedMatrix
+from trtprune.graph.tensors import QuantizedMatrix
 
 if TYPE_CHECKING:
     import numpy as np

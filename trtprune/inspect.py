@@ -28,6 +28,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         "path": str(made.root),
         "backend": made.backend,
         "dtype": made.dtype,
+        "weight_dtype": made.weight_dtype,
         "lowering": dict(made.lowering),
         "model": {
             "id": model.id,
@@ -107,6 +108,7 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
     model, pruning, kv = facts["model"], facts["pruning"], facts["kv"]
     total = model["visual_tokens"]
     low, high = pruning["keep_range"]
+    weights = f", {facts['weight_dtype']} weights" if facts["weight_dtype"] else ""
     rows = [
         ("model", f"{model['id']}" + (f" at {model['revision'][:12]}" if model["revision"] else "")),
         ("family", f"{model['family']}, hidden size {model['hidden_size']}, {kv['layers']} layers"),
@@ -119,7 +121,7 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         ("budget", f"{total} → {pruning['keep']} visual tokens ({_percent(pruning['keep'], total)} kept), "
                    f"--keep {low} to {high} without building again"),
         ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
-        ("backend", f"{facts['backend']}, {facts['dtype']}, "
+        ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
         ("kv cache", f"{_size(kv['bytes_per_token'])} a token; a picture takes {_size(kv['bytes_per_image'])} "
                      f"instead of {_size(kv['bytes_per_image_unpruned'])}"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from onnxscript import GraphBuilder
 
 from trtprune.errors import CheckpointError
 from trtprune.graph.lowering import Lowering
-from trtprune.graph.quantized import QUANTIZED_OPSET, QuantizedMatrix
+from trtprune.graph.tensors import QUANTIZED_OPSET, QuantizedMatrix, TensorLocation
 
 __all__ = ["DOMAIN", "DTYPES", "Graph", "TensorLocation"]
 
@@ -43,23 +43,6 @@ _SAFETENSORS_DTYPES: dict[str, ir.DataType] = {
 }
 
 _PRODUCER = "trtprune"
-
-
-class TensorLocation(Protocol):
-    """Where a tensor lies on disk: what ``Graph.weight`` needs of ``checkpoint.TensorInfo``."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def file(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
 
 
 class Graph:

@@ -40,7 +40,7 @@ from trtprune.models.weights import canonical_tensors, compare
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
-    from trtprune.graph.quantized import QuantizedMatrix
+    from trtprune.graph.tensors import QuantizedMatrix
 
 __all__ = ["TOWERS", "LlavaFamily"]
 

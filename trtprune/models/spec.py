@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph import Graph, Lowering
-    from trtprune.graph.quantized import QuantizedMatrix
+    from trtprune.graph.tensors import QuantizedMatrix
 
 __all__ = ["Family", "ModelSpec"]
 

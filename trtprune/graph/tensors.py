@@ -1,17 +1,31 @@
-"""A weight matrix stored as integers and scales, as a graph refers to it."""
+"""Weights as a graph refers to them: where a tensor lies, and a matrix stored as integers and scales."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from trtprune.graph.builder import TensorLocation
-
-__all__ = ["QUANTIZED_OPSET", "QuantizedMatrix"]
+__all__ = ["QUANTIZED_OPSET", "QuantizedMatrix", "TensorLocation"]
 
 QUANTIZED_OPSET = 21
 """The first opset whose DequantizeLinear has INT4 and ``block_size``."""
+
+
+class TensorLocation(Protocol):
+    """Where a tensor lies on disk: what ``Graph.weight`` needs of ``checkpoint.TensorInfo``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
