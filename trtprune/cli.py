@@ -156,7 +156,8 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
         )
     budget = describe_budget(made.model.visual_tokens, made.pruning.keep)
     low, high = made.pruning.keep_range
-    logger.info("%-9s %s: %s, any budget from %d to %d at run time", "pruner", made.pruning.method, budget, low, high)
+    served = f", any budget from {low} to {high} at run time" if low < high else ""
+    logger.info("%-9s %s: %s%s", "pruner", made.pruning.method, budget, served)
     if as_json:
         echo_json({"output": str(made.root), **json.loads(made.to_json())})
     else:
