@@ -30,9 +30,9 @@ from trtprune.demo import _text, scenes
 
 # Share of the run → odds of (112, 168, 224, 336 pixels) = (64, 144, 256, 576 visual tokens).
 SIZES = (112, 168, 224, 336)
-SCHEDULE = ((0.45, (0.70, 0.20, 0.05, 0.05)), (0.62, (0.40, 0.20, 0.15, 0.25)), (1.01, (0.15, 0.10, 0.15, 0.60)))
+SCHEDULE = ((0.45, (0.70, 0.20, 0.05, 0.05)), (0.55, (0.40, 0.20, 0.15, 0.25)), (1.01, (0.10, 0.25, 0.25, 0.40)))
 ROWS = {112: 5, 168: 4, 224: 2, 336: 2}
-QUESTIONS = {112: 5, 168: 6, 224: 8, 336: 8}
+QUESTIONS = {112: 6, 168: 12, 224: 14, 336: 16}
 # At 112 pixels most objects of a scene are smaller than two patches.
 SCENE_SHARE = {112: 0.3, 168: 1.0, 224: 1.0, 336: 1.0}
 TWO_IMAGES = 0.06
@@ -96,8 +96,8 @@ def accuracy(model: DemoVlm, prompts: Prompts, source: Source, count: int, size:
 
 
 def rate(progress: float, step: int) -> float:
-    """Warm-up over 40 steps, flat for 55 % of the run, then linear to 2 %."""
-    decay = 1.0 if progress < 0.55 else max(0.02, 1.0 - (progress - 0.55) / 0.45)
+    """Warm-up over 40 steps, flat up to 62 % of the run, then linear to 2 %."""
+    decay = 1.0 if progress < 0.62 else max(0.02, 1.0 - (progress - 0.62) / 0.38)
     return min(1.0, (step + 1) / 40) * decay
 
 
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--lora-lr", type=float, default=6e-4)
     parser.add_argument("--eval-minutes", type=float, default=10.0)
     parser.add_argument("--max-steps", type=int, default=1_000_000)
+    parser.add_argument("--eval-count", type=int, default=24, help="pictures a set in the log's running accuracy")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -185,7 +186,7 @@ def main() -> None:
             }
             recent.clear()
             if due:
-                row |= accuracy(model, prompts, source, 24, 336)
+                row |= accuracy(model, prompts, source, args.eval_count, 336)
                 last_eval = trained
             with log.open("a", newline="") as file:
                 csv.DictWriter(file, fields + evals, restval="").writerow(row)
