@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo_out
-IMAGE  ?= examples/scene.png
-PROMPT ?= What color is the star?
+IMAGE  ?= examples/shape.png
+PROMPT ?= What shape is in the image?
 
 .PHONY: demo test lint format bench clean
 
