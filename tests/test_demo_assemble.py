@@ -42,7 +42,8 @@ def test_position_tables_are_resized_as_torch_does(source: int, target: int) -> 
     expected = resized.permute(0, 2, 3, 1).reshape(1, -1, 6).numpy()
     got = _vision.interpolate_positions(table, target)
     np.testing.assert_array_equal(got[:, 0], table[:, 0])
-    np.testing.assert_allclose(got[:, 1:], expected, atol=2e-6)
+    # torch computes the sample points in float32: 1e-5 of a table of unit variance is its rounding, not ours.
+    np.testing.assert_allclose(got[:, 1:], expected, rtol=0, atol=3e-5)
 
 
 def test_a_position_table_must_be_square() -> None:
@@ -190,6 +191,7 @@ def test_tokenizer_equals_transformers_reading_but_splits_digits(gguf_path: Path
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))[:8]]
+    texts = [text.replace(_text.IMAGE_TOKEN, "") for text in texts]  # the one token theirs does not have
     texts += ["héllo wörld 12345 67.8 你好 \U0001f600 don't\n\n x\t y", "<|im_start|>user\nhi<|im_end|>\n", "", "  "]
     for text in texts:
         ids = ours.encode(text, add_special_tokens=False).ids

