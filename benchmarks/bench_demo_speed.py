@@ -31,9 +31,9 @@ def contenders(threads: int, keeps: list[int], method: str, image: Image.Image) 
     """Name → function that generates so many tokens, ignoring end-of-sequence."""
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
-    from trtprune.demo.assemble import assemble
 
     import trtprune
+    from trtprune.demo.assemble import assemble
 
     torch.set_num_threads(threads)
     checkpoint = assemble()
