@@ -1,0 +1,11 @@
+"""Random cases: the same ones in CI, where a change must be judged by itself; new ones on every run elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
