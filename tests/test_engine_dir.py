@@ -249,7 +249,7 @@ def test_a_duplicate_component(root: Path) -> None:
 
 def test_every_missing_field_is_named(root: Path) -> None:
     data = json.loads((root / "config.json").read_text())
-    optional = {"keeps_cls_feature", "first_patch", "weight_dtype"}
+    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines"}
     for holder in ([], ["model"], ["pruning"], ["kv"], ["components", 0]):
         at: Any = data
         for key in holder:
@@ -262,6 +262,39 @@ def test_every_missing_field_is_named(root: Path) -> None:
             at[name] = kept
     (root / "config.json").write_text(json.dumps(data))
     open_engine_dir(root)
+
+
+ENGINES = {
+    "version": "1.7.1.116",
+    "targets": ["sm89", "sm120"],
+    "max_batch_size": 1,
+    "max_input_len": 512,
+    "max_images": 1,
+    "attention": "fused",
+}
+
+
+def test_engines(root: Path) -> None:
+    edit(root, "engines", value=ENGINES)
+    found = open_engine_dir(root).engines
+    assert found is not None
+    assert found.targets == ("sm89", "sm120")
+    assert not found.plugins
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("targets", []), ("targets", ["89"]), ("targets", ["sm89; rm"]), ("max_batch_size", 0), ("max_input_len", -1)],
+)
+def test_engines_that_make_no_sense(root: Path, name: str, value: Any) -> None:
+    edit(root, "engines", value={**ENGINES, name: value})
+    refused(root, f"config.engines.{name}")
+
+
+def test_engines_without_an_engine_of_each_component(root: Path) -> None:
+    edit(root, "engines", value=ENGINES)
+    edit(root, "components", 0, "engine", value=None)
+    refused(root, "vision", "engine")
 
 
 def test_a_file_in_use_must_be_listed(root: Path) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ComponentInfo",
     "EngineDir",
+    "EngineInfo",
     "KvInfo",
     "ModelInfo",
     "PruningInfo",
@@ -46,6 +47,7 @@ CONFIG_NAME = "config.json"
 FULL_CHECK_BYTES = 1 << 30
 MAX_CONFIG_BYTES = 16_000_000
 MAX_SIZE = 1 << 40
+TARGET = re.compile(r"sm[0-9]{2,3}[a-z]?")
 DIGEST = re.compile(r"sha256(-header-size)?:[0-9a-f]{64}")
 
 
@@ -123,6 +125,28 @@ class KvInfo:
 
 
 @dataclass(frozen=True)
+class EngineInfo:
+    """How TensorRT engines were built, and what may run them; None in a build without engines.
+
+    ``version`` is the library's (``1.7.1.116``).  ``targets`` are the compute capabilities, ``("sm89", "sm120")``.
+    ``max_input_len`` counts text tokens of a prompt, ``max_images`` images of a prompt; with ``max_batch_size`` rows
+    and the budget's ``keep_range`` they gave the optimisation profiles.  ``plugins`` maps each plugin the engines
+    need to its version.
+    """
+
+    version: str
+    targets: tuple[str, ...]
+    max_batch_size: int
+    max_input_len: int
+    max_images: int
+    attention: str
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    weight_streaming: bool = False
+    plugins: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EngineDir:
     """The parsed ``config.json``; ``root`` is where it was read from and is never written.
 
@@ -144,6 +168,7 @@ class EngineDir:
     build_digest: str
     files: dict[str, str]
     weight_dtype: str | None = None
+    engines: EngineInfo | None = None
     root: Path = field(default=Path("."), compare=False)
 
     def component(self, name: str) -> ComponentInfo:
@@ -252,6 +277,13 @@ def _check_values(made: EngineDir, path: Path) -> None:
     names = [component.name for component in made.components]
     wrong += [f"config.components: '{name}' occurs twice" for name in sorted({n for n in names if names.count(n) > 1})]
     wrong += [f"config.chain: there is no component '{name}'" for name in made.chain if name not in names]
+    if made.engines is not None:
+        for name in ("max_batch_size", "max_input_len", "max_images"):
+            if not 0 < getattr(made.engines, name) <= MAX_SIZE:
+                wrong.append(f"config.engines.{name} must be between 1 and {MAX_SIZE}")
+        if not made.engines.targets or not all(TARGET.fullmatch(target) for target in made.engines.targets):
+            wrong.append("config.engines.targets must name compute capabilities, like sm89")
+        wrong += [f"config.components: '{c.name}' has no engine" for c in made.components if c.engine is None]
     for name, digests in made.files.items():
         # An empty entry would check nothing and look checked.
         if not digests.split() or not all(DIGEST.fullmatch(digest) for digest in digests.split()):
