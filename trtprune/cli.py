@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtprune._console import Group, echo_json, log_options, logger, progress
+from trtprune._options import PATH, build_options, run_options
 from trtprune._version import __version__
 from trtprune.errors import InputError
 
@@ -23,32 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-PATH = click.Path(path_type=Path)
-
-
-class KeepRange(click.ParamType):
-    """``LOW:HIGH``, both inclusive."""
-
-    name = "low:high"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        try:
-            low, high = (int(part) for part in str(value).split(":"))
-        except ValueError:
-            self.fail(f"{value!r} is not LOW:HIGH, for example 16:576", param, ctx)
-        return low, high
-
-
-class KeyValue(click.ParamType):
-    """``KEY=VALUE``."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        key, equals, text = str(value).partition("=")
-        if not equals or not key:
-            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
-        return key, text
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -62,61 +37,6 @@ def main() -> None:
     """
 
 
-def _build_options(command: Any) -> Any:
-    options = [
-        click.option("-m", "--model", required=True, help="Alias (see `trtprune models`), hub id, or local directory."),
-        click.option("-o", "--output", type=PATH, required=True, help="The engine directory to write."),
-        click.option("--keep", type=int, help="Visual tokens kept per image by default.  [default: 64]"),
-        click.option("--keep-range", type=KeepRange(), help="Budgets the build serves.  [default: 1 to all]"),
-        click.option("--method", default="adafv", show_default=True, help="See `trtprune methods`."),
-        click.option(
-            "--option", "options", type=KeyValue(), multiple=True, help="An option of the method; repeatable."
-        ),
-        click.option("--positions", type=click.Choice(["compact", "original"]), help="Position ids of kept tokens."),
-        click.option("--dtype", "--precision", help="float32, float16 or bfloat16.  [default: by provider]"),
-        click.option(
-            "--weight-dtype",
-            type=click.Choice(["int8", "int4"]),
-            help="Store the language model's matrices quantised.  [default: as in the checkpoint]",
-        ),
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda", "openvino"]),
-            default="cpu",
-            show_default=True,
-            help="ONNX Runtime provider to write the graphs for.",
-        ),
-        click.option(
-            "--max-seq-len",
-            "--max-kv-cache-capacity",
-            type=int,
-            help="KV capacity in tokens, prompt and answer.  [default: the model's positions]",
-        ),
-        click.option(
-            "--lowering",
-            type=KeyValue(),
-            multiple=True,
-            help="attention|vision_attention|norm|rotary|cache=op|primitives; repeatable.",
-        ),
-        click.option(
-            "--weights",
-            type=click.Choice(["link", "copy"]),
-            default="link",
-            show_default=True,
-            help="Hard-link the checkpoint's weight files where possible, or copy them.",
-        ),
-        click.option("--revision", help="Revision of a hub model."),
-        click.option(
-            "--allow-extra-tensors", is_flag=True, help="Only warn of tensors the architecture has no use for."
-        ),
-        click.option("--force", is_flag=True, help="Build again, and replace another engine directory at OUTPUT."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return log_options(command)
-
-
 @main.command()
 @click.option(
     "--backend",
@@ -125,7 +45,7 @@ def _build_options(command: Any) -> Any:
     show_default=True,
     help="What runs the graphs.",
 )
-@_build_options
+@build_options
 def build(**arguments: Any) -> None:
     """Compile a checkpoint with a pruning method into an engine directory."""
     _build(export_only=False, **arguments)
@@ -139,7 +59,7 @@ def build(**arguments: Any) -> None:
     show_default=True,
     help="Whose spelling of attention, norm and rotary the graphs use.",
 )
-@_build_options
+@build_options
 def export(**arguments: Any) -> None:
     """Write the ONNX graphs of a checkpoint and a pruning method, and no engines."""
     _build(export_only=True, **arguments)
@@ -164,25 +84,6 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
         click.echo(str(made.root))
 
 
-def _run_options(command: Any) -> Any:
-    options = [
-        click.argument("directory", type=PATH, metavar="OUT"),
-        click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), help="[default: as built]"),
-        click.option("--provider-option", "provider_options", type=KeyValue(), multiple=True, help="Repeatable."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
-        click.option(
-            "--verify",
-            type=click.Choice(["auto", "none", "fast", "full"]),
-            default="auto",
-            show_default=True,
-            help="How much of the directory to check before use.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return log_options(command)
-
-
 @main.command()
 @click.option("--image", "images", multiple=True, help="A picture; repeat for several in one prompt.")
 @click.option("--prompt", "prompts", multiple=True, help="The question; repeat for several turns on the same picture.")
@@ -205,7 +106,7 @@ def _run_options(command: Any) -> Any:
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option("--stream", is_flag=True, help="Print the answer as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one line an answer.")
-@_run_options
+@run_options
 def run(
     directory: Path,
     images: tuple[str, ...],
@@ -254,7 +155,7 @@ def run(
 @click.option("--seed", type=int, help="For --method random.")
 @click.option("-o", "--output", type=PATH, default="kept.png", show_default=True, help="The picture to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print the kept indices as JSON.")
-@_run_options
+@run_options
 def show(
     directory: Path,
     image: str,

@@ -1,0 +1,113 @@
+"""The option groups of the command line, and the types of their values; no command, no heavy import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtprune._console import log_options
+
+__all__ = ["PATH", "KeepRange", "KeyValue", "build_options", "run_options"]
+
+PATH = click.Path(path_type=Path)
+
+
+class KeepRange(click.ParamType):
+    """``LOW:HIGH``, both inclusive."""
+
+    name = "low:high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            low, high = (int(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW:HIGH, for example 16:576", param, ctx)
+        return low, high
+
+
+class KeyValue(click.ParamType):
+    """``KEY=VALUE``."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        return key, text
+
+
+def build_options(command: Any) -> Any:
+    options = [
+        click.option("-m", "--model", required=True, help="Alias (see `trtprune models`), hub id, or local directory."),
+        click.option("-o", "--output", type=PATH, required=True, help="The engine directory to write."),
+        click.option("--keep", type=int, help="Visual tokens kept per image by default.  [default: 64]"),
+        click.option("--keep-range", type=KeepRange(), help="Budgets the build serves.  [default: 1 to all]"),
+        click.option("--method", default="adafv", show_default=True, help="See `trtprune methods`."),
+        click.option(
+            "--option", "options", type=KeyValue(), multiple=True, help="An option of the method; repeatable."
+        ),
+        click.option("--positions", type=click.Choice(["compact", "original"]), help="Position ids of kept tokens."),
+        click.option("--dtype", "--precision", help="float32, float16 or bfloat16.  [default: by provider]"),
+        click.option(
+            "--weight-dtype",
+            type=click.Choice(["int8", "int4"]),
+            help="Store the language model's matrices quantised.  [default: as in the checkpoint]",
+        ),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "openvino"]),
+            default="cpu",
+            show_default=True,
+            help="ONNX Runtime provider to write the graphs for.",
+        ),
+        click.option(
+            "--max-seq-len",
+            "--max-kv-cache-capacity",
+            type=int,
+            help="KV capacity in tokens, prompt and answer.  [default: the model's positions]",
+        ),
+        click.option(
+            "--lowering",
+            type=KeyValue(),
+            multiple=True,
+            help="attention|vision_attention|norm|rotary|cache=op|primitives; repeatable.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["link", "copy"]),
+            default="link",
+            show_default=True,
+            help="Hard-link the checkpoint's weight files where possible, or copy them.",
+        ),
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--allow-extra-tensors", is_flag=True, help="Only warn of tensors the architecture has no use for."
+        ),
+        click.option("--force", is_flag=True, help="Build again, and replace another engine directory at OUTPUT."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return log_options(command)
+
+
+def run_options(command: Any) -> Any:
+    options = [
+        click.argument("directory", type=PATH, metavar="OUT"),
+        click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), help="[default: as built]"),
+        click.option("--provider-option", "provider_options", type=KeyValue(), multiple=True, help="Repeatable."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        click.option(
+            "--verify",
+            type=click.Choice(["auto", "none", "fast", "full"]),
+            default="auto",
+            show_default=True,
+            help="How much of the directory to check before use.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return log_options(command)
