@@ -1,0 +1,189 @@
+"""Optimisation profiles: the shapes an engine serves, from the limits of a build.  Pure; knows no TensorRT.
+
+Nobody is asked for a product of sizes: the longest prompt follows from the text and the pictures it may hold, each
+picture counting the largest budget of the build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtprune.engine_dir import EngineDir, TensorSpec
+from trtprune.errors import BudgetError, BuildError
+
+__all__ = [
+    "MAX_TOPK",
+    "Limits",
+    "Profile",
+    "Range",
+    "check_limits",
+    "component_profiles",
+    "default_capacity",
+    "limits_of",
+]
+
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Smallest, typical and largest shape of an input; of a shape input, the values themselves."""
+
+Profile = dict[str, Range]
+
+MAX_TOPK = 3840
+"""The most entries TensorRT's TopK returns; more than that builds, and fails at run time."""
+
+VISION_BATCH = 8
+"""Pictures in one vision run, at most: more would add memory for activations and no speed."""
+
+# A prompt's text next to one picture's tokens, for which the prefill is tuned.
+TYPICAL_TEXT = 64
+# Room for an answer where --max-seq-len does not say, and what capacities are rounded to (the tiles of kernels).
+ANSWER_TOKENS = 256
+CAPACITY_STEP = 128
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engines of a build must serve.
+
+    Attributes:
+        visual_tokens: N, tokens of a picture before pruning.
+        keep: The default budget, ``keep_range`` its inclusive limits.
+        capacity: Tokens a row's cache holds, prompt and answer.
+        max_batch_size: Rows of a batch.
+        max_input_len: Text tokens of a prompt.
+        max_images: Pictures of a prompt.
+    """
+
+    visual_tokens: int
+    keep: int
+    keep_range: tuple[int, int]
+    capacity: int
+    max_batch_size: int = 1
+    max_input_len: int = 512
+    max_images: int = 1
+
+    @property
+    def max_sequence(self) -> int:
+        """The most tokens of a prompt, visual ones included: what one prefill takes."""
+        return min(self.capacity, self.max_input_len + self.max_images * self.keep_range[1])
+
+    @property
+    def max_text(self) -> int:
+        """The most ids of a prompt before pictures take their places, a placeholder each."""
+        return min(self.capacity, self.max_input_len + self.max_images)
+
+
+def default_capacity(max_positions: int, max_input_len: int, max_images: int, keep_high: int) -> int:
+    """The longest prompt and an answer, in whole steps, as far as the model's positions go.
+
+    A step of the decoder takes time in proportion to the capacity and not to what it holds, so this is not simply
+    what the model allows.
+    """
+    need = max_input_len + max_images * keep_high + ANSWER_TOKENS
+    return min(max_positions, -(-need // CAPACITY_STEP) * CAPACITY_STEP)
+
+
+def check_limits(limits: Limits, *, selects: bool = True) -> None:
+    """Refuses limits no engine can serve.
+
+    Args:
+        limits: Of the build.
+        selects: Whether the method selects with TopK; ``none`` does not.
+
+    Raises:
+        BuildError: naming the flag.
+        BudgetError: for a budget beyond what TensorRT's TopK returns.
+    """
+    sizes = {"batch-size": limits.max_batch_size, "input-len": limits.max_input_len, "images": limits.max_images}
+    for name, value in sizes.items():
+        if value < 1:
+            raise BuildError(f"--max-{name} {value}: must be at least 1")
+    if limits.max_input_len > limits.capacity:
+        raise BuildError(
+            f"--max-input-len {limits.max_input_len}: above the KV capacity of {limits.capacity} tokens",
+            hint="lower it, or raise --max-seq-len as far as the model's positions go",
+        )
+    high = limits.keep_range[1]
+    if selects and high > MAX_TOPK:
+        raise BudgetError(
+            f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
+            hint=f"--keep-range {min(limits.keep_range[0], MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
+        )
+
+
+def limits_of(made: EngineDir) -> Limits:
+    """The limits a directory's engines were built with.
+
+    Raises:
+        BuildError: if it holds no engines.
+    """
+    if made.engines is None:
+        raise BuildError(f"{made.root}: holds no TensorRT engines", hint="trtprune build --backend tensorrt-rtx …")
+    return Limits(
+        visual_tokens=made.model.visual_tokens,
+        keep=made.pruning.keep,
+        keep_range=made.pruning.keep_range,
+        capacity=made.kv.capacity,
+        max_batch_size=made.engines.max_batch_size,
+        max_input_len=made.engines.max_input_len,
+        max_images=made.engines.max_images,
+    )
+
+
+def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, backend: str) -> tuple[Profile, ...]:
+    """The profiles of one component: every input whose shape is not fixed, and the values of ``keep``.
+
+    ``tensorrt`` gets two for the decoder, 0 for prompts and 1 for single tokens: kernels are chosen for each.
+    ``tensorrt-rtx`` chooses kernels at run time and would only store the weights twice.
+
+    Args:
+        name: ``vision``, ``embed``, ``pruner`` or ``decoder``.
+        inputs: Of its graph.
+        limits: Of the build.
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        BuildError: for a dimension that has no range: the graph is not one of ours.
+    """
+    longest = limits.max_sequence
+    prompt = (1, min(longest, limits.keep + TYPICAL_TEXT), longest)
+    ranges = _ranges(name, limits)
+    if name != "decoder":
+        return (_profile(inputs, ranges, limits),)
+    whole = _profile(inputs, {**ranges, "sequence": prompt}, limits)
+    if backend == "tensorrt-rtx":
+        return (whole,)
+    return (whole, _profile(inputs, {**ranges, "sequence": (1, 1, 1)}, limits))
+
+
+def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
+    """Smallest, typical and largest value of each symbolic dimension of a component."""
+    rows, text = limits.max_batch_size, limits.max_text
+    pictures = min(VISION_BATCH, rows * limits.max_images)
+    batch = {"vision": pictures, "pruner": 1}.get(name, rows)
+    tokens = limits.visual_tokens
+    return {
+        "batch": (1, batch, batch),
+        "tokens": (1, min(text, TYPICAL_TEXT), text),
+        "text_tokens": (1, min(text, TYPICAL_TEXT), text),
+        "visual_tokens": (tokens, tokens, tokens),
+        "logits_rows": (1, 1, 1),
+        # The engine's capacity is static: the graph is given this number before it is parsed.
+        "capacity": (limits.capacity,) * 3,
+    }
+
+
+def _profile(inputs: Sequence[TensorSpec], ranges: dict[str, tuple[int, int, int]], limits: Limits) -> Profile:
+    profile: Profile = {}
+    for spec in inputs:
+        if spec.name == "keep":
+            low, high = limits.keep_range
+            profile[spec.name] = ((low,), (limits.keep,), (high,))
+            continue
+        unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in ranges]
+        if unknown:
+            raise BuildError(f"input {spec.name}: no range is known for its dimension '{unknown[0]}'")
+        if any(isinstance(dim, str) for dim in spec.shape):
+            low_opt_high = [tuple(d if isinstance(d, int) else ranges[d][k] for d in spec.shape) for k in range(3)]
+            profile[spec.name] = (low_opt_high[0], low_opt_high[1], low_opt_high[2])
+    return profile
