@@ -76,17 +76,150 @@ def test_a_gpu_whose_provider_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report.ok
 
 
+def lines(report: Report, name: str) -> list[tuple[str, str]]:
+    return [(check.status, check.text) for check in report.checks if check.name == name]
+
+
+BUILDS = ("ok", "1.7.1, builds for SM80, SM89, SM120; that needs no GPU")
+RTX_ONLY = {"onnxruntime": "1.31.1", "tensorrt-rtx-cu13": "1.7.1"}
+NOT_HERE = {"ok": False, "text": "it builds no engine for this GPU"}
+
+
 def test_tensorrt_rtx_does_not_serve_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = {"onnxruntime": "1.31.1", "tensorrt-rtx-cu13": "1.7.1"}
-    report = machine(monkeypatch, packages, [H200], {"tensorrt_rtx": TARGETS})
-    lines = [check.text for check in report.checks if check.name == "tensorrt-rtx"]
-    assert lines == [
-        "1.7.1, builds for SM80, SM89, SM120",
-        "does not serve NVIDIA H200: SM90 (Hopper) is not among its targets",
+    report = machine(monkeypatch, RTX_ONLY, [H200], {"tensorrt_rtx": TARGETS, "tensorrt_rtx-here": NOT_HERE})
+    found = [check for check in report.checks if check.name == "tensorrt-rtx"]
+    assert [(check.status, check.text) for check in found] == [
+        BUILDS,
+        ("info", "does not serve NVIDIA H200: SM90 (Hopper) is not among its targets"),
     ]
-    report = machine(monkeypatch, packages, [RTX], {"tensorrt_rtx": TARGETS})
-    assert len([check for check in report.checks if check.name == "tensorrt-rtx"]) == 1
-    assert "SM89" in the(report, "gpu").text
+    assert found[1].fix == "pip install 'trtprune[tensorrt]' and --backend tensorrt, or --provider cuda"
+    # Should an engine made there for "the current GPU" load all the same, doctor says so.
+    report = machine(monkeypatch, RTX_ONLY, [H200], {"tensorrt_rtx": TARGETS, "tensorrt_rtx-here": FINE})
+    assert lines(report, "tensorrt-rtx")[1] == (
+        "info",
+        "NVIDIA H200: SM90 (Hopper) is not among its targets, yet an engine made here for here loads",
+    )
+
+
+def test_tensorrt_rtx_on_a_gpu_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine(monkeypatch, RTX_ONLY | {"cuda-bindings": "13.4.4"}, [RTX], {"tensorrt_rtx": TARGETS})
+    assert report.ok, report.render()
+    assert lines(report, "tensorrt-rtx") == [BUILDS, ("ok", "builds for and loads on NVIDIA GeForce RTX 4090 (SM89)")]
+    assert lines(report, "cuda-bindings")[0][0] == "ok"
+    report = machine(monkeypatch, RTX_ONLY, [RTX], {"tensorrt_rtx": TARGETS, "tensorrt_rtx-here": NOT_HERE})
+    assert lines(report, "tensorrt-rtx")[1] == (
+        "problem",
+        "an engine does not load on NVIDIA GeForce RTX 4090: it builds no engine for this GPU",
+    )
+
+
+def test_tensorrt_rtx_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine(monkeypatch, RTX_ONLY, [], {"tensorrt_rtx": TARGETS})
+    assert report.ok
+    assert lines(report, "tensorrt-rtx") == [
+        BUILDS,
+        ("info", "runs no engine here: that needs a GPU among those, and its driver"),
+    ]
+    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {})
+    assert the(report, "tensorrt-rtx").fix == "pip install 'trtprune[tensorrt-rtx]'"
+    broken = {"ok": False, "text": "libtensorrt_rtx.so.1: cannot open shared object file"}
+    report = machine(monkeypatch, RTX_ONLY, [], {"tensorrt_rtx": broken})
+    assert lines(report, "tensorrt-rtx")[0][0] == "problem"
+    assert "cannot open shared object file" in report.render()
+
+
+def test_full_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = {"onnxruntime": "1", "tensorrt-cu13": "11.4.0.106", "cuda-bindings": "13.4.4"}
+    found = {"tensorrt": {"ok": True, "text": "11.4.0.106"}}
+    report = machine(monkeypatch, packages, [H200], found)
+    assert lines(report, "tensorrt") == [("ok", "11.4.0.106, builds for and runs on NVIDIA H200 (SM90)")]
+    report = machine(monkeypatch, packages, [H200], found | {"tensorrt-here": NOT_HERE})
+    assert lines(report, "tensorrt") == [
+        ("problem", "11.4.0.106, builds nothing on NVIDIA H200: it builds no engine for this GPU")
+    ]
+    report = machine(monkeypatch, packages, [], found)
+    assert report.ok
+    assert lines(report, "tensorrt")[0][1].endswith("can do nothing here: building and running both need a GPU")
+    old = packages | {"tensorrt-cu13": "10.9.0"}
+    report = machine(monkeypatch, old, [H200], {"tensorrt": {"ok": True, "text": "10.9.0"}})
+    assert lines(report, "tensorrt") == [("problem", "10.9.0, at least 10.15 is needed")]
+    report = machine(monkeypatch, {"onnxruntime": "1"}, [H200], {})
+    assert the(report, "tensorrt").fix == "pip install 'trtprune[tensorrt]'"
+    # No machine is told to wait for a release that is there.
+    assert "later release" not in report.render()
+
+
+def test_what_runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine(monkeypatch, RTX_ONLY, [RTX], {"tensorrt_rtx": TARGETS})
+    assert (the(report, "cuda-bindings").status, report.ok) == ("problem", False)
+    assert the(report, "cuda-bindings").fix == "pip install 'cuda-bindings>=13.0'"
+    # Nothing to run, or nothing to run it on: no fault.
+    for packages, gpus in (({"onnxruntime": "1"}, [RTX]), (RTX_ONLY, [])):
+        report = machine(monkeypatch, packages, gpus, {"tensorrt_rtx": TARGETS})
+        assert (the(report, "cuda-bindings").status, report.ok) == ("missing", True)
+    broken = {"tensorrt_rtx": TARGETS, "cuda_bindings": {"ok": False, "text": "cudaErrorInsufficientDriver"}}
+    report = machine(monkeypatch, RTX_ONLY | {"cuda-bindings": "13.4.4"}, [RTX], broken)
+    assert lines(report, "cuda-bindings") == [("problem", "13.4.4, does not work: cudaErrorInsufficientDriver")]
+
+
+@pytest.mark.parametrize(("packages", "status"), [({}, "missing"), ({"onnxruntime-gpu": "1.31.1"}, "problem")])
+def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], status: str) -> None:
+    """CUDA 13 asks for driver 580 (release notes of CUDA 13.0)."""
+    old = Gpu("NVIDIA A100", 80, 40_000_000_000, "570.124.06")
+    report = machine(monkeypatch, packages or {"onnxruntime": "1"}, [old], {})
+    assert the(report, "driver").status == status
+    assert "570.124.06 is too old for CUDA 13" in the(report, "driver").text
+    report = machine(monkeypatch, packages or {"onnxruntime": "1"}, [H200], {})
+    assert not [check for check in report.checks if check.name == "driver"]
+
+
+def test_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {})
+    assert the(report, "polygraphy").fix == "pip install 'trtprune[compare]'"
+    report = machine(monkeypatch, {"onnxruntime": "1", "polygraphy": "0.53.6"}, [], {})
+    assert (the(report, "polygraphy").status, the(report, "polygraphy").fix) == ("ok", None)
+
+
+def test_only_a_machine_with_a_gpu_tries_to_build_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(doctor, "_version", (RTX_ONLY | {"cuda-bindings": "13", "tensorrt": "11"}).get)
+    monkeypatch.setattr(doctor, "_probe", lambda name: asked.append(name) or FINE)
+    for gpus in ([], [RTX]):
+        monkeypatch.setattr(doctor, "find_gpus", lambda gpus=gpus: gpus)
+        examine()
+    assert sorted(asked[:3]) == ["cpu", "tensorrt", "tensorrt_rtx"]
+    assert sorted(asked[3:]) == [
+        "cpu", "cuda_bindings", "tensorrt", "tensorrt-here", "tensorrt_rtx", "tensorrt_rtx-here",
+    ]  # fmt: skip
+
+
+def test_the_engine_doctor_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here for SM89 instead of the GPU at hand, with a runtime that takes anything: the network itself builds."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    taken = []
+
+    class Runtime:
+        def __init__(self, _: Any) -> None: ...
+
+        def deserialize_cuda_engine(self, plan: Any) -> Any:
+            taken.append(plan.nbytes)
+            return type("Engine", (), {"create_execution_context": lambda _: object()})()
+
+    monkeypatch.setattr(trt, "Runtime", Runtime)
+    monkeypatch.setattr(trt, "ComputeCapability", type("C", (), {"CURRENT": trt.ComputeCapability.SM89}))
+    assert probe("tensorrt_rtx-here") == {"ok": True, "text": "an engine builds and loads"}
+    assert taken[0] > 1000
+    monkeypatch.setattr(Runtime, "deserialize_cuda_engine", lambda self, plan: None)
+    assert probe("tensorrt_rtx-here") == {"ok": False, "text": "the engine it built does not load"}
+
+
+def test_probing_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    error = runtime.cudaError_t
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (error.cudaSuccess, 2))
+    assert probe("cuda_bindings") == {"ok": True, "text": "CUDA answers, 2 devices"}
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (error.cudaErrorInsufficientDriver, None))
+    assert probe("cuda_bindings") == {"ok": False, "text": "cudaErrorInsufficientDriver"}
 
 
 def test_a_missing_or_old_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,18 @@ __all__ = ["probe"]
 
 
 def probe(name: str) -> dict[str, Any]:
-    """Tries a provider (``cpu``, ``cuda``, ``openvino``) or an engine builder (``tensorrt``, ``tensorrt_rtx``)."""
-    return _builder(name) if name.startswith("tensorrt") else _provider(name)
+    """Tries one thing.
+
+    Args:
+        name: A provider (``cpu``, ``cuda``, ``openvino``), ``cuda_bindings``, an engine builder (``tensorrt``,
+            ``tensorrt_rtx``), or that with ``-here`` behind it: whether an engine it builds loads on this GPU.
+    """
+    if name == "cuda_bindings":
+        return _bindings()
+    if name.startswith("tensorrt"):
+        library, _, here = name.partition("-")
+        return _engine(library) if here else _builder(library)
+    return _provider(name)
 
 
 def _provider(name: str) -> dict[str, Any]:
@@ -55,6 +65,40 @@ def _builder(name: str) -> dict[str, Any]:
     found = {str(member).rpartition(".")[2] for member in _members(getattr(library, "ComputeCapability", None))}
     targets = sorted((t for t in found if t.startswith("SM")), key=lambda t: int(t[2:]))
     return {"ok": True, "text": str(library.__version__), "targets": targets}
+
+
+def _engine(name: str) -> dict[str, Any]:
+    """Builds the smallest engine for the GPU at hand and makes ready to run it."""
+    import importlib
+
+    trt = importlib.import_module(name)
+    log = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(log)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(1 << int(typed) if typed is not None else 0)
+    y = network.add_unary(network.add_input("x", trt.float32, (1, 8)), trt.UnaryOperation.ABS).get_output(0)
+    y.name = "y"
+    network.mark_output(y)
+    config = builder.create_builder_config()
+    if hasattr(trt, "ComputeCapability"):  # RTX builds for what it is told; CURRENT is this GPU
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        return {"ok": False, "text": "it builds no engine for this GPU"}
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None or engine.create_execution_context() is None:
+        return {"ok": False, "text": "the engine it built does not load"}
+    return {"ok": True, "text": "an engine builds and loads"}
+
+
+def _bindings() -> dict[str, Any]:
+    from cuda.bindings import runtime
+
+    error, count = runtime.cudaGetDeviceCount()
+    if error != runtime.cudaError_t.cudaSuccess:
+        return {"ok": False, "text": error.name}
+    return {"ok": True, "text": f"CUDA answers, {count} device{'s' if count != 1 else ''}"}
 
 
 def _members(enum: Any) -> list[Any]:

@@ -5,7 +5,6 @@ Nothing is asked of the network.  Whatever could take the process down is tried 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,16 +14,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtprune._doctor_gpu import FULL, RTX, engine_checks, gpu_checks, older
 from trtprune._gpu import Gpu, find_gpus
+from trtprune._report import INFO, MISSING, OK, PROBLEM, Check, Report
 from trtprune._version import __version__
 
 __all__ = ["Check", "Report", "examine"]
 
-OK, MISSING, PROBLEM, INFO = "ok", "missing", "problem", "info"
 REQUIRED = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "ml-dtypes", "tokenizers", "jinja2", "Pillow", "huggingface-hub",
     "click", "rich",
@@ -34,59 +33,7 @@ WHEELS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
     "onnxruntime-training", "onnxruntime-rocm", "onnxruntime-migraphx",
 )  # fmt: skip
-MARKS = {OK: "ok     ", MISSING: "missing", PROBLEM: "PROBLEM", INFO: "       "}
 PROBE_SECONDS = 90
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        name: What was looked at.
-        status: ``ok``, ``missing`` (optional, not there), ``problem`` (must be mended) or ``info``.
-        text: What was found.
-        fix: The command that installs or mends it.
-        enables: What that would enable.
-    """
-
-    name: str
-    status: str
-    text: str
-    fix: str | None = None
-    enables: str | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """All checks, in order."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """No check found a problem; optional parts may be missing."""
-        return all(check.status != PROBLEM for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``doctor --json``."""
-        return {"ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
-
-    def render(self) -> str:
-        """The report as lines of text."""
-        width = max((len(check.name) for check in self.checks), default=0)
-        lines = []
-        for check in self.checks:
-            lines.append(f"{MARKS[check.status]}  {check.name:<{width}}  {check.text}")
-            indent = " " * (len(MARKS[OK]) + width + 4)
-            if check.fix:
-                lines.append(f"{indent}-> {check.fix}")
-            if check.enables:
-                lines.append(f"{indent}   enables {check.enables}")
-        problems = [check.name for check in self.checks if check.status == PROBLEM]
-        lines.append("")
-        lines.append(f"problems: {', '.join(problems)}" if problems else "no problems; what is missing is optional")
-        return "\n".join(lines)
 
 
 def examine() -> Report:
@@ -94,14 +41,14 @@ def examine() -> Report:
     gpus = find_gpus()
     # Each probe is a process that mostly waits for the disk: start them all at once.
     with ThreadPoolExecutor(5) as pool:
-        probes = {name: pool.submit(_probe, name) for name in _to_probe()}
+        probes = {name: pool.submit(_probe, name) for name in _to_probe(gpus)}
         tried = {name: probe.result() for name, probe in probes.items()}
     parts: list[Callable[[], Iterable[Check]]] = [
         _machine,
         _packages,
         lambda: _onnxruntime(tried, gpus),
-        lambda: _gpus(gpus),
-        lambda: _tensorrt(tried, gpus),
+        lambda: gpu_checks(gpus, _version),
+        lambda: engine_checks(tried, gpus, _version),
         _cache,
     ]
     checks: list[Check] = []
@@ -121,16 +68,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _first(*packages: str) -> tuple[str, str] | None:
-    """The first of these packages that is installed, with its version."""
-    return next(((package, found) for package in packages if (found := _version(package))), None)
-
-
 def _wheels() -> dict[str, str]:
     return {package: found for package in WHEELS if (found := _version(package))}
 
 
-def _to_probe() -> list[str]:
+def _to_probe(gpus: list[Gpu]) -> list[str]:
     wheels = _wheels()
     names = []
     if len(wheels) == 1:
@@ -139,10 +81,13 @@ def _to_probe() -> list[str]:
             names.append("cuda")
         if _version("onnxruntime-ep-openvino"):
             names.append("openvino")
-    if _first("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"):
-        names.append("tensorrt_rtx")
-    if _first("tensorrt-cu13", "tensorrt-cu12", "tensorrt"):
-        names.append("tensorrt")
+    for library, packages in (("tensorrt_rtx", RTX), ("tensorrt", FULL)):
+        if any(map(_version, packages)):
+            names.append(library)
+            if gpus:
+                names.append(f"{library}-here")
+    if gpus and _version("cuda-bindings"):
+        names.append("cuda_bindings")
     return names
 
 
@@ -221,7 +166,7 @@ def _packages() -> Iterable[Check]:
         found = _version(package)
         if found is None:
             yield Check(package, PROBLEM, "not installed", f"pip install '{package}'", "every command")
-        elif (least := wanted.get(package.lower())) and _older(found, least):
+        elif (least := wanted.get(package.lower())) and older(found, least):
             yield Check(package, PROBLEM, f"{found}, at least {least} is needed", f"pip install -U '{package}'")
     versions = [f"{package} {_version(package)}" for package in ("onnx", "onnx-ir", "onnxscript", "numpy")]
     yield Check("packages", INFO, ", ".join(versions))
@@ -238,13 +183,6 @@ def _minimums() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         pass
     return found
-
-
-def _older(found: str, least: str) -> bool:
-    def numbers(version: str) -> list[int]:
-        return [int(part) for part in version.split(".") if part.isdigit()]
-
-    return numbers(found) < numbers(least)
 
 
 def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[Check]:
@@ -287,39 +225,6 @@ def _tried(name: str, answer: dict[str, Any], fix: str, *, broken: str, text: st
     if answer.get("ok"):
         return Check(name, OK, str(answer.get("text")))
     return Check(name, broken, text or f"does not work: {answer.get('text')}", fix)
-
-
-def _gpus(gpus: list[Gpu]) -> Iterable[Check]:
-    for gpu in gpus:
-        sm = f"SM{gpu.sm}" if gpu.sm else "compute capability unknown"
-        yield Check("gpu", OK, f"{gpu.name}, {sm}, {gpu.memory_bytes / 1e9:.0f} GB, driver {gpu.driver}")
-    if not gpus:
-        yield Check("gpu", MISSING, "no NVIDIA GPU or driver found; everything in this release runs on the CPU")
-
-
-def _tensorrt(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[Check]:
-    rtx = "pip install 'trtprune[tensorrt-rtx]'"
-    if "tensorrt_rtx" not in tried:
-        yield Check(
-            "tensorrt-rtx", MISSING, "not installed", rtx, "building graphs for RTX GPUs, also with none at hand"
-        )
-    elif not tried["tensorrt_rtx"].get("ok"):
-        yield _tried("tensorrt-rtx", tried["tensorrt_rtx"], rtx, broken=PROBLEM)
-    else:
-        targets = [str(target) for target in tried["tensorrt_rtx"].get("targets") or []]
-        yield Check("tensorrt-rtx", OK, f"{tried['tensorrt_rtx']['text']}, builds for {', '.join(targets)}")
-        for gpu in gpus:
-            if gpu.sm and targets and f"SM{gpu.sm}" not in targets:
-                family = " (Hopper)" if gpu.sm == 90 else ""
-                text = f"does not serve {gpu.name}: SM{gpu.sm}{family} is not among its targets"
-                yield Check("tensorrt-rtx", INFO, text, "use full TensorRT or --provider cuda on this GPU")
-    full = "pip install 'trtprune[tensorrt]'"
-    if "tensorrt" not in tried:
-        where = "" if gpus else ", on a machine with an NVIDIA GPU"
-        yield Check("tensorrt", MISSING, "not installed", full, f"TensorRT engines (a later release){where}")
-    else:
-        yield _tried("tensorrt", tried["tensorrt"], full, broken=PROBLEM if gpus else MISSING)
-    yield Check("plugins", INFO, "no CUDA plug-in library in this release; graphs carry their own definitions")
 
 
 def _cache() -> Iterable[Check]:

@@ -1,0 +1,160 @@
+"""What ``doctor`` says of GPUs, TensorRT, and what belongs to them: found, able to do what here, missing.
+
+Pure: takes what was found and tried, and gives lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from trtprune._gpu import Gpu
+from trtprune._report import INFO, MISSING, OK, PROBLEM, Check
+
+__all__ = ["CUDA_PACKAGES", "FULL", "RTX", "engine_checks", "gpu_checks", "older"]
+
+RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
+FULL = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
+# All of these are CUDA 13, which drivers from this one on serve (CUDA's release notes).
+CUDA_PACKAGES = ("onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13")
+CUDA13_DRIVER = 580
+# Attention with a mask and the in-place cache update come with it (TensorRT's release notes).
+LEAST_TENSORRT = "10.15"
+INSTALL = {
+    "tensorrt-rtx": "pip install 'trtprune[tensorrt-rtx]'",
+    "tensorrt": "pip install 'trtprune[tensorrt]'",
+    "compare": "pip install 'trtprune[compare]'",
+    "cuda-bindings": "pip install 'cuda-bindings>=13.0'",
+}
+INSTEAD = f"{INSTALL['tensorrt']} and --backend tensorrt, or --provider cuda"
+Version = Callable[[str], "str | None"]
+Answers = Mapping[str, Mapping[str, Any]]
+
+
+def older(found: str, least: str) -> bool:
+    """Whether version ``found`` is below ``least``, by their numbers."""
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".") if part.isdigit()]
+
+    return numbers(found) < numbers(least)
+
+
+def _sm(gpu: Gpu) -> str:
+    return f"SM{gpu.sm}" if gpu.sm else "compute capability unknown"
+
+
+def gpu_checks(gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
+    """One line a GPU, and whether its driver serves the packages installed here."""
+    for gpu in gpus:
+        yield Check("gpu", OK, f"{gpu.name}, {_sm(gpu)}, {gpu.memory_bytes / 1e9:.0f} GB, driver {gpu.driver}")
+    if not gpus:
+        text = "no NVIDIA GPU or driver found; CPU providers, and building for RTX GPUs, need none"
+        yield Check("gpu", MISSING, text)
+        return
+    driver = gpus[0].driver
+    major = driver.partition(".")[0]
+    if major.isdigit() and int(major) < CUDA13_DRIVER:
+        needed = [package for package in CUDA_PACKAGES if version(package)]
+        for_what = f", which {needed[0]} here is built on" if needed else ""
+        text = f"{driver} is too old for CUDA 13{for_what}"
+        yield Check("driver", PROBLEM if needed else MISSING, text, f"install driver {CUDA13_DRIVER} or later")
+
+
+def engine_checks(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
+    """TensorRT-RTX, TensorRT, what runs their engines, the plugin library, and Polygraphy.
+
+    Args:
+        tried: Answers of :mod:`trtprune._probe` by name.
+        gpus: Of this machine.
+        version: The installed version of a package, or None.
+    """
+    yield from _rtx(tried, gpus)
+    yield from _full(tried, gpus, version)
+    yield from _bindings(tried, gpus, version)
+    yield from _plugins(tried, gpus, version)
+    found = version("polygraphy")
+    if found:
+        yield Check("polygraphy", OK, f"{found}, for trtprune compare")
+    else:
+        yield Check("polygraphy", MISSING, "not installed", INSTALL["compare"], "trtprune compare")
+
+
+def _rtx(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
+    name = "tensorrt-rtx"
+    answer = tried.get("tensorrt_rtx")
+    if answer is None:
+        enables = "--backend tensorrt-rtx: engines for RTX GPUs, built also where there is none"
+        yield Check(name, MISSING, "not installed", INSTALL[name], enables)
+        return
+    if not answer.get("ok"):
+        yield Check(name, PROBLEM, f"does not work: {answer.get('text')}", INSTALL[name])
+        return
+    targets = [str(target) for target in answer.get("targets") or []]
+    yield Check(name, OK, f"{answer.get('text')}, builds for {', '.join(targets)}; that needs no GPU")
+    if not gpus:
+        yield Check(name, INFO, "runs no engine here: that needs a GPU among those, and its driver")
+    here = tried.get("tensorrt_rtx-here", {})
+    for gpu in gpus:
+        if not gpu.sm:
+            continue
+        listed = f"SM{gpu.sm}" in targets
+        family = " (Hopper)" if gpu.sm == 90 else ""
+        if listed and here.get("ok"):
+            yield Check(name, OK, f"builds for and loads on {gpu.name} ({_sm(gpu)})")
+        elif listed:
+            text = f"an engine does not load on {gpu.name}: {here.get('text', 'not tried')}"
+            yield Check(name, PROBLEM, text, "check the driver (nvidia-smi)")
+        elif here.get("ok"):
+            text = f"{gpu.name}: SM{gpu.sm}{family} is not among its targets, yet an engine made here for here loads"
+            yield Check(name, INFO, text, INSTEAD)
+        else:
+            text = f"does not serve {gpu.name}: SM{gpu.sm}{family} is not among its targets"
+            yield Check(name, INFO, text, INSTEAD)
+
+
+def _full(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
+    name = "tensorrt"
+    answer = tried.get(name)
+    found = next((v for package in FULL if (v := version(package))), None)
+    if answer is None:
+        where = "" if gpus else ", on a machine that has one"
+        enables = f"--backend tensorrt: engines for the GPU they are built on, Hopper too{where}"
+        yield Check(name, MISSING, "not installed", INSTALL[name], enables)
+    elif not answer.get("ok"):
+        yield Check(name, PROBLEM if gpus else MISSING, f"does not work: {answer.get('text')}", INSTALL[name])
+    elif older(found or str(answer.get("text")), LEAST_TENSORRT):
+        text = f"{answer.get('text')}, at least {LEAST_TENSORRT} is needed"
+        yield Check(name, PROBLEM, text, "pip install -U 'trtprune[tensorrt]'")
+    elif not gpus:
+        yield Check(name, INFO, f"{answer.get('text')}, can do nothing here: building and running both need a GPU")
+    else:
+        here, gpu = tried.get("tensorrt-here", {}), gpus[0]
+        if here.get("ok"):
+            yield Check(name, OK, f"{answer.get('text')}, builds for and runs on {gpu.name} ({_sm(gpu)})")
+        else:
+            text = f"{answer.get('text')}, builds nothing on {gpu.name}: {here.get('text', 'not tried')}"
+            yield Check(name, PROBLEM, text, "check the driver (nvidia-smi)")
+
+
+def _bindings(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
+    name = "cuda-bindings"
+    wanted = "tensorrt" in tried or "tensorrt_rtx" in tried
+    enables = "trtprune run on TensorRT engines"
+    found = version(name)
+    if found is None:
+        # Only where engines could run at all is it a fault that nothing can run them.
+        yield Check(name, PROBLEM if gpus and wanted else MISSING, "not installed", INSTALL[name], enables)
+        return
+    answer = tried.get("cuda_bindings", {})
+    if answer.get("ok"):
+        yield Check(name, OK, f"{found}, {answer.get('text')}")
+    elif gpus:
+        yield Check(name, PROBLEM, f"{found}, does not work: {answer.get('text', 'not tried')}", INSTALL[name])
+    else:
+        yield Check(name, INFO, f"{found}, runs engines where there is a GPU and its driver")
+
+
+def _plugins(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
+    del tried, gpus, version
+    yield Check("plugins", INFO, "no CUDA plug-in library found; graphs carry their own definitions")
