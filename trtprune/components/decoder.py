@@ -5,7 +5,10 @@ What differs between the three is parameters: biases, grouped-query heads, slidi
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -15,8 +18,17 @@ from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
 from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, rms_norm, split_heads
+from trtprune.graph.raters import rater_attention
 
-__all__ = ["DECODERS", "DecoderConfig", "build_decoder", "build_embedding", "decoder_weights"]
+__all__ = [
+    "DECODERS",
+    "DecoderConfig",
+    "Segment",
+    "build_decoder",
+    "build_embedding",
+    "decoder_weights",
+    "segments",
+]
 
 DECODERS = ("llama", "mistral", "qwen2")
 """``text_config.model_type`` values that this decoder covers."""
@@ -153,44 +165,82 @@ def build_embedding(g: Graph, cfg: DecoderConfig, key: str) -> None:
     g.output(rows, "text_embeds", g.dtype_name, ["batch", "tokens", cfg.hidden_size])
 
 
-def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> None:
-    """The decoder over a fixed-capacity KV cache, for any number of new tokens.
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive layers of the decoder that are one graph.
 
-    Inputs: ``inputs_embeds`` [batch, S, D], ``position_ids`` int64 [batch, S], ``write_index`` int64 [batch],
-    ``logits_index`` int64 [batch, L], and per layer ``past_key_values.{i}.key|value``
-    [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32 [batch, L, V] of the rows that ``logits_index``
-    names, and ``present.{i}.key|value``, to be bound to the buffers of the past.
+    Attributes:
+        first: The first layer.
+        stop: The layer behind the last one.
+        last: Whether the decoder ends here, so that logits come out.
+        raters: What is returned of the attention of the last layer's rater rows, because a prune point follows:
+            ``"mean"`` over heads, every head (``"heads"``), or nothing (None).
+    """
+
+    first: int
+    stop: int
+    last: bool
+    raters: Literal["mean", "heads"] | None = None
+
+
+def segments(num_layers: int, cuts: Sequence[int], raters: Literal["mean", "heads"] | None) -> tuple[Segment, ...]:
+    """The decoder cut behind each layer of ``cuts`` (ascending, from 0, below ``num_layers - 1``)."""
+    edges = [0, *(cut + 1 for cut in cuts), num_layers]
+    return tuple(
+        Segment(first, stop, stop == num_layers, None if stop == num_layers else raters)
+        for first, stop in itertools.pairwise(edges)
+    )
+
+
+def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segment: Segment | None = None) -> None:
+    """The decoder, or a segment of it, over a fixed-capacity KV cache, for any number of new tokens.
+
+    Inputs: ``inputs_embeds`` [batch, S, D] (``hidden_states`` in a later segment), ``position_ids`` int64 [batch, S],
+    ``write_index`` int64 [batch], ``logits_index`` int64 [batch, L] in the last segment, and per layer
+    ``past_key_values.{i}.key|value`` [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32 [batch, L, V] of
+    the rows that ``logits_index`` names (``last_hidden_state`` [batch, S, D] in an earlier segment), and
+    ``present.{i}.key|value``, to be bound to the buffers of the past.
 
     Token ``s`` of row ``b`` is written at slot ``write_index[b] + s`` and attends to the slots up to its own (the
     last ``sliding_window`` of them where the layer has one).  Rows of different lengths are padded on the right:
     the slots their padding writes lie beyond every slot they attend to, and later tokens overwrite them.  Caches
     must start zeroed: a masked NaN is still a NaN.
 
+    A segment with ``raters`` also takes ``rater_index`` int64 [batch, R], rows of S, and returns ``rater_attention``
+    float32 [batch, R, S] (or [batch, heads, R, S]): what those rows' queries give to each of the S new tokens in the
+    segment's last layer.  That is their whole attention where the cache was empty before (``write_index`` 0).
+
     Args:
         prefix, lm_head: As in :func:`decoder_weights`.
+        segment: Which layers; None: all of them.
     """
     op, int64 = g.op, ir.DataType.INT64
+    segment = segment or Segment(0, cfg.num_layers, True)
     h, kv_heads, dim = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
-    x = g.input("inputs_embeds", g.dtype_name, ["batch", "sequence", h])
+    x = g.input("hidden_states" if segment.first else "inputs_embeds", g.dtype_name, ["batch", "sequence", h])
     position_ids = g.input("position_ids", "int64", ["batch", "sequence"])
     write_index = g.input("write_index", "int64", ["batch"])
-    logits_index = g.input("logits_index", "int64", ["batch", "logits_rows"])
+    if segment.last:
+        logits_index = g.input("logits_index", "int64", ["batch", "logits_rows"])
+    if segment.raters:
+        rater_index = g.input("rater_index", "int64", ["batch", "raters"])
     cache_shape: list[int | str] = ["batch", kv_heads, "capacity", dim]
-    past = [
-        tuple(g.input(f"past_key_values.{i}.{n}", g.dtype_name, cache_shape) for n in ("key", "value"))
-        for i in range(cfg.num_layers)
-    ]
+    layers = range(segment.first, segment.stop)
+    past = {
+        i: tuple(g.input(f"past_key_values.{i}.{n}", g.dtype_name, cache_shape) for n in ("key", "value"))
+        for i in layers
+    }
 
     # Once for all layers: rotary angles, the slots of the new tokens, and the mask.
     cos, sin = cfg.rope.cos_sin(g, position_ids)
     length = op.Squeeze(op.Shape(position_ids, start=1, end=2), g.ints(0))
     steps = op.Range(g.scalar(0, int64), length, g.scalar(1, int64))
     slots = op.Add(op.Unsqueeze(write_index, g.ints(1)), steps)
-    capacity = op.Shape(past[0][0], start=2, end=3)
-    masks = {w: cache_mask(g, slots, capacity, w) for w in sorted(set(cfg.windows), key=str)}
+    capacity = op.Shape(past[segment.first][0], start=2, end=3)
+    masks = {w: cache_mask(g, slots, capacity, w) for w in sorted({cfg.windows[i] for i in layers}, key=str)}
 
-    present: list[tuple[ir.Value, ir.Value]] = []
-    for i in range(cfg.num_layers):
+    present: dict[int, tuple[ir.Value, ir.Value]] = {}
+    for i in layers:
         with g.scope(f"layers.{i}"):
             layer = f"{prefix}layers.{i}."
             y = rms_norm(g, x, f"{layer}input_layernorm", eps=cfg.norm_eps)
@@ -201,7 +251,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> No
             q, k = rotary(g, q, cos, sin, dim), rotary(g, k, cos, sin, dim)
             key = cache_write(g, past[i][0], k, write_index, slots)
             value = cache_write(g, past[i][1], v, write_index, slots)
-            present.append((key, value))
+            present[i] = (key, value)
             y = attention(
                 g,
                 q,
@@ -220,11 +270,21 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str) -> No
             y = op.Mul(gate, linear(g, y, f"{layer}mlp.up_proj", bias=cfg.mlp_bias))
             x = op.Add(x, linear(g, y, f"{layer}mlp.down_proj", bias=cfg.mlp_bias))
 
-    # Only the rows that are asked for go through the output projection, the largest matrix of the model.
-    x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
-    x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
-    logits = op.MatMul(x, g.matrix(lm_head))
-    g.output(logits, "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])
-    for i, pair in enumerate(present):
+    if segment.last:
+        # Only the rows that are asked for go through the output projection, the largest matrix of the model.
+        x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
+        x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
+        g.output(op.MatMul(x, g.matrix(lm_head)), "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])
+    else:
+        g.output(x, "last_hidden_state", g.dtype_name, ["batch", "sequence", h])
+    if segment.raters:
+        weights = rater_attention(
+            g, q, k, rater_index, group=cfg.num_heads // kv_heads, head_dim=dim, window=cfg.windows[i]
+        )
+        rows: list[int | str] = ["batch", cfg.num_heads, "raters", "sequence"]
+        if segment.raters == "mean":
+            weights, rows = op.ReduceMean(weights, g.ints(1), keepdims=0), [rows[0], *rows[2:]]
+        g.output(weights, "rater_attention", "float32", rows)
+    for i, pair in present.items():
         for name, tensor in zip(("key", "value"), pair, strict=True):
             g.output(tensor, f"present.{i}.{name}", g.dtype_name, cache_shape)

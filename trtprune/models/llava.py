@@ -6,8 +6,8 @@ Graphs and who consumes them:
   Tensors ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
 * ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
   Consumed by the pruner and, with the kept image features in place of the image token, by the decoder.
-* ``decoder``: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors ``model.language_model.*`` and
-  ``lm_head.weight`` (the embedding's again where the two are tied).  Consumed by the sampler.
+* ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
+  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied).  Consumed by the sampler.
 
 The names are those of transformers 5; ``models.weights`` maps older ones.
 Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
@@ -16,9 +16,9 @@ Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
@@ -28,6 +28,7 @@ from trtprune.components.decoder import (
     build_decoder,
     build_embedding,
     decoder_weights,
+    segments,
 )
 from trtprune.components.projector import ProjectorConfig, build_projector, projector_weights
 from trtprune.components.rope import ROPE_TYPES
@@ -179,9 +180,17 @@ class LlavaFamily:
         lowering: Lowering,
         moved: Mapping[str, TensorInfo] | None = None,
         quantized: Mapping[str, QuantizedMatrix] | None = None,
+        cuts: Sequence[int] = (),
+        raters: Literal["mean", "heads"] | None = None,
     ) -> dict[str, Graph]:
-        """``vision``, ``embed`` and ``decoder``; reads no weight."""
+        """``vision``, ``embed`` and ``decoder``; reads no weight.
+
+        With ``cuts`` the decoder ends behind each of those layers and goes on in the next graph: ``decoder.0``,
+        ``decoder.1``, …; ``raters`` as in :class:`trtprune.components.decoder.Segment`.
+        """
         m = _parse(checkpoint)
+        parts = segments(m.text.num_layers, cuts, raters)
+        names = ["decoder"] if len(parts) == 1 else [f"decoder.{i}" for i in range(len(parts))]
         tensors = {**m.tensors, **(moved or {})}
         graphs = {
             name: Graph(
@@ -189,9 +198,9 @@ class LlavaFamily:
                 dtype=dtype,
                 lowering=lowering,
                 tensors=tensors,
-                quantized=quantized if name == "decoder" else None,
+                quantized=quantized if name in names else None,
             )
-            for name in ("vision", "embed", "decoder")
+            for name in ("vision", "embed", *names)
         }
         g = graphs["vision"]
         features, row = build_tower(g, m.tower, m.vision, m.selection, VISION)
@@ -201,7 +210,8 @@ class LlavaFamily:
         if row is not None:
             g.output(row, "cls_attention", "float32", ["batch", tokens])
         build_embedding(graphs["embed"], m.text, EMBED)
-        build_decoder(graphs["decoder"], m.text, TEXT, m.lm_head)
+        for name, part in zip(names, parts, strict=True):
+            build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
         return graphs
 
 
