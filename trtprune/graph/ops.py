@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript._internal.builder import build_function
 
@@ -16,6 +18,7 @@ from trtprune.graph.builder import DOMAIN, Graph
 
 __all__ = [
     "ACTIVATIONS",
+    "PLUGIN_ATTRIBUTES",
     "activation",
     "layer_norm",
     "linear",
@@ -24,6 +27,15 @@ __all__ = [
     "split_heads",
     "topk_gather",
 ]
+
+
+PLUGIN_ATTRIBUTES: dict[str, Any] = {
+    "plugin_namespace": DOMAIN,
+    "plugin_version": "1",
+    "tensorrt_plugin_shape_input_indices": [2],
+}
+"""What a call of ``TopKGather`` tells TensorRT's parser: which plugin to take if it is registered (the function's body
+serves otherwise), and that ``keep`` is an input whose value decides a shape.  Others pass the attributes over."""
 
 
 def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
@@ -123,11 +135,11 @@ def activation(g: Graph, x: ir.Value, name: str) -> ir.Value:
 def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The ``keep`` best-scored rows of ``features``, in their original order.
 
-    A call of the local function ``trtprune::TopKGather``: runtimes inline its body, and a plugin of that name can
-    take its place.
+    A call of the local function ``trtprune::TopKGather``: runtimes inline its body, and the plugin of that name
+    (``plugins/``) takes its place where TensorRT has it registered.
 
     Args:
-        scores: [batch, N]; equal scores are taken in index order.
+        scores: float [batch, N]; equal scores are taken in index order, +0 equals -0, and NaN counts as -inf.
         features: [batch, N, D].
         keep: int64 [1], 1 ≤ keep ≤ N; TensorRT serves at most 3840.
 
@@ -135,11 +147,13 @@ def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) 
         features [batch, keep, D] and their indices int64 [batch, keep], ascending.
     """
 
-    def body(op: object, scores: ir.Value, features: ir.Value, keep: ir.Value) -> list[ir.Value]:
-        _, best = op.TopK(scores, keep, axis=-1, largest=1, sorted=1, _outputs=2)  # type: ignore[attr-defined]
-        indices, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)  # type: ignore[attr-defined]
-        rows = op.Unsqueeze(indices, [-1])  # type: ignore[attr-defined]
-        return [op.GatherND(features, rows, batch_dims=1), indices]  # type: ignore[attr-defined]
+    def body(op: Any, scores: ir.Value, features: ir.Value, keep: ir.Value) -> list[ir.Value]:
+        # float32 holds every float16 and bfloat16 exactly, so one body serves all three.
+        scores = op.Cast(scores, to=int(ir.DataType.FLOAT))
+        lowest = op.Constant(value=ir.tensor(-np.inf, dtype=ir.DataType.FLOAT))
+        _, best = op.TopK(op.Where(op.IsNaN(scores), lowest, scores), keep, axis=-1, largest=1, sorted=1, _outputs=2)
+        indices, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
+        return [op.GatherND(features, op.Unsqueeze(indices, [-1]), batch_dims=1), indices]
 
     function = g.memo(
         "TopKGather",
@@ -151,6 +165,6 @@ def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) 
             opset_imports={"": g.lowering.opset},
         ),
     )
-    kept, indices = g.builder.call(function, scores, features, keep)
+    kept, indices = g.builder.call(function, scores, features, keep, **PLUGIN_ATTRIBUTES)
     kept.type, indices.type = features.type, ir.TensorType(ir.DataType.INT64)
     return kept, indices
