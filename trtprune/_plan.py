@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
@@ -170,12 +170,13 @@ def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> in
 
 def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) -> Lowering:
     from trtprune.graph import Lowering
+    from trtprune.graph.lowering import FORMS
 
     # The GPU and the plug-in provider run other spellings fast than the CPU does.
     lowering = Lowering.for_backend(backend if backend != "onnxruntime" or provider == "cpu" else provider)
-    known = {f.name for f in fields(lowering)}
     forms: dict[str, Any] = dict(changes or {})
     for name, form in forms.items():
-        if name not in known or form not in ("op", "primitives"):
-            raise BuildError(f"--lowering {name}={form}: unknown", hint=f"{'|'.join(sorted(known))}=op|primitives")
+        if form not in FORMS.get(name, ()):
+            spellings = ", ".join(f"{field}={'|'.join(values)}" for field, values in sorted(FORMS.items()))
+            raise BuildError(f"--lowering {name}={form}: unknown", hint=spellings)
     return replace(lowering, **forms)

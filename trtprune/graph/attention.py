@@ -1,4 +1,4 @@
-"""Attention, its mask, rotary embedding and the KV-cache write, each in both spellings of :class:`Lowering`."""
+"""Attention, its mask, rotary embedding and the KV-cache write, each in the spellings of :class:`Lowering`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | 
     mask = op.LessOrEqual(slots, positions)
     if window is not None:
         mask = op.And(mask, op.Greater(slots, op.Sub(positions, g.scalar(window, int64))))
-    if g.lowering.attention == "op":
+    if g.lowering.attention != "primitives":
         return mask
     lowest = float(np.finfo(np.float16).min) if g.dtype_name == "float16" else float(np.finfo(np.float32).min)
     if g.dtype_name == "bfloat16":
@@ -89,16 +89,21 @@ def attention(
         q: [B, heads, Sq, head_dim], not yet scaled.
         k: [B, kv_heads, Sk, head_dim], as is ``v``.
         mask: From :func:`cache_mask`, or None for full attention.
-        form: Operator or primitives (the tower and the decoder choose apart).
+        form: Operator, operator between casts to float32, or primitives (the tower and the decoder choose apart).
 
     Returns:
         [B, heads, Sq, head_dim].
     """
     op = g.op
+    dtype = g.dtype
+    if form == "op-float32" and dtype != ir.DataType.FLOAT:
+        dtype = ir.DataType.FLOAT
+        q, k, v = (op.Cast(x, to=int(dtype)) for x in (q, k, v))
     # Scaling q here and scale=1 below keeps the operator from scaling the whole key cache at each step.
-    q = op.Mul(q, g.scalar(head_dim**-0.5))
-    if form == "op":
-        return op.Attention(q, k, v, mask, scale=1.0) if mask is not None else op.Attention(q, k, v, scale=1.0)
+    q = op.Mul(q, g.scalar(head_dim**-0.5, dtype))
+    if form != "primitives":
+        y = op.Attention(q, k, v, mask, scale=1.0) if mask is not None else op.Attention(q, k, v, scale=1.0)
+        return y if dtype == g.dtype else op.Cast(y, to=int(g.dtype))
     group = heads // kv_heads
     if group > 1:  # the query heads of one group side by side, so that keys and values are not repeated
         q = op.Reshape(q, g.ints(0, kv_heads, -1, head_dim))

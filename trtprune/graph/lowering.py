@@ -7,9 +7,18 @@ from typing import Literal
 
 from trtprune.errors import BackendError
 
-__all__ = ["Form", "Lowering"]
+__all__ = ["FORMS", "Form", "Lowering"]
 
-Form = Literal["op", "primitives"]
+Form = Literal["op", "op-float32", "primitives"]
+
+FORMS: dict[str, tuple[Form, ...]] = {
+    "attention": ("op", "op-float32", "primitives"),
+    "vision_attention": ("op", "op-float32", "primitives"),
+    "norm": ("op", "primitives"),
+    "rotary": ("op", "primitives"),
+    "cache": ("op", "primitives"),
+}
+"""What each field of :class:`Lowering` may be."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,8 @@ class Lowering:
     ``"op"`` is the standard operator (Attention-24, LayerNormalization/RMSNormalization-23, RotaryEmbedding-23,
     TensorScatter-24); ``"primitives"`` writes the same arithmetic with MatMul, Softmax, ReduceMean, ScatterElements
     and the like.  Both give the same numbers; backends differ in which they recognise and which they run faster.
+    ``"op-float32"``, for attention, is the operator on queries, keys and values cast to float32: for kernels that
+    lose too much in half precision.  The cache stays in the compute dtype.
     """
 
     attention: Form = "op"
@@ -33,7 +44,7 @@ class Lowering:
     @property
     def opset(self) -> int:
         """The ONNX opset the graphs need."""
-        if "op" in (self.attention, self.vision_attention, self.cache):
+        if self.cache == "op" or {self.attention, self.vision_attention} != {"primitives"}:
             return 24
         return 23 if "op" in (self.norm, self.rotary) else 20
 
