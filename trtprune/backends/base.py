@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,41 @@ if TYPE_CHECKING:
 
     from trtprune.engine_dir import ComponentInfo
 
-__all__ = ["Backend", "CacheBuffers", "Session"]
+__all__ = ["Array", "Backend", "CacheBuffers", "Memory", "Session", "Step"]
+
+
+class Array(Protocol):
+    """An array in a backend's memory: a NumPy array, or one on a device.
+
+    Of indexing, only the first axis is for everyone: ``a[2]``, ``a[3:7]`` and ``a[None]``, views all of them.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each axis."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As NumPy names it."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """A view."""
+
+    def __len__(self) -> int:
+        """Size of the first axis."""
+
+
+class Memory(Protocol):
+    """Where the arrays of a backend lie, and the few things done to them outside of graphs."""
+
+    def join(self, rows: Sequence[Sequence[Array]], width: int) -> Array:
+        """Puts pieces [n, D] of each row one behind the other, and zeros behind the last: [rows, width, D]."""
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """The array where Python can read it."""
+
+    def wait(self) -> None:
+        """Returns when all that was asked for is done; a device works on while Python goes ahead."""
 
 
 class CacheBuffers(Protocol):
@@ -28,19 +62,22 @@ class CacheBuffers(Protocol):
 class Session(Protocol):
     """One graph, ready to run."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], cache: Any = None) -> dict[str, np.ndarray]:
+    max_batch: int
+    """Rows one run takes at most."""
+
+    def run(self, inputs: Mapping[str, Any], cache: Any = None) -> Mapping[str, Any]:
         """Runs the graph.
 
         Args:
-            inputs: All inputs but the cache, by name, in the graph's dtypes.
+            inputs: All inputs but the cache, by name, in the graph's dtypes: NumPy arrays, or the backend's own.
             cache: From :meth:`new_cache`; read and updated in place.
 
         Returns:
-            All outputs but the cache.
+            All outputs but the cache, in the backend's memory.
         """
 
     def new_cache(self, batch: int, capacity: int, reuse: Any = None) -> Any:
-        """Zeroed cache buffers for ``batch`` rows of ``capacity`` tokens.
+        """Zeroed cache buffers for ``batch`` rows of at least ``capacity`` tokens.
 
         ``reuse`` may be a cache of this session that nobody needs any more; its memory is used if it fits.
         """
@@ -49,10 +86,30 @@ class Session(Protocol):
         """A cache of ``capacity`` tokens that begins with the content of ``cache``, which is not to be used again."""
 
 
+class Step(Protocol):
+    """One step of an answer: the token each row got goes in, the logits for its next one come out."""
+
+    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
+        """Runs it.
+
+        Args:
+            token: int64 [B, 1].
+            position: int64 [B, 1].
+            write_index: int64 [B], where in the cache the token goes.
+
+        Returns:
+            Logits float32 [B, V] on the host, which may be overwritten by the next call.
+        """
+
+
 class Backend(Protocol):
     """Opens components of an engine directory."""
 
     name: str
+    memory: Memory
 
     def session(self, component: ComponentInfo, root: Path) -> Session:
         """Opens one component; ``root`` is the engine directory."""
+
+    def step(self, embed: Any, decoder: Any, cache: Any) -> Step:
+        """The decode step over one cache, made of two sessions of this backend."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.ort_cache import OrtCache, new_cache, to_value
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
+    from trtprune.backends.base import Memory
     from trtprune.engine_dir import ComponentInfo, TensorSpec
 
 __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
@@ -85,6 +88,7 @@ class OrtBackend:
         if threads is not None and threads < 1:
             raise BackendError(f"--threads {threads}: must be at least 1")
         self.name = provider
+        self.memory: Memory = HostMemory()
         self.threads = threads if threads is not None else available_threads()
         self.options = dict(options or {})
         for name in self.options:
@@ -116,6 +120,10 @@ class OrtBackend:
         threads = 1 if component.name == "embed" else self.threads
         spin = component.name == "decoder"
         return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads, spin=spin)
+
+    def step(self, embed: OrtSession, decoder: OrtSession, cache: OrtCache) -> HostStep:
+        """The decode step over one cache."""
+        return HostStep(embed, decoder, cache)
 
     def open(
         self,
@@ -228,6 +236,8 @@ class OrtBackend:
 
 class OrtSession:
     """One graph in ONNX Runtime; see :class:`trtprune.backends.base.Session`."""
+
+    max_batch = sys.maxsize
 
     def __init__(
         self,

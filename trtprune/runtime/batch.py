@@ -150,6 +150,7 @@ class Batch:
         if not self._requests:
             return
         vlm, clock = self._vlm, Clock()
+        vlm.chain.check_batch(len(self._requests))
         # 1. The prompts first: they are cheap, and a bad one should not cost a look at the pictures.
         with clock.stage("preprocess"):
             prompts = [

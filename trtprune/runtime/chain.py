@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import numpy_dtype
-from trtprune.errors import BudgetError
+from trtprune.errors import BudgetError, InputError
 from trtprune.runtime.kv_cache import CachePool, check_length
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Session
+    from trtprune.backends.base import Array, Backend, Session
     from trtprune.engine_dir import EngineDir
     from trtprune.runtime.prompt import Prompt
     from trtprune.runtime.sampling import Sampler
@@ -32,10 +32,13 @@ VISION_BATCH = 8
 
 @dataclass(frozen=True)
 class Features:
-    """What the vision graph gives for one picture: ``image`` [N, D]; ``cls`` float32 [N], if the tower has a CLS."""
+    """What the vision graph gives for one picture: ``image`` [N, D]; ``cls`` float32 [N], if the tower has a CLS.
 
-    image: np.ndarray
-    cls: np.ndarray | None
+    Both are in the backend's memory, and so is all that is made of them.
+    """
+
+    image: Array
+    cls: Array | None
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,13 @@ class Layout:
 
     Attributes:
         ids: int64 [S]; the placeholder's id stands for every kept visual token.
-        embeds: [S, D] in the build's dtype.
+        embeds: Pieces [n, D] in the build's dtype, S rows together; the decoder's input is put together from them.
         positions: int64 [S].
         next_position: Of the first token of the answer.
     """
 
     ids: np.ndarray
-    embeds: np.ndarray
+    embeds: tuple[Array, ...]
     positions: np.ndarray
     next_position: int
 
@@ -95,8 +98,8 @@ class Clock:
 
 def lay_out(
     prompt: Prompt,
-    text_embeds: np.ndarray,
-    features: Sequence[np.ndarray],
+    text_embeds: Array,
+    features: Sequence[Array],
     kept: Sequence[np.ndarray],
     visual_tokens: int,
     positions: str,
@@ -127,10 +130,20 @@ def lay_out(
             places.append(place + kept[image])
             place += visual_tokens
         start = end + 1
-    all_ids = np.concatenate(ids)
+    all_ids, embeds = np.concatenate(ids), tuple(piece for piece in rows if len(piece))
     if positions == "compact":
-        return Layout(all_ids, np.concatenate(rows), np.arange(len(all_ids)), len(all_ids))
-    return Layout(all_ids, np.concatenate(rows), np.concatenate(places).astype(np.int64), place)
+        return Layout(all_ids, embeds, np.arange(len(all_ids)), len(all_ids))
+    return Layout(all_ids, embeds, np.concatenate(places).astype(np.int64), place)
+
+
+def _skip(pieces: Sequence[Array], rows: int) -> list[Array]:
+    """What is left of ``pieces`` behind their first ``rows`` rows."""
+    left = []
+    for piece in pieces:
+        if rows < len(piece):
+            left.append(piece[rows:] if rows else piece)
+        rows = max(0, rows - len(piece))
+    return left
 
 
 class Chain:
@@ -138,12 +151,13 @@ class Chain:
 
     Args:
         config: The engine directory.
-        sessions: By component name; each is opened when it is first needed.
+        backend: Opens them; each session when it is first needed.
     """
 
-    def __init__(self, config: EngineDir, open_session: Callable[[str], Session]) -> None:
+    def __init__(self, config: EngineDir, backend: Backend) -> None:
         self.config = config
-        self._open = open_session
+        self.memory = backend.memory
+        self._backend = backend
         self._sessions: dict[str, Session] = {}
         self._pool: CachePool | None = None
         self.dtype = numpy_dtype(config.dtype)
@@ -151,7 +165,7 @@ class Chain:
     def session(self, name: str) -> Session:
         """The session of a component."""
         if name not in self._sessions:
-            self._sessions[name] = self._open(name)
+            self._sessions[name] = self._backend.session(self.config.component(name), self.config.root)
         return self._sessions[name]
 
     @property
@@ -164,15 +178,17 @@ class Chain:
     def look(self, pixels: Sequence[np.ndarray]) -> list[Features]:
         """Features of pictures, each float32 [3, H, W]."""
         found = []
-        for start in range(0, len(pixels), VISION_BATCH):
-            batch = np.stack(pixels[start : start + VISION_BATCH]).astype(self.dtype)
-            out = self.session("vision").run({"pixel_values": batch})
-            cls = out.get("cls_attention")
-            for i, image in enumerate(out["image_features"]):
-                found.append(Features(image, None if cls is None else cls[i]))
+        vision = self.session("vision")
+        size = min(VISION_BATCH, vision.max_batch)
+        for start in range(0, len(pixels), size):
+            batch = np.stack(pixels[start : start + size]).astype(self.dtype)
+            out = vision.run({"pixel_values": batch})
+            images, cls = out["image_features"], out.get("cls_attention")
+            found += [Features(images[i], None if cls is None else cls[i]) for i in range(len(batch))]
+        self.memory.wait()
         return found
 
-    def embed(self, ids: np.ndarray) -> np.ndarray:
+    def embed(self, ids: np.ndarray) -> Array:
         """Embeddings [B, T, D] of int64 [B, T] ids."""
         # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
         ids = np.where(ids < self.config.model.vocab_size, ids, 0)
@@ -201,7 +217,7 @@ class Chain:
             raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
         return int(keep)
 
-    def prune(self, features: Features, text: np.ndarray | None, keep: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def prune(self, features: Features, text: Array | None, keep: int, seed: int) -> tuple[np.ndarray, Array]:
         """Cuts one picture.
 
         Args:
@@ -214,7 +230,7 @@ class Chain:
             Kept indices int64 [keep], ascending, and features [keep, D].
         """
         session = self.session("pruner")
-        inputs: dict[str, np.ndarray] = {
+        inputs: dict[str, Array] = {
             "image_features": features.image[None],
             "keep": np.array([keep], np.int64),
         }
@@ -229,7 +245,16 @@ class Chain:
         if "seed" in needs:
             inputs["seed"] = np.array([seed], np.int64)
         out = session.run(inputs)
-        return out["kept_indices"][0], out["pruned_features"][0]
+        return self.memory.to_host(out["kept_indices"])[0], out["pruned_features"][0]
+
+    def check_batch(self, rows: int) -> None:
+        """Refuses more rows than the decoder takes at once."""
+        limit = self.session("decoder").max_batch
+        if rows > limit:
+            raise InputError(
+                f"--batch-size: {rows} rows at once; the engines were built for {limit}",
+                hint="a smaller batch, or build with a larger --max-batch-size",
+            )
 
     def check(self, sequence: Layout, max_new_tokens: int) -> None:
         """Refuses what does not fit in the cache or the model's positions."""
@@ -250,32 +275,29 @@ class Chain:
         begin = [0] * len(rows) if start is None else list(start)
         lengths = [len(row.ids) - first for row, first in zip(rows, begin, strict=True)]
         width = max(lengths)
-        hidden = rows[0].embeds.shape[1]
-        embeds = np.zeros((len(rows), width, hidden), self.dtype)
-        positions = np.zeros((len(rows), width), np.int64)
         # Rows are padded on the right: what a padding token writes lies past the row's end, where the row's next
         # real token overwrites it before anything attends to it.
+        positions = np.zeros((len(rows), width), np.int64)
         for i, (row, first, length) in enumerate(zip(rows, begin, lengths, strict=True)):
-            embeds[i, :length] = row.embeds[first:]
             positions[i, :length] = row.positions[first:]
+        pieces = [_skip(row.embeds, first) for row, first in zip(rows, begin, strict=True)]
         inputs = {
-            "inputs_embeds": embeds,
+            "inputs_embeds": self.memory.join(pieces, width),
             "position_ids": positions,
             "write_index": np.array(begin, np.int64),
             "logits_index": np.array(lengths, np.int64)[:, None] - 1,
         }
-        return self.session("decoder").run(inputs, cache)["logits"][:, 0]
+        return self.memory.to_host(self.session("decoder").run(inputs, cache)["logits"])[:, 0]
 
     def decode(self, rows: Sequence[Row], logits: np.ndarray, cache: Any, clock: Clock) -> Iterator[None]:
         """Generates until every row is done; yields after each round of tokens.
 
         The cache then holds of each row its prompt and all of its answer but the last token.
         """
-        embed, decoder = self.session("embed"), self.session("decoder")
+        step = self._backend.step(self.session("embed"), self.session("decoder"), cache)
         length = np.array([len(row.layout.ids) for row in rows], np.int64)
         place = np.array([row.layout.next_position for row in rows], np.int64)
         token = np.zeros((len(rows), 1), np.int64)
-        zeros = np.zeros((len(rows), 1), np.int64)
         while True:
             # 1. Choose a token for every row that is not done, each with its own settings.
             with clock.stage("decode"):
@@ -292,13 +314,7 @@ class Chain:
                 return
             with clock.stage("decode"):
                 # 2. Feed them back. A row that is done stays in the batch: it writes to its last place again.
-                inputs = {
-                    "inputs_embeds": embed.run({"input_ids": token})["text_embeds"],
-                    "position_ids": place[:, None],
-                    "write_index": np.minimum(length, cache.capacity - 1),
-                    "logits_index": zeros,
-                }
-                logits = decoder.run(inputs, cache)["logits"][:, 0]
+                logits = step(token, place[:, None], np.minimum(length, cache.capacity - 1))
                 # 3. Step on.
                 length += going
                 place += going

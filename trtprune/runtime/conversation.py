@@ -19,6 +19,7 @@ from trtprune.runtime.sampling import Sampling
 from trtprune.runtime.template import Turn
 
 if TYPE_CHECKING:
+    from trtprune.backends.base import Array
     from trtprune.runtime.pictures import ImageInput
     from trtprune.runtime.vlm import Vlm
 
@@ -41,7 +42,7 @@ class Conversation:
         self._turns: list[Turn] = []
         self._features: list[Features] | None = None
         self._kept: list[np.ndarray] | None = None
-        self._rows: list[np.ndarray] = []
+        self._rows: list[Array] = []
         self._cache: Any = None
         self._cached = np.zeros(0, np.int64)
 

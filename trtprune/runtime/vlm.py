@@ -28,7 +28,7 @@ from trtprune.runtime.sampling import Sampling
 if TYPE_CHECKING:
     from PIL import Image
 
-    from trtprune.backends.base import Backend
+    from trtprune.backends.base import Array, Backend
     from trtprune.runtime.conversation import Conversation
 
 __all__ = ["Stream", "View", "Vlm", "load"]
@@ -77,7 +77,7 @@ class View:
     geometry: Geometry
     features: Features
     prompt: Prompt
-    text_embeds: np.ndarray
+    text_embeds: Array
     """[T, D], of all ids of the prompt."""
 
 
@@ -90,7 +90,7 @@ class Vlm:
     def __init__(self, config: EngineDir, backend: Backend, *, max_pixels: int) -> None:
         self.config = config
         self.provider = backend.name
-        self.chain = Chain(config, lambda name: backend.session(config.component(name), config.root))
+        self.chain = Chain(config, backend)
         self._max_pixels = max_pixels
         files = _text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
@@ -251,11 +251,12 @@ class Vlm:
                 f"--method {method} needs the attention of a CLS token; the vision tower of this model has none",
                 hint="trtprune methods says what each needs",
             )
+        fetch = self.chain.memory.to_host
         return other.reference(
-            view.features.image,
+            fetch(view.features.image),
             keep=keep,
-            cls_attention=view.features.cls,
-            text_embeds=view.text_embeds[view.prompt.span(other.text_span())],
+            cls_attention=None if view.features.cls is None else fetch(view.features.cls),
+            text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
             seed=seed,
         )
 
@@ -285,14 +286,14 @@ class Vlm:
             found = dict(zip(pixels, self.chain.look(list(pixels.values())), strict=True))
         return [found[key] for key in keys]
 
-    def embed(self, prompt: Prompt, clock: Clock) -> np.ndarray:
+    def embed(self, prompt: Prompt, clock: Clock) -> Array:
         """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
         with clock.stage("prefill"):
             return self.chain.embed(prompt.ids[None])[0]
 
     def cut(
         self, prompt: Prompt, features: Sequence[Features], keep: int, seed: int, clock: Clock
-    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    ) -> tuple[Array, list[np.ndarray], list[Array]]:
         """Prunes the pictures of one prompt.
 
         Returns:
@@ -307,9 +308,7 @@ class Vlm:
             found = [self.chain.prune(f, text, keep, seed + i) for i, f in enumerate(features)]
         return embeds, [indices for indices, _ in found], [rows for _, rows in found]
 
-    def lay_out(
-        self, prompt: Prompt, embeds: np.ndarray, rows: Sequence[np.ndarray], kept: Sequence[np.ndarray]
-    ) -> Layout:
+    def lay_out(self, prompt: Prompt, embeds: Array, rows: Sequence[Array], kept: Sequence[np.ndarray]) -> Layout:
         """The prompt's text and kept features in one row."""
         info = self.config
         return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions)

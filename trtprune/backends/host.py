@@ -1,0 +1,57 @@
+"""Memory and decode step of a backend whose arrays are NumPy's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Session
+
+__all__ = ["HostMemory", "HostStep"]
+
+
+class HostMemory:
+    """NumPy arrays; see :class:`trtprune.backends.base.Memory`."""
+
+    def join(self, rows: Sequence[Sequence[Any]], width: int) -> np.ndarray:
+        """Pieces [n, D] of each row, and zeros behind them: [rows, width, D]."""
+        first = rows[0][0]
+        joined = np.zeros((len(rows), width, first.shape[1]), first.dtype)
+        for row, pieces in zip(joined, rows, strict=True):
+            start = 0
+            for piece in pieces:
+                row[start : start + len(piece)] = piece
+                start += len(piece)
+        return joined
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """The array itself."""
+        found: np.ndarray = array
+        return found
+
+    def wait(self) -> None:
+        """Nothing runs behind Python's back."""
+
+
+class HostStep:
+    """Embedding lookup and decoder, one after the other; see :class:`trtprune.backends.base.Step`."""
+
+    def __init__(self, embed: Session, decoder: Session, cache: Any) -> None:
+        self._embed = embed
+        self._decoder = decoder
+        self._cache = cache
+        self._last = np.zeros((cache.batch, 1), np.int64)
+
+    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, V] after ``token``."""
+        inputs = {
+            "inputs_embeds": self._embed.run({"input_ids": token})["text_embeds"],
+            "position_ids": position,
+            "write_index": write_index,
+            "logits_index": self._last,
+        }
+        logits: np.ndarray = self._decoder.run(inputs, self._cache)["logits"][:, 0]
+        return logits
