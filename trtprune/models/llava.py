@@ -7,7 +7,8 @@ Graphs and who consumes them:
 * ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
   Consumed by the pruner and, with the kept image features in place of the image token, by the decoder.
 * ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
-  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied).  Consumed by the sampler.
+  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied).
+  Consumed by the sampler.
 
 The names are those of transformers 5; ``models.weights`` maps older ones.
 Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
