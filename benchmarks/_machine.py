@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+from pathlib import Path
 from typing import Any
+
+PACKAGES = (
+    "trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt-rtx-cu13", "tensorrt-cu13",
+    "cuda-bindings", "torch", "transformers",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
-    """Kind of CPU, cores this process may use, memory in GiB, and the versions that matter."""
+    """Kind of CPU, cores this process may use, memory in GiB, GPUs, and the versions that matter."""
     from importlib.metadata import PackageNotFoundError, version
 
     model, flags = platform.processor(), set()
@@ -23,11 +30,14 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     versions = {}
-    for package in ("trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "torch", "transformers"):
+    for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    from trtprune._gpu import find_gpus
+
+    gpus = [{"name": gpu.name, "sm": gpu.sm, "driver": gpu.driver} for gpu in find_gpus()]
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -35,6 +45,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
         "versions": versions,
+        **({"gpus": gpus} if gpus else {}),
     }
 
 
@@ -46,3 +57,9 @@ def summary(samples: list[float]) -> dict[str, float]:
         "max": round(max(samples), 3),
         "n": len(samples),
     }
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result, and its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
