@@ -136,6 +136,31 @@ class OrtBackend:
         spin: bool = True,
     ) -> OrtSession:
         """Opens the graph in ``onnx_path``, whose external data locations are relative to ``weights_root``."""
+        try:
+            model = onnx_path.read_bytes()
+        except OSError as error:
+            raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
+        session, in_place = self.inference_session(model, onnx_path, weights_root, threads=threads, spin=spin)
+        return OrtSession(self._ort, session, self._device(), inputs, outputs, in_place=in_place)
+
+    def inference_session(
+        self, model: bytes, onnx_path: Path, weights_root: Path, *, threads: int | None = None, spin: bool = True
+    ) -> tuple[Any, bool]:
+        """The graph ``model`` as ONNX Runtime's own ``InferenceSession``, on this provider and no other.
+
+        Args:
+            model: The serialised graph.
+            onnx_path: What to call it in errors.
+            weights_root: External data locations are relative to it.
+            threads: Other than the backend's.
+            spin: Whether idle threads wait for the next run busily.
+
+        Returns:
+            The session, and whether it can update a cache in place.
+
+        Raises:
+            BackendError: if ONNX Runtime refuses the graph, or the provider falls away.
+        """
         ort = self._ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or self.threads
@@ -147,10 +172,6 @@ class OrtBackend:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_root))
         # Shapes change from call to call (prompt length, batch): a memory plan per shape would only pile up.
         options.enable_mem_pattern = False
-        try:
-            model = onnx_path.read_bytes()
-        except OSError as error:
-            raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
         providers = self._configure(options)
         try:
             session = ort.InferenceSession(model, options, **providers)
@@ -158,8 +179,7 @@ class OrtBackend:
             raise BackendError(
                 f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {_first_line(error)}"
             ) from None
-        in_place = self._check_provider(session, onnx_path)
-        return OrtSession(ort, session, self._device(), inputs, outputs, in_place=in_place)
+        return session, self._check_provider(session, onnx_path)
 
     def _device(self) -> tuple[str, int]:
         return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
