@@ -84,6 +84,12 @@ def test_float32_boundary_casts_only_the_attention() -> None:
 def test_a_form_only_attention_has() -> None:
     from trtprune._plan import _lowering
 
-    assert _lowering("tensorrt", "cpu", {"attention": "op-float32"}).attention == "op-float32"
+    assert _lowering("onnxruntime", "cpu", {"attention": "op-float32"}).attention == "op-float32"
+    assert _lowering("tensorrt", "cpu", {}, "fp32-boundary").attention == "op-float32"
+    assert _lowering("tensorrt-rtx", "cpu", {"norm": "primitives"}, "decomposed") == Lowering(
+        attention="primitives", norm="primitives"
+    )
     with pytest.raises(BuildError, match="--lowering norm=op-float32"):
         _lowering("tensorrt", "cpu", {"norm": "op-float32"})
+    with pytest.raises(BuildError, match="--lowering attention=primitives"):
+        _lowering("tensorrt", "cpu", {"attention": "primitives"}, "fused")

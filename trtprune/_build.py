@@ -30,6 +30,7 @@ from trtprune.engine_dir import (
 from trtprune.errors import BuildError, CheckpointError, EngineDirError
 
 if TYPE_CHECKING:
+    from trtprune._engine_options import EngineOptions
     from trtprune._quantized import QuantizedWeights
     from trtprune.graph import Graph
 
@@ -67,6 +68,7 @@ def build(
     revision: str | None = None,
     allow_extra_tensors: bool = False,
     lowering: Mapping[str, str] | None = None,
+    engine: EngineOptions | None = None,
     force: bool = False,
     export_only: bool = False,
     report: Report | None = None,
@@ -80,13 +82,16 @@ def build(
         keep_range: Inclusive limits of the budget at run time (default: 1 to all).
         method: A name from ``trtprune.pruning.names()``; ``options`` are its options.
         positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
-        backend: ``"onnxruntime"``; the TensorRT backends with ``export_only`` (their lowering, no engine).
+        backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
         provider: The ONNX Runtime provider the graphs are written for and run on by default.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
         weight_dtype: ``"int8"`` or ``"int4"`` stores the decoder's matrices quantised; None as in the checkpoint.
-        max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow).
+        max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of
+            engines the longest prompt they serve, and 256 tokens or more for the answer).
         weights: ``"link"`` (hard links where possible) or ``"copy"``.
         lowering: How attention, norm and rotary are written out, over the backend's choice.
+        engine: How the TensorRT backends build their engines, and for which GPUs.
+        export_only: Write the graphs in the spelling of the backend, and no engines.
         force: Build even if the same build is there, and replace another engine directory at ``output``.
         report: Called with (component, what happened) as work proceeds.
 
@@ -113,6 +118,7 @@ def build(
         revision=revision,
         allow_extra_tensors=allow_extra_tensors,
         lowering=lowering,
+        engine=engine,
         export_only=export_only,
         report=say,
     )
@@ -199,6 +205,16 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         head_dim=spec.head_dim,
         dtype=plan.dtype,
     )
+    engines = None
+    if plan.engines is not None:
+        from trtprune._engines import build_engines
+
+        built, engine_files, engines = build_engines(plan, components, staging, say)
+        components = list(built)
+        files |= engine_files
+        size = kv.capacity * kv.bytes_per_token * engines.max_batch_size
+        rows = f"{engines.max_batch_size} row{'s' if engines.max_batch_size > 1 else ''}"
+        say("kv cache", f"{rows} of {kv.capacity:,} tokens: {size / 1e6:,.1f} MB on the GPU")
     return EngineDir(
         schema_version=SCHEMA_VERSION,
         backend=plan.backend,
@@ -213,6 +229,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         build_digest=plan.digest,
         files=files,
         weight_dtype=plan.weight_dtype,
+        engines=engines,
         root=staging,
     )
 
@@ -260,6 +277,8 @@ def _built_with(plan: Plan) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"trtprune": __version__, "provider": plan.provider}
+    if plan.engines is not None:
+        versions[plan.backend] = plan.engines.target.version
     for package in ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"):
         try:
             versions[package] = version(package)

@@ -17,7 +17,7 @@ import click
 
 from trtprune.errors import TrtpruneError
 
-__all__ = ["Group", "echo_json", "fail", "log_options", "logger", "progress"]
+__all__ = ["Group", "Reporter", "echo_json", "fail", "log_options", "logger", "progress"]
 
 logger = logging.getLogger("trtprune")
 
@@ -102,22 +102,35 @@ def _configure(level: int, log_file: Path | None) -> None:
         logger.addHandler(handler)
 
 
-@contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[str, str], None]]:
-    """Yields ``report(component, message)``: a line a component, behind a live spinner on a terminal."""
-    start = time.perf_counter()
+class Reporter:
+    """``report(component, message)`` logs a line; ``report.live(text)`` changes the text behind the spinner."""
 
-    def report(component: str, message: str) -> None:
+    def __init__(self, title: str, status: Any = None) -> None:
+        self._title, self._status = title, status
+        self._shown = 0.0
+
+    def __call__(self, component: str, message: str) -> None:
         logger.info("%-9s %s", component, message)
 
+    def live(self, text: str) -> None:
+        """Says what is being done now; often called, seldom shown."""
+        if self._status is not None and time.perf_counter() - self._shown > 0.1:
+            self._shown = time.perf_counter()
+            self._status.update(f"{self._title}  {text}"[:100])
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Reporter]:
+    """Yields ``report(component, message)``: a line a component, behind a live spinner on a terminal."""
+    start = time.perf_counter()
     quiet = any(h.level >= logging.WARNING for h in logger.handlers if type(h) is logging.StreamHandler)
     if sys.stderr.isatty() and not quiet:
         from rich.console import Console
 
-        with Console(stderr=True).status(title):
-            yield report
+        with Console(stderr=True, markup=False).status(title) as status:
+            yield Reporter(title, status)
     else:
-        yield report
+        yield Reporter(title)
     logger.info("%-9s %s in %.1f s", "done", title, time.perf_counter() - start)
 
 

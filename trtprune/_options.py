@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trtprune._console import log_options
 
-__all__ = ["PATH", "KeepRange", "KeyValue", "build_options", "run_options"]
+if TYPE_CHECKING:
+    from trtprune._engine_options import EngineOptions
+
+__all__ = [
+    "ATTENTION",
+    "PATH",
+    "KeepRange",
+    "KeyValue",
+    "build_options",
+    "engine_options",
+    "run_options",
+    "take_engine_options",
+]
 
 PATH = click.Path(path_type=Path)
 
@@ -37,6 +49,20 @@ class KeyValue(click.ParamType):
         if not equals or not key:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
         return key, text
+
+
+class PoolLimit(click.ParamType):
+    """``POOL:BYTES`` with K, M or G."""
+
+    name = "pool:bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        from trtprune._engine_options import parse_pool_limit
+
+        try:
+            return parse_pool_limit(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def build_options(command: Any) -> Any:
@@ -67,13 +93,15 @@ def build_options(command: Any) -> Any:
             "--max-seq-len",
             "--max-kv-cache-capacity",
             type=int,
-            help="KV capacity in tokens, prompt and answer.  [default: the model's positions]",
+            help="KV capacity in tokens, prompt and answer.  [default: the model's positions; of engines the longest "
+            "prompt and 256]",
         ),
         click.option(
             "--lowering",
             type=KeyValue(),
             multiple=True,
-            help="attention|vision_attention|norm|rotary|cache=op|primitives; repeatable.",
+            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also =op-float32); "
+            "repeatable.",
         ),
         click.option(
             "--weights",
@@ -92,6 +120,66 @@ def build_options(command: Any) -> Any:
     for option in reversed(options):
         command = option(command)
     return log_options(command)
+
+
+ATTENTION = click.option(
+    "--attention",
+    type=click.Choice(["fused", "fp32-boundary", "decomposed"]),
+    default="fused",
+    show_default=True,
+    help="The decoder's attention in engines: TensorRT's kernels, the same in float32, or plain operators.",
+)
+
+
+def engine_options(command: Any) -> Any:
+    """The flags of the TensorRT backends; :func:`take_engine_options` gathers them."""
+    options = [
+        click.option("--max-batch-size", type=int, default=1, show_default=True, help="Engines: rows of a batch."),
+        click.option("--max-input-len", type=int, help="Engines: text tokens of a prompt.  [default: 512]"),
+        click.option("--max-images", type=int, default=1, show_default=True, help="Engines: pictures of a prompt."),
+        ATTENTION,
+        click.option(
+            "--compute-capability",
+            multiple=True,
+            metavar="SM,...",
+            help="Engines: GPUs to build for, such as sm89,sm120 (TensorRT-RTX only).  [default: the GPU that is here]",
+        ),
+        click.option("--builder-optimization-level", type=int, help="Engines: 0 (builds quickly) to 5 (runs fast)."),
+        click.option("--pool-limit", type=PoolLimit(), multiple=True, help="Engines: workspace:4G; repeatable."),
+        click.option("--load-timing-cache", type=PATH, help="TensorRT: kernel timings of an earlier build."),
+        click.option("--save-timing-cache", type=PATH, help="TensorRT: where to keep kernel timings."),
+        click.option("--version-compatible", is_flag=True, help="TensorRT: engines that later versions load too."),
+        click.option(
+            "--hardware-compatibility-level",
+            type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
+            default="none",
+            show_default=True,
+            help="TensorRT: other GPUs that load the engines too.",
+        ),
+        click.option("--weight-streaming", is_flag=True, help="Engines that can keep some weights in host memory."),
+        click.option(
+            "--profiling-verbosity",
+            type=click.Choice(["layer_names_only", "none", "detailed"]),
+            default="layer_names_only",
+            show_default=True,
+            help="Engines: what they say of their layers.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def take_engine_options(arguments: dict[str, Any]) -> EngineOptions:
+    """Removes the values of :func:`engine_options` from a command's arguments."""
+    from dataclasses import fields
+
+    from trtprune._engine_options import EngineOptions
+
+    values = {f.name: arguments.pop(f.name) for f in fields(EngineOptions) if f.name in arguments}
+    if "pool_limit" in values:
+        values["pool_limit"] = dict(values["pool_limit"])
+    return EngineOptions(**values)
 
 
 def run_options(command: Any) -> Any:

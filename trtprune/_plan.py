@@ -18,6 +18,8 @@ from trtprune.engine_dir import SCHEMA_VERSION, PruningInfo
 from trtprune.errors import BuildError
 
 if TYPE_CHECKING:
+    from trtprune._engine_options import EngineOptions
+    from trtprune._engines import EnginePlan
     from trtprune.checkpoint import Checkpoint
     from trtprune.graph import Lowering
     from trtprune.models import Family, ModelSpec
@@ -47,6 +49,7 @@ class Plan:
     weight_dtype: str | None
     capacity: int
     lowering: Lowering
+    engines: EnginePlan | None
     digest: str
 
 
@@ -66,18 +69,27 @@ def plan_build(
     revision: str | None = None,
     allow_extra_tensors: bool = False,
     lowering: Mapping[str, str] | None = None,
+    engine: EngineOptions | None = None,
     export_only: bool = False,
     report: Report | None = None,
 ) -> Plan:
     """Resolves the model and checks every argument against it; writes nothing. Arguments as in ``build``."""
     from trtprune._budget import resolve_budget
+    from trtprune._engine_options import EngineOptions, check_options
+    from trtprune._engines import find_target, plan_engines
     from trtprune.checkpoint import resolve
     from trtprune.models import get_family
 
     say = report or (lambda component, message: None)
     chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
-    dtype = _check_target(backend, provider, dtype, export_only)
+    dtype = _check_target(backend, provider, dtype)
     _check_weight_dtype(weight_dtype, backend, dtype)
+    engine = engine or EngineOptions()
+    check_options(engine, backend, export_only)
+    target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype)
+    chosen_lowering = _lowering(backend, provider, lowering, engine.attention)
+    if target is not None and backend == "tensorrt-rtx" and "sm75" in target.names:
+        chosen_lowering = replace(chosen_lowering, products="primitives")
     values = chosen.validate_options(dict(options or {}))
     checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
     family = get_family(checkpoint.config)
@@ -86,7 +98,10 @@ def plan_build(
         say("model", f"warning: {warning}")
     info = resolve_budget(chosen, spec, keep=keep, keep_range=keep_range, options=values, positions=positions)
     capacity = _capacity(spec, info, max_seq_len)
-    chosen_lowering = _lowering(backend, provider, lowering)
+    engines = None
+    if target is not None:
+        engines = plan_engines(engine, target, spec, info, max_seq_len)
+        capacity = engines.limits.capacity
     digest = hashlib.sha256(
         json.dumps(
             {
@@ -96,6 +111,7 @@ def plan_build(
                 "pruning": vars(info) | {"keep_range": list(info.keep_range)},
                 "backend": [backend, provider, dtype, weight_dtype, capacity, export_only],
                 "lowering": vars(chosen_lowering),
+                **({"engines": engines.identity()} if engines is not None else {}),
             },
             sort_keys=True,
             default=str,
@@ -113,18 +129,14 @@ def plan_build(
         weight_dtype,
         capacity,
         chosen_lowering,
+        engines,
         digest,
     )
 
 
-def _check_target(backend: str, provider: str, dtype: str | None, export_only: bool) -> str:
+def _check_target(backend: str, provider: str, dtype: str | None) -> str:
     if backend not in BACKENDS:
         raise BuildError(f"--backend {backend}: unknown", hint=f"one of {', '.join(BACKENDS)}")
-    if backend != "onnxruntime" and not export_only:
-        raise BuildError(
-            f"--backend {backend}: this version of trtprune does not build {backend} engines yet",
-            hint=f"trtprune export --backend {backend} writes the ONNX graphs it takes",
-        )
     if provider not in PROVIDERS:
         raise BuildError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
     if dtype is None:
@@ -168,7 +180,8 @@ def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> in
     return max_seq_len
 
 
-def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) -> Lowering:
+def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, attention: str | None = None) -> Lowering:
+    from trtprune._engine_options import ATTENTION_FORMS
     from trtprune.graph import Lowering
     from trtprune.graph.lowering import FORMS
 
@@ -179,4 +192,11 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None) ->
         if form not in FORMS.get(name, ()):
             spellings = ", ".join(f"{field}={'|'.join(values)}" for field, values in sorted(FORMS.items()))
             raise BuildError(f"--lowering {name}={form}: unknown", hint=spellings)
+    if backend != "onnxruntime":
+        wanted = ATTENTION_FORMS[attention or "fused"]
+        if forms.setdefault("attention", wanted) != wanted:
+            raise BuildError(
+                f"--lowering attention={forms['attention']}: for engines --attention decides this",
+                hint=f"--attention {'|'.join(ATTENTION_FORMS)}",
+            )
     return replace(lowering, **forms)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtprune._console import Group, echo_json, log_options, logger, progress
-from trtprune._options import PATH, build_options, run_options
+from trtprune._options import ATTENTION, PATH, build_options, engine_options, run_options, take_engine_options
 from trtprune._version import __version__
 from trtprune.errors import InputError
 
@@ -46,6 +46,7 @@ def main() -> None:
     help="What runs the graphs.",
 )
 @build_options
+@engine_options
 def build(**arguments: Any) -> None:
     """Compile a checkpoint with a pruning method into an engine directory."""
     _build(export_only=False, **arguments)
@@ -60,6 +61,7 @@ def build(**arguments: Any) -> None:
     help="Whose spelling of attention, norm and rotary the graphs use.",
 )
 @build_options
+@ATTENTION
 def export(**arguments: Any) -> None:
     """Write the ONNX graphs of a checkpoint and a pruning method, and no engines."""
     _build(export_only=True, **arguments)
@@ -69,11 +71,9 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
     from trtprune._budget import describe_budget
     from trtprune._build import build as run_build
 
-    verb = "export" if export_only else "build"
-    with progress(verb) as report:
-        made = run_build(
-            **arguments, options=dict(options), lowering=dict(lowering), export_only=export_only, report=report
-        )
+    arguments |= {"options": dict(options), "lowering": dict(lowering), "engine": take_engine_options(arguments)}
+    with progress("export" if export_only else "build") as report:
+        made = run_build(**arguments, export_only=export_only, report=report)
     budget = describe_budget(made.model.visual_tokens, made.pruning.keep)
     low, high = made.pruning.keep_range
     served = f", any budget from {low} to {high} at run time" if low < high else ""

@@ -17,6 +17,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "norm": ("op", "primitives"),
     "rotary": ("op", "primitives"),
     "cache": ("op", "primitives"),
+    "products": ("op", "primitives"),
 }
 """What each field of :class:`Lowering` may be."""
 
@@ -40,6 +41,9 @@ class Lowering:
     rotary: Form = "op"
     cache: Form = "op"
     """How new keys and values are written into the cache."""
+    products: Form = "op"
+    """Float32 matrix products of the pruners.  TensorRT-RTX has none for Turing (sm75), where it fuses a product and
+    a sum just as well; other backends would store every single product."""
 
     @property
     def opset(self) -> int:

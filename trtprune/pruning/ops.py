@@ -29,6 +29,7 @@ __all__ = [
     "write_clean",
     "write_cosine",
     "write_norms",
+    "write_products",
     "write_scale_count",
 ]
 
@@ -141,10 +142,18 @@ def write_norms(g: Graph, vectors: ir.Value) -> tuple[ir.Value, ir.Value, ir.Val
     )
 
 
+def write_products(g: Graph, a: ir.Value, b: ir.Value) -> ir.Value:
+    """``a @ bᵀ`` of float32 [batch, P, D] and [batch, Q, D]: [batch, P, Q]."""
+    op = g.op
+    if g.lowering.products == "op":
+        return op.MatMul(a, op.Transpose(b, perm=[0, 2, 1]))
+    return op.ReduceSum(op.Mul(op.Unsqueeze(a, g.ints(2)), op.Unsqueeze(b, g.ints(1))), g.ints(-1), keepdims=0)
+
+
 def write_cosine(g: Graph, a: ir.Value, a_norm: ir.Value, b: ir.Value, b_norm: ir.Value) -> ir.Value:
     """:func:`cosine` for [batch, P, D] and [batch, Q, D] with norms [batch, ·, 1]: [batch, P, Q]."""
     op = g.op
-    dots = op.MatMul(a, op.Transpose(b, perm=[0, 2, 1]))
+    dots = write_products(g, a, b)
     return op.Div(dots, op.Mul(a_norm, op.Transpose(b_norm, perm=[0, 2, 1])))
 
 
