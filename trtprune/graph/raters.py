@@ -10,7 +10,15 @@ __all__ = ["rater_attention"]
 
 
 def rater_attention(
-    g: Graph, q: ir.Value, k: ir.Value, index: ir.Value, *, group: int, head_dim: int, window: int | None
+    g: Graph,
+    q: ir.Value,
+    k: ir.Value,
+    index: ir.Value,
+    *,
+    group: int,
+    head_dim: int,
+    window: int | None,
+    gathered: bool = False,
 ) -> ir.Value:
     """Softmax weights that some rows' queries give to the tokens of the same call; O(R · S), not O(S²).
 
@@ -20,13 +28,17 @@ def rater_attention(
         index: int64 [B, R], which of the S rows.
         group: Query heads that share a key head.
         window: Length of a sliding window, or None.
+        gathered: ``q`` holds the R rows already, [B, heads, R, head_dim].
 
     Returns:
         float32 [B, heads, R, S]; row ``r`` sees the tokens up to ``index[r]`` and 0 behind.
     """
     op, int64 = g.op, ir.DataType.INT64
-    rows = op.GatherND(op.Transpose(q, perm=[0, 2, 1, 3]), op.Unsqueeze(index, g.ints(-1)), batch_dims=1)
-    rows = op.Transpose(op.Mul(rows, g.scalar(head_dim**-0.5)), perm=[0, 2, 1, 3])
+    rows = q
+    if not gathered:
+        rows = op.GatherND(op.Transpose(q, perm=[0, 2, 1, 3]), op.Unsqueeze(index, g.ints(-1)), batch_dims=1)
+        rows = op.Transpose(rows, perm=[0, 2, 1, 3])
+    rows = op.Mul(rows, g.scalar(head_dim**-0.5))
     if group > 1:  # [B, kv_heads, group · R, head_dim]: the heads of a group read the same keys
         rows = op.Reshape(rows, op.Concat(g.ints(0), op.Shape(k, start=1, end=2), g.ints(-1, head_dim), axis=0))
     scores = g.cast(op.MatMul(rows, op.Transpose(k, perm=[0, 1, 3, 2])), ir.DataType.FLOAT)

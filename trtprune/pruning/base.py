@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ PROMPT_TOKENS = {"question": "question", "after_image": "after_image", "all_text
 class Option:
     """A setting of a method that is fixed when the graph is built.
 
-    Either ``choices`` (a string out of a few) or a number within ``minimum``..``maximum``; the type of ``default``
-    decides which.
+    Either ``choices`` (a string out of a few), text that matches ``pattern``, or a number within
+    ``minimum``..``maximum``; the type of ``default`` decides whether that is a whole one.
     """
 
     name: str
@@ -54,10 +55,13 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
+    pattern: str = ""
 
     @property
     def valid(self) -> str:
         """What may be given, for help texts and errors."""
+        if self.pattern:
+            return f"text of the form {self.pattern}"
         if self.choices:
             return "one of " + ", ".join(self.choices)
         kind = "a whole number" if isinstance(self.default, int) else "a number"
@@ -69,7 +73,10 @@ class Option:
         Raises:
             BudgetError: naming the option, what was given and what is valid.
         """
-        if self.choices:
+        if self.pattern:
+            if isinstance(value, str) and re.fullmatch(self.pattern, value):
+                return value
+        elif self.choices:
             if isinstance(value, str) and value in self.choices:
                 return value
         elif not isinstance(value, bool) and isinstance(value, (str, int, float)):

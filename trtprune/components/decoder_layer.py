@@ -1,0 +1,68 @@
+"""What a graph between two segments may use of the decoder: rotary angles, and the attention of the next layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtprune.components.decoder import DecoderConfig
+from trtprune.graph import Graph
+from trtprune.graph.attention import rotary
+from trtprune.graph.ops import linear, rms_norm, split_heads
+from trtprune.graph.raters import rater_attention
+
+__all__ = ["DecoderLayer"]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """The place behind layer ``layer`` of a decoder; see :class:`trtprune.pruning.in_llm.LayerAccess`."""
+
+    cfg: DecoderConfig
+    prefix: str
+    layer: int
+
+    @property
+    def hidden_size(self) -> int:
+        return self.cfg.hidden_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.cfg.head_dim
+
+    @property
+    def num_heads(self) -> int:
+        return self.cfg.num_heads
+
+    def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """cos and sin [B, S, head_dim / 2] of int64 [B, S] positions."""
+        return self.cfg.rope.cos_sin(g, position_ids)
+
+    def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
+        """Attention float32 [B, heads, R, S] that rows ``index`` [B, R] would give in the layer behind the place."""
+        cfg, dim, name = self.cfg, self.cfg.head_dim, f"{self.prefix}layers.{self.layer + 1}."
+        with g.scope(f"layers.{self.layer + 1}"):
+            y = rms_norm(g, hidden_states, f"{name}input_layernorm", eps=cfg.norm_eps)
+            # Only the raters' rows need queries.
+            place = g.op.Unsqueeze(index, g.ints(-1))
+            asking = g.op.GatherND(y, place, batch_dims=1)
+            q, k = (
+                split_heads(g, linear(g, x, f"{name}self_attn.{n}_proj", bias=cfg.qkv_bias), count, dim)
+                for n, count, x in (("q", cfg.num_heads, asking), ("k", cfg.num_kv_heads, y))
+            )
+            cos, sin = self.angles(g, position_ids)
+            # Angles of the whole row, then its raters': some rope types look at the row's length.
+            asking_cos, asking_sin = (g.op.GatherND(x, place, batch_dims=1) for x in (cos, sin))
+            q = rotary(g, q, asking_cos, asking_sin, dim)
+            k = rotary(g, k, cos, sin, dim)
+            return rater_attention(
+                g,
+                q,
+                k,
+                index,
+                group=cfg.num_heads // cfg.num_kv_heads,
+                head_dim=dim,
+                window=cfg.windows[self.layer + 1],
+                gathered=True,
+            )

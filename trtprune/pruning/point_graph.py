@@ -1,0 +1,70 @@
+"""The graphs of a method that prunes inside the decoder: its raters, and a prune point.
+
+``raters``: ``image_features`` [1, N, D], ``text_embeds`` [1, T, D] → ``raters`` bool [1, T].
+
+A point: ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N] (the rows of S that are the image), ``keep`` int64
+[1]; and of ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights`` float32 [1, R] (1 = a rater
+of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S] what the method needs.  Outputs
+``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep + merged, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtprune.graph import Graph
+    from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
+
+__all__ = ["build_point", "build_raters"]
+
+
+def build_raters(
+    method: InLlmMethod, make: Callable[[str], Graph], hidden_size: int, options: Mapping[str, Any]
+) -> Graph | None:
+    """The graph that names the raters; None where the last token alone rates.
+
+    Args:
+        method: The method.
+        make: An empty graph of that name, in the build's dtype and lowering.
+        hidden_size: D.
+        options: All options, validated.
+    """
+    g = make("raters")
+    image = g.input("image_features", g.dtype_name, [1, "visual_tokens", hidden_size])
+    text = g.input("text_embeds", g.dtype_name, [1, "text_tokens", hidden_size])
+    chosen = method.build_raters(g, image, text, **options)
+    if chosen is None:
+        return None
+    g.output(chosen, "raters", "bool", [1, "text_tokens"])
+    return g
+
+
+def build_point(
+    method: InLlmMethod, make: Callable[[str], Graph], name: str, layer: LayerAccess, options: Mapping[str, Any]
+) -> Graph:
+    """One prune point; ``make`` and ``options`` as for :func:`build_raters`."""
+    g = make(name)
+    needs = method.point_needs
+    rows: list[int | str] = ["raters", "sequence"]
+    shapes: dict[str, tuple[str, list[int | str]]] = {
+        "hidden_states": (g.dtype_name, [1, "sequence", layer.hidden_size]),
+        "visual_index": ("int64", [1, "visual_tokens"]),
+        "rater_attention": (
+            "float32",
+            [1, layer.num_heads, *rows] if method.attention(options) == "heads" else [1, *rows],
+        ),
+        "rater_weights": ("float32", [1, "raters"]),
+        "rater_index": ("int64", [1, "raters"]),
+        "position_ids": ("int64", [1, "sequence"]),
+        "keep": ("int64", [1]),
+    }
+    wanted = {"hidden_states", "visual_index", "keep", *needs}
+    if "rater_attention" in needs:
+        wanted.add("rater_weights")
+    inputs = {key: g.input(key, *shapes[key]) for key in shapes if key in wanted}
+    kept, pruned = method.build_point(g, inputs, layer, **options)
+    g.output(kept, "kept_indices", "int64", [1, "keep"])
+    g.output(pruned, "pruned_features", g.dtype_name, [1, "kept_and_merged", layer.hidden_size])
+    return g

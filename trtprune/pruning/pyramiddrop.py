@@ -1,0 +1,77 @@
+"""PyramidDrop: the visual tokens thin out in stages, by the last instruction token's attention.
+
+Paper: https://arxiv.org/abs/2410.17247.  Code: Cooperx521/PyramidDrop.  Before layers 8, 16 and 24 of 32 (the same
+share of another depth) the share r of what is left stays: a half in the paper.  The score of a token is the mean over
+heads of the attention the prompt's last token would give it in the layer *behind* the cut: that layer's norm, query and
+key projections are applied to the states that enter it, before anything is dropped.  The kept tokens keep their order
+and are numbered anew.
+
+``keep`` is the average over the layers and decides r: N/4 · (1 + r + r² + r³) with the paper's layers, 270 of 576 for
+r = 1/2, and no less than 144; ``first`` moves the first stage to the front, the others following in equal steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trtprune.pruning.base import Option
+from trtprune.pruning.in_llm import InLlmMethod, LayerAccess, write_choice
+from trtprune.pruning.schedule import Schedule, check_points, solve
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["PyramidDrop"]
+
+STAGES = 3
+
+
+class PyramidDrop(InLlmMethod):
+    """Three cuts by the attention of the layer behind each."""
+
+    name = "pyramiddrop"
+    summary = "visual tokens thin out in three stages, by the last token's attention"
+    paper = "https://arxiv.org/abs/2410.17247"
+    source = "https://github.com/Cooperx521/PyramidDrop"
+    point_needs: ClassVar[frozenset[str]] = frozenset({"rater_index", "position_ids"})
+    options = {  # noqa: RUF012
+        "first": Option("first", 0, "layers that run on all visual tokens; 0: a quarter", minimum=0, maximum=1000)
+    }
+
+    def attention(self, options: Mapping[str, Any]) -> None:
+        return None
+
+    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+        first = int(options["first"]) or max(1, round(depth / (STAGES + 1)))
+        found = tuple(first + round(stage * (depth - first) / STAGES) - 1 for stage in range(STAGES))
+        check_points(found, depth, self.name, "first")
+        return found
+
+    def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
+        points = self.points(depth, options)
+
+        def make(first: int) -> Schedule:
+            ratio = first / visual_tokens
+            kept = tuple(max(1, int(visual_tokens * ratio**stage)) for stage in range(1, STAGES + 1))
+            return Schedule(visual_tokens, depth, points, (first, *kept[1:]), (first, *kept[1:]))
+
+        return solve(make, keep, visual_tokens, self.name, "first")
+
+    def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
+        import numpy as np
+
+        return attention[:, -1].mean(axis=0, dtype=np.float32) if attention.ndim == 3 else attention[-1]
+
+    def build_point(
+        self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        op = g.op
+        last = op.Slice(inputs["rater_index"], g.ints(-1), g.ints(2**31), g.ints(1))
+        rows = layer.next_attention(g, inputs["hidden_states"], inputs["position_ids"], last)
+        columns = op.Squeeze(inputs["visual_index"], g.ints(0))
+        scores = op.ReduceMean(op.Gather(rows, columns, axis=3), g.ints(1, 2), keepdims=0)
+        return write_choice(g, scores, inputs)
