@@ -1,0 +1,25 @@
+"""Numerics: an engine directory beside its own graphs, its checkpoint, another build, or itself without pruning.
+
+    from trtprune.compare import compare
+    compare("out", "transformers", layerwise=True).passed
+
+Built on Polygraphy: its Comparator, runners, tolerances and files.  Nothing else of trtprune imports this package.
+"""
+
+from __future__ import annotations
+
+from trtprune.compare.comparing import Question, Running, compare, default_against
+from trtprune.compare.inputs import Draw
+from trtprune.compare.results import Comparison, ComponentResult
+from trtprune.compare.tolerance import Tolerance
+
+__all__ = [
+    "Comparison",
+    "ComponentResult",
+    "Draw",
+    "Question",
+    "Running",
+    "Tolerance",
+    "compare",
+    "default_against",
+]

@@ -1,0 +1,80 @@
+"""Polygraphy, if it is installed, with its log turned into ours."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from trtprune.errors import BackendError
+
+__all__ = ["as_error", "polygraphy", "set_flavour"]
+
+logger = logging.getLogger("trtprune")
+
+
+class _Forward(logging.Handler):
+    """Polygraphy's lines as debug lines of ours: shown with ``-v`` and in ``--log-file``, never on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.debug("%s", record.getMessage())
+
+
+def polygraphy() -> Any:
+    """The package ``polygraphy``, ready to use.
+
+    Raises:
+        BackendError: if it is not installed or does not load.
+    """
+    try:
+        import polygraphy
+        from polygraphy.logger import G_LOGGER
+    except ImportError as error:
+        raise BackendError(
+            f"trtprune compare needs Polygraphy: {str(error).splitlines()[0]}", hint="pip install 'trtprune[compare]'"
+        ) from None
+    theirs = logging.getLogger("Polygraphy")
+    if not any(isinstance(handler, _Forward) for handler in theirs.handlers):
+        theirs.addHandler(_Forward())
+        theirs.propagate = False
+        # Polygraphy prints to stdout, where only results belong.
+        G_LOGGER.use_python_logging_system = True
+        G_LOGGER.colors = False
+    shown = any(handler.level <= logging.DEBUG for handler in logger.handlers)
+    # Its statistics of every output cost time even where nobody reads them.
+    G_LOGGER.module_severity = G_LOGGER.INFO if shown else G_LOGGER.CRITICAL
+    theirs.setLevel(1)
+    return polygraphy
+
+
+@contextlib.contextmanager
+def as_error(what: str) -> Iterator[None]:
+    """Turns Polygraphy's exception, whose text is for its own users, into one line about ``what``."""
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        yield
+    except PolygraphyException as error:
+        text = " ".join(str(error).split())[:400]
+        raise BackendError(f"{what}: {text}", hint="-v shows what Polygraphy says in full") from None
+
+
+def set_flavour(backend: str) -> None:
+    """Tells Polygraphy which TensorRT its runners are for, ``tensorrt`` or ``tensorrt-rtx``.
+
+    It decides that when its TensorRT modules are first imported, once a process.
+
+    Raises:
+        BackendError: if they were imported for the other one.
+    """
+    import sys
+
+    config = polygraphy().config
+    rtx = backend == "tensorrt-rtx"
+    if rtx != config.USE_TENSORRT_RTX and "polygraphy.backend.trt.runner" in sys.modules:
+        raise BackendError(
+            "engines of TensorRT and of TensorRT-RTX cannot be run in one process",
+            hint="compare each of the two with --against onnxruntime",
+        )
+    config.USE_TENSORRT_RTX = rtx

@@ -1,0 +1,319 @@
+"""``compare``: candidate against reference, component by component.
+
+The candidate is the engine directory; the reference its own graphs in ONNX Runtime, the checkpoint in transformers, or
+another engine directory.  Both are fed the same inputs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.compare._require import polygraphy
+from trtprune.compare.checks import check_same_model, choose_components
+from trtprune.compare.inputs import Draw, check_feeds, check_keep, fit_profile, load_feeds, narrow, random_feeds
+from trtprune.compare.results import Comparison, ComponentResult
+from trtprune.compare.tolerance import Tolerance, defaults
+from trtprune.engine_dir import EngineDir, open_engine_dir
+from trtprune.errors import InputError
+
+if TYPE_CHECKING:
+    from trtprune.compare.numerics import Feed
+    from trtprune.compare.sides import Side
+    from trtprune.engine_dir import ComponentInfo
+
+__all__ = ["Question", "Running", "compare", "default_against"]
+
+PRECISION = ("float32", "float16", "bfloat16")
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How graphs are run: provider of ONNX Runtime, its options, CPU threads, checks of the directory."""
+
+    provider: str | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+    verify: str = "auto"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A real input: pictures and a prompt."""
+
+    images: tuple[str, ...]
+    prompt: str
+    system: str | None = None
+
+
+def default_against(made: EngineDir) -> str:
+    """Engines are compared with their own graphs, graphs with the checkpoint."""
+    return "onnxruntime" if any(component.engine for component in made.components) else "transformers"
+
+
+def compare(
+    directory: str | Path,
+    against: str | None = None,
+    *,
+    components: Sequence[str] = (),
+    checkpoint: str | None = None,
+    draw: Draw | None = None,
+    question: Question | None = None,
+    load_inputs: Path | None = None,
+    tolerance: Tolerance | None = None,
+    validate: bool = False,
+    layerwise: bool = False,
+    save_inputs: Path | None = None,
+    save_outputs: Path | None = None,
+    allow_other_weights: bool = False,
+    running: Running | None = None,
+    report: Report | None = None,
+) -> Comparison:
+    """Compares an engine directory with a reference.
+
+    Args:
+        directory: The candidate.
+        against: ``"onnxruntime"``, ``"transformers"``, or another engine directory; None: see :func:`default_against`.
+        components: Which; empty: all that both sides have.
+        checkpoint: Directory, alias or hub id of the checkpoint, for transformers; None: as recorded.
+        draw: What random inputs are like, and the budget and number of decode steps of real ones.
+        question: A real input instead of random ones.
+        load_inputs: Saved inputs instead, of one component.
+        tolerance: On top of the defaults of the dtypes.
+        validate: NaN and infinity in an output fail, too.
+        layerwise: Find the first tensor inside that is beyond tolerance.
+        save_inputs, save_outputs: Polygraphy's JSON; of several components ``FILE.COMPONENT.json``.
+        allow_other_weights: The reference may have other weights of the same sizes.
+        running: Provider and the like.
+        report: Told (component, what happens).
+
+    Raises:
+        TrtpruneError: naming the flag or file at fault.
+    """
+    draw, tolerance, running = draw or Draw(), tolerance or Tolerance(), running or Running()
+    say = report or (lambda component, text: None)
+    polygraphy()
+    made = open_engine_dir(directory, verify=running.verify)
+    check_keep(made, draw.keep)
+    against = against or default_against(made)
+    candidate, reference, other = _sides(made, against, checkpoint, allow_other_weights, running)
+    chosen, notes = choose_components(made, candidate, reference, components, other)
+    dtypes = (candidate.dtype, reference.dtype)
+    feeds, names, source = _feeds(made, chosen, other, draw, question, load_inputs, dtypes, running)
+    if load_inputs is not None:
+        chosen = [component for component in chosen if component.name in feeds]
+    base = defaults(max(dtypes, key=PRECISION.index), made.model.visual_tokens)
+    wanted = tolerance.over(base)
+    _check_names(tolerance, chosen, layerwise=layerwise)
+    results = []
+    for component in chosen:
+        paths = [_path(path, component.name, len(chosen)) for path in (save_inputs, save_outputs)]
+        result = _compare_one(
+            made,
+            component,
+            (candidate, reference),
+            feeds[component.name],
+            names[component.name],
+            wanted,
+            validate=validate,
+            layerwise=layerwise,
+            saved=(paths[0], paths[1]),
+            say=say,
+        )
+        results.append(result)
+        say(component.name, _line(result))
+    return Comparison(str(directory), against, source, dtypes, tuple(results), tuple(notes))
+
+
+def _sides(
+    made: EngineDir, against: str, checkpoint: str | None, allow_other: bool, running: Running
+) -> tuple[Side, Side, EngineDir | None]:
+    from trtprune.compare.sides import EngineSide, OrtSide, native_side
+
+    how: dict[str, Any] = {
+        "provider": running.provider,
+        "threads": running.threads,
+        "options": running.provider_options,
+    }
+    if checkpoint is not None and against != "transformers":
+        raise InputError(f"--checkpoint goes with --against transformers, not {against}", hint="leave it out")
+    if against == "onnxruntime":
+        return EngineSide(made), OrtSide(made, **how), None
+    if against == "transformers":
+        from trtprune.compare.transformers_side import TransformersSide, find_checkpoint
+
+        found = find_checkpoint(made, checkpoint, allow_other=allow_other)
+        return OrtSide(made, **how), TransformersSide(made, found.path), None
+    path = Path(against)
+    if not path.exists():
+        raise InputError(
+            f"--against {against}: no such directory",
+            hint="onnxruntime, transformers, unpruned, or another engine directory",
+        )
+    other = open_engine_dir(path, verify=running.verify)
+    check_same_model(made, other, allow_other=allow_other)
+    candidate, reference = native_side(made, **how), native_side(other, **how)
+    if candidate.name == reference.name:  # two builds whose directories are called the same
+        candidate.name, reference.name = f"{candidate.name} (candidate)", f"{reference.name} (reference)"
+    return candidate, reference, other
+
+
+def _feeds(
+    made: EngineDir,
+    chosen: Sequence[ComponentInfo],
+    other: EngineDir | None,
+    draw: Draw,
+    question: Question | None,
+    load_inputs: Path | None,
+    dtypes: Sequence[str],
+    running: Running,
+) -> tuple[dict[str, list[Feed]], dict[str, list[str]], str]:
+    """Inputs by component, what each is, and where they come from."""
+    if load_inputs is not None:
+        loaded = load_feeds(load_inputs)
+        fitting = [c for c in chosen if {spec.name for spec in c.inputs} == loaded[0].keys()]
+        if len(chosen) > 1 and not fitting:
+            has = ", ".join(sorted(loaded[0]))[:200]
+            raise InputError(f"--load-inputs {load_inputs}: no component takes {has}", hint="see trtprune inspect")
+        component = (fitting or chosen)[0]
+        check_feeds(component, loaded, load_inputs)
+        names = [f"saved {i}" for i in range(len(loaded))]
+        return {component.name: loaded}, {component.name: names}, str(load_inputs)
+    if question is not None:
+        from trtprune.compare.recorded import record
+        from trtprune.compare.sides import OrtSide
+
+        side = OrtSide(made, threads=running.threads)
+        found, labels = record(
+            made,
+            side.backend,
+            question.images,
+            question.prompt,
+            keep=draw.keep,
+            decode_steps=draw.decode_steps,
+            system=question.system,
+        )
+        for component in chosen:
+            for feed in found[component.name]:
+                feed |= {n: narrow(a, dtypes) for n, a in feed.items() if a.dtype.kind == "f"}
+                fit_profile(component, feed)
+        return found, labels, "a question"
+    feeds, names_of = {}, {}
+    for component in chosen:
+        if other is not None:
+            check_keep(other, draw.keep if draw.keep is not None else made.pruning.keep)
+        feeds[component.name], names_of[component.name] = random_feeds(made, component, draw, dtypes)
+        if other is not None:
+            for feed in feeds[component.name]:
+                fit_profile(other.component(component.name), feed)
+    return feeds, names_of, f"random, seed {draw.seed}"
+
+
+def _check_names(tolerance: Tolerance, chosen: Sequence[ComponentInfo], *, layerwise: bool) -> None:
+    """A tolerance for an output that does not exist would silently not be applied."""
+    outputs = {spec.name for component in chosen for spec in component.outputs}
+    flags = {
+        "--atol": tolerance.atol,
+        "--rtol": tolerance.rtol,
+        "--check-error-stat": tolerance.stat,
+        "--error-quantile": tolerance.quantile,
+    }
+    for flag, values in flags.items():
+        for name in values:
+            if name and name not in outputs and not layerwise:
+                raise InputError(
+                    f"{flag} {name}: nothing that is compared has an output of that name",
+                    hint=f"outputs: {', '.join(sorted(outputs))}"[:300],
+                )
+
+
+def _path(path: Path | None, component: str, count: int) -> Path | None:
+    """With several components each gets a file (or directory) of its own."""
+    if path is None or count == 1:
+        return path
+    return path.with_name(f"{path.stem}.{component}{path.suffix}")
+
+
+def _compare_one(
+    made: EngineDir,
+    component: ComponentInfo,
+    sides: tuple[Side, Side],
+    feeds: Sequence[Feed],
+    names: Sequence[str],
+    tolerance: Tolerance,
+    *,
+    validate: bool,
+    layerwise: bool,
+    saved: tuple[Path | None, Path | None],
+    say: Report,
+) -> ComponentResult:
+    from trtprune.compare import numerics
+    from trtprune.compare.layerwise import find_layer
+
+    say(component.name, f"{len(feeds)} run{'s' if len(feeds) > 1 else ''} of {sides[0].name} and {sides[1].name}")
+    runners = [side.runner(component) for side in sides]
+    results = numerics.run_both(runners[0], runners[1], feeds, save_inputs=saved[0], save_outputs=saved[1])
+    times = numerics.runtimes(results)
+    invalid = numerics.validate(results) if validate else ()
+    if any(spec.name == "kept_indices" for spec in component.outputs):
+        results = numerics.selection_as_mask(results, made.model.visual_tokens)
+    outputs = numerics.judge(results, tolerance, names)
+    del results  # two copies of every cache, which a look at layers needs the room of
+    layers = None
+    if layerwise:
+        layers = find_layer(
+            sides[0],
+            sides[1],
+            component,
+            feeds,
+            names,
+            tolerance,
+            hidden_size=made.model.hidden_size,
+            report=lambda text: say(component.name, text),
+        )
+    passed = all(output.passed for output in outputs) and not invalid
+    return ComponentResult(
+        component.name,
+        passed,
+        tuple(outputs),
+        tuple(names),
+        times,
+        runners[0].name,
+        runners[1].name,
+        invalid,
+        layers,
+        _repeat(made, component, saved, tolerance),
+    )
+
+
+def _repeat(
+    made: EngineDir, component: ComponentInfo, saved: tuple[Path | None, Path | None], tolerance: Tolerance
+) -> str | None:
+    """The command with which Polygraphy alone repeats a component in ONNX Runtime, where inputs were saved.
+
+    ONNX Runtime looks for weights below the folder a model file is named in, and ours lie beside ``onnx/``: hence the
+    link, which is relative and belongs to the directory.
+    """
+    if saved[0] is None:
+        return None
+    link = made.root / f"{component.name}.onnx"
+    run = ["polygraphy", "run", str(link), "--onnxrt", "--load-inputs", str(saved[0])]
+    if saved[1] is not None:
+        run += ["--load-outputs", str(saved[1])]
+        for flag, values in (("--atol", tolerance.atol), ("--rtol", tolerance.rtol)):
+            names = [name for name in values if not name or any(o.name == name for o in component.outputs)]
+            run += [flag, *(f"{name}:{values[name]:g}" if name else f"{values[name]:g}" for name in names)]
+        run += ["--check-error-stat", tolerance.stat[""]]
+    return shlex.join(["ln", "-sf", component.onnx, str(link)]) + " && " + shlex.join(run)
+
+
+def _line(result: ComponentResult) -> str:
+    worst = [output.name for output in result.outputs if not output.passed]
+    if not worst:
+        return "PASSED"
+    where = f", first at {result.layers.first}" if result.layers is not None and result.layers.first else ""
+    return f"FAILED in {', '.join(worst[:3])}{' …' if len(worst) > 3 else ''}{where}"

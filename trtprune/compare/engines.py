@@ -1,0 +1,178 @@
+"""Engines as Polygraphy's TrtRunner: checked and loaded as the runtime does it, each run by itself.
+
+Engines cannot be looked into.  To see a tensor inside, the component is built again with that tensor as an output, in
+memory-mapped weights and for this GPU, as the build itself would.  TensorRT may fuse less around an output, so an
+error that goes away under ``--layerwise`` is one of fusion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.compare._require import set_flavour
+from trtprune.compare.inputs import wire_dtype
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+
+__all__ = ["check_device", "engine_runner", "pad_caches", "probe_runner", "profile_for", "trim_caches"]
+
+PAST, PRESENT = "past_key_values.", "present."
+
+
+def check_device(made: EngineDir) -> Any:
+    """Refuses engines that cannot run here; returns TensorRT's module.
+
+    Raises:
+        BackendError: naming what is missing: TensorRT, the version, a GPU, or the right one.
+    """
+    from trtprune.backends.tensorrt import loading
+    from trtprune.backends.tensorrt.cuda import CudaDriver
+    from trtprune.backends.tensorrt.flavour import load_tensorrt
+
+    info = loading.engine_info(made)
+    trt = load_tensorrt(made.backend)
+    loading.check_version(made, info, trt.__version__)
+    loading.check_device(made, info, CudaDriver().device)
+    set_flavour(made.backend)
+    return trt
+
+
+def profile_for(component: ComponentInfo, tokens: int) -> int:
+    """The profile a run of ``tokens`` new tokens belongs to: of a decoder with two, 1 is for single tokens."""
+    return 1 if len(component.profiles) > 1 and tokens == 1 else 0
+
+
+def pad_caches(feed: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
+    """Brings caches to the engine's capacity: what is behind the fed slots is zero and is not attended to."""
+    padded = dict(feed)
+    for name, array in feed.items():
+        if name.startswith(PAST) and array.shape[2] < capacity:
+            padded[name] = np.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype)
+            padded[name][:, :, : array.shape[2]] = array
+    return padded
+
+
+def trim_caches(outputs: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Undoes :func:`pad_caches` on the outputs."""
+    fed = next((array.shape[2] for name, array in feed.items() if name.startswith(PAST)), None)
+    if fed is None:
+        return outputs
+    return {name: array[:, :, :fed] if name.startswith(PRESENT) else array for name, array in outputs.items()}
+
+
+def engine_runner(made: EngineDir, component: ComponentInfo, name: str) -> Any:
+    """The engine of a component as a runner; it is loaded when the runner is activated."""
+    assert component.engine is not None
+    return _runner(made, component, name, made.path(component.engine))
+
+
+def probe_runner(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], name: str) -> Any:
+    """An engine that shows these tensors, built now; its file is removed when the runner is deactivated."""
+    folder = tempfile.TemporaryDirectory(prefix="trtprune-probe-")
+    path = build_probe(made, component, tensors, Path(folder.name) / f"{component.name}.engine")
+    return _runner(made, component, name, path, keep=folder)
+
+
+def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], path: Path) -> Path:
+    """Builds a component with more outputs, for the targets the directory's engines were built for.
+
+    Raises:
+        BuildError: if TensorRT does not build it.
+    """
+    import onnx
+
+    from trtprune.backends.tensorrt.building import BuilderSettings, build_engine
+    from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
+    from trtprune.backends.tensorrt.loading import engine_info
+    from trtprune.backends.tensorrt.network import Network, read_onnx
+    from trtprune.backends.tensorrt.profiles import component_profiles, limits_of
+
+    info = engine_info(made)
+    trt = load_tensorrt(made.backend)
+    log = get_log(trt)
+    proto = read_onnx(made.path(component.onnx), {"capacity": made.kv.capacity})
+    # Its own outputs stay: cache updates must end in outputs to happen in place.
+    there = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors if tensor not in there)
+    network = Network(trt, log, proto, made.root, component.name)
+    profiles = component_profiles(component.name, component.inputs, limits_of(made), made.backend)
+    settings = BuilderSettings(
+        info.targets,
+        version_compatible=info.version_compatible,
+        hardware_compatibility_level=info.hardware_compatibility,
+        weight_streaming=info.weight_streaming,
+    )
+    build_engine(network, log, profiles, settings, path)
+    return path
+
+
+def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, keep: Any = None) -> Any:
+    set_flavour(made.backend)
+    from polygraphy.backend.trt import TrtRunner
+    from polygraphy.common import TensorMetadata
+
+    from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
+    from trtprune.backends.tensorrt.loading import load_engine
+
+    specs = {spec.name: spec for spec in component.inputs}
+    halves = any(spec.dtype == "bfloat16" for spec in (*component.inputs, *component.outputs))
+
+    def load() -> Any:
+        trt = load_tensorrt(made.backend)
+        return load_engine(trt, trt.Runtime(get_log(trt).ilogger), path)
+
+    class EngineRunner(TrtRunner):
+        """Takes caches of any capacity, picks the profile, and passes bfloat16 as torch does."""
+
+        def get_input_metadata_impl(self) -> Any:
+            meta = TensorMetadata()
+            for spec in specs.values():
+                shape = [dim if isinstance(dim, int) else None for dim in spec.shape]
+                meta.add(spec.name, dtype=wire_dtype(spec.dtype), shape=shape)
+            return meta
+
+        def infer(self, feed_dict: Any, check_inputs: bool = True, *args: Any, **kwargs: Any) -> Any:
+            feed: Any = pad_caches(dict(feed_dict), made.kv.capacity)
+            if "inputs_embeds" in feed and len(component.profiles) > 1:
+                self.set_profile(profile_for(component, feed["inputs_embeds"].shape[1]))
+            if halves:
+                feed = {name: _to_torch(array, specs[name].dtype) for name, array in feed.items()}
+            # Polygraphy's own check knows the engine's static capacity and no bfloat16; ours is done.
+            outputs = super().infer(feed, False, *args, **kwargs)
+            if halves:
+                outputs = {name: _to_numpy(array) for name, array in outputs.items()}
+            return trim_caches(dict(outputs), dict(feed_dict))
+
+        def deactivate(self) -> None:
+            super().deactivate()
+            if keep is not None:
+                keep.cleanup()
+
+    return EngineRunner(load, name=name)
+
+
+def _to_torch(array: np.ndarray, dtype: str) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    return array
+
+
+def without_engines(made: EngineDir) -> EngineDir:
+    """The same directory as ONNX Runtime would see it."""
+    components = tuple(dataclasses.replace(c, engine=None, profiles=()) for c in made.components)
+    return dataclasses.replace(made, backend="onnxruntime", components=components, engines=None)

@@ -1,0 +1,94 @@
+"""What the components of a chain are fed when it answers a real question.
+
+The chain runs once in ONNX Runtime, with sessions that remember their inputs, and the decoder's cache as it was before
+each run.  Both sides of a comparison are then fed the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.compare.numerics import Feed
+
+if TYPE_CHECKING:
+    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+
+__all__ = ["record"]
+
+
+class _Session:
+    """A session that remembers what it was given."""
+
+    def __init__(self, session: Any, seen: list[Feed]) -> None:
+        self._session = session
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, inputs: Mapping[str, np.ndarray], cache: Any = None) -> dict[str, np.ndarray]:
+        """Copies the inputs and the cache, and runs."""
+        feed = {name: np.array(array) for name, array in inputs.items()}
+        if cache is not None:
+            feed |= {pair.past: cache.read(pair.past) for pair in self._session.pairs}
+        self._seen.append(feed)
+        found: dict[str, np.ndarray] = self._session.run(inputs, cache)
+        return found
+
+
+class _Backend:
+    """A backend whose sessions remember."""
+
+    def __init__(self, backend: OrtBackend) -> None:
+        self._backend = backend
+        self.seen: dict[str, list[Feed]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def session(self, component: ComponentInfo, root: Path) -> _Session:
+        """A session, remembering."""
+        return _Session(self._backend.session(component, root), self.seen.setdefault(component.name, []))
+
+
+def record(
+    made: EngineDir,
+    backend: OrtBackend,
+    images: Sequence[str],
+    prompt: str,
+    *,
+    keep: int | None,
+    decode_steps: int,
+    system: str | None = None,
+) -> tuple[dict[str, list[Feed]], dict[str, list[str]]]:
+    """Answers one question and gives the inputs of each component, and what each was.
+
+    Raises:
+        InputError: for a picture or prompt that cannot be used.
+        BudgetError: for a budget the build does not serve.
+        BackendError: if ONNX Runtime cannot run the graphs.
+    """
+    from trtprune.runtime.pictures import max_pixels_from
+    from trtprune.runtime.vlm import Vlm
+
+    # Whatever the directory was built for, its graphs run in ONNX Runtime.
+    plain = dataclasses.replace(made, backend="onnxruntime", engines=None)
+    recorder = _Backend(backend)
+    vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))  # type: ignore[arg-type]
+    vlm.generate(
+        list(images), prompt, keep=keep, max_new_tokens=1 + decode_steps, ignore_eos=True, system=system, seed=0
+    )
+    names = {name: [f"run {i}" for i in range(len(feeds))] for name, feeds in recorder.seen.items()}
+    for name in names:
+        if name.startswith("decoder"):
+            steps = [f"decode {i}" for i in range(1, len(names[name]))]
+            names[name] = ["prefill", *steps]
+        elif len(names[name]) == 1:
+            names[name] = ["picture" if name == "vision" else "prompt"]
+    return recorder.seen, names

@@ -1,0 +1,177 @@
+"""The two sides of a comparison: what can run a component of an engine directory, and be looked into.
+
+A side opens a component as one of Polygraphy's runners.  Every run is by itself: caches are inputs and outputs like
+any other, so that both sides see the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.compare.points import Point, find_points, mark
+from trtprune.errors import BackendError, EngineDirError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+
+__all__ = ["EngineSide", "OrtSide", "Side", "native_side", "read_model"]
+
+
+class Side(Protocol):
+    """One side.  ``name`` is its runners' name in reports, ``dtype`` what it computes in."""
+
+    name: str
+    dtype: str
+
+    def components(self) -> Sequence[str]:
+        """Components it can run."""
+
+    def runner(self, component: ComponentInfo) -> Any:
+        """A Polygraphy runner of the whole component."""
+
+    def points(self, component: ComponentInfo) -> list[Point]:
+        """Tensors inside that can be looked at, in order; none where the side cannot be looked into."""
+
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+        """A runner whose outputs are these tensors."""
+
+    def graph(self, component: ComponentInfo) -> onnx.GraphProto | None:
+        """The graph behind it, if there is one."""
+
+
+def read_model(made: EngineDir, component: ComponentInfo) -> bytes:
+    """The serialised graph of a component; the weights stay where they are."""
+    path = made.path(component.onnx)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EngineDirError(f"{path}: cannot be read: {error.strerror or error}", hint="build it again") from None
+
+
+class OrtSide:
+    """The graphs of an engine directory in ONNX Runtime.
+
+    Args:
+        made: The directory.
+        provider: ``cpu`` or ``cuda``; None: as built, where it was built for one of these, else ``cpu``.
+        threads: CPU threads; None: all.
+        options: Of the provider.
+
+    Raises:
+        BackendError: if the provider is missing, or has no kernels for the build's dtype.
+    """
+
+    def __init__(
+        self,
+        made: EngineDir,
+        *,
+        provider: str | None = None,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        built_for = made.built_with.get("provider", "cpu") if made.backend == "onnxruntime" else "cpu"
+        self.made = made
+        self.dtype = made.dtype
+        self.backend = OrtBackend(provider or built_for, threads, options)
+        self.name = f"onnxruntime:{made.root.name}"
+        if made.dtype == "bfloat16":
+            # Neither Polygraphy nor ONNX Runtime's arrays know the dtype; and the CPU has no kernels for it.
+            raise BackendError(
+                f"{made.root}: built in bfloat16, which cannot be compared in ONNX Runtime",
+                hint="build it with --dtype float32 too, and compare the engines with --against that directory's",
+            )
+
+    def components(self) -> Sequence[str]:
+        """All of the directory."""
+        return [component.name for component in self.made.components]
+
+    def runner(self, component: ComponentInfo) -> Any:
+        """The graph as it is."""
+        return self._open(component, read_model(self.made, self._mine(component)))
+
+    def points(self, component: ComponentInfo) -> list[Point]:
+        """The outputs of the model's modules."""
+        return find_points(self.graph(component))
+
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+        """The graph with these outputs instead of its own."""
+        return self._open(component, mark(read_model(self.made, self._mine(component)), tensors))
+
+    def graph(self, component: ComponentInfo) -> onnx.GraphProto:
+        """The graph in the file."""
+        import onnx
+
+        return onnx.load_from_string(read_model(self.made, self._mine(component))).graph
+
+    def _mine(self, component: ComponentInfo) -> ComponentInfo:
+        return self.made.component(component.name)
+
+    def _open(self, component: ComponentInfo, model: bytes) -> Any:
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        path = self.made.root / self._mine(component).onnx
+        return OnnxrtRunner(lambda: self.backend.inference_session(model, path, self.made.root)[0], name=self.name)
+
+
+class EngineSide:
+    """The engines of an engine directory in TensorRT or TensorRT-RTX.
+
+    Args:
+        made: The directory.
+
+    Raises:
+        EngineDirError: if the directory has no engines.
+        BackendError: if TensorRT, a GPU, or the version the engines need is missing.
+    """
+
+    def __init__(self, made: EngineDir) -> None:
+        if not any(component.engine for component in made.components):
+            raise EngineDirError(
+                f"{made.root}: has no engines, it was built for {made.backend}",
+                hint="--against transformers or another directory; trtprune build --backend tensorrt-rtx makes engines",
+            )
+        from trtprune.compare.engines import check_device
+
+        check_device(made)
+        self.made = made
+        self.dtype = made.dtype
+        self.name = f"{made.backend}:{made.root.name}"
+
+    def components(self) -> Sequence[str]:
+        """Those that have an engine."""
+        return [component.name for component in self.made.components if component.engine]
+
+    def runner(self, component: ComponentInfo) -> Any:
+        """The engine."""
+        from trtprune.compare.engines import engine_runner
+
+        return engine_runner(self.made, self.made.component(component.name), self.name)
+
+    def points(self, component: ComponentInfo) -> list[Point]:
+        """Those of the graph it was built from."""
+        return find_points(self.graph(component))
+
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+        """The component built once more, with these outputs."""
+        from trtprune.compare.engines import probe_runner
+
+        return probe_runner(self.made, self.made.component(component.name), tensors, self.name)
+
+    def graph(self, component: ComponentInfo) -> onnx.GraphProto:
+        """The graph it was built from."""
+        import onnx
+
+        return onnx.load_from_string(read_model(self.made, self.made.component(component.name))).graph
+
+
+def native_side(
+    made: EngineDir, *, provider: str | None, threads: int | None, options: Mapping[str, str] | None
+) -> OrtSide | EngineSide:
+    """What a user of the directory runs: its engines if it has any, else ONNX Runtime."""
+    if any(component.engine for component in made.components):
+        return EngineSide(made)
+    return OrtSide(made, provider=provider, threads=threads, options=options)

@@ -1,0 +1,142 @@
+"""How far two outputs may differ: Polygraphy's tolerances, with a default for each dtype.
+
+Defaults, of the less precise of the two sides; none is ever widened because something failed:
+
+* float32: ``elemwise``, absolute 1e-4 or relative 1e-5. 1e-4 is what this project holds its logits to against
+  transformers; 1e-5, Polygraphy's own default, is what is left of float32's 6e-8 after some thousand additions, and
+  matters only for numbers above 10.
+* float16, bfloat16: ``mean`` of 1e-2, absolute or relative: NVIDIA's recipe for float16 engines. The mean, because
+  single elements of a residual stream in half precision are off by more than any useful bound.
+* ``cls_attention``: its N numbers add up to 1, so the absolute tolerance above would pass anything. A score that is
+  off by ε multiplies its weight by about 1 + ε: the absolute tolerance becomes the relative one, and a Nth of it
+  remains as the absolute one.
+* ``kept_indices``: the same tokens, all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from trtprune.errors import InputError
+
+__all__ = ["STATS", "Tolerance", "defaults", "per_output"]
+
+STATS = ("max", "mean", "median", "elemwise", "quantile")
+QUANTILE = 0.99
+T = TypeVar("T")
+
+
+def per_output(flag: str, values: Sequence[str], convert: Callable[[str], T]) -> dict[str, T]:
+    """Values of a flag in Polygraphy's spelling, ``[name:]value``; ``""`` stands for all outputs not named.
+
+    Raises:
+        InputError: for a value that does not convert.
+    """
+    found: dict[str, T] = {}
+    for value in values:
+        name, _, text = value.rpartition(":")
+        try:
+            found[name] = convert(text)
+        except ValueError:
+            raise InputError(f"{flag} {value}: not a valid value", hint=f"{flag} 1e-3, or {flag} logits:1e-3") from None
+    return found
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = _number(text)
+    if number > 1:
+        raise ValueError(text)
+    return number
+
+
+def _stat(text: str) -> str:
+    if text not in STATS:
+        raise ValueError(text)
+    return text
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Tolerances by output name; ``""`` is for all that are not named."""
+
+    atol: Mapping[str, float] = field(default_factory=dict)
+    rtol: Mapping[str, float] = field(default_factory=dict)
+    stat: Mapping[str, str] = field(default_factory=dict)
+    quantile: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(
+        cls,
+        atol: Sequence[str] = (),
+        rtol: Sequence[str] = (),
+        stat: Sequence[str] = (),
+        quantile: Sequence[str] = (),
+    ) -> Tolerance:
+        """From the command line's ``[name:]value``.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        return cls(
+            per_output("--atol", atol, _number),
+            per_output("--rtol", rtol, _number),
+            per_output("--check-error-stat", stat, _stat),
+            per_output("--error-quantile", quantile, _fraction),
+        )
+
+    def over(self, base: Tolerance) -> Tolerance:
+        """What the user said, on top of defaults.
+
+        A value without a name replaces the default of every output but the selection's, which has no tolerance to
+        speak of.
+        """
+
+        def merge(mine: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {name: value for name, value in default.items() if name == "kept_indices" or "" not in mine}
+            return {**kept, **mine}
+
+        return Tolerance(
+            merge(self.atol, base.atol),
+            merge(self.rtol, base.rtol),
+            merge(self.stat, base.stat),
+            merge(self.quantile, base.quantile),
+        )
+
+    def of(self, output: str) -> tuple[str, float, float]:
+        """(statistic, absolute, relative) for one output."""
+        return tuple(  # type: ignore[return-value]
+            table.get(output, table.get("")) for table in (self.stat, self.atol, self.rtol)
+        )
+
+    def compare_func(self) -> Any:
+        """Polygraphy's comparison with these tolerances."""
+        from polygraphy.comparator import CompareFunc
+
+        return CompareFunc.simple(
+            atol=dict(self.atol),
+            rtol=dict(self.rtol),
+            check_error_stat=dict(self.stat),
+            error_quantile=dict(self.quantile),
+        )
+
+
+def defaults(dtype: str, visual_tokens: int) -> Tolerance:
+    """The module's defaults for the less precise dtype of two sides."""
+    half = dtype in ("float16", "bfloat16")
+    atol, rtol, stat = (1e-2, 1e-2, "mean") if half else (1e-4, 1e-5, "elemwise")
+    return Tolerance(
+        {"": atol, "cls_attention": atol / visual_tokens, "kept_indices": 0.0},
+        {"": rtol, "cls_attention": atol, "kept_indices": 0.0},
+        {"": stat, "kept_indices": "max"},
+        {"": QUANTILE},
+    )

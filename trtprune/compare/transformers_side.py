@@ -1,0 +1,308 @@
+"""The checkpoint in transformers as the reference: float32, eager attention, one row at a time through the decoder.
+
+The pruner has no counterpart there; its reference is the method's NumPy code.  What is inside a component is seen
+through hooks on modules, which carry the same names as the points of the graph.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.compare.points import Point, module_label
+from trtprune.errors import BackendError, CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+
+__all__ = ["TransformersSide", "find_checkpoint"]
+
+
+def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = False) -> Checkpoint:
+    """The checkpoint a directory was built from.
+
+    Args:
+        made: The directory.
+        given: ``--checkpoint``; None: the id recorded in the directory.
+        allow_other: Take one with other weights.
+
+    Raises:
+        InputError: if it cannot be found, or is another one.
+    """
+    from trtprune.checkpoint import resolve
+
+    source = given or made.model.id
+    try:
+        checkpoint = resolve(source, revision=made.model.revision if given is None else None)
+    except CheckpointError as error:
+        if given is not None:
+            raise
+        raise InputError(
+            f"{made.root}: the checkpoint '{source}' it was built from is not found: {error.message}",
+            hint="--checkpoint DIR",
+        ) from None
+    if not allow_other and checkpoint.digest() != made.model.digest:
+        raise InputError(
+            f"--checkpoint {source}: is not the one {made.root} was built from (digests differ)",
+            hint="--allow-other-weights compares all the same",
+        )
+    return checkpoint
+
+
+class TransformersSide:
+    """See the module's docstring.
+
+    Args:
+        made: The engine directory whose components are to be imitated.
+        path: Directory of the checkpoint.
+
+    Raises:
+        BackendError: if torch or transformers is missing.
+        CheckpointError: if transformers cannot load the checkpoint.
+    """
+
+    dtype = "float32"
+
+    def __init__(self, made: EngineDir, path: Path) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise BackendError(
+                f"--against transformers: {str(error).splitlines()[0]}", hint="pip install 'trtprune[torch]'"
+            ) from None
+        self.made = made
+        self.name = f"transformers:{path.name}"
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                str(path), dtype=torch.float32, attn_implementation="eager"
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:300]}"
+            ) from None
+        self.model = model.eval()
+
+    def components(self) -> Sequence[str]:
+        """All the chain has, as long as the decoder is in one piece."""
+        return ("vision", "embed", "pruner", "decoder")
+
+    def runner(self, component: ComponentInfo) -> Any:
+        """The component's outputs, by the graph's names."""
+        name = self.name if component.name != "pruner" else f"numpy:{self.made.pruning.method}"
+        return _runner(lambda feed: self._run(component, feed), component, name)
+
+    def points(self, component: ComponentInfo) -> list[Point]:
+        """Modules, in the order transformers lists them (that of the graph is what counts)."""
+        return [
+            Point(label, label, i, "", "." not in label or label.count(".") == 1)
+            for i, label in enumerate(_hooks(self.model, component.name))
+        ]
+
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+        """The outputs of these modules."""
+        return _runner(lambda feed: self._look(component, feed, tensors), component, self.name)
+
+    def graph(self, component: ComponentInfo) -> None:
+        """None."""
+        return
+
+    def _run(
+        self, component: ComponentInfo, feed: dict[str, np.ndarray], *, inside: bool = False
+    ) -> dict[str, np.ndarray]:
+        """All outputs; with ``inside`` the tower is gone through once only, for the hooks."""
+        import torch
+
+        with torch.no_grad():
+            if component.name == "vision":
+                wants_row = not inside and any(o.name == "cls_attention" for o in component.outputs)
+                return self._vision(feed, wants_row=wants_row)
+            if component.name == "embed":
+                rows = self.model.get_input_embeddings()(torch.from_numpy(feed["input_ids"]))
+                return {"text_embeds": rows.numpy()}
+            if component.name == "pruner":
+                return self._prune(feed)
+            return self._decode(feed)
+
+    def _look(self, component: ComponentInfo, feed: dict[str, np.ndarray], labels: Sequence[str]) -> Any:
+        """What hooks on modules see during a run, rows of the batch put together."""
+        hooks = _hooks(self.model, component.name)
+        seen: dict[str, list[Any]] = {label: [] for label in labels}
+        with _hooked({label: hooks[label] for label in labels}, seen):
+            self._run(component, feed, inside=True)
+        found = {}
+        for label, parts in seen.items():
+            array = np.concatenate(parts)
+            if label == "norm":  # the graph normalises only the rows whose logits are wanted
+                array = np.take_along_axis(array, feed["logits_index"][..., None], axis=1)
+            found[label] = array
+        return found
+
+    def _vision(self, feed: dict[str, np.ndarray], *, wants_row: bool) -> dict[str, np.ndarray]:
+        import torch
+
+        pixels = torch.from_numpy(feed["pixel_values"])
+        features = self.model.get_image_features(pixels)
+        features = getattr(features, "pooler_output", features)
+        found = {"image_features": torch.stack(list(features)).numpy()}
+        if wants_row:
+            config = self.model.config
+            layers = config.vision_feature_layer
+            count = config.vision_config.num_hidden_layers + 1
+            deepest = max(i % count for i in (layers if isinstance(layers, list) else [layers]))
+            maps = _vision_tower(self.model)(pixels, output_attentions=True).attentions
+            row = maps[deepest - 1].mean(1)[:, 0]
+            dropped = config.vision_feature_select_strategy == "default"
+            found["cls_attention"] = (row[:, 1:] if dropped else row).numpy()
+        return found
+
+    def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from trtprune import pruning
+
+        info = self.made.pruning
+        method = pruning.get(info.method)
+        indices = []
+        for i, features in enumerate(feed["image_features"]):
+            text = feed["text_embeds"][i][feed["text_mask"][i] != 0] if "text_embeds" in feed else None
+            indices.append(
+                method.reference(
+                    features,
+                    keep=int(feed["keep"][0]),
+                    cls_attention=feed["cls_attention"][i] if "cls_attention" in feed else None,
+                    text_embeds=text,
+                    seed=int(feed["seed"][0]) if "seed" in feed else None,
+                    **info.options,
+                )
+            )
+        kept = np.stack(indices)
+        rows = np.take_along_axis(feed["image_features"], kept[..., None], axis=1)
+        return {"kept_indices": kept, "pruned_features": rows}
+
+    def _decode(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Row by row, each with as much of its cache as it has written."""
+        import torch
+        from transformers import DynamicCache
+
+        names = [name for name in feed if name.startswith("past_key_values.")]
+        present = {name.replace("past_key_values", "present"): feed[name].copy() for name in names}
+        head = self.model.get_output_embeddings()
+        language = _language_model(self.model)
+        logits = []
+        for b, begin in enumerate(feed["write_index"].tolist()):
+            cache = DynamicCache()
+            for i in range(len(names) // 2):
+                keys, values = (
+                    torch.from_numpy(feed[f"past_key_values.{i}.{kind}"][b : b + 1, :, :begin])
+                    for kind in ("key", "value")
+                )
+                if begin:
+                    cache.update(keys, values, i)
+            embeds = torch.from_numpy(feed["inputs_embeds"][b : b + 1])
+            length = embeds.shape[1]
+            out = language(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones((1, begin + length), dtype=torch.long),
+                position_ids=torch.from_numpy(feed["position_ids"][b : b + 1]),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            rows = out.last_hidden_state[0, torch.from_numpy(feed["logits_index"][b])]
+            logits.append(head(rows[None]).numpy())
+            for i, layer in enumerate(out.past_key_values.layers):
+                for kind, tensor in (("key", layer.keys), ("value", layer.values)):
+                    present[f"present.{i}.{kind}"][b, :, begin : begin + length] = tensor[0, :, -length:].numpy()
+        return {"logits": np.concatenate(logits), **present}
+
+
+def _runner(run: Any, component: ComponentInfo, name: str) -> Any:
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+
+    class TorchRunner(BaseRunner):
+        """Calls a function on float32 inputs."""
+
+        def get_input_metadata_impl(self) -> Any:
+            meta = TensorMetadata()
+            for spec in component.inputs:
+                dtype = np.dtype("float32" if spec.dtype in ("float16", "bfloat16") else spec.dtype)
+                meta.add(spec.name, dtype=dtype, shape=[d if isinstance(d, int) else None for d in spec.shape])
+            return meta
+
+        def infer_impl(self, feed_dict: Any) -> Any:
+            start = time.perf_counter()
+            outputs = run(dict(feed_dict))
+            self.inference_time = time.perf_counter() - start
+            return outputs
+
+    return TorchRunner(name=name)
+
+
+def _part(model: Any, name: str) -> Any:
+    inner = getattr(model, "model", model)
+    return getattr(inner, name, None) or getattr(model, name)
+
+
+def _vision_tower(model: Any) -> Any:
+    return _part(model, "vision_tower")
+
+
+def _language_model(model: Any) -> Any:
+    return _part(model, "language_model")
+
+
+def _hooks(model: Any, component: str) -> dict[str, tuple[Any, bool]]:
+    """Label → module, and whether it is its input that counts, for what a component consists of."""
+    if component == "vision":
+        roots = [_vision_tower(model), _part(model, "multi_modal_projector")]
+    elif component == "embed":
+        return {"embed_tokens": (model.get_input_embeddings(), False)}
+    elif component == "decoder":
+        roots = [_language_model(model)]
+    else:
+        return {}
+    found: dict[str, tuple[Any, bool]] = {}
+    for root in roots:
+        for path, module in root.named_modules():
+            if path and not path.endswith("embed_tokens"):
+                found.setdefault(module_label(path), (module, False))
+    if component == "decoder":
+        found["lm_head"] = (model.get_output_embeddings(), False)
+    else:
+        # hidden_states[0]: with CLIP there is a norm behind the embeddings, which belongs to them in the graph.
+        found.pop("embeddings", None)
+        if "layers.0" in found:
+            found["embeddings"] = (found["layers.0"][0], True)
+        found["projector"] = (roots[1], False)
+    return found
+
+
+@contextmanager
+def _hooked(hooks: dict[str, tuple[Any, bool]], seen: dict[str, list[Any]]) -> Iterator[None]:
+    def note(label: str, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        seen[label].append(value.detach().float().numpy())
+
+    handles = []
+    try:
+        for label, (module, is_input) in hooks.items():
+            if is_input:
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda _, args, kwargs, label=label: note(label, args[0] if args else kwargs["hidden_states"]),
+                        with_kwargs=True,
+                    )
+                )
+            else:
+                handles.append(module.register_forward_hook(lambda _, args, out, label=label: note(label, out)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
