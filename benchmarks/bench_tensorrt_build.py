@@ -1,0 +1,152 @@
+"""Time and peak memory of building TensorRT engines, on a machine that needs no GPU for it.
+
+    python benchmarks/bench_tensorrt_build.py [--shape 1b] [--json benchmarks/results/tensorrt-build.json]
+    python benchmarks/bench_tensorrt_build.py --shape tiny --each sm75,sm80,sm86,sm89,sm120,sm121
+
+A LLaVA-shaped checkpoint with made-up float16 weights (1b: CLIP-L and the decoder of TinyLlama-1.1B) goes through
+``trtprune build --backend tensorrt-rtx``, each repeat a process of its own. Peak memory is the highest resident set of
+that process, memory-mapped weights counted while they are mapped; "anonymous" is what cannot be dropped under pressure.
+Target: about 10 s for the decoder's engine, and under 2.5 times the bytes of the decoder's weights at the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _checkpoints import SHAPES, decoder_bytes, write_checkpoint
+from _machine import machine, summary, write_json
+
+ENGINE = re.compile(r"(?P<name>\w+) +engine for (?P<targets>[^:]+): (?P<size>[\d.,]+) MB in (?P<seconds>[\d.]+) s")
+
+
+class Watch(threading.Thread):
+    """Highest resident and anonymous memory of a process, in bytes, looked at every 20 ms."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak = {"VmRSS": 0, "RssAnon": 0}
+        self._status, self._over = Path(f"/proc/{pid}/status"), threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            try:
+                lines = self._status.read_text().splitlines()
+            except OSError:
+                return
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key in self.peak:
+                    self.peak[key] = max(self.peak[key], int(value.split()[0]) * 1024)
+
+    def stop(self) -> dict[str, int]:
+        self._over.set()
+        self.join()
+        return self.peak
+
+
+def measure(command: Sequence[str]) -> dict[str, Any]:
+    """Runs a build; seconds, peak memory, and time and size of each engine as it says them.
+
+    Raises:
+        SystemExit: with what it said, if it fails.
+    """
+    start = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        watch = Watch(process.pid)
+        watch.start()
+        assert process.stderr is not None
+        lines = list(process.stderr)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = watch.stop()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{''.join(lines[-5:])}")
+    found = {match["name"]: match for line in lines if (match := ENGINE.match(line))}
+    return {
+        "total_s": time.perf_counter() - start,
+        "peak_rss_bytes": max(usage.ru_maxrss * 1024, peak["VmRSS"]),
+        "peak_anonymous_bytes": peak["RssAnon"],
+        "engine_s": {name: float(match["seconds"]) for name, match in found.items()},
+    }
+
+
+def build(checkpoint: Path, out: Path, given: argparse.Namespace, targets: str) -> dict[str, Any]:
+    """One build in its own process, and the sizes of its engines."""
+    command = [sys.executable, "-m", "trtprune", "build", "-m", str(checkpoint), "-o", str(out), "--force"]
+    command += ["--backend", given.backend, "--keep", str(given.keep), "--dtype", given.dtype]
+    if targets:
+        command += ["--compute-capability", targets]
+    if given.max_seq_len:
+        command += ["--max-seq-len", str(given.max_seq_len)]
+    row = measure(command)
+    row["engine_bytes"] = {path.stem: path.stat().st_size for path in sorted((out / "engines").glob("*.engine"))}
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="1b")
+    parser.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")
+    parser.add_argument("--compute-capability", default="sm89", help="empty for full TensorRT")
+    parser.add_argument("--each", help="then build once more for each of these alone, for the sizes of the engines")
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--keep", type=int)
+    parser.add_argument("--max-seq-len", type=int)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where the checkpoint and the engines go for the while")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    given.keep = given.keep or (4 if given.shape == "tiny" else 64)
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        checkpoint, out = Path(folder) / "checkpoint", Path(folder) / "out"
+        checkpoint.mkdir()
+        weights = write_checkpoint(checkpoint, given.shape, seed=0)
+        targets = "" if given.backend == "tensorrt" else given.compute_capability
+        rows = [build(checkpoint, out, given, targets) for _ in range(given.repeats)]
+        each = {}
+        for target in (given.each or "").split(",") if given.each else []:
+            row = build(checkpoint, out, given, target)
+            each[target] = {"total_s": round(row["total_s"], 2), "engine_bytes": row["engine_bytes"]}
+    decoder = decoder_bytes(given.shape)
+    peak = max(row["peak_rss_bytes"] for row in rows)
+    result = {
+        "command": f"python benchmarks/bench_tensorrt_build.py --shape {given.shape} --repeats {given.repeats}",
+        "peak_over_decoder_weights": round(peak / decoder, 2),
+        "peak_over_all_weights": round(peak / weights, 2),
+        "decoder_weight_bytes": decoder,
+        "weight_bytes": weights,
+        "peak_rss_bytes": peak,
+        "peak_anonymous_bytes": max(row["peak_anonymous_bytes"] for row in rows),
+        "total_s": summary([row["total_s"] for row in rows]),
+        "engine_s": {name: summary([row["engine_s"][name] for row in rows]) for name in rows[0]["engine_s"]},
+        "engine_bytes": rows[-1]["engine_bytes"],
+        **({"each": each} if each else {}),
+        "settings": {"backend": given.backend, "targets": targets, "dtype": given.dtype, "keep": given.keep},
+        "machine": machine(),
+    }
+    print(f"weights {weights / 1e9:.2f} GB, of that the decoder's {decoder / 1e9:.2f} GB")
+    print(
+        f"peak memory {result['peak_over_decoder_weights']:.2f}x the decoder's weights ({peak / 1e9:.2f} GB, of that "
+        f"{result['peak_anonymous_bytes'] / 1e9:.2f} GB anonymous)"
+    )
+    for name, seconds in result["engine_s"].items():
+        print(f"{name:<8} {seconds['median']:7.1f} s  engine {result['engine_bytes'][name] / 1e6:9.1f} MB")
+    print(f"in all   {result['total_s']['median']:7.1f} s")
+    for target, row in each.items():
+        print(target, {name: f"{size / 1e6:.1f} MB" for name, size in row["engine_bytes"].items()})
+    if given.json:
+        write_json(given.json, result)
+
+
+if __name__ == "__main__":
+    main()
