@@ -142,7 +142,7 @@ def _value(
     if spec.name == "input_ids":
         return rng.randint(0, vocab, shape).astype(np.int64)
     steps = np.broadcast_to(np.arange(shape[-1]), shape)
-    values = {
+    values: dict[str, Any] = {
         "text_mask": 1,
         "keep": facts["keep"],
         "seed": facts["seed"],

@@ -2,8 +2,8 @@
 
 Three looks, each closer than the one before: at the residual stream behind every layer; at the modules inside the
 first layer beyond tolerance; and, where both sides are graphs, at the tensors of the graph between the last module
-within tolerance and the first beyond.  So a few dozen tensors are looked at and not thousands, and memory stays bounded:
-the residual stream is fetched in portions.
+within tolerance and the first beyond.  So a few dozen tensors are looked at and not thousands, and memory stays
+bounded: the residual stream is fetched in portions.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def find_layer(
     first = None if bad is None else bad.label
     if graphs[0] is None or graphs[1] is None:
         return Layers(residual, inside, (), first, f"{reference.name} shows modules only")
-    ends = [len(graph.node) - 1 for graph in graphs]
     start = (-1, -1) if good is None else (good.index, theirs[good.label].index)
-    stop = (ends[0], ends[1]) if bad is None else (bad.index, theirs[bad.label].index)
+    ends = (len(graphs[0].node) - 1, len(graphs[1].node) - 1)
+    stop = ends if bad is None else (bad.index, theirs[bad.label].index)
     pairs = {ours_: (ours_, theirs_) for ours_, theirs_ in between(graphs[0], graphs[1], start, stop)}
     if not pairs or len(pairs) > MAX_TENSORS:
         return Layers(residual, inside, (), first, "the graphs are written too differently to look closer")

@@ -111,7 +111,8 @@ def judge(results: Any, tolerance: Tolerance, iterations: Sequence[str]) -> list
     """
     from polygraphy.comparator import Comparator
 
-    with as_error("comparison"):
+    # Masks and empty slots divide by zero on the way; what comes of it is judged, not warned of.
+    with as_error("comparison"), np.errstate(all="ignore"):
         accuracy = Comparator.compare_accuracy(results, compare_func=tolerance.compare_func())[0]
     ((_, rows),) = accuracy.items()
     names = list(dict.fromkeys(name for row in rows for name in row))

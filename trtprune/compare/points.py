@@ -96,10 +96,8 @@ def between(
     Returns:
         Pairs of names, in topological order of ``ours``.
     """
-    left, right = (
-        [node for node in _computing(graph, low + 1, high + 1)]
-        for graph, low, high in zip((ours, theirs), first, last, strict=True)
-    )
+    left = _computing(ours, first[0] + 1, last[0] + 1)
+    right = _computing(theirs, first[1] + 1, last[1] + 1)
     matcher = difflib.SequenceMatcher(
         None, [node.op_type for node in left], [node.op_type for node in right], autojunk=False
     )

@@ -79,8 +79,8 @@ def record(
 
     # Whatever the directory was built for, its graphs run in ONNX Runtime.
     plain = dataclasses.replace(made, backend="onnxruntime", engines=None)
-    recorder = _Backend(backend)
-    vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))  # type: ignore[arg-type]
+    recorder: Any = _Backend(backend)
+    vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))
     vlm.generate(
         list(images), prompt, keep=keep, max_new_tokens=1 + decode_steps, ignore_eos=True, system=system, seed=0
     )

@@ -169,6 +169,7 @@ class TransformersSide:
 
         info = self.made.pruning
         method = pruning.get(info.method)
+        options: dict[str, Any] = dict(info.options)
         indices = []
         for i, features in enumerate(feed["image_features"]):
             text = feed["text_embeds"][i][feed["text_mask"][i] != 0] if "text_embeds" in feed else None
@@ -179,7 +180,7 @@ class TransformersSide:
                     cls_attention=feed["cls_attention"][i] if "cls_attention" in feed else None,
                     text_embeds=text,
                     seed=int(feed["seed"][0]) if "seed" in feed else None,
-                    **info.options,
+                    **options,
                 )
             )
         kept = np.stack(indices)
