@@ -260,12 +260,19 @@ def build(checkpoint: Path, out: Path, given: argparse.Namespace, keeps: Sequenc
     import trtprune
 
     settings: dict[str, Any] = {"dtype": given.dtype, "keep": min(keeps), "keep_range": (min(keeps), max(keeps))}
+    settings["lowering"] = dict(pair.split("=", 1) for pair in given.lowering)
     if given.backend == "onnxruntime":
         settings["provider"] = given.provider
     else:
-        settings |= {"backend": given.backend, "max_input_len": given.words + 2}
-        if given.backend == "tensorrt-rtx":
-            settings["compute_capability"] = [given.compute_capability]
+        from trtprune._engine_options import EngineOptions
+
+        targets = (given.compute_capability,) if given.backend == "tensorrt-rtx" else ()
+        settings["backend"] = given.backend
+        settings["engine"] = EngineOptions(
+            max_input_len=given.words + 2, attention=given.attention, compute_capability=targets
+        )
+    if given.max_seq_len:
+        settings["max_seq_len"] = given.max_seq_len
     trtprune.build(checkpoint, out, method=given.method, force=True, **settings)
 
 
@@ -277,6 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compute-capability", default="current", help="with --backend tensorrt-rtx")
     parser.add_argument("--dtype", default="float16", help="of the build")
     parser.add_argument("--baseline-dtype", default="bfloat16", help="of transformers")
+    parser.add_argument("--attention", default="fused", help="of engines, as for trtprune build")
+    parser.add_argument("--lowering", action="append", default=[], help="NAME=FORM, as for trtprune build; repeatable")
+    parser.add_argument("--max-seq-len", type=int, help="KV capacity")
     parser.add_argument("--method", default="adafv")
     parser.add_argument("--keep", type=int, nargs="*")
     parser.add_argument("--words", type=int, default=60, help="text tokens of the prompt")
