@@ -1,4 +1,4 @@
-"""The three ways ``--attention`` can spell the decoder's attention give the same numbers in ONNX Runtime."""
+"""The ways ``--attention`` can spell the decoder's attention give the same numbers in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtprune.graph import Graph, Lowering
 from trtprune.graph.attention import attention
 from trtprune.graph.lowering import Form
 
-FORMS: tuple[Form, ...] = ("op", "op-float32", "primitives")
+FORMS: tuple[Form, ...] = ("op", "op-float32", "primitives", "primitives-float32")
 CAPACITY = 40
 
 
@@ -39,8 +39,9 @@ def test_float32_boundary_is_the_most_exact_in_float16() -> None:
     q, k, v = (torch.from_numpy(arrays[name]) for name in "qkv")
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True).numpy()
     error = {form: np.abs(one_layer(form, "float16", arrays) - expected).max() for form in FORMS}
-    assert error["op-float32"] < 1e-3  # rounding of the result to float16
-    assert error["op-float32"] <= min(error.values())
+    for form in ("op-float32", "primitives-float32"):
+        assert error[form] < 1e-3  # rounding of the result to float16
+        assert error[form] <= min(error["op"], error["primitives"])
     assert max(error.values()) < 2e-2
 
 
@@ -72,13 +73,17 @@ def test_the_model_answers_alike(checkpoint: Path, form: Form, dtype: str, toler
         np.testing.assert_allclose(got[name].astype(np.float32), array.astype(np.float32), atol=tolerance, err_msg=name)
 
 
-def test_float32_boundary_casts_only_the_attention() -> None:
-    g = Graph("attention", dtype="float16", lowering=Lowering(attention="op-float32"))
+@pytest.mark.parametrize(
+    ("form", "ops"),
+    [("op-float32", ["Attention"]), ("primitives-float32", ["Transpose", "MatMul", "Softmax", "MatMul"])],
+)
+def test_float32_boundary_casts_only_the_attention(form: Form, ops: list[str]) -> None:
+    g = Graph("attention", dtype="float16", lowering=Lowering(attention=form))
     q, k, v = (g.input(name, "float16", [1, 2, "s", 8]) for name in "qkv")
-    y = attention(g, q, k, v, heads=2, kv_heads=2, head_dim=8, form="op-float32")
+    y = attention(g, q, k, v, heads=2, kv_heads=2, head_dim=8, form=form)
     g.output(y, "y", "float16", [1, 2, "s", 8])
     proto = onnx.load_model_from_string(g.to_bytes())
-    assert [node.op_type for node in proto.graph.node] == ["Cast", "Cast", "Cast", "Mul", "Attention", "Cast"]
+    assert [node.op_type for node in proto.graph.node] == ["Cast", "Cast", "Cast", "Mul", *ops, "Cast"]
 
 
 def test_a_form_only_attention_has() -> None:
@@ -86,6 +91,7 @@ def test_a_form_only_attention_has() -> None:
 
     assert _lowering("onnxruntime", "cpu", {"attention": "op-float32"}).attention == "op-float32"
     assert _lowering("tensorrt", "cpu", {}, "fp32-boundary").attention == "op-float32"
+    assert _lowering("tensorrt-rtx", "cpu", {}, "fp32-boundary").attention == "primitives-float32"
     assert _lowering("tensorrt-rtx", "cpu", {"norm": "primitives"}, "decomposed") == Lowering(
         attention="primitives", norm="primitives"
     )

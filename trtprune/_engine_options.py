@@ -28,8 +28,13 @@ __all__ = [
 
 DEFAULT_INPUT_LEN = 512
 
-ATTENTION_FORMS: dict[str, Form] = {"fused": "op", "fp32-boundary": "op-float32", "decomposed": "primitives"}
-"""What ``--attention`` can be, and how the graph then spells the decoder's attention."""
+ATTENTION_FORMS: dict[str, dict[str, Form]] = {
+    "tensorrt": {"fused": "op", "fp32-boundary": "op-float32", "decomposed": "primitives"},
+    # TensorRT for RTX has no attention kernel in float32, and where it may write the operator out between casts it
+    # fails ("Fusing attention ops must leave the graph in a well-formed state") or crashes; ours it takes.
+    "tensorrt-rtx": {"fused": "op", "fp32-boundary": "primitives-float32", "decomposed": "primitives"},
+}
+"""How graphs spell the decoder's attention, by backend and ``--attention``."""
 
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 VERBOSITIES = ("layer_names_only", "none", "detailed")
@@ -104,7 +109,7 @@ def check_options(options: EngineOptions, backend: str, export_only: bool) -> No
         if export_only and name != "attention":
             raise BuildError(f"{_flag(name)}: export writes graphs only, no engines", hint="trtprune build")
     for name, values in (
-        ("attention", tuple(ATTENTION_FORMS)),
+        ("attention", tuple(ATTENTION_FORMS["tensorrt"])),
         ("hardware_compatibility_level", HARDWARE_COMPATIBILITY),
         ("profiling_verbosity", VERBOSITIES),
     ):

@@ -184,7 +184,7 @@ def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int
     layers = sum(spec.name.startswith("past_key_values.") and spec.name.endswith(".key") for spec in component.inputs)
     if layers:
         return {
-            "attention": layers if plan.lowering.attention != "primitives" else 0,
+            "attention": layers if plan.lowering.attention.startswith("op") else 0,
             "cache_updates": 2 * layers if plan.lowering.cache == "op" else 0,
         }
     return {"attention": sum(node.op_type == "Attention" for node in proto.graph.node), "cache_updates": 0}

@@ -100,7 +100,7 @@ def build_options(command: Any) -> Any:
             "--lowering",
             type=KeyValue(),
             multiple=True,
-            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also =op-float32); "
+            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also with -float32); "
             "repeatable.",
         ),
         click.option(

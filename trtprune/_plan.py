@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,8 @@ def plan_build(
     check_options(engine, backend, export_only)
     target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype)
     chosen_lowering = _lowering(backend, provider, lowering, engine.attention)
-    if target is not None and backend == "tensorrt-rtx" and "sm75" in target.names:
-        chosen_lowering = replace(chosen_lowering, products="primitives")
+    if target is not None and backend == "tensorrt-rtx":
+        chosen_lowering = _for_rtx(chosen_lowering, target.names, dtype)
     values = chosen.validate_options(dict(options or {}))
     checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
     family = get_family(checkpoint.config)
@@ -193,10 +193,19 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, at
             spellings = ", ".join(f"{field}={'|'.join(values)}" for field, values in sorted(FORMS.items()))
             raise BuildError(f"--lowering {name}={form}: unknown", hint=spellings)
     if backend != "onnxruntime":
-        wanted = ATTENTION_FORMS[attention or "fused"]
+        wanted = ATTENTION_FORMS[backend][attention or "fused"]
         if forms.setdefault("attention", wanted) != wanted:
             raise BuildError(
                 f"--lowering attention={forms['attention']}: for engines --attention decides this",
-                hint=f"--attention {'|'.join(ATTENTION_FORMS)}",
+                hint=f"--attention {'|'.join(ATTENTION_FORMS[backend])}",
             )
     return replace(lowering, **forms)
+
+
+def _for_rtx(lowering: Lowering, targets: Sequence[str], dtype: str) -> Lowering:
+    if lowering.vision_attention == "op-float32" and dtype != "float32":
+        raise BuildError(
+            "--lowering vision_attention=op-float32: TensorRT-RTX has no such attention kernel",
+            hint="--lowering vision_attention=primitives-float32",
+        )
+    return replace(lowering, products="primitives") if "sm75" in targets else lowering

@@ -36,7 +36,7 @@ def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | 
 
     Returns:
         What :func:`attention` takes as ``mask``, [B, 1, S, capacity]: boolean, True = attend, for the operator;
-        0 / lowest number of the compute dtype, to be added, for primitives.
+        0 / lowest number of the dtype of the scores, to be added, for primitives.
     """
     op, int64 = g.op, ir.DataType.INT64
     slots = g.memo(
@@ -47,12 +47,13 @@ def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | 
     mask = op.LessOrEqual(slots, positions)
     if window is not None:
         mask = op.And(mask, op.Greater(slots, op.Sub(positions, g.scalar(window, int64))))
-    if g.lowering.attention != "primitives":
+    if g.lowering.attention.startswith("op"):
         return mask
-    lowest = float(np.finfo(np.float16).min) if g.dtype_name == "float16" else float(np.finfo(np.float32).min)
-    if g.dtype_name == "bfloat16":
+    dtype = ir.DataType.FLOAT if g.lowering.attention.endswith("float32") else g.dtype
+    lowest = float(np.finfo(np.float16).min) if dtype == ir.DataType.FLOAT16 else float(np.finfo(np.float32).min)
+    if dtype == ir.DataType.BFLOAT16:
         lowest = -3.0e38  # float32's lowest rounds to -inf in bfloat16
-    return op.Where(mask, g.scalar(0.0), g.scalar(lowest))
+    return op.Where(mask, g.scalar(0.0, dtype), g.scalar(lowest, dtype))
 
 
 def cache_write(g: Graph, cache: ir.Value, new: ir.Value, write_index: ir.Value, slots: ir.Value) -> ir.Value:
@@ -89,21 +90,38 @@ def attention(
         q: [B, heads, Sq, head_dim], not yet scaled.
         k: [B, kv_heads, Sk, head_dim], as is ``v``.
         mask: From :func:`cache_mask`, or None for full attention.
-        form: Operator, operator between casts to float32, or primitives (the tower and the decoder choose apart).
+        form: Operator or primitives, in the compute dtype or between casts to float32 (the tower and the decoder
+            choose apart).
 
     Returns:
         [B, heads, Sq, head_dim].
     """
     op = g.op
-    dtype = g.dtype
-    if form == "op-float32" and dtype != ir.DataType.FLOAT:
-        dtype = ir.DataType.FLOAT
+    dtype = ir.DataType.FLOAT if form.endswith("float32") else g.dtype
+    if dtype != g.dtype:
         q, k, v = (op.Cast(x, to=int(dtype)) for x in (q, k, v))
     # Scaling q here and scale=1 below keeps the operator from scaling the whole key cache at each step.
     q = op.Mul(q, g.scalar(head_dim**-0.5, dtype))
-    if form != "primitives":
+    if form.startswith("primitives"):
+        y = _primitives(g, q, k, v, mask, heads, kv_heads, head_dim, dtype)
+    else:
         y = op.Attention(q, k, v, mask, scale=1.0) if mask is not None else op.Attention(q, k, v, scale=1.0)
-        return y if dtype == g.dtype else op.Cast(y, to=int(g.dtype))
+    return y if dtype == g.dtype else op.Cast(y, to=int(g.dtype))
+
+
+def _primitives(
+    g: Graph,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    mask: ir.Value | None,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: ir.DataType,
+) -> ir.Value:
+    """:func:`attention` written out, ``q`` scaled, all of ``dtype``."""
+    op = g.op
     group = heads // kv_heads
     if group > 1:  # the query heads of one group side by side, so that keys and values are not repeated
         q = op.Reshape(q, g.ints(0, kv_heads, -1, head_dim))
@@ -116,7 +134,10 @@ def attention(
                 lambda mask=mask: op.Concat(*([mask] * group), axis=2),
             )
         scores = op.Add(scores, mask)
-    probabilities = _softmax(g, scores)
+    if dtype == ir.DataType.FLOAT:
+        probabilities = op.Softmax(scores, axis=-1)
+    else:
+        probabilities = g.cast(op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1), dtype)
     out = op.MatMul(probabilities, v)
     return op.Reshape(out, g.ints(0, heads, -1, head_dim)) if group > 1 else out
 
@@ -134,9 +155,3 @@ def query_row(g: Graph, q: ir.Value, k: ir.Value, *, row: int, head_dim: int) ->
     scores = op.MatMul(query, op.Transpose(k, perm=[0, 1, 3, 2]))
     weights = op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1)
     return op.ReduceMean(weights, g.ints(1, 2), keepdims=0)
-
-
-def _softmax(g: Graph, scores: ir.Value) -> ir.Value:
-    if g.dtype_name == "float32":
-        return g.op.Softmax(scores, axis=-1)
-    return g.cast(g.op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1), g.dtype)

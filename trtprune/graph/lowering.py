@@ -9,11 +9,11 @@ from trtprune.errors import BackendError
 
 __all__ = ["FORMS", "Form", "Lowering"]
 
-Form = Literal["op", "op-float32", "primitives"]
+Form = Literal["op", "op-float32", "primitives", "primitives-float32"]
 
 FORMS: dict[str, tuple[Form, ...]] = {
-    "attention": ("op", "op-float32", "primitives"),
-    "vision_attention": ("op", "op-float32", "primitives"),
+    "attention": ("op", "op-float32", "primitives", "primitives-float32"),
+    "vision_attention": ("op", "op-float32", "primitives", "primitives-float32"),
     "norm": ("op", "primitives"),
     "rotary": ("op", "primitives"),
     "cache": ("op", "primitives"),
@@ -29,8 +29,8 @@ class Lowering:
     ``"op"`` is the standard operator (Attention-24, LayerNormalization/RMSNormalization-23, RotaryEmbedding-23,
     TensorScatter-24); ``"primitives"`` writes the same arithmetic with MatMul, Softmax, ReduceMean, ScatterElements
     and the like.  Both give the same numbers; backends differ in which they recognise and which they run faster.
-    ``"op-float32"``, for attention, is the operator on queries, keys and values cast to float32: for kernels that
-    lose too much in half precision.  The cache stays in the compute dtype.
+    ``"op-float32"`` and ``"primitives-float32"``, for attention, cast queries, keys and values to float32 before: for
+    kernels that lose too much in half precision.  The cache stays in the compute dtype.
     """
 
     attention: Form = "op"
@@ -48,7 +48,7 @@ class Lowering:
     @property
     def opset(self) -> int:
         """The ONNX opset the graphs need."""
-        if self.cache == "op" or {self.attention, self.vision_attention} != {"primitives"}:
+        if self.cache == "op" or "op" in (self.attention[:2], self.vision_attention[:2]):
             return 24
         return 23 if "op" in (self.norm, self.rotary) else 20
 
