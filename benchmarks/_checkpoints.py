@@ -174,6 +174,20 @@ def write_checkpoint(folder: Path, shape: str = "7b", *, shards: int = 3, seed: 
     return total
 
 
+def checkpoint_in(folder: Path, shape: str) -> Path:
+    """The checkpoint of random weights in ``folder``, written if it is not there yet."""
+    path = folder / f"checkpoint-{shape}"
+    if not (path / "preprocessor_config.json").exists():  # it is written last
+        path.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, shape, seed=0)
+    return path
+
+
+def weight_bytes(shape: str) -> int:
+    """Bytes of all weights of a checkpoint."""
+    return 2 * sum(math.prod(dims) for dims in tensors(shape).values())
+
+
 def _write(stream: BinaryIO, header: dict[str, Any], size: int, random: _Random | None) -> None:
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _checkpoints import SHAPES, prompt, write_checkpoint
+from _checkpoints import SHAPES, checkpoint_in, prompt, weight_bytes, write_checkpoint
 from _machine import machine, summary, write_json
 from PIL import Image
 
@@ -303,12 +303,11 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = "cuda" if given.provider == "cuda" else "cpu"
     keeps = given.keep or KEEPS[given.shape]
     image, text = Image.open(SCENE).convert("RGB"), prompt(given.words)
-    checkpoint, out = folder / f"checkpoint-{given.shape}", folder / f"out-{given.backend}"
-    if not (checkpoint / "config.json").exists():
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        size = write_checkpoint(checkpoint, given.shape, seed=0)
-        print(f"checkpoint {size / 1e9:.1f} GB written in {time.perf_counter() - start:.0f} s", flush=True)
+    start = time.perf_counter()
+    checkpoint, out = checkpoint_in(folder, given.shape), folder / f"out-{given.backend}"
+    print(
+        f"checkpoint of {weight_bytes(given.shape) / 1e9:.1f} GB after {time.perf_counter() - start:.0f} s", flush=True
+    )
     result: dict[str, Any] = {"machine": machine(), "settings": {k: str(v) for k, v in vars(given).items()}}
     if given.backend == "onnxruntime":
         result["placement_of_tiny_shape"] = found = placement(folder, given.provider)

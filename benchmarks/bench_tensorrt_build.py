@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _checkpoints import SHAPES, decoder_bytes, write_checkpoint
+from _checkpoints import SHAPES, checkpoint_in, decoder_bytes, weight_bytes
 from _machine import machine, summary, write_json
 
 ENGINE = re.compile(r"(?P<name>\w+) +engine for (?P<targets>[^:]+): (?P<size>[\d.,]+) MB in (?P<seconds>[\d.]+) s")
@@ -103,14 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=int)
     parser.add_argument("--max-seq-len", type=int)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where the checkpoint and the engines go for the while")
+    parser.add_argument(
+        "--folder", type=Path, help="where the checkpoint is or goes, and stays, and the engines for the while"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     given.keep = given.keep or (4 if given.shape == "tiny" else 64)
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        checkpoint, out = Path(folder) / "checkpoint", Path(folder) / "out"
-        checkpoint.mkdir()
-        weights = write_checkpoint(checkpoint, given.shape, seed=0)
+    weights = weight_bytes(given.shape)
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        checkpoint, out = checkpoint_in(given.folder or Path(name), given.shape), Path(name) / "out"
         targets = "" if given.backend == "tensorrt" else given.compute_capability
         rows = [build(checkpoint, out, given, targets) for _ in range(given.repeats)]
         each = {}
