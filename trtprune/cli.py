@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._options import ATTENTION, PATH, build_options, engine_options, run_options, take_engine_options
 from trtprune._version import __version__
@@ -264,6 +265,8 @@ def doctor(as_json: bool) -> None:
     if not report.ok:
         sys.exit(1)
 
+
+main.add_command(compare)
 
 if __name__ == "__main__":
     main()

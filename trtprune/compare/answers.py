@@ -1,0 +1,204 @@
+"""What pruning costs at the level of answers: the same questions with all visual tokens, and with the budget.
+
+Only questions that both runs finish are scored: an answer cut off at ``--max-new-tokens`` says how long the model
+talks, not what it saw.  Where nothing is pruned there is nothing to report, and nothing is reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.errors import BudgetError, InputError, TrtpruneError
+
+if TYPE_CHECKING:
+    from trtprune.runtime import Request, Result, Vlm
+
+__all__ = ["Agreement", "Asked", "Row", "compare_answers", "read_questions"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and the answer it should get, if that is known."""
+
+    request: Request
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question.
+
+    Attributes:
+        counted: Whether both runs finished their answer; ``why`` not.
+        common_tokens: Tokens the two answers begin with alike.
+        right: Whether each of the two (pruned, unpruned) is the expected answer; None where none is known.
+    """
+
+    prompt: str
+    pruned: str
+    unpruned: str
+    counted: bool
+    why: str
+    same: bool
+    common_tokens: int
+    kept_tokens: int
+    visual_tokens: int
+    right: tuple[bool, bool] | None = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All questions.  ``accuracy`` (pruned, unpruned) is over counted questions with an expected answer."""
+
+    method: str
+    keep: int
+    visual_tokens: int
+    rows: tuple[Row, ...]
+    min_agreement: float | None
+    kv_cache_bytes: tuple[int, int]
+
+    @property
+    def counted(self) -> int:
+        """Questions both runs finished."""
+        return sum(row.counted for row in self.rows)
+
+    @property
+    def agreement(self) -> float:
+        """Part of the counted answers that are the same."""
+        return sum(row.same for row in self.rows if row.counted) / max(1, self.counted)
+
+    @property
+    def accuracy(self) -> tuple[float, float] | None:
+        """Part of right answers, pruned and unpruned."""
+        known = [row.right for row in self.rows if row.counted and row.right is not None]
+        if not known:
+            return None
+        return sum(p for p, _ in known) / len(known), sum(u for _, u in known) / len(known)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was something to score, and it reaches ``--min-agreement``."""
+        return self.counted > 0 and (self.min_agreement is None or self.agreement >= self.min_agreement)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json`` and ``--report``."""
+        accuracy = self.accuracy
+        return {
+            "passed": self.passed,
+            "counted": self.counted,
+            "agreement": self.agreement,
+            "accuracy": None if accuracy is None else {"pruned": accuracy[0], "unpruned": accuracy[1]},
+            **dataclasses.asdict(self),
+        }
+
+
+def read_questions(path: Path) -> list[Asked]:
+    """Questions from JSON lines as ``trtprune run --requests`` takes them, with an optional ``"answer"``.
+
+    Raises:
+        InputError: naming the line.
+    """
+    from trtprune._run import _requests
+
+    requests = list(_requests(path, {}))
+    if not requests:
+        raise InputError(f"{path}: no questions", hint='one JSON object a line: {"image": …, "prompt": …, "answer": …}')
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("answer"), str | None):
+            raise InputError(f"{path}: question {number}: the answer is no text", hint='"answer": "two"')
+    return [Asked(request, row.get("answer")) for request, row in zip(requests, rows, strict=True)]
+
+
+def compare_answers(
+    vlm: Vlm,
+    questions: Sequence[Asked],
+    *,
+    keep: int | None,
+    min_agreement: float | None,
+    report: Callable[[str, str], None],
+    **settings: Any,
+) -> Agreement:
+    """Asks every question twice.
+
+    Args:
+        vlm: The build; it must serve all visual tokens as a budget.
+        questions: To ask.
+        keep: The budget; None: as built.
+        min_agreement: Part of the counted answers that must be the same; None: any.
+        report: Told (what, message).
+        settings: For :meth:`trtprune.runtime.Vlm.generate`, the same for both runs.
+
+    Raises:
+        BudgetError: if nothing would be pruned, or the build does not serve all tokens.
+    """
+    info, total = vlm.config.pruning, vlm.config.model.visual_tokens
+    budget = vlm.chain.check_keep(keep)
+    if info.method == "none" or budget >= total:
+        what = "method none" if info.method == "none" else f"--keep {budget}"
+        raise BudgetError(
+            f"--against unpruned: {what} keeps all {total} visual tokens; there is nothing to compare",
+            hint="a smaller --keep, or a build with a method that prunes",
+        )
+    if info.keep_range[1] < total:
+        raise BudgetError(
+            f"--against unpruned: this build serves budgets up to {info.keep_range[1]}, not all {total} tokens",
+            hint=f"build with --keep-range {info.keep_range[0]}:{total}",
+        )
+    rows, caches = [], (0, 0)
+    for number, asked in enumerate(questions, 1):
+        results: list[Result | TrtpruneError] = []
+        for tokens in (budget, total):
+            try:
+                results.append(vlm.generate_batch([asked.request], keep=tokens, **settings)[0])
+            except InputError as error:  # a prompt that fits with the budget and not without it
+                results.append(error)
+        row, sizes = _row(asked, results[0], results[1])
+        rows.append(row)
+        caches = max(caches[0], sizes[0]), max(caches[1], sizes[1])
+        report("question", f"{number} of {len(questions)}: {'same' if row.same else row.why or 'differs'}")
+    if all(isinstance(row.kept_tokens, int) and row.kept_tokens >= row.visual_tokens > 0 for row in rows):
+        raise BudgetError("--against unpruned: no token was dropped from any picture; nothing is reported")
+    return Agreement(info.method, budget, total, tuple(rows), min_agreement, caches)
+
+
+def _row(asked: Asked, pruned: Any, unpruned: Any) -> tuple[Row, tuple[int, int]]:
+    prompt = asked.request.prompt
+    for name, result in (("pruned", pruned), ("unpruned", unpruned)):
+        if isinstance(result, TrtpruneError):
+            left, right = (r.text if not isinstance(r, TrtpruneError) else "" for r in (pruned, unpruned))
+            return Row(prompt, left, right, False, f"{name}: {result.message}", False, 0, 0, 0), (0, 0)
+    cut = [n for n, r in (("pruned", pruned), ("unpruned", unpruned)) if r.finish_reason != "stop"]
+    why = f"{' and '.join(cut)} cut off at --max-new-tokens" if cut else ""
+    common = 0
+    for a, b in zip(pruned.token_ids, unpruned.token_ids, strict=False):
+        if a != b:
+            break
+        common += 1
+    correct = None
+    if asked.answer is not None:
+        correct = (_plain(pruned.text) == _plain(asked.answer), _plain(unpruned.text) == _plain(asked.answer))
+    same = not cut and _plain(pruned.text) == _plain(unpruned.text)
+    row = Row(
+        prompt,
+        pruned.text,
+        unpruned.text,
+        not cut,
+        why,
+        same,
+        common,
+        pruned.kept_tokens,
+        pruned.visual_tokens,
+        correct,
+    )
+    return row, (pruned.kv_cache_bytes, unpruned.kv_cache_bytes)
+
+
+def _plain(text: str) -> str:
+    """Without case, outer space and a full stop: as exact as answers of a word or two are meant."""
+    return " ".join(text.lower().split()).rstrip(".")

@@ -1,0 +1,100 @@
+"""The picture of ``--plot``: error by layer, one panel a component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trtprune.compare.results import Comparison, ComponentResult, PointResult
+from trtprune.errors import BackendError, InputError
+
+__all__ = ["draw_errors"]
+
+WITHIN, BEYOND, SIZE, LIMIT = "#2f6db3", "#c8352b", "#9aa3ad", "#444444"
+MAX_TICKS = 34
+
+
+def draw_errors(comparison: Comparison, path: Path) -> None:
+    """Draws the error behind every layer, with the size of the numbers and the tolerance for scale.
+
+    Args:
+        comparison: With layers.
+        path: The file to write; its suffix says the format.
+
+    Raises:
+        BackendError: if matplotlib is missing.
+        InputError: if there is nothing to draw, or the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise BackendError(
+            "--plot needs matplotlib, which is not installed", hint="pip install 'trtprune[compare]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [c for c in comparison.components if c.layers is not None and len(c.layers.residual) > 1]
+    if not shown:
+        raise InputError(
+            f"--plot {path}: none of what was compared has layers", hint="--component vision, --component decoder"
+        )
+    figure, axes = pyplot.subplots(len(shown), 1, figsize=(9, 0.6 + 3.4 * len(shown)), squeeze=False)
+    for axis, component in zip(axes[:, 0], shown, strict=True):
+        _panel(axis, component)
+    axes[-1, 0].set_xlabel("behind layer")
+    sides = f"{shown[0].candidate} against {shown[0].reference}"
+    figure.suptitle(f"{sides}, {comparison.inputs}", fontsize=11)
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--plot {path}: cannot be written: {error}", hint="a .png, .svg or .pdf file") from None
+    finally:
+        pyplot.close(figure)
+
+
+def _panel(axis: object, component: ComponentResult) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    assert component.layers is not None
+    points = component.layers.residual
+    limits = component.outputs[0]
+    places = list(range(len(points)))
+    floor = _floor(points)
+    errors = [floor if not p.error else p.error for p in points]
+    axis.semilogy(places, [max(p.magnitude, floor) for p in points], color=SIZE, lw=1, label="mean size of the numbers")
+    axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(limits.stat)} absolute error")
+    axis.axhline(limits.atol, color=LIMIT, lw=1, ls="--", label=f"tolerance {limits.atol:g}")
+    for good, colour in ((True, WITHIN), (False, BEYOND)):
+        chosen = [i for i, p in enumerate(points) if p.passed == good]
+        hollow = [i for i in chosen if not points[i].error]
+        filled = [i for i in chosen if points[i].error]
+        axis.plot(filled, [errors[i] for i in filled], "o", ms=4, color=colour)
+        axis.plot(hollow, [errors[i] for i in hollow], "o", ms=4, mec=colour, mfc="white")
+    if not all(p.passed for p in points):
+        axis.plot([], [], "o", ms=4, color=BEYOND, label="beyond tolerance")
+    step = -(-len(points) // MAX_TICKS)
+    axis.set_xticks(places[::step], [_tick(p.label) for p in points][::step], rotation=60 if len(points) > 12 else 30)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.margins(x=0.02)
+    verdict = "passed" if component.passed else "FAILED"
+    first = f", first at {component.layers.first}" if component.layers.first else ""
+    axis.set_title(f"{component.name}: {verdict}{first}", fontsize=10, loc="left")
+    axis.grid(True, which="major", alpha=0.25)
+    axis.legend(fontsize=8, loc="best")
+
+
+def _stat(stat: str) -> str:
+    return {"elemwise": "largest", "max": "largest", "quantile": "quantile of the"}.get(stat, stat)
+
+
+def _floor(points: Sequence[PointResult]) -> float:
+    """Where zeros are drawn on the logarithmic axis: a step below the smallest error."""
+    positive = [p.error for p in points if p.error]
+    return min(positive, default=1e-8) / 3
+
+
+def _tick(label: str) -> str:
+    return label.removeprefix("layers.")
