@@ -114,14 +114,8 @@ def _numbers(
     real = _question(given, Question)
     if real is not None and given["load_inputs"] is not None:
         raise click.UsageError("--load-inputs and --image exclude each other")
-    draw = Draw(
-        given["seed"],
-        given["iterations"],
-        given["decode_steps"],
-        given["batch_size"],
-        given["text_tokens"],
-        given["keep"],
-    )
+    sizes = ("seed", "iterations", "decode_steps", "batch_size", "text_tokens", "keep")
+    draw = Draw(**{name: given[name] for name in sizes})
     comparison = compare(
         directory,
         against,
@@ -173,23 +167,11 @@ def _answers(directory: Path, given: dict[str, Any], report: Path | None, plot: 
     from trtprune.compare.report import show_agreement, write_report
     from trtprune.runtime import Request
 
-    meaningless = (
-        "components",
-        "checkpoint",
-        "load_inputs",
-        "save_inputs",
-        "save_outputs",
-        "layerwise",
-        "atol",
-        "rtol",
-    )
-    for flag in meaningless:
-        if given[flag]:
-            raise click.UsageError(
-                f"--{flag.rstrip('s').replace('_', '-')} compares numbers; unpruned compares answers"
-            )
-    if plot is not None:
-        raise click.UsageError("--plot draws layers; unpruned compares answers")
+    given["plot"] = plot
+    for name in ("components", "checkpoint", "load_inputs", "save_inputs", "save_outputs", "layerwise", "plot", "atol"):
+        if given[name]:
+            flag = {"components": "component"}.get(name, name).replace("_", "-")
+            raise click.UsageError(f"--{flag} is for numbers; --against unpruned compares answers")
     if given["requests"] is not None:
         questions = read_questions(given["requests"])
     elif given["images"] and given["prompts"]:

@@ -41,7 +41,7 @@ def find_layer(
     hidden_size: int,
     report: Callable[[str], None],
 ) -> Layers:
-    """Looks for it.
+    """Looks for it.  What outputs decide, layers explain: a layer beyond tolerance alone fails nothing.
 
     Args:
         candidate, reference: The sides.
@@ -52,6 +52,7 @@ def find_layer(
         hidden_size: For the estimate of memory.
         report: Told what is being looked at.
     """
+    stat, atol, _ = tolerance.of("")
     ours, theirs = candidate.points(component), {p.label: p for p in reference.points(component)}
     shared = [p for p in ours if p.label in theirs]
 
@@ -79,7 +80,7 @@ def find_layer(
     residual = look(named(coarse)) if coarse else ()
     bad = next((p for p, result in zip(coarse, residual, strict=True) if not result.passed), None)
     if coarse and bad is None:
-        return Layers(residual)
+        return Layers(residual, stat=stat, atol=atol)
     inside: tuple[PointResult, ...] = ()
     # From the last point within tolerance to the first beyond.
     good = coarse[coarse.index(bad) - 1] if bad is not None and coarse.index(bad) > 0 else None
@@ -94,13 +95,13 @@ def find_layer(
                 good, bad = (before[-1] if before else good), wrong
     first = None if bad is None else bad.label
     if graphs[0] is None or graphs[1] is None:
-        return Layers(residual, inside, (), first, f"{reference.name} shows modules only")
+        return Layers(residual, inside, (), first, f"{reference.name} shows modules only", stat, atol)
     start = (-1, -1) if good is None else (good.index, theirs[good.label].index)
     ends = (len(graphs[0].node) - 1, len(graphs[1].node) - 1)
     stop = ends if bad is None else (bad.index, theirs[bad.label].index)
     pairs = {ours_: (ours_, theirs_) for ours_, theirs_ in between(graphs[0], graphs[1], start, stop)}
     if not pairs or len(pairs) > MAX_TENSORS:
-        return Layers(residual, inside, (), first, "the graphs are written too differently to look closer")
+        return Layers(residual, inside, (), first, "the graphs are written too differently to look closer", stat, atol)
     report(f"{len(pairs)} tensors up to {first or 'the outputs'}")
     tensors = look(pairs)
     closest = next((result.label for result in tensors if not result.passed), None)
@@ -108,7 +109,7 @@ def find_layer(
         first = f"{closest} (in {bad.label})"
     elif bad is None:
         first = closest
-    return Layers(residual, inside, tensors, first)
+    return Layers(residual, inside, tensors, first, stat=stat, atol=atol)
 
 
 def _portions(labels: list[str], feeds: Sequence[Feed], hidden_size: int) -> list[list[str]]:

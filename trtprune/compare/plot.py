@@ -60,13 +60,13 @@ def _panel(axis: object, component: ComponentResult) -> None:
     assert isinstance(axis, Axes)
     assert component.layers is not None
     points = component.layers.residual
-    limits = component.outputs[0]
+    layers = component.layers
     places = list(range(len(points)))
     floor = _floor(points)
     errors = [floor if not p.error else p.error for p in points]
     axis.semilogy(places, [max(p.magnitude, floor) for p in points], color=SIZE, lw=1, label="mean size of the numbers")
-    axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(limits.stat)} absolute error")
-    axis.axhline(limits.atol, color=LIMIT, lw=1, ls="--", label=f"tolerance {limits.atol:g}")
+    axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(layers.stat)} absolute error")
+    axis.axhline(layers.atol, color=LIMIT, lw=1, ls="--", label=f"tolerance {layers.atol:g}")
     for good, colour in ((True, WITHIN), (False, BEYOND)):
         chosen = [i for i, p in enumerate(points) if p.passed == good]
         hollow = [i for i in chosen if not points[i].error]
@@ -76,7 +76,7 @@ def _panel(axis: object, component: ComponentResult) -> None:
     if not all(p.passed for p in points):
         axis.plot([], [], "o", ms=4, color=BEYOND, label="beyond tolerance")
     step = -(-len(points) // MAX_TICKS)
-    axis.set_xticks(places[::step], [_tick(p.label) for p in points][::step], rotation=60 if len(points) > 12 else 30)
+    axis.set_xticks(places[::step], [_tick(p.label) for p in points][::step], rotation=30, ha="right")
     axis.tick_params(axis="x", labelsize=8)
     axis.margins(x=0.02)
     verdict = "passed" if component.passed else "FAILED"

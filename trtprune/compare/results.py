@@ -54,6 +54,7 @@ class Layers:
         tensors: The tensors of the graph around the first of these, where both sides have them.
         first: The first tensor beyond tolerance, as closely as the two sides allow; None: all are within.
         note: What could not be looked at, and why.
+        stat, atol: The statistic that was checked inside, and its absolute tolerance.
     """
 
     residual: tuple[PointResult, ...]
@@ -61,6 +62,8 @@ class Layers:
     tensors: tuple[PointResult, ...] = ()
     first: str | None = None
     note: str = ""
+    stat: str = "elemwise"
+    atol: float = 0.0
 
 
 @dataclass(frozen=True)
