@@ -1,20 +1,19 @@
-"""Builds a graph in TensorRT-RTX on a machine with no GPU, and checks what the parser made of its attention.
-
-Building for a named compute capability needs no device.  The parser can accept a graph and still compute
-something else: an Attention with ``nonpad_kv_seqlen``, say, becomes a causal attention over the whole cache without
-a word.  ``check_attention`` looks at the network that came out.
-"""
+"""Parses and builds single graphs in TensorRT-RTX on a machine with no GPU, through trtprune's own modules."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import tensorrt_rtx as trt
 
-LOGGER = trt.Logger(trt.Logger.ERROR)
+from trtprune.backends.tensorrt.building import BuilderSettings, build_engine
+from trtprune.backends.tensorrt.flavour import get_log
+from trtprune.backends.tensorrt.network import Network as ParsedNetwork
+from trtprune.backends.tensorrt.network import fix_dims
 
 Range = tuple[int, int, int]
 """Smallest, typical and largest value of a symbolic dimension or shape input."""
@@ -29,7 +28,7 @@ DIMS: dict[str, Range] = {
 }
 
 
-class Network:
+class Network(ParsedNetwork):
     """A parsed graph.
 
     Args:
@@ -39,80 +38,30 @@ class Network:
 
     def __init__(self, model: bytes, root: Path | None, fixed: Mapping[str, int] | None = None) -> None:
         proto = onnx.load_model_from_string(model)
-        for value in [*proto.graph.input, *proto.graph.output]:
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param in (fixed or {}):
-                    dim.dim_value = (fixed or {})[dim.dim_param]
+        fix_dims(proto, fixed or {})
         self.inputs = {
             v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input
         }
-        self.builder = trt.Builder(LOGGER)
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        self.network = self.builder.create_network(flags)
-        self.parser = trt.OnnxParser(self.network, LOGGER)
-        self._maps: list[np.memmap] = []
-        data = proto.SerializeToString()
-        assert self.parser.load_model_proto(data, None), self.errors()
-        for tensor in proto.graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                assert root is not None
-                where = {e.key: e.value for e in tensor.external_data}
-                size = int(where["length"])
-                mapped = np.memmap(root / where["location"], np.uint8, "r", offset=int(where["offset"]), shape=(size,))
-                self._maps.append(mapped)  # read at build time: must outlive the network
-                assert self.parser.load_initializer(tensor.name, mapped.ctypes.data, size), tensor.name
-        assert self.parser.parse_model_proto(), self.errors()
+        super().__init__(trt, get_log(trt), proto, root, "graph")
 
-    def errors(self) -> str:
-        return "; ".join(str(self.parser.get_error(i)) for i in range(self.parser.num_errors))
-
-    def attentions(self) -> list[trt.IAttention]:
-        """All attention operators of the network."""
-        found = []
-        for i in range(self.network.num_layers):
-            layer = self.network.get_layer(i)
-            if layer.type == trt.LayerType.ATTENTION_INPUT:
-                layer.__class__ = trt.IAttentionInputLayer  # Python hands out the base class
-                found.append(layer.attention)
-        return found
-
-    def check_attention(self, *, masked: bool, count: int) -> None:
-        """Every attention has a mask (decoder) or none and is not causal (vision), and there are ``count``.
-
-        Raises:
-            AssertionError: saying which is not.
-        """
-        attentions = self.attentions()
-        assert len(attentions) == count, f"{len(attentions)} attention layers, expected {count}"
-        for i, a in enumerate(attentions):
-            assert a.causal_kind == trt.CausalMaskKind.NONE, f"attention {i} is {a.causal_kind}"
-            assert (a.mask is not None) == masked, f"attention {i}: mask {'missing' if masked else 'unexpected'}"
-
-    def kinds(self) -> list[trt.LayerType]:
+    def kinds(self) -> list[Any]:
         """The types of the network's layers."""
-        return [self.network.get_layer(i).type for i in range(self.network.num_layers)]
+        return self.layer_types()
 
-    def shape_inputs(self) -> set[str]:
-        """Inputs whose content decides shapes, so that a profile must bound it."""
-        inputs = (self.network.get_input(i) for i in range(self.network.num_inputs))
-        return {i.name for i in inputs if i.is_shape_tensor}
-
-    def build(self, *, values: Mapping[str, Range] | None = None) -> int:
-        """Build an engine for SM89 with one profile; returns its size in bytes.
+    def build(self, *, values: Mapping[str, Range] | None = None, targets: tuple[str, ...] = ("sm89",)) -> int:
+        """Build an engine with one profile; returns its size in bytes.
 
         Args:
             values: Range of the content of each shape input, e.g. of ``keep``.
+            targets: Compute capabilities.
         """
-        config = self.builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        assert config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        profile = self.builder.create_optimization_profile()
+        profile: dict[str, Any] = {}
         for name, dims in self.inputs.items():
             if name in self.shape_inputs():
-                profile.set_shape_input(name, *([v] for v in (values or {})[name]))
-            else:
-                profile.set_shape(name, *([d if isinstance(d, int) else DIMS[d][k] for d in dims] for k in range(3)))
-        config.add_optimization_profile(profile)
-        engine = self.builder.build_serialized_network(self.network, config)
-        assert engine is not None, "TensorRT-RTX refused to build the graph (see its log)"
-        return engine.nbytes
+                profile[name] = tuple((v,) for v in (values or {})[name])
+            elif name != "keep":
+                profile[name] = tuple(tuple(d if isinstance(d, int) else DIMS[d][k] for d in dims) for k in range(3))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.engine"
+            build_engine(self, get_log(trt), [profile], BuilderSettings(targets), path)
+            return path.stat().st_size

@@ -162,7 +162,7 @@ def test_tensorrt_rtx_builds_it(llama: Kit, kind: str, dtype: str) -> None:
     rtx = pytest.importorskip("tests.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
     out = built(llama, kind, backend="tensorrt-rtx", dtype=dtype, export_only=True)
     network = rtx.Network((out / "onnx/decoder.onnx").read_bytes(), out, {"capacity": 64})
-    network.check_attention(masked=True, count=3)
+    network.check(attention=3, cache_updates=6)
     assert network.kinds().count(rtx.trt.LayerType.DEQUANTIZE) == 22
     assert network.build() > 0
 

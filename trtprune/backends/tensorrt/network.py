@@ -17,7 +17,7 @@ from trtprune.errors import BackendError, BuildError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Network", "read_onnx"]
+__all__ = ["Network", "fix_dims", "read_onnx"]
 
 
 def read_onnx(path: Path, fixed: Mapping[str, int]) -> Any:
@@ -36,11 +36,16 @@ def read_onnx(path: Path, fixed: Mapping[str, int]) -> Any:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own classes, OSError
         raise BuildError(f"{path}: not a readable ONNX graph: {one_line(error)}") from None
+    fix_dims(proto, fixed)
+    return proto
+
+
+def fix_dims(proto: Any, fixed: Mapping[str, int]) -> None:
+    """Gives symbolic dimensions of a model's inputs and outputs a number."""
     for value in [*proto.graph.input, *proto.graph.output]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_param") and dim.dim_param in fixed:
                 dim.dim_value = fixed[dim.dim_param]
-    return proto
 
 
 class Network:

@@ -145,6 +145,7 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     Raises:
         BuildError: for a dimension that has no range: the graph is not one of ours.
     """
+    name = name.partition(".")[0]  # the segments of a decoder are decoders
     longest = limits.max_sequence
     prompt = (1, min(longest, limits.keep + TYPICAL_TEXT), longest)
     ranges = _ranges(name, limits)
