@@ -17,7 +17,8 @@ __all__ = ["Array", "Backend", "CacheBuffers", "Memory", "Session", "Step"]
 class Array(Protocol):
     """An array in a backend's memory: a NumPy array, or one on a device.
 
-    Of indexing, only the first axis is for everyone: ``a[2]``, ``a[3:7]`` and ``a[None]``, views all of them.
+    Of indexing, only the first axis is for everyone: ``a[2]``, ``a[3:7]``, ``a[None]``, and ``a[rows]`` with an
+    integer array.
     """
 
     @property
@@ -29,7 +30,7 @@ class Array(Protocol):
         """As NumPy names it."""
 
     def __getitem__(self, key: Any) -> Any:
-        """A view."""
+        """Part of the array; may be a view."""
 
     def __len__(self) -> int:
         """Size of the first axis."""

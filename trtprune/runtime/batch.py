@@ -70,8 +70,10 @@ class Answer:
         self._pieces: list[str] = []
         self.kept = kept
         self.text: Detokenizer = vlm.encoder.detokenizer(stop)
+        # The embeddings can be large, in a device's memory: once they are computed on, nobody needs them.
+        bare = replace(layout, embeds=())
         # transformers penalises every id of the prompt, the image placeholder's too.
-        self.row = Row(layout, max_new_tokens, Sampler(sampling, prompt_ids), self._on_token)
+        self.row = Row(bare, max_new_tokens, Sampler(sampling, prompt_ids), self._on_token)
 
     def _on_token(self, token: int) -> str | None:
         self._pieces.append(self.text.add(token))
@@ -160,11 +162,13 @@ class Batch:
         # 2. All pictures of all rows, each once.
         found = iter(vlm.features([image for _, images, *_ in self._requests for image in images], clock))
         # 3. Select, and lay the rows out.
+        layouts: list[Layout] = []
         for prompt, (_, images, keep, longest, sampling) in zip(prompts, self._requests, strict=True):
             features: list[Features] = [next(found) for _ in images]
             embeds, kept, cut = vlm.cut(prompt, features, keep, sampling.seed or 0, clock)
             layout = vlm.lay_out(prompt, embeds, cut, kept)
             vlm.chain.check(layout, longest)
+            layouts.append(layout)
             answer = Answer(vlm, layout, prompt.ids, kept, longest, sampling, self._stop, self._ignore_eos)
             self.answers.append(answer)
         rows = [answer.row for answer in self.answers]
@@ -172,7 +176,7 @@ class Batch:
         cache = vlm.chain.pool.take(len(rows), max(len(row.layout.ids) + row.max_new_tokens - 1 for row in rows))
         try:
             with clock.stage("prefill"):
-                logits = vlm.chain.prefill([row.layout for row in rows], cache)
+                logits = vlm.chain.prefill(layouts, cache)
             yield from vlm.chain.decode(rows, logits, cache, clock)
             self.results = [answer.result(clock, cache.nbytes // len(rows)) for answer in self.answers]
         finally:

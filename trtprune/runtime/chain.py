@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from trtprune.backends.binding import numpy_dtype
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime.kv_cache import CachePool, check_length
+from trtprune.runtime.segments import Segments, segment_names
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Array, Backend, Session
+    from trtprune.backends.base import Array, Backend, Session, Step
     from trtprune.engine_dir import EngineDir
     from trtprune.runtime.prompt import Prompt
     from trtprune.runtime.sampling import Sampler
@@ -50,12 +52,16 @@ class Layout:
         embeds: Pieces [n, D] in the build's dtype, S rows together; the decoder's input is put together from them.
         positions: int64 [S].
         next_position: Of the first token of the answer.
+        pictures: First row of each image and the one behind its last.
+        keep: The budget of each image, where the decoder prunes.
     """
 
     ids: np.ndarray
     embeds: tuple[Array, ...]
     positions: np.ndarray
     next_position: int
+    pictures: tuple[tuple[int, int], ...] = ()
+    keep: int = 0
 
 
 @dataclass
@@ -103,6 +109,7 @@ def lay_out(
     kept: Sequence[np.ndarray],
     visual_tokens: int,
     positions: str,
+    keep: int = 0,
 ) -> Layout:
     """Puts the kept features where the placeholders are.
 
@@ -114,8 +121,9 @@ def lay_out(
         visual_tokens: N.
         positions: ``compact`` numbers what is left 0, 1, 2 …; ``original`` gives each token the number it would have
             if nothing had been dropped.
+        keep: For the layout.
     """
-    ids, rows, places = [], [], []
+    ids, rows, places, pictures = [], [], [], []
     start, place = 0, 0
     placeholder = -1
     for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
@@ -127,13 +135,15 @@ def lay_out(
             placeholder = int(prompt.ids[end])
             ids.append(np.full(len(kept[image]), placeholder, np.int64))
             rows.append(features[image])
+            begin = sum(map(len, ids[:-1]))
+            pictures.append((begin, begin + len(kept[image])))
             places.append(place + kept[image])
             place += visual_tokens
         start = end + 1
     all_ids, embeds = np.concatenate(ids), tuple(piece for piece in rows if len(piece))
     if positions == "compact":
-        return Layout(all_ids, embeds, np.arange(len(all_ids)), len(all_ids))
-    return Layout(all_ids, embeds, np.concatenate(places).astype(np.int64), place)
+        return Layout(all_ids, embeds, np.arange(len(all_ids)), len(all_ids), tuple(pictures), keep)
+    return Layout(all_ids, embeds, np.concatenate(places).astype(np.int64), place, tuple(pictures), keep)
 
 
 def _skip(pieces: Sequence[Array], rows: int) -> list[Array]:
@@ -159,7 +169,7 @@ class Chain:
         self.memory = backend.memory
         self._backend = backend
         self._sessions: dict[str, Session] = {}
-        self._pool: CachePool | None = None
+        self._pool: CachePool | Segments | None = None
         self.dtype = numpy_dtype(config.dtype)
 
     def session(self, name: str) -> Session:
@@ -169,11 +179,20 @@ class Chain:
         return self._sessions[name]
 
     @property
-    def pool(self) -> CachePool:
+    def pool(self) -> CachePool | Segments:
         """Cache memory of the decoder."""
         if self._pool is None:
-            self._pool = CachePool(self.session("decoder"), self.config.kv)
+            self._pool = self.segments or CachePool(self.session("decoder"), self.config.kv)
         return self._pool
+
+    @cached_property
+    def segments(self) -> Segments | None:
+        """The decoder's segments, where the method prunes between its layers."""
+        if not segment_names(self.config):
+            return None
+        from trtprune import pruning
+
+        return Segments(self.config, pruning.get(self.config.pruning.method), self.session, self.memory)
 
     def look(self, pixels: Sequence[np.ndarray]) -> list[Features]:
         """Features of pictures, each float32 [3, H, W]."""
@@ -249,7 +268,7 @@ class Chain:
 
     def check_batch(self, rows: int) -> None:
         """Refuses more rows than the decoder takes at once."""
-        limit = self.session("decoder").max_batch
+        limit = self.segments.max_batch if self.segments else self.session("decoder").max_batch
         if rows > limit:
             raise InputError(
                 f"--batch-size: {rows} rows at once; the engines were built for {limit}",
@@ -273,6 +292,8 @@ class Chain:
             Logits float32 [B, V] of each row's last token.
         """
         begin = [0] * len(rows) if start is None else list(start)
+        if self.segments:
+            return self.segments.prefill(rows, cache, begin)
         lengths = [len(row.ids) - first for row, first in zip(rows, begin, strict=True)]
         width = max(lengths)
         # Rows are padded on the right: what a padding token writes lies past the row's end, where the row's next
@@ -294,7 +315,10 @@ class Chain:
 
         The cache then holds of each row its prompt and all of its answer but the last token.
         """
-        step = self._backend.step(self.session("embed"), self.session("decoder"), cache)
+        if self.segments:
+            step: Step = self.segments.step(cache)
+        else:
+            step = self._backend.step(self.session("embed"), self.session("decoder"), cache)
         length = np.array([len(row.layout.ids) for row in rows], np.int64)
         place = np.array([row.layout.next_position for row in rows], np.int64)
         token = np.zeros((len(rows), 1), np.int64)

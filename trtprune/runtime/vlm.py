@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.backends.opening import open_backend
 from trtprune.engine_dir import EngineDir, open_engine_dir
-from trtprune.errors import BackendError, BudgetError, EngineDirError, InputError
+from trtprune.errors import BudgetError, EngineDirError, InputError
 from trtprune.runtime.batch import Batch, Stream, turns_of
 from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
 from trtprune.runtime.pictures import ImageInput, load_picture, max_pixels_from
@@ -49,24 +49,21 @@ def load(
 
     Args:
         path: What ``build`` wrote.
-        provider: ``cpu``, ``cuda`` or ``openvino``; None takes the one it was built for.
-        threads: Processor threads; None takes what the container allows.
+        provider: ``cpu``, ``cuda`` or ``openvino`` of ONNX Runtime; None takes what it was built for.  A directory of
+            TensorRT engines holds their graphs, too: with a provider, ONNX Runtime runs those.
+        threads: Processor threads in ONNX Runtime; None takes what the container allows.
         verify: How thoroughly files are checked: ``auto``, ``none``, ``fast``, ``full``.
-        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend`.
+        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend` and
+            :class:`trtprune.backends.tensorrt.backend.TrtBackend`.
         max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
 
     Raises:
         EngineDirError: if the directory is damaged or foreign.
-        BackendError: if the provider does not load.
+        BackendError: if the provider, library or GPU is missing or refuses the directory.
     """
     config = open_engine_dir(path, verify=verify)
-    if config.backend != "onnxruntime":
-        raise BackendError(
-            f"{path}: built for {config.backend}, which this version of trtprune cannot run yet",
-            hint="build it with --backend onnxruntime",
-        )
-    provider = provider or config.built_with.get("provider", "cpu")
-    return Vlm(config, OrtBackend(provider, threads, provider_options), max_pixels=max_pixels_from(max_pixels))
+    backend = open_backend(config, provider=provider, threads=threads, options=provider_options)
+    return Vlm(config, backend, max_pixels=max_pixels_from(max_pixels))
 
 
 @dataclass(frozen=True)

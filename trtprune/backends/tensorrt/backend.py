@@ -1,0 +1,154 @@
+"""Runs the engines of a directory, on one GPU.
+
+What can be refused is refused before anything is loaded: another version, another GPU, too little memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.backends.tensorrt.cuda import CudaDriver, Driver
+from trtprune.backends.tensorrt.decode_graph import DecodeStep, StepBuffers
+from trtprune.backends.tensorrt.execution import Engine, RtxSettings, Workspace
+from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
+from trtprune.backends.tensorrt.loading import (
+    Needs,
+    check_device,
+    check_memory,
+    check_version,
+    engine_info,
+    load_engine,
+)
+from trtprune.backends.tensorrt.memory import DeviceMemory
+from trtprune.backends.tensorrt.session import TrtCache, TrtSession
+from trtprune.errors import BackendError
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Memory
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+
+__all__ = ["OPTIONS", "TrtBackend"]
+
+OPTIONS = ("device_id", "cuda_graph")
+# Recorded steps that are kept, one for each cache in use: more would be conversations nobody continues.
+STEPS = 4
+
+
+class TrtBackend:
+    """Opens the engines of a directory in TensorRT or TensorRT for RTX; see :class:`trtprune.backends.base.Backend`.
+
+    Args:
+        config: The engine directory; its ``backend`` says which library.
+        options: ``device_id``, the GPU's number; ``cuda_graph`` = ``on`` (default) or ``off``: whether a decode step
+            is recorded once and launched as a whole.
+
+    Raises:
+        BackendError: if the library or the GPU is missing, or cannot run these engines.
+    """
+
+    def __init__(self, config: EngineDir, options: Mapping[str, str] | None = None) -> None:
+        device_id, self._graphs = _read_options(options or {})
+        info = engine_info(config)
+        self.name = config.backend
+        self._config = config
+        self._trt = trt = load_tensorrt(config.backend)
+        check_version(config, info, trt.__version__)
+        self._driver: Driver = CudaDriver(device_id)
+        check_device(config, info, self._driver.device, _supported(trt))
+        self._device_memory = DeviceMemory(self._driver)
+        self.memory: Memory = self._device_memory
+        self._workspace = Workspace(self._device_memory)
+        self._unloaded = {component.name: _size(config, component) for component in config.components}
+        self._check_memory()
+        if info.plugins:
+            importlib.import_module("trtprune.backends.tensorrt.plugins").load_plugins(trt, info.plugins)
+        self._runtime = trt.Runtime(get_log(trt).ilogger)
+        # A version-compatible engine carries the runtime it was built for, which is code.
+        self._runtime.engine_host_code_allowed = info.version_compatible
+        self._rtx = RtxSettings(trt) if config.backend == "tensorrt-rtx" else None
+        self._buffers: StepBuffers | None = None
+        self._steps: OrderedDict[tuple[int, int], DecodeStep] = OrderedDict()
+
+    def session(self, component: ComponentInfo, root: Path) -> TrtSession:
+        """Loads one component.
+
+        Raises:
+            BackendError: if it does not load, or what is still to be loaded does not fit into memory.
+            EngineDirError: if its file cannot be read or is another component's.
+        """
+        assert component.engine is not None
+        loaded = load_engine(self._trt, self._runtime, root / component.engine)
+        if self._config.engines is not None and self._config.engines.weight_streaming:
+            loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
+        engine = Engine(self._trt, loaded, component.name, self._device_memory, self._workspace, self._rtx)
+        self._unloaded.pop(component.name, None)
+        self._check_memory()
+        return TrtSession(component, engine, self._config.kv.capacity)
+
+    def step(self, embed: TrtSession, decoder: TrtSession, cache: TrtCache) -> DecodeStep:
+        """The decode step over one cache; one made before over the same memory is used again."""
+        if self._buffers is None:
+            logits = next(spec for spec in decoder.outputs if spec.name == "logits")
+            hidden = next(spec for spec in embed.outputs if spec.name == "text_embeds")
+            self._buffers = StepBuffers(
+                self._device_memory, decoder.max_batch, _static(hidden.shape), _static(logits.shape), hidden.dtype
+            )
+        step = self._steps.pop(cache.key, None)
+        if step is None:
+            own = self._rtx is None
+            step = DecodeStep(
+                embed, decoder, cache, self._buffers, record=self._graphs and own, graphs=self._graphs and not own
+            )
+        self._steps[cache.key] = step
+        if len(self._steps) > STEPS:
+            self._steps.popitem(last=False)
+        return step
+
+    def _check_memory(self) -> None:
+        config = self._config
+        streaming = config.engines is not None and config.engines.weight_streaming
+        needs = Needs(
+            engines=0 if streaming else sum(self._unloaded.values()),
+            workspace=self._workspace.nbytes,
+            cache_row=config.kv.bytes_per_token * config.kv.capacity,
+        )
+        check_memory(config, needs, self._driver.memory_info()[0])
+
+
+def _read_options(options: Mapping[str, str]) -> tuple[int, bool]:
+    for name in options:
+        if name not in OPTIONS:
+            raise BackendError(
+                f"--provider-option {name}: TensorRT engines have no such option",
+                hint=f"they have: {', '.join(OPTIONS)}",
+            )
+    device, graph = options.get("device_id", "0"), options.get("cuda_graph", "on")
+    if not device.isdecimal():
+        raise BackendError(f"--provider-option device_id={device}: must be a number")
+    if graph not in ("on", "off"):
+        raise BackendError(f"--provider-option cuda_graph={graph}: unknown", hint="on or off")
+    return int(device), graph == "on"
+
+
+def _size(config: EngineDir, component: ComponentInfo) -> int:
+    try:
+        return config.path(component.engine or component.onnx).stat().st_size
+    except OSError:
+        return 0  # loading says what is wrong with it
+
+
+def _supported(trt: Any) -> frozenset[str]:
+    """Compute capabilities the library can build for, where it says so."""
+    known = getattr(trt, "ComputeCapability", None)
+    names = [] if known is None else [name.lower() for name in known.__members__]
+    return frozenset(name for name in names if name.startswith("sm"))
+
+
+def _static(shape: tuple[int | str, ...]) -> int:
+    width = shape[-1]
+    assert isinstance(width, int)
+    return width

@@ -1,0 +1,124 @@
+"""The decode step: token in, logits out, with everything between on the device.
+
+Token, position and write index go over in one copy; embedding and decoder run on buffers that never move; the
+logits come back in one copy.  The first call runs this, the second records it as a CUDA graph, and from then on one
+launch does it all: a step of a small model is otherwise mostly the time to ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtprune.backends.tensorrt.memory import ALIGNMENT, DeviceArray, DeviceMemory, round_up
+from trtprune.backends.tensorrt.shapes import choose_profile
+
+if TYPE_CHECKING:
+    from trtprune.backends.tensorrt.session import TrtCache, TrtSession
+
+__all__ = ["DecodeStep", "StepBuffers"]
+
+FIELDS = ("input_ids", "position_ids", "write_index")
+
+
+class StepBuffers:
+    """Memory of decode steps for up to ``rows`` rows, shared by all steps: they take turns.
+
+    Args:
+        memory: Of the device.
+        rows: Most rows of a batch.
+        hidden: Width of an embedding, of ``dtype``.
+        vocab: Width of the logits.
+        dtype: Of the embeddings.
+    """
+
+    def __init__(self, memory: DeviceMemory, rows: int, hidden: int, vocab: int, dtype: str) -> None:
+        field = round_up(8 * rows, ALIGNMENT)  # so that each begins where an address may be bound
+        host = memory.driver.allocate_host(len(FIELDS) * field)
+        self.host_block = host
+        self.host = {name: host[i * field : i * field + 8 * rows].view(np.int64) for i, name in enumerate(FIELDS)}
+        self.block = memory.empty((len(FIELDS) * field,), "uint8")
+        self.fields = {name: self.block.view((rows,), i * field, "int64") for i, name in enumerate(FIELDS)}
+        self.logits_index = memory.zeros((rows, 1), "int64")
+        self.embeds = memory.empty((rows, 1, hidden), dtype)
+        self.logits = memory.empty((rows, 1, vocab), "float32")
+        self.host_logits = memory.driver.allocate_host(4 * rows * vocab).view(np.float32).reshape(rows, vocab)
+
+
+class DecodeStep:
+    """The step over one cache; see :class:`trtprune.backends.base.Step`.
+
+    Args:
+        embed, decoder: Their sessions.
+        cache: Its addresses are bound; the step does not keep it alive.
+        buffers: Of all steps.
+        record: Whether to record a CUDA graph; else TensorRT for RTX is let to, with ``graphs``.
+        graphs: See :meth:`Engine.context`.
+    """
+
+    def __init__(
+        self,
+        embed: TrtSession,
+        decoder: TrtSession,
+        cache: TrtCache,
+        buffers: StepBuffers,
+        *,
+        record: bool,
+        graphs: bool = False,
+    ) -> None:
+        self._driver = decoder.engine.memory.driver
+        self._workspace = decoder.engine.workspace
+        self._buffers = buffers
+        self._batch = batch = cache.batch
+        self._record = record
+        self._graph: Callable[[], None] | None = None
+        self._calls = 0
+
+        def leading(array: DeviceArray, *shape: int) -> tuple[int, tuple[int, ...]]:
+            return array.address, (batch, *shape)
+
+        embedding = {"text_embeds": leading(buffers.embeds, *buffers.embeds.shape[1:])}
+        ids = {"input_ids": leading(buffers.fields["input_ids"], 1)}
+        inputs = {
+            "inputs_embeds": embedding["text_embeds"],
+            "position_ids": leading(buffers.fields["position_ids"], 1),
+            "write_index": leading(buffers.fields["write_index"]),
+            "logits_index": leading(buffers.logits_index, 1),
+        }
+        logits = {"logits": leading(buffers.logits, *buffers.logits.shape[1:])}
+        # Contexts of their own: a recording is only good as long as nothing else is set in its context.
+        self._contexts = []
+        for session, given, made, used in ((embed, ids, embedding, None), (decoder, inputs, logits, cache)):
+            profile = choose_profile(session.component, {name: shape for name, (_, shape) in given.items()}, {})
+            context = session.engine.context(profile, graphs=graphs)
+            context.bind(given | session.cache_inputs(used), made | session.cache_outputs(used))
+            self._contexts.append(context)
+        self._generation = self._workspace.generation
+
+    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, V] after ``token``; valid until the next call."""
+        host, batch = self._buffers.host, self._batch
+        host["input_ids"][:batch] = token[:, 0]
+        host["position_ids"][:batch] = position[:, 0]
+        host["write_index"][:batch] = write_index
+        if self._generation != self._workspace.generation:
+            self._graph, self._calls, self._generation = None, 0, self._workspace.generation
+        # The first run of a context may allocate and compile, which cannot be recorded.
+        if self._graph is None and self._record and self._calls:
+            self._graph = self._driver.record(self._enqueue)
+        if self._graph is not None:
+            self._graph()
+        else:
+            self._enqueue()
+        self._calls += 1
+        self._driver.synchronize()
+        return self._buffers.host_logits[:batch]
+
+    def _enqueue(self) -> None:
+        buffers = self._buffers
+        self._driver.to_device(buffers.block.address, buffers.host_block)
+        for context in self._contexts:
+            context.enqueue()
+        self._driver.to_host(buffers.host_logits[: self._batch], buffers.logits.address)

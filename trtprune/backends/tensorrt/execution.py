@@ -1,0 +1,166 @@
+"""An engine's execution contexts: shapes and addresses in, work on the stream out.
+
+Contexts bring no memory of their own for activations.  Engines take turns, so one workspace, as large as the hungriest
+of them needs, serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trtprune.backends.tensorrt.flavour import get_log
+from trtprune.backends.tensorrt.memory import ALIGNMENT, DeviceArray, DeviceMemory
+from trtprune.errors import BackendError
+
+__all__ = ["Binding", "Context", "Engine", "Workspace"]
+
+Binding = tuple[int, tuple[int, ...]]
+"""Address and shape of a tensor; of one whose values decide shapes, an address on the host."""
+
+
+class Workspace:
+    """Device memory for activations, shared by contexts that never run at the same time."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self._array: DeviceArray | None = None
+        self.nbytes = ALIGNMENT
+        self.generation = 0
+
+    def reserve(self, nbytes: int) -> None:
+        """Makes sure that a context which needs ``nbytes`` can run."""
+        if nbytes > self.nbytes:
+            self.nbytes = nbytes
+            self._array = None
+            self.generation += 1  # what refers to the old memory must not run any more
+
+    @property
+    def address(self) -> int:
+        """Of the memory, which is allocated when it is first asked for."""
+        if self._array is None:
+            self._array = self._memory.empty((self.nbytes,), "uint8")
+        return self._array.address
+
+
+class Engine:
+    """A loaded engine.
+
+    Args:
+        trt: The library's Python module.
+        engine: ``ICudaEngine``.
+        name: Of the component, for messages.
+        memory: Of the device.
+        workspace: Shared with the other engines.
+        rtx: Configuration that is TensorRT for RTX's own: its kernel cache; None for TensorRT.
+    """
+
+    def __init__(
+        self, trt: Any, engine: Any, name: str, memory: DeviceMemory, workspace: Workspace, rtx: RtxSettings | None
+    ) -> None:
+        self.trt = trt
+        self.engine = engine
+        self.name = name
+        self.memory = memory
+        self.workspace = workspace
+        self.log = get_log(trt)
+        self._rtx = rtx
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        modes = {n: engine.get_tensor_mode(n) for n in names}
+        self.inputs = frozenset(n for n in names if modes[n] == trt.TensorIOMode.INPUT)
+        self.outputs = frozenset(n for n in names if modes[n] == trt.TensorIOMode.OUTPUT)
+        # Their values decide shapes, so TensorRT reads them before any kernel runs.
+        self.on_host = frozenset(n for n in self.inputs if engine.get_tensor_location(n) == trt.TensorLocation.HOST)
+        for profile in range(engine.num_optimization_profiles):
+            workspace.reserve(engine.get_device_memory_size_for_profile_v2(profile))
+
+    def context(self, profile: int, *, graphs: bool = False) -> Context:
+        """A context for one profile; ``graphs`` lets TensorRT for RTX record its work by itself.
+
+        Raises:
+            BackendError: if TensorRT makes none.
+        """
+        with self.log.recording() as record:
+            strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            if self._rtx is None:
+                made = self.engine.create_execution_context(strategy)
+            else:
+                made = self.engine.create_execution_context(self._rtx.configure(self.engine, strategy, graphs))
+            done = made is not None and (
+                profile == 0 or made.set_optimization_profile_async(profile, self.memory.driver.stream)
+            )
+        if not done:
+            raise BackendError(f"{self.name}: no execution context: {record.why()}", hint="trtprune doctor")
+        return Context(self, made)
+
+
+class RtxSettings:
+    """What TensorRT for RTX, which compiles kernels at run time, can be told.
+
+    Kernels it has compiled are kept in one cache for all contexts of the process.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self._trt = trt
+        self._cache: Any = None
+
+    def configure(self, engine: Any, strategy: Any, graphs: bool) -> Any:
+        """A runtime configuration for one context of ``engine``."""
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+        config.set_runtime_cache(self._cache)
+        if graphs:
+            # Recording by ourselves would keep the kernels of the first steps, which are the unspecialised ones.
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return config
+
+
+class Context:
+    """An execution context; its bindings stay until they are set anew."""
+
+    def __init__(self, engine: Engine, context: Any) -> None:
+        self._engine = engine
+        self._context = context
+        self._generation = -1
+
+    def bind(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        """Sets shapes and addresses of all tensors.
+
+        Raises:
+            BackendError: if TensorRT refuses one, or would write another shape than there is memory for.
+        """
+        engine, context = self._engine, self._context
+        with engine.log.recording() as record:
+            for name, (address, shape) in inputs.items():
+                if name in engine.inputs and not (
+                    context.set_input_shape(name, shape) and context.set_tensor_address(name, address)
+                ):
+                    raise self._failure(f"input {name} {list(shape)}", record.why())
+            missing = context.infer_shapes()
+            if missing:
+                raise self._failure(f"input {missing[0]}", record.why("it has no shape or value"))
+            for name, (address, shape) in outputs.items():
+                found = tuple(context.get_tensor_shape(name))
+                if found != shape:
+                    raise self._failure(f"output {name}", f"has shape {list(found)}, expected {list(shape)}")
+                if not context.set_tensor_address(name, address):
+                    raise self._failure(f"output {name}", record.why())
+
+    def enqueue(self) -> None:
+        """Puts one run on the stream.
+
+        Raises:
+            BackendError: with TensorRT's reason.
+        """
+        engine, workspace = self._engine, self._engine.workspace
+        with engine.log.recording() as record:
+            if self._generation != workspace.generation:
+                self._context.set_device_memory(workspace.address, workspace.nbytes)
+                self._generation = workspace.generation
+            if not self._context.execute_async_v3(engine.memory.driver.stream) or record.errors:
+                raise self._failure("run", record.why())
+
+    def _failure(self, what: str, why: str) -> BackendError:
+        return BackendError(f"{self._engine.name}: {what}: TensorRT: {why}")

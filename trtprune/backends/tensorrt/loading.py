@@ -1,0 +1,195 @@
+"""Whether the engines of a directory can run here, asked before TensorRT is, and loading one.
+
+TensorRT answers "no" with None and a line in its log, after reading gigabytes; here it is one line that says what to
+change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.backends.tensorrt.flavour import get_log
+from trtprune.errors import BackendError, EngineDirError
+
+if TYPE_CHECKING:
+    from trtprune.backends.tensorrt.cuda import Device
+    from trtprune.engine_dir import EngineDir, EngineInfo
+
+__all__ = ["Needs", "check_device", "check_memory", "check_version", "engine_info", "load_engine"]
+
+PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt-rtx": "tensorrt-rtx-cu13"}
+# What the driver, kernels that are compiled at run time, and activations outside of engines take besides.
+RESERVE_BYTES = 256 << 20
+
+
+def engine_info(config: EngineDir) -> EngineInfo:
+    """How the engines were built.
+
+    Raises:
+        BackendError: if there are none.
+    """
+    if config.engines is None or any(component.engine is None for component in config.components):
+        raise BackendError(
+            f"{config.root}: exported for {config.backend}, without engines",
+            hint=f"trtprune build --backend {config.backend} makes them; --provider cpu runs the graphs",
+        )
+    return config.engines
+
+
+def check_version(config: EngineDir, info: EngineInfo, installed: str) -> None:
+    """Refuses engines of another version of the library.
+
+    Raises:
+        BackendError: naming the package to install.
+    """
+    if info.version == installed:
+        return
+    if info.version_compatible and info.version.split(".")[0] == installed.split(".")[0]:
+        return  # TensorRT decides
+    package = PACKAGES[config.backend]
+    again = "build it again" if config.backend == "tensorrt-rtx" else "build it again with --version-compatible"
+    raise BackendError(
+        f"{config.root}: the engines were built with {config.backend} {info.version}; {installed} is installed",
+        hint=f"pip install '{package}=={info.version}', or {again}",
+    )
+
+
+def check_device(config: EngineDir, info: EngineInfo, device: Device, supported: frozenset[str] = frozenset()) -> None:
+    """Refuses engines for other GPUs.
+
+    Args:
+        config, info: Of the directory.
+        device: The GPU.
+        supported: Compute capabilities the library has at all (``sm89``); empty where that is not known.
+
+    Raises:
+        BackendError: naming the GPU and the flag.
+    """
+    if device.sm in info.targets or "any" in info.targets:
+        return
+    if info.hardware_compatibility == "ampere_plus" and device.capability >= (8, 0):
+        return
+    here = f"this GPU ({device.name}) is {device.sm}"
+    if supported and device.sm not in supported:
+        raise BackendError(
+            f"{config.root}: {here}, which {config.backend} does not support ({', '.join(sorted(supported, key=_sm))})",
+            hint="build it with --backend tensorrt; --provider cuda runs the graphs in ONNX Runtime",
+        )
+    how = (
+        f"--compute-capability {device.sm}"
+        if config.backend == "tensorrt-rtx"
+        else "on this machine, or with --hardware-compatibility-level ampere_plus"
+    )
+    raise BackendError(
+        f"{config.root}: the engines are for {', '.join(info.targets)}; {here}", hint=f"build it again {how}".strip()
+    )
+
+
+def _sm(name: str) -> int:
+    return int(re.sub(r"\D", "", name) or 0)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Device memory a directory needs for one row, in bytes.
+
+    Attributes:
+        engines: Weights of the engines that are not loaded yet, about the size of their files.
+        workspace: Of the engines while they run; one for all, as they take turns.
+        cache_row: KV cache of one row.
+    """
+
+    engines: int
+    workspace: int
+    cache_row: int
+
+    @property
+    def total(self) -> int:
+        """All together, with some reserve."""
+        return self.engines + self.workspace + self.cache_row + RESERVE_BYTES
+
+
+def check_memory(config: EngineDir, needs: Needs, free: int) -> None:
+    """Refuses a directory that does not fit, before anything is loaded.
+
+    Raises:
+        BackendError: telling how much is needed, how much is free, and which flags would make it fit.
+    """
+    if needs.total <= free:
+        return
+    ways = fitting(config, needs, free)
+    raise BackendError(
+        f"{config.root}: needs {_gb(needs.total)} of GPU memory (engines {_gb(needs.engines)}, KV cache "
+        f"{_gb(needs.cache_row)} a row, workspace {_gb(needs.workspace)}); {_gb(free)} are free",
+        hint="build with " + " or ".join(ways) if ways else "a GPU with more memory, or --weight-streaming",
+    )
+
+
+def fitting(config: EngineDir, needs: Needs, free: int) -> list[str]:
+    """Flags with which a build would fit into ``free`` bytes, the gentlest first."""
+    ways = []
+    engines = config.engines
+    rest = free - needs.engines - needs.workspace - RESERVE_BYTES
+    capacity = rest // config.kv.bytes_per_token // 128 * 128
+    text = engines.max_input_len if engines is not None else 0
+    images = engines.max_images if engines is not None else 1
+    low, high = config.pruning.keep_range
+    # Room for a short answer behind the longest prompt.
+    if capacity >= text + images * high + 64:
+        ways.append(f"--max-seq-len {capacity}")
+    keep = (capacity - text - 64) // images
+    if low <= keep < high:
+        ways.append(f"--keep-range {low}:{keep} --max-seq-len {capacity}")
+    if config.dtype == "float32" and needs.total / 2 <= free:
+        ways.append("--dtype float16")
+    decoder = needs.engines  # nearly all of it
+    smaller: Mapping[str, float] = {"int8": 0.55, "int4": 0.32} if config.dtype != "float32" else {}
+    for weight_dtype, ratio in smaller.items():
+        if config.weight_dtype is None and needs.total - (1 - ratio) * decoder <= free:
+            ways.append(f"--weight-dtype {weight_dtype}")
+            break
+    return ways
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def load_engine(trt: Any, runtime: Any, path: Path) -> Any:
+    """An engine from its file, which is mapped and not read into memory a second time.
+
+    Raises:
+        EngineDirError: if the file cannot be read.
+        BackendError: if TensorRT refuses it, with TensorRT's reason.
+    """
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise EngineDirError(f"{path}: cannot be read: {error}", hint="build it again with --force") from None
+    with get_log(trt).recording() as record:
+        why = _invalid(trt, runtime, data)
+        engine = None if why else runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise BackendError(
+            f"{path}: {trt.__name__} cannot load it: {why or record.why()}",
+            hint="if the file is whole (trtprune inspect), build it again on this machine",
+        )
+    return engine
+
+
+def _invalid(trt: Any, runtime: Any, data: np.ndarray) -> str:
+    """Why TensorRT for RTX, which can be asked beforehand, would refuse an engine; empty if it would not."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    validity, bits = runtime.get_engine_validity(data)
+    if validity != trt.EngineValidity.INVALID:
+        return ""
+    reasons = trt.EngineInvalidityDiagnostics.__members__.items()
+    found = [name.lower().replace("_", " ") for name, value in reasons if int(bits) & int(value)]
+    return ", ".join(found) or "no reason was given"

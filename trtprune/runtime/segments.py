@@ -1,0 +1,376 @@
+"""A decoder in segments, with visual tokens pruned between them.
+
+To the loop around it this is one decoder: a prompt goes in and logits come out, then tokens one by one.  Inside, each
+segment has a KV cache of its own, shorter than the one before by what was pruned; a row's slot and position in a later
+segment are those of the first less a number that is fixed when its prompt has gone through.
+
+Which tokens go is the point graphs' business, how many the method's schedule's; text is never pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.errors import InputError
+from trtprune.runtime.kv_cache import CachePool
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Array, Memory, Session
+    from trtprune.engine_dir import EngineDir
+    from trtprune.pruning.in_llm import InLlmMethod
+    from trtprune.runtime.chain import Layout
+
+__all__ = ["SegmentCaches", "Segments", "segment_names"]
+
+TEXT = -1
+MERGED = -1
+
+
+def segment_names(config: EngineDir) -> list[str]:
+    """``decoder.0``, ``decoder.1``, … of a directory whose decoder is cut; empty if it is not."""
+    return [name for name in config.chain if name.startswith("decoder.")]
+
+
+@dataclass
+class Row:
+    """A prompt on its way through the segments, S tokens at present.
+
+    Attributes:
+        pieces: Arrays [n, D] that together are its S states.
+        positions: int64 [S].
+        picture: int64 [S], the number of the image a token belongs to, or :data:`TEXT`.
+        source: int64 [S], which row of the first segment a token is, or :data:`MERGED`.
+        raters: For each image the rows of the first segment that rate it.
+        keep: The budget of each image.
+    """
+
+    pieces: list[Array]
+    positions: np.ndarray
+    picture: np.ndarray
+    source: np.ndarray
+    raters: list[np.ndarray]
+    keep: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """First row of an image, and the one behind its last."""
+        rows = np.flatnonzero(self.picture == number)
+        return int(rows[0]), int(rows[-1]) + 1
+
+    def rating(self, number: int | None = None) -> np.ndarray:
+        """Rows, at present, of an image's raters; None: of any image's."""
+        wanted = np.concatenate(self.raters) if number is None else self.raters[number]
+        return np.flatnonzero(np.isin(self.source, wanted) & (self.picture == TEXT))
+
+
+@dataclass
+class SegmentCaches:
+    """The caches of all segments for one batch; see :class:`trtprune.backends.base.CacheBuffers`.
+
+    Attributes:
+        batch: Rows.
+        capacity: Of the first segment.
+        tokens: What a row was asked to hold there.
+        parts: A cache a segment; None until its length is known.
+        dropped: int64 [segments, B], how many slots a row's later tokens lie before those of the first segment.
+        shift: int64 [segments, B], the same of positions.
+        kept: For each row and image, int64, which of its tokens are left in the last segment.
+        counts: For each row and image, its tokens in each segment.
+    """
+
+    batch: int
+    capacity: int
+    tokens: int
+    parts: list[Any]
+    dropped: np.ndarray
+    shift: np.ndarray
+    kept: list[list[np.ndarray]] = field(default_factory=list)
+    counts: list[list[list[int]]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts if part is not None)
+
+    def zero(self) -> None:
+        for part in self.parts:
+            if part is not None:
+                part.zero()
+
+
+class Segments:
+    """The segments of a directory's decoder and the point graphs between them.
+
+    Args:
+        config: The directory.
+        method: Its pruning method.
+        session: Opens components.
+        memory: Of the backend.
+    """
+
+    def __init__(
+        self, config: EngineDir, method: InLlmMethod, session: Callable[[str], Session], memory: Memory
+    ) -> None:
+        self._config, self._method, self._session, self._memory = config, method, session, memory
+        self._options = method.validate_options(config.pruning.options)
+        self._names = segment_names(config)
+        self._rated = method.attention(self._options) is not None
+        self._pools = [CachePool(session(name), config.kv) for name in self._names]
+        self.max_batch = min(session(name).max_batch for name in self._names)
+
+    # -- caches
+
+    def take(self, batch: int, tokens: int) -> SegmentCaches:
+        """Caches for ``batch`` rows of at least ``tokens`` tokens; later segments get theirs when they are reached."""
+        first = self._pools[0].take(batch, tokens)
+        none = np.zeros((len(self._names), batch), np.int64)
+        rest: list[Any] = [None] * (len(self._names) - 1)
+        return SegmentCaches(batch, first.capacity, tokens, [first, *rest], none, none.copy())
+
+    def grow(self, cache: SegmentCaches, tokens: int) -> SegmentCaches:
+        """The same content with room for ``tokens`` tokens a row."""
+        if tokens > cache.tokens:
+            for k, pool in enumerate(self._pools):
+                cache.parts[k] = pool.grow(cache.parts[k], tokens - int(cache.dropped[k].min()))
+            cache.tokens, cache.capacity = tokens, cache.parts[0].capacity
+        return cache
+
+    def give_back(self, cache: SegmentCaches) -> None:
+        """Tells that nobody needs ``cache`` any more."""
+        for pool, part in zip(self._pools, cache.parts, strict=True):
+            if part is not None:
+                pool.give_back(part)
+
+    # -- prompts
+
+    def resumable(self, layout: Layout, known: int) -> int:
+        """How many of the first ``known`` tokens of a row, which the cache holds, may stay there: all of them or none.
+
+        A prune point must see a whole image and all its raters at once.
+        """
+        return known if all(stop <= known for _, stop in layout.pictures) else 0
+
+    def prefill(self, layouts: Sequence[Layout], cache: SegmentCaches, start: Sequence[int]) -> np.ndarray:
+        """As :meth:`trtprune.runtime.chain.Chain.prefill`; ``start`` is 0 for all rows, or behind each row's images.
+
+        Raises:
+            InputError: if an image has no text behind it that could rate its tokens.
+        """
+        fresh = not any(start)
+        rows = [self._begin(layout, first, fresh) for layout, first in zip(layouts, start, strict=True)]
+        if fresh:
+            cache.counts = [[[] for _ in row.raters] for row in rows]
+        whole = np.array([len(row) for row in rows])
+        last = len(self._names) - 1
+        out: Mapping[str, Any] = {}
+        for k in range(last + 1):
+            if fresh:
+                self._settle(k, rows, whole, cache)
+            out = self._run(k, rows, cache.parts[k], np.asarray(start, np.int64) - cache.dropped[k], k == last)
+            if k < last:
+                rows = [self._advance(k, b, row, out) for b, row in enumerate(rows)]
+        if fresh:
+            begins = [[begin for begin, _ in layout.pictures] for layout in layouts]
+            cache.kept = [
+                [kept - begin for kept, begin in zip(_left(row), firsts, strict=True)]
+                for row, firsts in zip(rows, begins, strict=True)
+            ]
+        return self._memory.to_host(out["logits"])[:, 0]
+
+    def _settle(self, k: int, rows: Sequence[Row], whole: np.ndarray, cache: SegmentCaches) -> None:
+        """Notes how long rows are in segment ``k`` and gets memory for that."""
+        cache.dropped[k] = whole - [len(row) for row in rows]
+        cache.shift[k] = cache.dropped[k] if self._config.pruning.positions == "compact" else 0
+        for counts, row in zip(cache.counts, rows, strict=True):
+            for number, history in enumerate(counts):
+                history.append(int((row.picture == number).sum()))
+        if k:
+            if cache.parts[k] is not None:
+                self._pools[k].give_back(cache.parts[k])
+            cache.parts[k] = self._pools[k].take(len(rows), cache.tokens - int(cache.dropped[k].min()))
+
+    def _begin(self, layout: Layout, first: int, fresh: bool) -> Row:
+        pieces, skip = [], first
+        for piece in layout.embeds:
+            if skip < len(piece):
+                pieces.append(piece[skip:] if skip else piece)
+            skip = max(0, skip - len(piece))
+        picture = np.full(len(layout.ids), TEXT)
+        for number, (begin, stop) in enumerate(layout.pictures):
+            picture[begin:stop] = number
+        spans = layout.pictures if fresh else ()
+        raters = [self._raters(layout, picture, number) for number in range(len(spans))]
+        source = np.arange(len(layout.ids))
+        return Row(pieces, layout.positions[first:], picture[first:], source[first:], raters, layout.keep)
+
+    def _raters(self, layout: Layout, picture: np.ndarray, number: int) -> np.ndarray:
+        """Rows of the first segment that rate an image: some of the text behind it."""
+        stop = layout.pictures[number][1]
+        text = np.flatnonzero(picture[stop:] == TEXT) + stop
+        if not len(text):
+            raise InputError(
+                f"there is no text behind an image of the prompt; with method {self._method.name} that text rates it",
+                hint="put the question behind the image, or build with another --method",
+            )
+        if "raters" not in self._config.chain:
+            return text[-1:]
+        edges = np.cumsum([len(piece) for piece in layout.embeds])
+        image = layout.embeds[int(np.flatnonzero(edges == stop)[0])]
+        behind = [p for p, edge in zip(layout.embeds, edges, strict=True) if edge > stop and picture[edge - 1] == TEXT]
+        out = self._session("raters").run(
+            {"image_features": image[None], "text_embeds": self._memory.join([behind], len(text))}
+        )
+        return text[self._memory.to_host(out["raters"])[0].astype(bool)]
+
+    def _run(self, k: int, rows: Sequence[Row], cache: Any, write_index: np.ndarray, last: bool) -> Mapping[str, Any]:
+        width = max(map(len, rows))
+        positions = np.zeros((len(rows), width), np.int64)
+        for b, row in enumerate(rows):
+            positions[b, : len(row)] = row.positions
+        inputs: dict[str, Any] = {
+            "hidden_states" if k else "inputs_embeds": self._memory.join([row.pieces for row in rows], width),
+            "position_ids": positions,
+            "write_index": write_index,
+        }
+        if last:
+            inputs["logits_index"] = np.array([[len(row) - 1] for row in rows], np.int64)
+        elif self._rated:
+            inputs["rater_index"] = _table(rows)
+        return self._session(self._names[k]).run(inputs, cache)
+
+    def _advance(self, k: int, b: int, row: Row, out: Mapping[str, Any]) -> Row:
+        """Row ``b`` as it enters the segment behind ``k``."""
+        states = out["last_hidden_state"][b]
+        # What the next segment gets, piece by piece: states [n, D], their positions, pictures and sources.
+        parts: list[tuple[Array, np.ndarray, np.ndarray, np.ndarray]] = []
+
+        def carry(begin: int, end: int) -> None:
+            if begin < end:
+                span = slice(begin, end)
+                parts.append((states[span], row.positions[span], row.picture[span], row.source[span]))
+
+        done = 0
+        for number in range(len(row.raters)):
+            begin, stop = row.span(number)
+            found = self._point(k, b, row, number, (begin, stop), out)
+            if found is None:
+                continue
+            kept, vectors = found
+            carry(done, begin)
+            merged = np.full(len(vectors) - len(kept), MERGED)
+            parts.append(
+                (
+                    vectors,
+                    # What is merged has no position of its own; methods that merge number all tokens anew.
+                    np.concatenate([row.positions[begin:stop][kept], merged]),
+                    np.full(len(vectors), number),
+                    np.concatenate([row.source[begin:stop][kept], merged]),
+                )
+            )
+            done = stop
+        carry(done, len(row))
+        positions, picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        if self._config.pruning.positions == "compact":
+            positions = np.arange(len(positions))
+        return Row([part[0] for part in parts], positions, picture, source, row.raters, row.keep)
+
+    def _point(
+        self, k: int, b: int, row: Row, number: int, span: tuple[int, int], out: Mapping[str, Any]
+    ) -> tuple[np.ndarray, Array] | None:
+        """Kept indices within the image and the vectors [n, D] that take its place; None if all of it stays."""
+        begin, stop = span
+        session = self._session(f"pruner.{k}")
+        needs = {spec.name for spec in self._config.component(f"pruner.{k}").inputs}
+        rating, mine = _table([row])[0], row.rating(number)
+        attention = out["rater_attention"][b : b + 1] if self._rated else None
+        keep = self._keep(k, row, stop - begin, attention, np.isin(rating, mine), span)
+        if keep >= stop - begin:
+            return None
+        width = out["last_hidden_state"].shape[1]
+        positions = np.zeros((1, width), np.int64)
+        positions[0, : len(row)] = row.positions
+        inputs: dict[str, Any] = {
+            "hidden_states": out["last_hidden_state"][b : b + 1],
+            "visual_index": np.arange(begin, stop)[None],
+            "rater_index": rating[None] if self._rated else mine[None],
+            "position_ids": positions,
+            "keep": np.array([keep], np.int64),
+        }
+        if attention is not None:
+            # Rows of other images' raters, and those another row of the batch has more of, do not count.
+            count = attention.shape[-2]
+            weights, index = np.zeros((1, count), np.float32), np.zeros((1, count), np.int64)
+            weights[0, : len(rating)] = np.isin(rating, mine)
+            index[0, : len(rating)] = rating
+            inputs |= {"rater_attention": attention, "rater_weights": weights, "rater_index": index}
+        found = session.run({name: value for name, value in inputs.items() if name in needs})
+        return self._memory.to_host(found["kept_indices"])[0], found["pruned_features"][0]
+
+    def _keep(
+        self, k: int, row: Row, tokens: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
+    ) -> int:
+        """How many of an image's ``tokens`` tokens stay at point ``k``."""
+        visual = self._config.model.visual_tokens
+        if self._options.get("ratio") != "rank":
+            schedule = self._method.schedule(row.keep, visual, self._config.kv.num_layers, self._options)
+            return schedule.kept[k]
+        assert attention is not None
+        block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
+        return self._method.rank_count(self._rank(block), tokens, row.keep, self._options)  # type: ignore[attr-defined]
+
+    def _rank(self, block: np.ndarray) -> int:
+        if "rank" in self._config.chain:
+            return int(self._session("rank").run({"attention": np.ascontiguousarray(block)})["rank"][0])
+        from trtprune.pruning.rank import matrix_rank
+
+        return matrix_rank(block)
+
+    def step(self, cache: SegmentCaches) -> SegmentStep:
+        """The decode step over ``cache``."""
+        return SegmentStep(self._session("embed"), [self._session(n) for n in self._names], cache, self._memory)
+
+
+class SegmentStep:
+    """Embedding lookup and all segments, one after the other; see :class:`trtprune.backends.base.Step`."""
+
+    def __init__(self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory) -> None:
+        self._embed, self._segments, self._cache, self._memory = embed, segments, cache, memory
+        self._first = np.zeros((cache.batch, 1), np.int64)
+
+    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, V] after ``token``; position and slot are those of the first segment."""
+        cache = self._cache
+        states: Any = self._embed.run({"input_ids": token})["text_embeds"]
+        out: Mapping[str, Any] = {}
+        for k, (session, part) in enumerate(zip(self._segments, cache.parts, strict=True)):
+            inputs = {
+                "hidden_states" if k else "inputs_embeds": states,
+                "position_ids": position - cache.shift[k][:, None],
+                # A row that is done goes on writing to its last place.
+                "write_index": np.minimum(write_index - cache.dropped[k], part.capacity - 1),
+                "logits_index": self._first,
+                "rater_index": self._first,
+            }
+            out = session.run({name: inputs[name] for name in inputs if name in session.input_names}, part)
+            states = out.get("last_hidden_state")
+        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
+        return logits
+
+
+def _table(rows: Sequence[Row]) -> np.ndarray:
+    """The rating rows of each row, int64 [B, R], filled up with row 0."""
+    found = [row.rating() if row.raters else np.zeros(1, np.int64) for row in rows]
+    table = np.zeros((len(rows), max(map(len, found))), np.int64)
+    for b, index in enumerate(found):
+        table[b, : len(index)] = index
+    return table
+
+
+def _left(row: Row) -> list[np.ndarray]:
+    """For each image, the sources of its tokens that are left, without merged ones."""
+    return [row.source[(row.picture == number) & (row.source != MERGED)] for number in range(len(row.raters))]
