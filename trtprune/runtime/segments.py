@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune.errors import InputError
+from trtprune.errors import EngineDirError, InputError
+from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.runtime.kv_cache import CachePool
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Memory, Session
     from trtprune.engine_dir import EngineDir
-    from trtprune.pruning.in_llm import InLlmMethod
+    from trtprune.pruning import Method
     from trtprune.runtime.chain import Layout
 
 __all__ = ["SegmentCaches", "Segments", "segment_names"]
@@ -113,9 +114,9 @@ class Segments:
         memory: Of the backend.
     """
 
-    def __init__(
-        self, config: EngineDir, method: InLlmMethod, session: Callable[[str], Session], memory: Memory
-    ) -> None:
+    def __init__(self, config: EngineDir, method: Method, session: Callable[[str], Session], memory: Memory) -> None:
+        if not isinstance(method, InLlmMethod):
+            raise EngineDirError(f"{config.root}: its decoder is cut, and {method.name} does not prune inside it")
         self._config, self._method, self._session, self._memory = config, method, session, memory
         self._options = method.validate_options(config.pruning.options)
         self._names = segment_names(config)
@@ -332,14 +333,18 @@ class Segments:
 
     def step(self, cache: SegmentCaches) -> SegmentStep:
         """The decode step over ``cache``."""
-        return SegmentStep(self._session("embed"), [self._session(n) for n in self._names], cache, self._memory)
+        sessions = [self._session(name) for name in self._names]
+        return SegmentStep(self._session("embed"), sessions, cache, self._memory, rated=self._rated)
 
 
 class SegmentStep:
     """Embedding lookup and all segments, one after the other; see :class:`trtprune.backends.base.Step`."""
 
-    def __init__(self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory) -> None:
+    def __init__(
+        self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory, *, rated: bool
+    ) -> None:
         self._embed, self._segments, self._cache, self._memory = embed, segments, cache, memory
+        self._rated = rated
         self._first = np.zeros((cache.batch, 1), np.int64)
 
     def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
@@ -353,10 +358,12 @@ class SegmentStep:
                 "position_ids": position - cache.shift[k][:, None],
                 # A row that is done goes on writing to its last place.
                 "write_index": np.minimum(write_index - cache.dropped[k], part.capacity - 1),
-                "logits_index": self._first,
-                "rater_index": self._first,
             }
-            out = session.run({name: inputs[name] for name in inputs if name in session.input_names}, part)
+            if session is self._segments[-1]:
+                inputs["logits_index"] = self._first
+            elif self._rated:  # of one token, which nobody reads: the graphs of prompts and of tokens are the same
+                inputs["rater_index"] = self._first
+            out = session.run(inputs, part)
             states = out.get("last_hidden_state")
         logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
         return logits
