@@ -30,12 +30,16 @@ class Memory(Protocol):
 
 
 class TorchMemory:
-    """Memory of the GPU, through torch."""
+    """Memory of the GPU, through torch (or, in tests, of the CPU)."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
 
     def put(self, array: np.ndarray) -> tuple[int, Any]:
         import torch
 
-        held = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy()).cuda()
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy()
+        held = torch.from_numpy(flat).to(self._device)
         return held.data_ptr(), held
 
     def get(self, held: Any, like: np.ndarray) -> np.ndarray:

@@ -98,12 +98,16 @@ class Builder:
 
 
 class EngineStep:
-    """An engine of :func:`step_graph`, its cache bound in place; see ``_attention_step.Step``."""
+    """An engine of :func:`step_graph`, its cache bound in place; see ``_attention_step.Step``.
 
-    def __init__(self, builder: Builder, plan: Any, geometry: Geometry) -> None:
+    ``device`` is another than ``cuda`` in tests only.
+    """
+
+    def __init__(self, builder: Builder, plan: Any, geometry: Geometry, device: str = "cuda") -> None:
         import torch
 
         trt = builder.trt
+        self._device = device
         self._runtime = trt.Runtime(builder.log)
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
@@ -113,8 +117,8 @@ class EngineStep:
         self._format = trt.LayerInformationFormat.JSON
         self._dtype, self._kind = numpy_dtype(geometry.dtype), getattr(torch, geometry.dtype)
         shape = (1, geometry.kv_heads, geometry.capacity, geometry.head_dim)
-        self._cache = {name: torch.zeros(shape, dtype=self._kind, device="cuda") for name in ("key", "value")}
-        self._index = torch.zeros(1, dtype=torch.int64, device="cuda")
+        self._cache = {name: torch.zeros(shape, dtype=self._kind, device=device) for name in ("key", "value")}
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._held: dict[str, Any] = {}
         for name, tensor in self._cache.items():
             for side in ("past_key_values.0.", "present.0."):
@@ -144,7 +148,7 @@ class EngineStep:
         import torch
 
         flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy())
-        return flat.cuda().view(self._kind).view(array.shape)
+        return flat.to(self._device).view(self._kind).view(array.shape)
 
     def _download(self, tensor: Any) -> np.ndarray:
         import torch
@@ -169,7 +173,7 @@ class EngineStep:
             if not self._context.set_input_shape(name, array.shape):
                 raise RuntimeError(f"the engine does not take {name} of shape {array.shape}")
             self._bind(name, self._held[name])
-        self._held["y"] = torch.full(q.shape, float("nan"), dtype=self._kind, device="cuda")
+        self._held["y"] = torch.full(q.shape, float("nan"), dtype=self._kind, device=self._device)
         self._bind("y", self._held["y"])
         return self._held["y"]
 
@@ -181,18 +185,15 @@ class EngineStep:
         """One step, on torch's current stream."""
         import torch
 
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
+        if not self._context.execute_async_v3(stream):
             raise RuntimeError("the engine did not run")
 
     def run(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, write_index: int) -> np.ndarray:
-        """One step, waited for."""
-        import torch
-
+        """One step; reading the answer waits for it."""
         y = self.bind(q, k, v)
         self.at(write_index)
-        torch.cuda.synchronize()
         self.enqueue()
-        torch.cuda.synchronize()
         return self._download(y)
 
     def layers(self) -> list[str]:

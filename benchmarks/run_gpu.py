@@ -46,6 +46,10 @@ class Part:
     after: str | None = None
     """Runs only if that part succeeded in this run, or as the result file has it."""
 
+    def arguments(self, result: Path, folder: Path) -> list[str]:
+        """``command`` with its places filled."""
+        return [text.replace("{json}", str(result)).replace("{folder}", str(folder)) for text in self.command]
+
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
     return (str(HERE / name), *arguments, "--json", "{json}")
@@ -96,7 +100,7 @@ def run_part(part: Part, folder: Path, log: Path, quick_seconds: float | None = 
     """Runs one part; its status (``ok``, ``failed`` or ``timeout``), seconds, last line and result."""
     result = folder / f"{part.name}.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, *(text.format(json=result, folder=folder) for text in part.command)]
+    command = [sys.executable, *part.arguments(result, folder)]
     limit = min(part.seconds, quick_seconds) if quick_seconds is not None else part.seconds
     start = time.perf_counter()
     with log.open("a") as stream:
@@ -191,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = given.folder or Path(name)
         if given.dry_run:
             for part in parts:
-                print(shlex.join(["python", *(t.format(json=path, folder=folder) for t in part.command)]))
+                print(shlex.join(["python", *part.arguments(path, folder)]))
             return
         folder.mkdir(parents=True, exist_ok=True)
         given.out.mkdir(parents=True, exist_ok=True)
