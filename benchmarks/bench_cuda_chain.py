@@ -53,22 +53,6 @@ class Answer:
 Contender = Callable[[int], Answer]
 
 
-class Recorder:
-    """A decoder session that remembers the logits it gave."""
-
-    def __init__(self, session: Any) -> None:
-        self.session = session
-        self.logits: list[np.ndarray] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def run(self, inputs: Any, *rest: Any, **named: Any) -> Any:
-        out = self.session.run(inputs, *rest, **named)
-        self.logits.append(np.asarray(out["logits"], np.float32)[:, 0])
-        return out
-
-
 class Ours:
     """An engine directory, loaded."""
 
@@ -94,14 +78,19 @@ class Ours:
 
     def logits(self, keep: int) -> tuple[np.ndarray, list[int]]:
         """Logits float32 [V] behind the prompt, and which visual tokens were kept."""
-        chain = self.vlm.chain
-        recorder = Recorder(chain.session("decoder"))
-        chain._sessions["decoder"] = recorder
+        chain: Any = self.vlm.chain
+        prefill, seen = chain.prefill, []
+
+        def record(*arguments: Any, **named: Any) -> Any:
+            seen.append(prefill(*arguments, **named))
+            return seen[-1]
+
+        chain.prefill = record
         try:
             _, result = self.answer(keep, 1)
         finally:
-            chain._sessions["decoder"] = recorder.session
-        return recorder.logits[0][0], result.kept_indices[0]
+            chain.prefill = prefill
+        return np.asarray(seen[0][0], np.float32), result.kept_indices[0]
 
 
 class Theirs:

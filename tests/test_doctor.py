@@ -20,6 +20,7 @@ from trtprune.doctor import Check, Report, examine
 H200 = Gpu("NVIDIA H200", 90, 150_000_000_000, "580.1")
 RTX = Gpu("NVIDIA GeForce RTX 4090", 89, 24_000_000_000, "580.1")
 FINE = {"ok": True, "text": "loads and runs"}
+NO_PLUGINS = {"plugins": {"ok": True, "text": "TopKGather and MaxMinSelect"}}
 TARGETS = {"ok": True, "text": "1.7.1", "targets": ["SM80", "SM89", "SM120"]}
 
 
@@ -30,7 +31,7 @@ def machine(
     have = dict.fromkeys(doctor.REQUIRED, "99.0") | packages
     monkeypatch.setattr(doctor, "_version", have.get)
     monkeypatch.setattr(doctor, "find_gpus", lambda: gpus)
-    monkeypatch.setattr(doctor, "_probe", lambda name: probes.get(name, FINE))
+    monkeypatch.setattr(doctor, "_probe", lambda name: (NO_PLUGINS | probes).get(name, FINE))
     return examine()
 
 
@@ -180,6 +181,36 @@ def test_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (the(report, "polygraphy").status, the(report, "polygraphy").fix) == ("ok", None)
 
 
+def test_plugin_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = {"onnxruntime": "1", "tensorrt-cu13": "10.16.1.11", "cuda-bindings": "13"}
+    at = "TopKGather and MaxMinSelect 0.1.0"
+    library = {"ok": True, "text": at, "path": "/opt/libtrtprune_plugins.so", "tensorrt": "10.14.1"}
+    ten = {"plugins": library, "tensorrt": {"ok": True, "text": "10.16.1.11"}}
+    assert the(machine(monkeypatch, {"onnxruntime": "1"}, [], {}), "plugins").status == "missing"
+    report = machine(monkeypatch, full, [H200], ten)
+    assert lines(report, "plugins") == [("ok", f"{at} for TensorRT 10 (/opt/libtrtprune_plugins.so)")]
+    report = machine(monkeypatch, full, [H200], ten | {"tensorrt": {"ok": True, "text": "11.4.0.106"}})
+    assert lines(report, "plugins") == [
+        ("problem", "/opt/libtrtprune_plugins.so: compiled for TensorRT 10.14.1, installed is 11.4.0.106")
+    ]
+    report = machine(monkeypatch, {"onnxruntime": "1"}, [H200], {"plugins": library})
+    assert lines(report, "plugins")[0][0] == "info"
+    foreign = {"ok": False, "text": "/tmp/x.so is not trtprune's plugin library", "hint": "build it"}
+    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {"plugins": foreign})
+    assert (the(report, "plugins").status, the(report, "plugins").fix) == ("problem", "build it")
+
+
+def test_a_plugin_library_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRTPRUNE_PLUGIN_LIBRARY", raising=False)
+    assert probe("plugins")["ok"]
+    for path, words in ((tmp_path / "absent.so", "no file"), (Path(__file__), "does not load")):
+        monkeypatch.setenv("TRTPRUNE_PLUGIN_LIBRARY", str(path))
+        check = the(examine(), "plugins")
+        assert check.status == "problem"
+        assert words in check.text
+        assert "cmake" in (check.fix or "")
+
+
 def test_only_a_machine_with_a_gpu_tries_to_build_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(doctor, "_version", (RTX_ONLY | {"cuda-bindings": "13", "tensorrt": "11"}).get)
@@ -187,9 +218,9 @@ def test_only_a_machine_with_a_gpu_tries_to_build_for_it(monkeypatch: pytest.Mon
     for gpus in ([], [RTX]):
         monkeypatch.setattr(doctor, "find_gpus", lambda gpus=gpus: gpus)
         examine()
-    assert sorted(asked[:3]) == ["cpu", "tensorrt", "tensorrt_rtx"]
-    assert sorted(asked[3:]) == [
-        "cpu", "cuda_bindings", "tensorrt", "tensorrt-here", "tensorrt_rtx", "tensorrt_rtx-here",
+    assert sorted(asked[:4]) == ["cpu", "plugins", "tensorrt", "tensorrt_rtx"]
+    assert sorted(asked[4:]) == [
+        "cpu", "cuda_bindings", "plugins", "tensorrt", "tensorrt-here", "tensorrt_rtx", "tensorrt_rtx-here",
     ]  # fmt: skip
 
 

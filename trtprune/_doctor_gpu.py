@@ -25,6 +25,7 @@ INSTALL = {
     "tensorrt": "pip install 'trtprune[tensorrt]'",
     "compare": "pip install 'trtprune[compare]'",
     "cuda-bindings": "pip install 'cuda-bindings>=13.0'",
+    "plugins": "cmake -S plugins -B build/plugins && cmake --build build/plugins, then set TRTPRUNE_PLUGIN_LIBRARY",
 }
 INSTEAD = f"{INSTALL['tensorrt']} and --backend tensorrt, or --provider cuda"
 Version = Callable[[str], "str | None"]
@@ -72,7 +73,7 @@ def engine_checks(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iter
     yield from _rtx(tried, gpus)
     yield from _full(tried, gpus, version)
     yield from _bindings(tried, gpus, version)
-    yield from _plugins(tried, gpus, version)
+    yield from _plugins(tried, gpus)
     found = version("polygraphy")
     if found:
         yield Check("polygraphy", OK, f"{found}, for trtprune compare")
@@ -155,6 +156,25 @@ def _bindings(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable
         yield Check(name, INFO, f"{found}, runs engines where there is a GPU and its driver")
 
 
-def _plugins(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
-    del tried, gpus, version
-    yield Check("plugins", INFO, "no CUDA plug-in library found; graphs carry their own definitions")
+def _plugins(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
+    name, answer = "plugins", tried.get("plugins", {})
+    if not answer.get("ok"):
+        yield Check(name, PROBLEM, str(answer.get("text", "not tried")), answer.get("hint"))
+        return
+    if "path" not in answer:
+        enables = f"{answer['text']} as one kernel each, in engines of full TensorRT"
+        text = "no plug-in library found; none is needed, graphs carry definitions in plain operators"
+        yield Check(name, MISSING, text, INSTALL["plugins"], enables)
+        return
+    made_for, path = str(answer["tensorrt"]), answer["path"]
+    what = f"{answer['text']} for TensorRT {made_for.partition('.')[0]} ({path})"
+    full = tried.get("tensorrt", {})
+    have = str(full.get("text", ""))
+    if not full.get("ok"):
+        yield Check(name, INFO, f"{what}; for full TensorRT, which is not here")
+    elif have.partition(".")[0] != made_for.partition(".")[0]:
+        major = have.partition(".")[0]
+        text = f"{path}: compiled for TensorRT {made_for}, installed is {have}"
+        yield Check(name, PROBLEM, text, f"build it again with -DTENSORRT_ROOT=… of TensorRT {major}")
+    else:
+        yield Check(name, OK, what if gpus else f"{what}; its kernels need a GPU")

@@ -19,11 +19,14 @@ def probe(name: str) -> dict[str, Any]:
     """Tries one thing.
 
     Args:
-        name: A provider (``cpu``, ``cuda``, ``openvino``), ``cuda_bindings``, an engine builder (``tensorrt``,
-            ``tensorrt_rtx``), or that with ``-here`` behind it: whether an engine it builds loads on this GPU.
+        name: A provider (``cpu``, ``cuda``, ``openvino``), ``cuda_bindings``, ``plugins``, an engine builder
+            (``tensorrt``, ``tensorrt_rtx``), or that with ``-here`` behind it: whether an engine it builds loads on
+            this GPU.
     """
     if name == "cuda_bindings":
         return _bindings()
+    if name == "plugins":
+        return _plugins()
     if name.startswith("tensorrt"):
         library, _, here = name.partition("-")
         return _engine(library) if here else _builder(library)
@@ -99,6 +102,18 @@ def _bindings() -> dict[str, Any]:
     if error != runtime.cudaError_t.cudaSuccess:
         return {"ok": False, "text": error.name}
     return {"ok": True, "text": f"CUDA answers, {count} device{'s' if count != 1 else ''}"}
+
+
+def _plugins() -> dict[str, Any]:
+    """Opens the plugin library, if there is one."""
+    from trtprune.backends.tensorrt.plugins import PLUGINS, find_library, open_library
+
+    path, names = find_library(), " and ".join(PLUGINS)
+    if path is None:
+        return {"ok": True, "text": names}
+    library = open_library(path)
+    version = ".".join(map(str, library.tensorrt))
+    return {"ok": True, "text": f"{names} {library.version}", "path": str(library.path), "tensorrt": version}
 
 
 def _members(enum: Any) -> list[Any]:

@@ -40,7 +40,7 @@ def examine() -> Report:
     """Looks at this machine.  Takes a few seconds, never raises, asks nothing of the network."""
     gpus = find_gpus()
     # Each probe is a process that mostly waits for the disk: start them all at once.
-    with ThreadPoolExecutor(5) as pool:
+    with ThreadPoolExecutor(8) as pool:
         probes = {name: pool.submit(_probe, name) for name in _to_probe(gpus)}
         tried = {name: probe.result() for name, probe in probes.items()}
     parts: list[Callable[[], Iterable[Check]]] = [
@@ -88,7 +88,7 @@ def _to_probe(gpus: list[Gpu]) -> list[str]:
                 names.append(f"{library}-here")
     if gpus and _version("cuda-bindings"):
         names.append("cuda_bindings")
-    return names
+    return [*names, "plugins"]
 
 
 def _probe(name: str) -> dict[str, Any]:
