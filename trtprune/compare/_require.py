@@ -50,13 +50,18 @@ def polygraphy() -> Any:
 
 @contextlib.contextmanager
 def as_error(what: str) -> Iterator[None]:
-    """Turns Polygraphy's exception, whose text is for its own users, into one line about ``what``."""
+    """Turns Polygraphy's exceptions, and those of the libraries it calls, into one line about ``what``."""
     from polygraphy.exception import PolygraphyException
 
     try:
         yield
-    except PolygraphyException as error:
-        text = " ".join(str(error).split())[:400]
+    except Exception as error:
+        # TensorRT and torch raise RuntimeError; ONNX Runtime classes of its own, straight from Exception.
+        foreign = type(error).__module__.startswith("onnxruntime")
+        if not foreign and not isinstance(error, PolygraphyException | RuntimeError):
+            raise
+        logger.debug("traceback of the error below", exc_info=error)
+        text = " ".join(str(error).split())[:400] or type(error).__name__
         raise BackendError(f"{what}: {text}", hint="-v shows what Polygraphy says in full") from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from trtprune.compare._require import set_flavour
 from trtprune.compare.inputs import wire_dtype
+from trtprune.compare.points import mark
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -73,20 +74,29 @@ def engine_runner(made: EngineDir, component: ComponentInfo, name: str) -> Any:
     return _runner(made, component, name, made.path(component.engine))
 
 
-def probe_runner(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], name: str) -> Any:
-    """An engine that shows these tensors, built now; its file is removed when the runner is deactivated."""
+def probe_runner(
+    made: EngineDir, component: ComponentInfo, tensors: Sequence[str], name: str
+) -> tuple[Any, dict[str, str]]:
+    """An engine that shows these tensors, built now; its file is removed when the runner is deactivated.
+
+    Returns:
+        The runner, and the name of the output that shows each tensor.
+    """
     folder = tempfile.TemporaryDirectory(prefix="trtprune-probe-")
-    path = build_probe(made, component, tensors, Path(folder.name) / f"{component.name}.engine")
-    return _runner(made, component, name, path, keep=folder)
+    path = Path(folder.name) / f"{component.name}.engine"
+    shown = build_probe(made, component, tensors, path)
+    return _runner(made, component, name, path, keep=folder), shown
 
 
-def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], path: Path) -> Path:
+def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], path: Path) -> dict[str, str]:
     """Builds a component with more outputs, for the targets the directory's engines were built for.
+
+    Returns:
+        Tensor → the output that shows it.
 
     Raises:
         BuildError: if TensorRT does not build it.
     """
-    import onnx
 
     from trtprune.backends.tensorrt.building import BuilderSettings, build_engine
     from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
@@ -99,8 +109,7 @@ def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str
     log = get_log(trt)
     proto = read_onnx(made.path(component.onnx), {"capacity": made.kv.capacity})
     # Its own outputs stay: cache updates must end in outputs to happen in place.
-    there = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors if tensor not in there)
+    shown = mark(proto, tensors, only=False)
     network = Network(trt, log, proto, made.root, component.name)
     profiles = component_profiles(component.name, component.inputs, limits_of(made), made.backend)
     settings = BuilderSettings(
@@ -110,7 +119,7 @@ def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str
         weight_streaming=info.weight_streaming,
     )
     build_engine(network, log, profiles, settings, path)
-    return path
+    return shown
 
 
 def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, keep: Any = None) -> Any:

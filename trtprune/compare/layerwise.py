@@ -60,12 +60,12 @@ def find_layer(
         """Label → names on both sides, in order."""
         found: list[PointResult] = []
         for part in _portions(list(pairs), feeds, hidden_size):
-            runners = [
+            probes = [
                 side.probe(component, list(dict.fromkeys(pairs[label][i] for label in part)))
                 for i, side in enumerate((candidate, reference))
             ]
-            results = run_both(runners[0], runners[1], feeds)
-            names = [{label: pairs[label][i] for label in part} for i in (0, 1)]
+            results = run_both(probes[0][0], probes[1][0], feeds)
+            names = [{label: probes[i][1][pairs[label][i]] for label in part} for i in (0, 1)]
             found += _points(rename(results, names), part, tolerance, iterations)
         return tuple(found)
 
@@ -75,7 +75,7 @@ def find_layer(
     coarse = [p for p in shared if p.coarse]
     graphs = candidate.graph(component), reference.graph(component)
     if not coarse and None in graphs:
-        return Layers((), note="neither side has layers to look at here")
+        return Layers((), note=f"{reference.name} shows outputs only here")
     report(f"{len(coarse)} points of the residual stream")
     residual = look(named(coarse)) if coarse else ()
     bad = next((p for p, result in zip(coarse, residual, strict=True) if not result.passed), None)

@@ -108,15 +108,27 @@ def between(
     return pairs
 
 
-def mark(model: bytes, tensors: Iterable[str]) -> bytes:
-    """The model with these tensors as its only outputs: what they do not need is not computed."""
+def mark(proto: onnx.ModelProto, tensors: Iterable[str], *, only: bool = True) -> dict[str, str]:
+    """Makes tensors outputs of a model, in float32 whatever they are (NumPy has no bfloat16).
+
+    Args:
+        proto: Changed in place.
+        tensors: Names of inner tensors.
+        only: Drop the model's own outputs, so that what the tensors do not need is not computed.
+
+    Returns:
+        Tensor → name of the output that shows it.
+    """
     import onnx
 
-    proto = onnx.load_from_string(model)
-    del proto.graph.output[:]
-    # Without a type: runtimes infer it, and the ONNX file does not record it for inner tensors.
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors))
-    return proto.SerializeToString()
+    shown = {name: f"probe/{name}" for name in dict.fromkeys(tensors)}
+    if only:
+        del proto.graph.output[:]
+    for name, output in shown.items():
+        proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
+        # Without a shape: runtimes infer it.
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
+    return shown
 
 
 def _scope(name: str) -> str:

@@ -36,8 +36,8 @@ class Side(Protocol):
     def points(self, component: ComponentInfo) -> list[Point]:
         """Tensors inside that can be looked at, in order; none where the side cannot be looked into."""
 
-    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
-        """A runner whose outputs are these tensors."""
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
+        """A runner that shows these tensors, and the name of each one's output."""
 
     def graph(self, component: ComponentInfo) -> onnx.GraphProto | None:
         """The graph behind it, if there is one."""
@@ -97,9 +97,13 @@ class OrtSide:
         """The outputs of the model's modules."""
         return find_points(self.graph(component))
 
-    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
         """The graph with these outputs instead of its own."""
-        return self._open(component, mark(read_model(self.made, self._mine(component)), tensors))
+        import onnx
+
+        proto = onnx.load_from_string(read_model(self.made, self._mine(component)))
+        shown = mark(proto, tensors)
+        return self._open(component, proto.SerializeToString()), shown
 
     def graph(self, component: ComponentInfo) -> onnx.GraphProto:
         """The graph in the file."""
@@ -155,7 +159,7 @@ class EngineSide:
         """Those of the graph it was built from."""
         return find_points(self.graph(component))
 
-    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
         """The component built once more, with these outputs."""
         from trtprune.compare.engines import probe_runner
 

@@ -107,9 +107,10 @@ class TransformersSide:
             for i, label in enumerate(_hooks(self.model, component.name))
         ]
 
-    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> Any:
+    def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
         """The outputs of these modules."""
-        return _runner(lambda feed: self._look(component, feed, tensors), component, self.name)
+        runner = _runner(lambda feed: self._look(component, feed, tensors), component, self.name)
+        return runner, {label: label for label in tensors}
 
     def graph(self, component: ComponentInfo) -> None:
         """None."""
