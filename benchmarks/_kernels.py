@@ -6,14 +6,16 @@ import ctypes
 import itertools
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "build" / "plugins" / "libtrtprune_kernels.so"
+LIBRARY = "libtrtprune_kernels.so"
+# With the TensorRT plugins, as plugins/ is built on a machine with a network; and the kernels alone.
+FOLDERS = (ROOT / "build" / "plugins", ROOT / "build" / "kernels")
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 MODES = {"maxmin": 0, "meansim": 1}
 PICKED = np.float32(3.0e38)
@@ -49,7 +51,7 @@ class TorchMemory:
 class Kernels:
     """The library, with arguments as Python has them. Every pointer is an address as an int."""
 
-    def __init__(self, path: Path = LIBRARY) -> None:
+    def __init__(self, path: Path) -> None:
         lib = ctypes.CDLL(str(path))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         lib.trtprune_topk_gather.argtypes = [
@@ -115,15 +117,26 @@ class Kernels:
             raise RuntimeError(f"the kernel was not launched: {self._lib.trtprune_error_string(code).decode()}")
 
 
-def build(folder: Path = LIBRARY.parent) -> Path:
-    """The library, compiled if it is not there."""
-    path = folder / LIBRARY.name
-    if not path.exists():
-        if shutil.which("cmake") is None or shutil.which("nvcc") is None:
-            raise SystemExit(f"{path} is not there, and building it needs cmake and nvcc on PATH")
-        for command in (["-S", str(ROOT / "plugins"), "-B", str(folder)], ["--build", str(folder), "-j"]):
-            subprocess.run(["cmake", *command], check=True)
-    return path
+def find(name: str, folders: Sequence[Path] = FOLDERS) -> Path | None:
+    """A file among what was built from plugins/."""
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+def build(folders: Sequence[Path] = FOLDERS) -> Path:
+    """The library of the kernels; compiled for the GPU at hand, which takes a minute, if it is not there.
+
+    Raises:
+        SystemExit: if it is not there and cannot be compiled.
+    """
+    path = find(LIBRARY, folders)
+    if path is not None:
+        return path
+    if shutil.which("cmake") is None or shutil.which("nvcc") is None:
+        raise SystemExit(f"{LIBRARY} is not in {folders[0]}, and compiling it needs cmake and nvcc on PATH")
+    options = ["-DTRTPRUNE_PLUGIN=OFF", "-DCMAKE_CUDA_ARCHITECTURES=native"]
+    for command in (["-S", str(ROOT / "plugins"), "-B", str(folders[-1]), *options], ["--build", str(folders[-1])]):
+        subprocess.run(["cmake", *command], check=True)
+    return folders[-1] / LIBRARY
 
 
 def numpy_dtype(name: str) -> np.dtype:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _gpu_bench import graph_medians, measure_bandwidth, need_gpu
-from _kernels import LIBRARY, Kernels, TorchMemory, build, check_greedy, check_topk
+from _kernels import Kernels, TorchMemory, build, check_greedy, check_topk
 from _machine import machine, write_json
 
 TOKENS = [1, 2, 3, 31, 32, 33, 255, 256, 257, 576, 1024, 2047, 2880, 4095, 4096, 4097, 8192, 16384, 32767, 32768]
@@ -142,12 +142,12 @@ def _row(name: str, times: dict[str, list[float]], floor_us: float | None) -> di
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, default=LIBRARY)
+    parser.add_argument("--library", type=Path, help="libtrtprune_kernels.so.  Default: what was built from plugins/")
     parser.add_argument("--quick", action="store_true", help="a quarter of the checks, fewer replays")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch = need_gpu("bench_topk_gather.py")
-    kernels = Kernels(given.library if given.library != LIBRARY else build())
+    kernels = Kernels(given.library or build())
     replays = 10 if given.quick else 30
     checks = check_all(kernels, TorchMemory(), given.quick)
     print(f"{checks['count']} checks against NumPy, {checks['failed']} failed", *checks["first_failures"], sep="\n  ")

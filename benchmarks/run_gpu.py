@@ -67,6 +67,8 @@ PARTS = (
          _script("bench_rtx_current.py", "--quick")),
     Part("kernels", 420, "kernels of plugins/ against NumPy, torch and the memory's bandwidth",
          _script("bench_topk_gather.py")),
+    Part("plugin-harness", 420, "the kernels in C++, and the plugins' own enqueue in a lean TensorRT runtime",
+         _script("bench_plugin_harness.py")),
     Part("chain-tiny", 240, "ONNX Runtime CUDA on a tiny model: right, and on the GPU", _chain("tiny")),
     Part("chain-7b", 580, "ONNX Runtime CUDA against transformers, llava-1.5-7b's shape", _chain("7b")),
     Part("rtx-attention", 420, "attention over a KV cache: kernel, error, unused slots, CUDA graph",

@@ -20,6 +20,7 @@ from tests.bench import FakeKernels, OrtStep, fake_tensorrt
 import _checkpoints  # isort: skip
 import _trt  # isort: skip
 import bench_cuda_chain  # isort: skip
+import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
 import bench_topk_gather  # isort: skip
@@ -219,6 +220,30 @@ def test_memory_of_a_process_is_seen() -> None:
     code = "import time; b = bytearray(150_000_000); b[::4096] = b'x' * len(b[::4096]); time.sleep(0.2)"
     row = bench_tensorrt_build.measure([sys.executable, "-c", code])
     assert 150e6 < row["peak_anonymous_bytes"] <= row["peak_rss_bytes"] < 250e6
+
+
+def program(path: Path, text: str, status: int = 0) -> None:
+    path.write_text(f'#!/bin/sh\necho "$LD_LIBRARY_PATH" >&2\n{text}\nexit {status}\n')
+    path.chmod(0o755)
+
+
+def test_plugin_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The programs' JSON is taken over; one that fails fails the script and keeps what the other found."""
+    with pytest.raises(SystemExit, match="kernel_bench is not in"):
+        bench_plugin_harness.main(["--folder", str(tmp_path)])
+    program(tmp_path / "kernel_bench", """echo '{"cases": 3, "failed": 0, "times": [{"us": 2.5}]}'""")
+    out = tmp_path / "out.json"
+    bench_plugin_harness.main(["--folder", str(tmp_path), "--json", str(out)])
+    assert "3 cases, 0 failed" in capsys.readouterr().out
+    (tmp_path / "libtrtprune_plugins.so").write_bytes(b"")
+    (tmp_path / "lean").mkdir()
+    program(tmp_path / "plugin_harness", "true", status=1)
+    lean = tmp_path / "lean" / "libnvinfer_lean.so.10"
+    with pytest.raises(SystemExit, match=f"plugins: {lean.parent}"):
+        bench_plugin_harness.main(["--folder", str(tmp_path), "--lean", str(lean), "--json", str(out)])
+    result = json.loads(out.read_text())
+    assert result["kernels"]["times"] == [{"us": 2.5}]
+    assert result["plugins"]["exit_status"] == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
