@@ -74,6 +74,12 @@ class FakeTensorrt:
         if self.rtx:
             self.ComputeCapability = enum.Enum("ComputeCapability", ["SM86", "SM89", "SM120", "CURRENT"])
 
+    def get_plugin_registry(self) -> Any:
+        return self
+
+    def get_creator(self, name: str, version: str, namespace: str) -> None:
+        """No plugin is known."""
+
     def Runtime(self, logger: Any) -> Any:
         made = (RtxRuntime if self.rtx else Runtime)(self, logger)
         self.runtimes.append(made)
@@ -123,8 +129,13 @@ class Engine:
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
         self.contexts: list[Context] = []
-        weights = self.driver.allocate(max(1, Path(data["onnx"]).stat().st_size))
-        self.driver.view(weights, 1)
+        self.driver.allocate(Path(data["onnx"]).stat().st_size)  # stands for the weights
+
+    weight_streaming_budget_v2 = 0
+    automatic_budget = 12345
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return self.automatic_budget
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -134,6 +145,9 @@ class Engine:
 
     def get_tensor_location(self, name: str) -> Any:
         return FakeTensorrt.TensorLocation.HOST if name == "keep" else FakeTensorrt.TensorLocation.DEVICE
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return name.replace("present.", "past_key_values.") if name.startswith("present.") else None
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return int(self.data["workspace"][profile])

@@ -5,7 +5,6 @@ What can be refused is refused before anything is loaded: another version, anoth
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from trtprune.backends.tensorrt.loading import (
     load_engine,
 )
 from trtprune.backends.tensorrt.memory import DeviceMemory
+from trtprune.backends.tensorrt.plugins import load_plugins
 from trtprune.backends.tensorrt.session import TrtCache, TrtSession
 from trtprune.errors import BackendError
 
@@ -64,8 +64,7 @@ class TrtBackend:
         self._workspace = Workspace(self._device_memory)
         self._unloaded = {component.name: _size(config, component) for component in config.components}
         self._check_memory()
-        if info.plugins:
-            importlib.import_module("trtprune.backends.tensorrt.plugins").load_plugins(trt, info.plugins)
+        load_plugins(trt, info.plugins)
         self._runtime = trt.Runtime(get_log(trt).ilogger)
         # A version-compatible engine carries the runtime it was built for, which is code.
         self._runtime.engine_host_code_allowed = info.version_compatible

@@ -74,6 +74,11 @@ class Engine:
         for profile in range(engine.num_optimization_profiles):
             workspace.reserve(engine.get_device_memory_size_for_profile_v2(profile))
 
+    def aliased_input(self, output: str) -> str | None:
+        """The input whose memory an output shares by itself, where TensorRT can tell."""
+        ask = getattr(self.engine, "get_aliased_input_tensor", None)
+        return (ask(output) or None) if ask is not None else None
+
     def context(self, profile: int, *, graphs: bool = False) -> Context:
         """A context for one profile; ``graphs`` lets TensorRT for RTX record its work by itself.
 

@@ -39,6 +39,12 @@ def engine_info(config: EngineDir) -> EngineInfo:
             f"{config.root}: exported for {config.backend}, without engines",
             hint=f"trtprune build --backend {config.backend} makes them; --provider cpu runs the graphs",
         )
+    if config.lowering.get("cache") == "primitives":
+        # Only the KV-cache layer may write what another reads in the same run.
+        raise BackendError(
+            f"{config.root}: built with --lowering cache=primitives, which engines cannot do in place",
+            hint="build it again without",
+        )
     return config.engines
 
 
@@ -50,8 +56,8 @@ def check_version(config: EngineDir, info: EngineInfo, installed: str) -> None:
     """
     if info.version == installed:
         return
-    if info.version_compatible and info.version.split(".")[0] == installed.split(".")[0]:
-        return  # TensorRT decides
+    if info.version_compatible and _numbers(installed) > _numbers(info.version):
+        return
     package = PACKAGES[config.backend]
     again = "build it again" if config.backend == "tensorrt-rtx" else "build it again with --version-compatible"
     raise BackendError(
@@ -71,14 +77,15 @@ def check_device(config: EngineDir, info: EngineInfo, device: Device, supported:
     Raises:
         BackendError: naming the GPU and the flag.
     """
-    if device.sm in info.targets or "any" in info.targets:
+    if device.sm in info.targets or "current" in info.targets:  # current: of the GPU that built it, which is not known
         return
     if info.hardware_compatibility == "ampere_plus" and device.capability >= (8, 0):
         return
     here = f"this GPU ({device.name}) is {device.sm}"
     if supported and device.sm not in supported:
+        known = ", ".join(sorted(supported, key=_numbers))
         raise BackendError(
-            f"{config.root}: {here}, which {config.backend} does not support ({', '.join(sorted(supported, key=_sm))})",
+            f"{config.root}: {here}, which {config.backend} does not support ({known})",
             hint="build it with --backend tensorrt; --provider cuda runs the graphs in ONNX Runtime",
         )
     how = (
@@ -87,12 +94,13 @@ def check_device(config: EngineDir, info: EngineInfo, device: Device, supported:
         else "on this machine, or with --hardware-compatibility-level ampere_plus"
     )
     raise BackendError(
-        f"{config.root}: the engines are for {', '.join(info.targets)}; {here}", hint=f"build it again {how}".strip()
+        f"{config.root}: the engines are for {', '.join(info.targets)}; {here}", hint=f"build it again {how}"
     )
 
 
-def _sm(name: str) -> int:
-    return int(re.sub(r"\D", "", name) or 0)
+def _numbers(text: str) -> tuple[int, ...]:
+    """``(10, 15, 1)`` of ``10.15.1``, ``(89,)`` of ``sm89``."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class TrtSession:
             )
         if not {pair.past for pair in self.pairs} <= engine.inputs:
             raise EngineDirError(f"{component.engine}: the engine does not read its cache", hint="build it again")
+        for pair in self.pairs:
+            if engine.aliased_input(pair.present) not in (None, pair.past):
+                raise EngineDirError(
+                    f"{component.engine}: {pair.present} is not the updated {pair.past}", hint="build it again"
+                )
         self._contexts: dict[int, Context] = {}
 
     def run(self, inputs: Mapping[str, Any], cache: TrtCache | None = None) -> dict[str, DeviceArray]:

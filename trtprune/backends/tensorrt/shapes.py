@@ -113,6 +113,11 @@ def _refusal(component: ComponentInfo, name: str, have: Shape, low: Shape, high:
         )
     axis = next((i for i in range(min(len(have), len(low))) if not low[i] <= have[i] <= high[i]), 0)
     size, limit, dim = have[axis], high[axis], spec.shape[axis]
+    if dim == "capacity":
+        return BackendError(
+            f"{component.name}: a cache of {size} tokens; the engine has {limit}",
+            hint="build with another --max-seq-len",
+        )
     if size < low[axis]:
         return InputError(f"{component.name}: {name} has shape {list(have)}; the engine takes at least {list(low)}")
     if dim in ("tokens", "text_tokens"):
@@ -130,10 +135,5 @@ def _refusal(component: ComponentInfo, name: str, have: Shape, low: Shape, high:
         return InputError(
             f"{component.name}: {size} rows at once; the engines were built for {limit}",
             hint="a smaller batch, or build with a larger --max-batch-size",
-        )
-    if dim == "capacity":
-        return BackendError(
-            f"{component.name}: a cache of {size} tokens; the engine has {limit}",
-            hint="build with another --max-seq-len",
         )
     return BackendError(f"{component.name}: input {name} has shape {list(have)}; the engine takes {list(high)} at most")
