@@ -21,6 +21,9 @@ __all__ = ["Group", "Reporter", "echo_json", "fail", "log_options", "logger", "p
 
 logger = logging.getLogger("trtprune")
 
+BUILD_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "huggingface_hub")
+"""What an installation that only runs engine directories may lack, such as the runtime image's."""
+
 
 class Group(click.Group):
     """A click group whose commands end in exit code 1 and one clear line on an expected failure."""
@@ -32,6 +35,12 @@ class Group(click.Group):
             return super().invoke(ctx)
         except TrtpruneError as error:
             fail(error)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in BUILD_PACKAGES:
+                raise
+            hint = f"pip install {package.replace('_', '-')}; in a container, use the builder image"
+            fail(TrtpruneError(f"{package} is not installed, and this command needs it", hint=hint))
         except KeyboardInterrupt:
             click.echo("trtprune: interrupted; nothing was left half-written", err=True)
             sys.exit(130)
