@@ -8,8 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 from _kernels import numpy_dtype
 
-FORMS = ("op", "op-float32", "primitives", "lengths")
-"""Those of :class:`trtprune.graph.Lowering`; and ``lengths``, TensorRT's own operator with the cache's fill."""
+FORMS = {
+    "tensorrt": ("op", "op-float32", "primitives", "primitives-float32", "lengths", "causal"),
+    # Its compiler fails on attention between casts to float32, or brings the process down.
+    "tensorrt-rtx": ("op", "primitives", "primitives-float32", "lengths", "causal"),
+}
+"""Backend → forms of :class:`trtprune.graph.Lowering`, and two that only serve to compare: ``lengths``, TensorRT's own
+operator, told how far the cache is filled; ``causal``, for prompts alone: over the new tokens, without a mask."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def step_graph(geometry: Geometry, *, static: bool = True) -> bytes:
     from trtprune.graph import Graph, Lowering
     from trtprune.graph.attention import attention, cache_mask, cache_write
 
-    own = geometry.form == "lengths"
+    own = geometry.form in ("lengths", "causal")
     lowering = Lowering() if own else Lowering(attention=geometry.form)  # type: ignore[arg-type]
     g = Graph("attention", dtype=geometry.dtype, lowering=lowering)
     op, int64 = g.op, ir.DataType.INT64
@@ -58,7 +63,9 @@ def step_graph(geometry: Geometry, *, static: bool = True) -> bytes:
     steps = op.Range(g.scalar(0, int64), length, g.scalar(1, int64))
     slots = op.Add(op.Unsqueeze(write_index, g.ints(1)), steps)
     key, value = (cache_write(g, old, new, write_index, slots) for old, new in zip(past, (k, v), strict=True))
-    if own:
+    if geometry.form == "causal":
+        y = op.Attention(op.Mul(q, g.scalar(geometry.head_dim**-0.5)), k, v, is_causal=1, scale=1.0)
+    elif own:
         filled = op.Cast(op.Add(write_index, op.Shape(q, start=2, end=3)), to=ir.DataType.INT32)
         scaled = op.Mul(q, g.scalar(geometry.head_dim**-0.5))
         y = op.TRT_Attention(scaled, key, value, None, None, filled, causal_kind="lower_right", _domain="trtprune")
@@ -104,7 +111,7 @@ def examine(step: Step, geometry: Geometry, prompt: int, seed: int = 0) -> dict[
     Returns:
         ``prefill`` and ``decode`` (the worst of several fills): see :func:`errors`; ``in_place``: only the new rows of
         the cache changed; ``garbage_suffix_same`` and ``nan_suffix_same``: the answer is bit for bit the same with
-        large numbers, or NaN, in the slots nobody wrote.
+        large numbers, or NaN, in the slots nobody wrote. Of the form ``causal``, ``prefill`` only.
     """
     rng, dtype = np.random.default_rng(seed), numpy_dtype(geometry.dtype)
 
@@ -117,6 +124,8 @@ def examine(step: Step, geometry: Geometry, prompt: int, seed: int = 0) -> dict[
     step.fill(empty, empty)
     y = step.run(q, k, v, 0)
     found["prefill"] = errors(y, expected(q, k, v, 0))
+    if geometry.form == "causal":
+        return found
     decode: list[dict[str, float]] = []
     same: dict[str, list[bool]] = {"in_place": [], "garbage_suffix_same": [], "nan_suffix_same": []}
     for live in sorted({1, prompt, geometry.capacity // 2 + 3, geometry.capacity - 1}):

@@ -46,13 +46,12 @@ class Builder:
 
         self.log = Log()
 
-    def build(self, model: bytes, ranges: Ranges, *, decomposable: bool = False) -> tuple[Any, float]:
-        """The plan and the seconds it took.
+    def build(self, model: bytes, ranges: Ranges) -> tuple[Any, float]:
+        """The plan and the seconds it took. Attention is a fused kernel or refused: TensorRT may not take it apart.
 
         Args:
             model: Serialised ONNX.
             ranges: Smallest, typical and largest shape of each input that has one.
-            decomposable: Attention may be written out with plain operators; otherwise it is a fused kernel or refused.
 
         Raises:
             RuntimeError: with what TensorRT said, if it refuses.
@@ -65,12 +64,6 @@ class Builder:
         parser = trt.OnnxParser(network, self.log)
         if not parser.parse(model):
             raise RuntimeError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
-        if decomposable:
-            for i in range(network.num_layers):
-                layer = network.get_layer(i)
-                if layer.type == trt.LayerType.ATTENTION_INPUT:
-                    layer.__class__ = trt.IAttentionInputLayer
-                    layer.attention.decomposable = True
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if hasattr(trt, "ComputeCapability"):
@@ -94,7 +87,7 @@ class Builder:
             return one, one, (1, heads, longest, geometry.head_dim)
 
         ranges = {"q": rows(geometry.heads), "k": rows(geometry.kv_heads), "v": rows(geometry.kv_heads)}
-        return self.build(step_graph(geometry), ranges, decomposable=geometry.form == "op-float32")
+        return self.build(step_graph(geometry), ranges)
 
 
 class EngineStep:

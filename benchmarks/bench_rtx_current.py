@@ -39,10 +39,10 @@ SECONDS = 240
 SCRIPT = "bench_rtx_current.py"
 
 
-def cases(quick: bool) -> list[Geometry]:
-    """Everything that is tried; the forms that may fail last."""
+def cases(backend: str, quick: bool) -> list[Geometry]:
+    """Everything that is tried, the default form first."""
     capacities = CAPACITIES[:2] if quick else CAPACITIES
-    forms = FORMS[:1] if quick else ("op", "primitives", "lengths", "op-float32")
+    forms = FORMS[backend][:1] if quick else FORMS[backend]
     return [Geometry(c, dtype, form=form) for form in forms for dtype in DTYPES for c in capacities]
 
 
@@ -107,14 +107,34 @@ def one_case(backend: str, geometry: Geometry, quick: bool) -> dict[str, Any]:
     row |= {"aliases": step.aliases(), **examine(step, geometry, PROMPT)}
     replays = 5 if quick else 20
     try:
-        row["cuda_graph"] = replay_steps(step, geometry)
-        row["step_us"] = time_steps(step, geometry, 1, replays)
+        if geometry.form != "causal":
+            row["cuda_graph"] = replay_steps(step, geometry)
+            row["step_us"] = time_steps(step, geometry, 1, replays)
         row["prefill_us"] = {str(longest): time_steps(step, geometry, longest, replays)}
     except RuntimeError as error:
-        row.setdefault("cuda_graph", {"refused": str(error)[:300]})
-        row.setdefault("step_us", {"median": float("nan"), "refused": str(error)[:300]})
+        row["not_timed"] = str(error)[:300]
     row["layers"] = step.layers()[:20]
     return row
+
+
+def said(row: dict[str, Any]) -> str:
+    """The findings of one case on one line."""
+    parts = []
+    for what in ("step_us", "prefill_us"):
+        times = row.get(what, {})
+        for tokens, time in times.items() if what == "prefill_us" else [("1", times)] if times else []:
+            parts.append(f"{tokens} tokens {time['median']:.1f} us")
+    for what in ("decode", "prefill"):
+        if what in row:
+            parts.append(f"{what} error {row[what]['rmse']:.1e} rms, {row[what]['max']:.1e} max")
+    for what in ("in_place", "garbage_suffix_same", "nan_suffix_same"):
+        if what in row:
+            parts.append(f"{what.replace('_', ' ')}: {'yes' if row[what] else 'NO'}")
+    graph = row.get("cuda_graph", {})
+    if graph:
+        same = graph["answers_same"] and graph["cache_same"]
+        parts.append(f"CUDA graph: {'the same' if same else 'OTHER'}")
+    return "; ".join([*parts, *([f"not timed: {row['not_timed']}"] if "not_timed" in row else [])])
 
 
 def smallest(backend: str) -> dict[str, Any]:
@@ -166,19 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = f"{given.backend} {trt.__version__}"
     print(f"{what}: an engine built for the current GPU {'runs here' if works else 'does not run here'}", flush=True)
     rows = []
-    for geometry in cases(given.quick) if works else []:
+    for geometry in cases(given.backend, given.quick) if works else []:
         row = in_a_process([*common, "--case", json.dumps(asdict(geometry))])
         rows.append(asdict(geometry) | row)
-        name = f"{geometry.form:<11} {geometry.dtype:<9} capacity {geometry.capacity:>4}"
+        name = f"{geometry.form:<18} {geometry.dtype:<9} capacity {geometry.capacity:>4}"
         if not row.get("builds"):
             print(f"{name}  no engine: {row.get('refused')}", flush=True)
             continue
-        print(
-            f"{name}  step {row['step_us']['median']:7.1f} us  error {row['decode']['rmse']:.1e} rms "
-            f"{row['decode']['max']:.1e} max  in place {row['in_place']}  garbage harmless "
-            f"{row['garbage_suffix_same']}  NaN harmless {row['nan_suffix_same']}  graph {row['cuda_graph']}",
-            flush=True,
-        )
+        print(f"{name}  {said(row)}", flush=True)
     if given.json:
         command = " ".join(["python benchmarks/bench_rtx_current.py", *common])
         versions = {"library": trt.__version__}

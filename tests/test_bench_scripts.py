@@ -108,7 +108,7 @@ def test_what_is_checked_and_timed() -> None:
 # -- attention over a cache
 
 
-@pytest.mark.parametrize("form", ["op", "op-float32", "primitives"])
+@pytest.mark.parametrize("form", ["op", "op-float32", "primitives", "primitives-float32"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-6), ("float16", 2e-3)])
 def test_an_attention_step_in_onnx_runtime(form: str, dtype: str, most: float) -> None:
     geometry = Geometry(64, dtype, heads=8, kv_heads=2, head_dim=16, form=form)
@@ -119,6 +119,23 @@ def test_an_attention_step_in_onnx_runtime(form: str, dtype: str, most: float) -
     assert found["garbage_suffix_same"]
     # A weight of zero times NaN: why caches start zeroed. (An engine may do better.)
     assert not found["nan_suffix_same"]
+
+
+def test_a_prompt_alone_needs_no_mask() -> None:
+    geometry = Geometry(64, "float32", heads=4, kv_heads=2, head_dim=16, form="causal")
+    found = examine(OrtStep(geometry), geometry, prompt=24)
+    assert list(found) == ["prefill"]
+    assert found["prefill"]["relative"] < 1e-6
+
+
+def test_findings_on_one_line() -> None:
+    found = dict.fromkeys(("max", "rmse", "relative"), 0.5)
+    row = {"step_us": {"median": 12.34}, "decode": found, "prefill": found, "in_place": True, "nan_suffix_same": False}
+    graph = {"answers_same": True, "cache_same": False}
+    text = bench_rtx_current.said(row | {"cuda_graph": graph, "prefill_us": {"640": {"median": 99.0}}})
+    for words in ("1 tokens 12.3 us", "640 tokens 99.0 us", "in place: yes", "nan suffix same: NO", "graph: OTHER"):
+        assert words in text
+    assert bench_rtx_current.said({"prefill": found, "not_timed": "why"}).endswith("not timed: why")
 
 
 def test_an_attention_step_that_is_wrong() -> None:
@@ -154,9 +171,9 @@ def test_an_engine_step_binds_the_cache_in_place() -> None:
         _trt.EngineStep(builder, b"", geometry, device="cpu")
 
 
-@pytest.mark.parametrize("geometry", [g for g in bench_rtx_current.cases(False) if g.form != "op-float32"], ids=str)
+@pytest.mark.parametrize("geometry", bench_rtx_current.cases("tensorrt-rtx", quick=False), ids=str)
 def test_attention_steps_build_for_rtx(geometry: Geometry) -> None:
-    """All that the GPU script will try (float32 around the operator brings TensorRT-RTX 1.7 down: not here)."""
+    """All that the GPU script will try."""
     trt = pytest.importorskip("tensorrt_rtx")
     plan, _ = _trt.Builder(trt, "sm89").build_step(geometry, 512)
     assert plan.nbytes > 100_000
