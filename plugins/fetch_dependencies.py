@@ -65,6 +65,11 @@ def fetch(wheels: tuple[Wheel, ...], target: Path) -> None:
         new = Path(scratch) / "new"
         for wheel in wheels:
             unpack(download(wheel, Path(scratch) / "wheels"), wheel.keep, new)
+        cuda = new / "nvidia" / "cu13"
+        if cuda.is_dir():  # names that nvcc and CMake look for, and the wheels do not have
+            (cuda / "lib64").symlink_to("lib")
+            (cuda / "lib" / "libcudart.so").symlink_to("libcudart.so.13")
+            (cuda / "include" / "cccl").mkdir()  # another wheel's, unused here
         (new / ".complete").write_text(stamp)
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)

@@ -89,8 +89,14 @@ const char* emulate_maxmin_select(const float* similarity, const float* close, i
                                   const int64_t* device_steps, uint64_t seed) {
     return report([&] {
         using namespace trtprune;
-        MaxMinParams p{
-            similarity, close, close_out, picks, device_steps, static_cast<int>(steps), static_cast<int>(tokens), mode};
+        MaxMinParams p{similarity,
+                       close,
+                       close_out,
+                       picks,
+                       device_steps,
+                       device_steps == nullptr ? static_cast<int>(steps) : 0,
+                       static_cast<int>(tokens),
+                       mode};
         Memory memory;
         memory.readable(similarity, batch * tokens * tokens * 4);
         if (close != close_out) memory.readable(close, batch * tokens * 4);
