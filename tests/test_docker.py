@@ -156,6 +156,15 @@ def test_no_secrets() -> None:
         assert not re.search("TOKEN|SECRET|PASS|KEY|CREDENTIAL", name), name
 
 
+def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
+    """With the images' environment, importing it leaves no trace; telemetry's database would be one."""
+    words = [word for image in of("ENV", "image") for word in shlex.split(image.text)]
+    environment = {"HOME": str(tmp_path)} | dict(word.split("=", 1) for word in words if word.startswith("ORT_"))
+    subprocess.run([sys.executable, "-c", "import onnxruntime"], env=environment, check=True)
+    assert "ORT_DISABLE_TELEMETRY" in environment
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_and_health_check() -> None:
     for image in ("builder", "runtime"):
         labels = " ".join(i.text for i in of("LABEL", *parents(image)))
