@@ -71,3 +71,20 @@ def graph_medians(contenders: Mapping[str, Callable[[int], None]], count: int, r
             if number >= 2:
                 samples[name].append(1e3 * start.elapsed_time(end) / count)
     return samples
+
+
+def loop_medians(call: Callable[[], None], count: int, replays: int) -> list[float]:
+    """Microseconds a call, one number for each loop of ``count``; with what it takes to ask for them."""
+    import torch
+
+    samples = []
+    for number in range(replays + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        if number >= 2:
+            samples.append(1e3 * start.elapsed_time(end) / count)
+    return samples

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -102,6 +106,71 @@ class OrtStep:
         return self.held[0], self.held[1]
 
 
+class FakeGraph:
+    """A CUDA graph of what fake engines are asked for while it is captured."""
+
+    capturing: FakeGraph | None = None
+
+    def __init__(self) -> None:
+        self.work: list[Any] = []
+
+    def replay(self) -> None:
+        time.sleep(1e-3)
+        for call in self.work:
+            call()
+
+
+class FakeEvent:
+    """Milliseconds of the CPU's clock."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1e3 * (other.time - self.time) + 1e-6
+
+
+class OnCpu(torch.overrides.TorchFunctionMode):
+    """Tensors asked for on the GPU are made on the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = tuple("cpu" if isinstance(arg, str) and arg == "cuda" else arg for arg in args)
+        kwargs = {name: "cpu" if value == "cuda" else value for name, value in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def fake_gpu(monkeypatch: Any) -> Iterator[None]:
+    """torch.cuda, as much as the scripts use, on the CPU."""
+
+    @contextlib.contextmanager
+    def capture(graph: FakeGraph) -> Iterator[None]:
+        FakeGraph.capturing = graph
+        yield
+        FakeGraph.capturing = None
+
+    class Stream:
+        cuda_stream = 0
+
+        def wait_stream(self, other: Stream) -> None:
+            pass
+
+    for name, value in {
+        "Event": FakeEvent, "CUDAGraph": FakeGraph, "graph": capture, "Stream": Stream, "current_stream": Stream,
+        "stream": contextlib.nullcontext, "synchronize": lambda: None, "is_available": lambda: True,
+        "empty_cache": lambda: None, "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=1 << 16),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    with OnCpu():
+        yield
+
+
 def fake_tensorrt(geometry: Geometry) -> Any:
     """As much of TensorRT as EngineStep uses; a plan is an ONNX model, run by ONNX Runtime on the bound addresses."""
 
@@ -120,6 +189,12 @@ def fake_tensorrt(geometry: Geometry) -> Any:
             return True
 
         def execute_async_v3(self, stream: int) -> bool:
+            if FakeGraph.capturing is not None:
+                FakeGraph.capturing.work.append(self.execute)
+                return True
+            return self.execute()
+
+        def execute(self) -> bool:
             dtype = _kernels.numpy_dtype(geometry.dtype)
             cache = (1, geometry.kv_heads, geometry.capacity, geometry.head_dim)
             inputs = {}
