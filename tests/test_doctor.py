@@ -25,7 +25,7 @@ TARGETS = {"ok": True, "text": "1.7.1", "targets": ["SM80", "SM89", "SM120"]}
 
 
 def machine(
-    monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], gpus: list[Gpu], probes: dict[str, dict[str, Any]]
+    monkeypatch: pytest.MonkeyPatch, packages: dict[str, Any], gpus: list[Gpu], probes: dict[str, dict[str, Any]]
 ) -> Report:
     """The report of a machine with these packages (and all required ones), GPUs and outcomes of trials."""
     have = dict.fromkeys(doctor.REQUIRED, "99.0") | packages
@@ -261,6 +261,17 @@ def test_a_missing_or_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
     report = machine(monkeypatch, {"onnxruntime": "1", "absent": ""}, [], {})
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "absent" else "99")
     assert the(examine(), "absent").fix == "pip install 'absent'"
+
+
+def test_an_image_that_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What builds graphs may be left out of it: no fault, but said."""
+    have: dict[str, Any] = {"onnxruntime": "1", "onnx-ir": None, "onnxscript": None, "huggingface-hub": None}
+    report = machine(monkeypatch, have, [], {})
+    assert report.ok, report.render()
+    assert (the(report, "onnxscript").status, the(report, "onnxscript").fix) == ("missing", "pip install 'onnxscript'")
+    assert the(report, "onnx-ir").enables == "trtprune build, export, compare"
+    assert the(report, "packages").text == "onnx 99.0, numpy 99.0"
+    assert not machine(monkeypatch, {**have, "numpy": None}, [], {}).ok
 
 
 def test_a_part_that_fails_leaves_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

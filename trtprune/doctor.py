@@ -28,6 +28,8 @@ REQUIRED = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "ml-dtypes", "tokenizers", "jinja2", "Pillow", "huggingface-hub",
     "click", "rich",
 )  # fmt: skip
+# What runs an engine directory does without these, and so does an image made to run one.
+BUILD_ONLY = ("onnx-ir", "onnxscript", "huggingface-hub")
 # All of these install the package `onnxruntime`; the files of the one installed last win.
 WHEELS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
@@ -164,12 +166,16 @@ def _packages() -> Iterable[Check]:
     wanted = _minimums()
     for package in REQUIRED:
         found = _version(package)
-        if found is None:
+        if found is None and package in BUILD_ONLY:
+            yield Check(
+                package, MISSING, "not installed", f"pip install '{package}'", "trtprune build, export, compare"
+            )
+        elif found is None:
             yield Check(package, PROBLEM, "not installed", f"pip install '{package}'", "every command")
         elif (least := wanted.get(package.lower())) and older(found, least):
             yield Check(package, PROBLEM, f"{found}, at least {least} is needed", f"pip install -U '{package}'")
-    versions = [f"{package} {_version(package)}" for package in ("onnx", "onnx-ir", "onnxscript", "numpy")]
-    yield Check("packages", INFO, ", ".join(versions))
+    versions = {package: _version(package) for package in ("onnx", "onnx-ir", "onnxscript", "numpy")}
+    yield Check("packages", INFO, ", ".join(f"{package} {found}" for package, found in versions.items() if found))
 
 
 def _minimums() -> dict[str, str]:
