@@ -142,7 +142,9 @@ def build_engines(
         start = time.perf_counter()
         relative = f"engines/{component.name}.engine"
         proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity})
-        network = Network(trt, log, proto, staging, component.name)
+        # Turing; TensorRT-RTX refuses bfloat16 for it even where it is cast to float16 at once.
+        old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
+        network = Network(trt, log, proto, staging, component.name, without_bfloat16=old)
         network.check(**_expected(plan, component, proto))
         profiles = build_engine(
             network,

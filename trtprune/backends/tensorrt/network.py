@@ -57,15 +57,27 @@ class Network:
         proto: ``onnx.ModelProto``; external data locations are relative to ``root``.
         root: The engine directory; None where there is no external data.
         component: Name, for messages.
+        without_bfloat16: For GPUs that know no bfloat16, not even as the type of a weight that is cast: such weights
+            are cast here.  They are the one thing that is copied.
 
     Raises:
         BackendError: if TensorRT does not start.
         BuildError: if the graph would be misread, or the parser refuses it.
     """
 
-    def __init__(self, trt: Any, log: Log, proto: Any, root: Path | None, component: str) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        log: Log,
+        proto: Any,
+        root: Path | None,
+        component: str,
+        *,
+        without_bfloat16: bool = False,
+    ) -> None:
         lint(proto, component)
         self.trt, self.component = trt, component
+        self._copies: list[np.ndarray] = []
         self.cached = any(value.name.startswith("past_key_values.") for value in proto.graph.input)
         self._maps: dict[str, np.ndarray] = {}
         with log.recording() as record:
@@ -79,11 +91,14 @@ class Network:
                     hint="trtprune doctor says what is missing",
                 ) from None
             self.parser = trt.OnnxParser(self.network, log.ilogger)
-            self._parse(proto, root, record)
+            weights = list(self._weights(proto, root))
+            if without_bfloat16:
+                weights = self._cast_bfloat16(proto, weights)
+            self._parse(proto, weights, record)
 
-    def _parse(self, proto: Any, root: Path | None, record: Record) -> None:
+    def _parse(self, proto: Any, weights: Iterable[tuple[str, int, int]], record: Record) -> None:
         parsed = self.parser.load_model_proto(proto.SerializeToString(), None)
-        for name, address, size in self._weights(proto, root) if parsed else ():
+        for name, address, size in weights if parsed else ():
             if not self.parser.load_initializer(name, address, size):
                 raise BuildError(f"{self.component}: TensorRT does not take weight '{name}': {record.why()}")
         parsed = parsed and self.parser.parse_model_proto()
@@ -124,6 +139,33 @@ class Network:
                 raise BuildError(f"{location}: too short for weight '{tensor.name}'", hint="copy the checkpoint again")
             yield tensor.name, int(whole.ctypes.data) + offset, size
 
+    def _cast_bfloat16(self, proto: Any, weights: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+        """Casts bfloat16 weights to what the graph casts them to; the casts that remain then do nothing."""
+        import numpy as np
+        import onnx
+
+        stored = {t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.BFLOAT16}
+        changed = []
+        for name, address, size in weights:
+            if name not in stored:
+                changed.append((name, address, size))
+                continue
+            whole = next(w for w in self._maps.values() if 0 <= address - w.ctypes.data < w.size)
+            start = address - whole.ctypes.data
+            bits = np.frombuffer(whole, np.uint16, size // 2, start) if size else np.empty(0, np.uint16)
+            kind = _cast_to(proto, name)
+            copy = np.empty(len(bits), np.float16 if kind == onnx.TensorProto.FLOAT16 else np.float32)
+            with np.errstate(over="ignore"):  # to infinity, as the graph's cast would
+                for i in range(0, len(bits), 1 << 22):
+                    copy[i : i + (1 << 22)] = (bits[i : i + (1 << 22)].astype(np.uint32) << 16).view(np.float32)
+            stored[name].data_type = kind
+            for entry in stored[name].external_data:
+                if entry.key == "length":
+                    entry.value = str(copy.nbytes)
+            self._copies.append(copy)
+            changed.append((name, copy.ctypes.data, copy.nbytes))
+        return changed
+
     def check(self, *, attention: int, cache_updates: int) -> None:
         """The check after parsing, see :func:`trtprune.backends.tensorrt.check.check_network`."""
         check_network(
@@ -148,3 +190,20 @@ class Network:
         """Inputs whose content decides shapes, so that a profile bounds their values."""
         inputs = map(self.network.get_input, range(self.network.num_inputs))
         return {tensor.name for tensor in inputs if tensor.is_shape_tensor}
+
+
+def _cast_to(proto: Any, name: str) -> int:
+    """The ONNX type that everything made of an initializer is cast to: float16, or else float32, which is exact."""
+    import onnx
+
+    found, names = set(), {name}
+    for node in proto.graph.node:  # in topological order
+        if not names.intersection(node.input):
+            continue
+        if node.op_type == "Cast":
+            found.add(node.attribute[0].i)
+        elif node.op_type in ("Gather", "Transpose", "Reshape", "Identity"):
+            names.update(node.output)
+        else:
+            found.add(onnx.TensorProto.BFLOAT16)
+    return int(onnx.TensorProto.FLOAT16 if found == {onnx.TensorProto.FLOAT16} else onnx.TensorProto.FLOAT)
