@@ -147,7 +147,7 @@ def _sides(
         from trtprune.compare.transformers_side import TransformersSide, find_checkpoint
 
         found = find_checkpoint(made, checkpoint, allow_other=allow_other)
-        return OrtSide(made, **how), TransformersSide(made, found.path), None
+        return OrtSide(made, **how), TransformersSide(made, found.path, running.threads), None
     path = Path(against)
     if not path.exists():
         raise InputError(

@@ -7,7 +7,6 @@ error that goes away under ``--layerwise`` is one of fusion.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from trtprune.compare._require import set_flavour
 from trtprune.compare.inputs import wire_dtype
 from trtprune.compare.points import mark
+from trtprune.errors import BackendError
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -33,14 +33,15 @@ def check_device(made: EngineDir) -> Any:
     Raises:
         BackendError: naming what is missing: TensorRT, the version, a GPU, or the right one.
     """
-    from trtprune.backends.tensorrt import loading
-    from trtprune.backends.tensorrt.cuda import CudaDriver
+    from trtprune.backends.tensorrt import cuda, loading
     from trtprune.backends.tensorrt.flavour import load_tensorrt
+    from trtprune.backends.tensorrt.plugins import load_plugins
 
     info = loading.engine_info(made)
     trt = load_tensorrt(made.backend)
     loading.check_version(made, info, trt.__version__)
-    loading.check_device(made, info, CudaDriver().device)
+    loading.check_device(made, info, cuda.CudaDriver().device)
+    load_plugins(trt, info.plugins)
     set_flavour(made.backend)
     return trt
 
@@ -88,8 +89,21 @@ def probe_runner(
     return _runner(made, component, name, path, keep=folder), shown
 
 
-def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str], path: Path) -> dict[str, str]:
-    """Builds a component with more outputs, for the targets the directory's engines were built for.
+def build_probe(
+    made: EngineDir,
+    component: ComponentInfo,
+    tensors: Sequence[str],
+    path: Path,
+    targets: tuple[str, ...] = ("current",),
+) -> dict[str, str]:
+    """Builds a component with more outputs.
+
+    Args:
+        made: The directory.
+        component: Of it.
+        tensors: Names of inner tensors.
+        path: The engine file to write.
+        targets: Compute capabilities for TensorRT-RTX; the other library builds for the GPU that is there anyway.
 
     Returns:
         Tensor → the output that shows it.
@@ -111,9 +125,11 @@ def build_probe(made: EngineDir, component: ComponentInfo, tensors: Sequence[str
     # Its own outputs stay: cache updates must end in outputs to happen in place.
     shown = mark(proto, tensors, only=False)
     network = Network(trt, log, proto, made.root, component.name)
+    kinds = [node.op_type for node in proto.graph.node]
+    network.check(attention=kinds.count("Attention"), cache_updates=kinds.count("TensorScatter"))
     profiles = component_profiles(component.name, component.inputs, limits_of(made), made.backend)
     settings = BuilderSettings(
-        info.targets,
+        targets,
         version_compatible=info.version_compatible,
         hardware_compatibility_level=info.hardware_compatibility,
         weight_streaming=info.weight_streaming,
@@ -128,14 +144,25 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
     from polygraphy.common import TensorMetadata
 
     from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
-    from trtprune.backends.tensorrt.loading import load_engine
+    from trtprune.backends.tensorrt.loading import engine_info, load_engine
 
+    info = engine_info(made)
     specs = {spec.name: spec for spec in component.inputs}
     halves = any(spec.dtype == "bfloat16" for spec in (*component.inputs, *component.outputs))
+    if halves:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            raise BackendError(
+                f"{made.root}: comparing engines in bfloat16 needs torch, since NumPy has no such dtype",
+                hint="pip install 'trtprune[torch]'",
+            ) from None
 
     def load() -> Any:
         trt = load_tensorrt(made.backend)
-        return load_engine(trt, trt.Runtime(get_log(trt).ilogger), path)
+        runtime = trt.Runtime(get_log(trt).ilogger)
+        runtime.engine_host_code_allowed = info.version_compatible
+        return load_engine(trt, runtime, path)
 
     class EngineRunner(TrtRunner):
         """Takes caches of any capacity, picks the profile, and passes bfloat16 as torch does."""
@@ -164,7 +191,8 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
             if keep is not None:
                 keep.cleanup()
 
-    return EngineRunner(load, name=name)
+    # -1: TensorRT decides how much of the weights stays on the device.
+    return EngineRunner(load, name=name, weight_streaming_budget=-1 if info.weight_streaming else None)
 
 
 def _to_torch(array: np.ndarray, dtype: str) -> Any:
@@ -179,9 +207,3 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
     return array
-
-
-def without_engines(made: EngineDir) -> EngineDir:
-    """The same directory as ONNX Runtime would see it."""
-    components = tuple(dataclasses.replace(c, engine=None, profiles=()) for c in made.components)
-    return dataclasses.replace(made, backend="onnxruntime", components=components, engines=None)

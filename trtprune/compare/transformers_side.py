@@ -61,6 +61,7 @@ class TransformersSide:
     Args:
         made: The engine directory whose components are to be imitated.
         path: Directory of the checkpoint.
+        threads: CPU threads; None: torch's choice.
 
     Raises:
         BackendError: if torch or transformers is missing.
@@ -69,7 +70,7 @@ class TransformersSide:
 
     dtype = "float32"
 
-    def __init__(self, made: EngineDir, path: Path) -> None:
+    def __init__(self, made: EngineDir, path: Path, threads: int | None = None) -> None:
         try:
             import torch
             import transformers
@@ -79,6 +80,8 @@ class TransformersSide:
             ) from None
         self.made = made
         self.name = f"transformers:{path.name}"
+        if threads is not None:
+            torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
