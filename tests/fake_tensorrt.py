@@ -137,6 +137,10 @@ class Engine:
     def get_weight_streaming_automatic_budget(self) -> int:
         return self.automatic_budget
 
+    def dtypes(self) -> set[np.dtype]:
+        """Of all inputs and outputs."""
+        return {np.dtype(DTYPES[value.type]) for value in (*self.inputs.values(), *self.outputs.values())}
+
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
 
@@ -163,6 +167,19 @@ class Engine:
         return self.contexts[-1]
 
 
+class RuntimeCache:
+    """Compiled kernels of TensorRT for RTX."""
+
+    reused = False
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.reused = blob == b"kernels"
+        return self.reused
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
 class RuntimeConfig:
     """Of TensorRT for RTX."""
 
@@ -171,10 +188,10 @@ class RuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
 
-    def set_runtime_cache(self, cache: object) -> bool:
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
         self.cache = cache
         return True
 

@@ -21,7 +21,7 @@ from tests.engine_dirs import make as make_engine_dir
 from tests.fake_cuda import FakeDriver
 from tests.runtime_kit import Kit, picture
 from trtprune.backends.tensorrt import backend as backend_module
-from trtprune.backends.tensorrt import plugins
+from trtprune.backends.tensorrt import execution, plugins
 from trtprune.backends.tensorrt.cuda import CudaDriver, Device
 from trtprune.backends.tensorrt.loading import (
     RESERVE_BYTES,
@@ -188,12 +188,31 @@ def test_no_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options(out: Path) -> None:
     for options, text in (
-        ({"precision": "bf16"}, "precision: TensorRT engines have no such option (they have: device_id, cuda_graph)"),
+        ({"precision": "bf16"}, "precision: tensorrt engines have no such option (they have: device_id, cuda_graph)"),
+        ({"runtime_cache": "x"}, "runtime_cache: tensorrt engines have no such option"),
         ({"cuda_graph": "yes"}, "cuda_graph=yes: unknown (on or off)"),
         ({"device_id": "-1"}, "device_id=-1: must be a number"),
     ):
         assert text in refused(out, provider_options=options)
     assert "--threads 2" in refused(out, threads=2)
+
+
+def test_kernels_of_rtx_are_kept_in_a_file(rtx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read when the first context is made, written when the process ends; what TensorRT refuses is written anew."""
+    path = tmp_path / "kernels"
+    at_exit: list[Any] = []
+    monkeypatch.setattr(execution.atexit, "register", lambda work, *arguments: at_exit.append((work, arguments)))
+    for before, reused in ((None, False), (b"kernels", True), (b"of another GPU", False)):
+        if before is not None:
+            path.write_bytes(before)
+        _, fake = trt_kit.load(rtx, provider_options={"runtime_cache": str(path)})
+        assert fake.engines[0].contexts[0].config.cache.reused == reused
+        work, arguments = at_exit.pop()
+        work(*arguments)
+        assert not at_exit
+        assert path.read_bytes() == b"kernels"
+    assert list(tmp_path.iterdir()) == [path]
+    assert "--provider-option runtime_cache" in refused(rtx, provider_options={"runtime_cache": str(tmp_path)})
 
 
 def test_the_same_directory_in_onnxruntime(out: Path) -> None:
@@ -325,10 +344,11 @@ def test_the_calls_exist_in_the_real_library() -> None:
         (fake.Engine, trt.ICudaEngine),
         (fake.Context, trt.IExecutionContext),
         (fake.RuntimeConfig, trt.IRuntimeConfig),
+        (fake.RuntimeCache, trt.IRuntimeCache),
     ]
     for ours, theirs in pairs:
         for name in vars(ours):
-            if not name.startswith("_") and name not in ("fail", "error", "automatic_budget"):
+            if not name.startswith("_") and name not in ("fail", "error", "automatic_budget", "reused", "dtypes"):
                 assert hasattr(theirs, name), f"{theirs.__name__}.{name}"
     for name in ("TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy", "CudaGraphStrategy"):
         for member in getattr(fake.FakeTensorrt, name).__members__:

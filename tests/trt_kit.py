@@ -50,14 +50,14 @@ def make_dir(
         min(max_input_len, capacity),
         max_images,
     )
-    (out / "engines").mkdir()
-    components, files = [], dict(made.files)
-    for component in made.components:
-        profiles = component_profiles(component.name, component.inputs, limits, backend)
-        engine = f"engines/{component.name}.engine"
-        write_engine(out / engine, out / component.onnx, out, profiles, capacity)
-        components.append(dataclasses.replace(component, engine=engine, profiles=profiles))
-        files[engine] = digest_file(out / engine)
+    components = tuple(
+        dataclasses.replace(
+            component,
+            engine=f"engines/{component.name}.engine",
+            profiles=component_profiles(component.name, component.inputs, limits, backend),
+        )
+        for component in made.components
+    )
     settings = {
         "version": VERSIONS[backend],
         "targets": ("sm90",) if backend == "tensorrt" else ("sm89", "sm120"),
@@ -68,9 +68,20 @@ def make_dir(
     }
     engines = EngineInfo(**{**settings, **(info or {})})
     kv = dataclasses.replace(made.kv, capacity=capacity)
-    done: EngineDir = dataclasses.replace(made, components=tuple(components), files=files, engines=engines, kv=kv)
-    (out / "config.json").write_text(done.to_json())
+    fake_engines(dataclasses.replace(made, components=components, engines=engines, kv=kv))
     return out
+
+
+def fake_engines(made: EngineDir) -> None:
+    """Writes fake engines of a config's shapes, and the config."""
+    (made.root / "engines").mkdir(exist_ok=True)
+    files = dict(made.files)
+    for component in made.components:
+        assert component.engine is not None
+        path = made.root / component.engine
+        write_engine(path, made.root / component.onnx, made.root, component.profiles, made.kv.capacity)
+        files[component.engine] = digest_file(path)
+    (made.root / "config.json").write_text(dataclasses.replace(made, files=files).to_json())
 
 
 @contextmanager

@@ -185,9 +185,20 @@ def take_engine_options(arguments: dict[str, Any]) -> EngineOptions:
 def run_options(command: Any) -> Any:
     options = [
         click.argument("directory", type=PATH, metavar="OUT"),
-        click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), help="[default: as built]"),
-        click.option("--provider-option", "provider_options", type=KeyValue(), multiple=True, help="Repeatable."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "openvino"]),
+            help="Run in ONNX Runtime on this; of TensorRT engines, the graphs they were built from."
+            "  [default: as built]",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            type=KeyValue(),
+            multiple=True,
+            help="Of the provider, or TensorRT's: device_id, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+        ),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads, in ONNX Runtime.  [default: all cores]"),
         click.option(
             "--verify",
             type=click.Choice(["auto", "none", "fast", "full"]),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "TrtBackend"]
 
-OPTIONS = ("device_id", "cuda_graph")
+OPTIONS = {"tensorrt": ("device_id", "cuda_graph"), "tensorrt-rtx": ("device_id", "cuda_graph", "runtime_cache")}
 # Recorded steps that are kept, one for each cache in use: more would be conversations nobody continues.
 STEPS = 4
 
@@ -44,14 +44,16 @@ class TrtBackend:
     Args:
         config: The engine directory; its ``backend`` says which library.
         options: ``device_id``, the GPU's number; ``cuda_graph`` = ``on`` (default) or ``off``: whether a decode step
-            is recorded once and launched as a whole.
+            is recorded once and launched as a whole.  TensorRT for RTX: ``runtime_cache``, a file that keeps the
+            kernels it compiles, so that the next process need not.
 
     Raises:
         BackendError: if the library or the GPU is missing, or cannot run these engines.
     """
 
     def __init__(self, config: EngineDir, options: Mapping[str, str] | None = None) -> None:
-        device_id, self._graphs = _read_options(options or {})
+        options = dict(options or {})
+        device_id, self._graphs = _read_options(options, config.backend)
         info = engine_info(config)
         self.name = config.backend
         self._config = config
@@ -68,7 +70,10 @@ class TrtBackend:
         self._runtime = trt.Runtime(get_log(trt).ilogger)
         # A version-compatible engine carries the runtime it was built for, which is code.
         self._runtime.engine_host_code_allowed = info.version_compatible
-        self._rtx = RtxSettings(trt) if config.backend == "tensorrt-rtx" else None
+        self._rtx: RtxSettings | None = None
+        if config.backend == "tensorrt-rtx":
+            kernels = options.get("runtime_cache")
+            self._rtx = RtxSettings(trt, None if kernels is None else Path(kernels))
         self._buffers: StepBuffers | None = None
         self._steps: OrderedDict[tuple[int, int], DecodeStep] = OrderedDict()
 
@@ -118,12 +123,12 @@ class TrtBackend:
         check_memory(config, needs, self._driver.memory_info()[0])
 
 
-def _read_options(options: Mapping[str, str]) -> tuple[int, bool]:
+def _read_options(options: Mapping[str, str], backend: str) -> tuple[int, bool]:
     for name in options:
-        if name not in OPTIONS:
+        if name not in OPTIONS[backend]:
             raise BackendError(
-                f"--provider-option {name}: TensorRT engines have no such option",
-                hint=f"they have: {', '.join(OPTIONS)}",
+                f"--provider-option {name}: {backend} engines have no such option",
+                hint=f"they have: {', '.join(OPTIONS[backend])}",
             )
     device, graph = options.get("device_id", "0"), options.get("cuda_graph", "on")
     if not device.isdecimal():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -142,11 +143,13 @@ class CudaDriver:
         self._cuda.cudaFree(address)  # what failed before shows at the next call, too; here nobody could catch it
 
     def allocate_host(self, nbytes: int) -> np.ndarray:
-        """uint8 [nbytes], page-locked; it stays until the process ends."""
-        address = self._check(
-            "allocating page-locked memory", self._cuda.cudaHostAlloc(nbytes, self._cuda.cudaHostAllocDefault)
-        )
-        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(address)))
+        """uint8 [nbytes], page-locked; freed with the last view of it."""
+        self._enter()
+        cuda = self._cuda
+        address = self._check("allocating page-locked memory", cuda.cudaHostAlloc(nbytes, cuda.cudaHostAllocDefault))
+        buffer = (ctypes.c_uint8 * nbytes).from_address(int(address))
+        weakref.finalize(buffer, cuda.cudaFreeHost, address)
+        return np.ctypeslib.as_array(buffer)
 
     def to_device(self, address: int, array: np.ndarray) -> None:
         """Copies an array to the device."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from trtprune.backends.tensorrt.memory import ALIGNMENT, DeviceArray, DeviceMemory, round_up
 from trtprune.backends.tensorrt.shapes import choose_profile
+from trtprune.errors import BackendError
 
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.session import TrtCache, TrtSession
@@ -107,7 +108,13 @@ class DecodeStep:
             self._graph, self._calls, self._generation = None, 0, self._workspace.generation
         # The first run of a context may allocate and compile, which cannot be recorded.
         if self._graph is None and self._record and self._calls:
-            self._graph = self._driver.record(self._enqueue)
+            try:
+                self._graph = self._driver.record(self._enqueue)
+            except BackendError as error:
+                raise BackendError(
+                    f"the decode step cannot be recorded as a CUDA graph: {error.message}",
+                    hint="--provider-option cuda_graph=off",
+                ) from None
         if self._graph is not None:
             self._graph()
         else:

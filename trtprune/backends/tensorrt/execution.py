@@ -6,14 +6,20 @@ of them needs, serves them all.
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from trtprune.backends.tensorrt.flavour import get_log
+from trtprune.backends.tensorrt.flavour import get_log, one_line
 from trtprune.backends.tensorrt.memory import ALIGNMENT, DeviceArray, DeviceMemory
 from trtprune.errors import BackendError
 
 __all__ = ["Binding", "Context", "Engine", "Workspace"]
+
+logger = logging.getLogger("trtprune")
 
 Binding = tuple[int, tuple[int, ...]]
 """Address and shape of a tensor; of one whose values decide shapes, an address on the host."""
@@ -71,7 +77,8 @@ class Engine:
         self.outputs = frozenset(n for n in names if modes[n] == trt.TensorIOMode.OUTPUT)
         # Their values decide shapes, so TensorRT reads them before any kernel runs.
         self.on_host = frozenset(n for n in self.inputs if engine.get_tensor_location(n) == trt.TensorLocation.HOST)
-        for profile in range(engine.num_optimization_profiles):
+        self.profiles: int = engine.num_optimization_profiles
+        for profile in range(self.profiles):
             workspace.reserve(engine.get_device_memory_size_for_profile_v2(profile))
 
     def aliased_input(self, output: str) -> str | None:
@@ -102,24 +109,49 @@ class Engine:
 class RtxSettings:
     """What TensorRT for RTX, which compiles kernels at run time, can be told.
 
-    Kernels it has compiled are kept in one cache for all contexts of the process.
+    Args:
+        trt: The library's Python module.
+        path: A file to keep compiled kernels in from one process to the next; None keeps them in memory only.
+            One of another library, driver or GPU is refused by TensorRT, and written anew.
     """
 
-    def __init__(self, trt: Any) -> None:
+    def __init__(self, trt: Any, path: Path | None = None) -> None:
         self._trt = trt
+        self._path = path
         self._cache: Any = None
 
     def configure(self, engine: Any, strategy: Any, graphs: bool) -> Any:
-        """A runtime configuration for one context of ``engine``."""
+        """A runtime configuration for one context of ``engine``; all share the kernels."""
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         if self._cache is None:
             self._cache = config.create_runtime_cache()
+            self._load()
         config.set_runtime_cache(self._cache)
         if graphs:
             # Recording by ourselves would keep the kernels of the first steps, which are the unspecialised ones.
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return config
+
+    def _load(self) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._path.exists() and not self._cache.deserialize(self._path.read_bytes()):
+                logger.info("%s: kernels of another GPU, driver or library; they are compiled again", self._path)
+        except OSError as error:
+            raise BackendError(f"--provider-option runtime_cache={self._path}: {error.strerror or error}") from None
+        atexit.register(_save, self._cache, self._path)
+
+
+def _save(cache: Any, path: Path) -> None:
+    """Writes the kernels; whole or not at all, as another process may be reading."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(bytes(cache.serialize()))
+        part.replace(path)
+    except OSError as error:
+        logger.warning("--provider-option runtime_cache=%s: %s", path, error.strerror or error)
 
 
 class Context:
@@ -143,7 +175,10 @@ class Context:
                     context.set_input_shape(name, shape) and context.set_tensor_address(name, address)
                 ):
                     raise self._failure(f"input {name} {list(shape)}", record.why())
-            missing = context.infer_shapes()
+            try:
+                missing = context.infer_shapes()
+            except RuntimeError as error:
+                raise self._failure("shapes", record.why(one_line(error))) from None
             if missing:
                 raise self._failure(f"input {missing[0]}", record.why("it has no shape or value"))
             for name, (address, shape) in outputs.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import CachePair, cache_pairs, numpy_dtype, resolve_shape
-from trtprune.backends.tensorrt.execution import Binding, Context, Engine
+from trtprune.backends.tensorrt.execution import Binding, Engine
 from trtprune.backends.tensorrt.memory import ALIGNMENT, KEEP_BYTES, DeviceArray, round_up
 from trtprune.backends.tensorrt.shapes import max_batch, plan_call
 from trtprune.errors import BackendError, EngineDirError
@@ -84,7 +84,10 @@ class TrtSession:
                 raise EngineDirError(
                     f"{component.engine}: {pair.present} is not the updated {pair.past}", hint="build it again"
                 )
-        self._contexts: dict[int, Context] = {}
+        if engine.profiles != max(1, len(component.profiles)):
+            raise EngineDirError(f"{component.engine}: has {engine.profiles} profiles", hint="build it again")
+        # Now, as what keeps an engine from running should show when it is loaded.
+        self._contexts = [engine.context(profile) for profile in range(engine.profiles)]
 
     def run(self, inputs: Mapping[str, Any], cache: TrtCache | None = None) -> dict[str, DeviceArray]:
         """Puts one run on the stream; what is returned is written when the stream gets there.
@@ -110,7 +113,7 @@ class TrtSession:
             held[name] = memory.upload(array) if isinstance(array, np.ndarray) else memory.aligned(array)
         kinds = {spec.name: spec.dtype for spec in self.outputs}
         results = {name: memory.empty(shape, kinds[name]) for name, shape in call.outputs.items()}
-        context = self._context(call.profile)
+        context = self._contexts[call.profile]
         context.bind(
             {name: binding(array) for name, array in held.items()} | self.cache_inputs(cache),
             {name: binding(array) for name, array in results.items()} | self.cache_outputs(cache),
@@ -175,11 +178,6 @@ class TrtSession:
                 hint="build with a larger --max-seq-len",
             )
         return cache
-
-    def _context(self, profile: int) -> Context:
-        if profile not in self._contexts:
-            self._contexts[profile] = self.engine.context(profile)
-        return self._contexts[profile]
 
 
 def binding(array: Any) -> Binding:
