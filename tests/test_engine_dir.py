@@ -249,7 +249,7 @@ def test_a_duplicate_component(root: Path) -> None:
 
 def test_every_missing_field_is_named(root: Path) -> None:
     data = json.loads((root / "config.json").read_text())
-    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines"}
+    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines", "segment_layers"}
     for holder in ([], ["model"], ["pruning"], ["kv"], ["components", 0]):
         at: Any = data
         for key in holder:

@@ -131,7 +131,7 @@ def test_half_precision_features(method: str) -> None:
             assert got == want or (why is not None and why(row, got))
 
 
-@pytest.mark.parametrize("method", pruning.names())
+@pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_batch_is_rows(method: str) -> None:
     """A permuted batch gives the permuted result, and a row alone the row of the batch."""
     session = pc.session(method)
@@ -172,7 +172,7 @@ def test_padding_does_not_matter(method: str) -> None:
 @pytest.mark.parametrize("backend", ["openvino", "tensorrt-rtx"])
 def test_every_lowering(backend: str) -> None:
     """The opset differs; the answer does not."""
-    for method in pruning.names():
+    for method in pruning.names(inside=False):
         other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend)))
         for number in range(10):
             case = pc.make(number, 2, 20, 4, 20 if method == "none" else 1 + number, "integer")
@@ -180,13 +180,13 @@ def test_every_lowering(backend: str) -> None:
 
 
 def test_fixed_token_count_changes_nothing() -> None:
-    for method in pruning.names():
+    for method in pruning.names(inside=False):
         fixed = pc.open_graph(build_pruner(method, pc.WIDTH, num_tokens=20))
         case = pc.make(5, 3, 20, 4, 20 if method == "none" else 7, "integer")
         np.testing.assert_array_equal(pc.run(fixed, case)[0], pc.run(pc.session(method), case)[0])
 
 
-@pytest.mark.parametrize("method", pruning.names())
+@pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_inputs_and_outputs(method: str) -> None:
     session = pc.session(method)
     needs = pruning.get(method).needs

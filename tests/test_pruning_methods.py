@@ -16,17 +16,21 @@ from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.base import PROMPT_TOKENS, TEXT_SPANS, Option
 from trtprune.pruning.graph import build_pruner
 
-NAMES = ["none", "random", "fastervlm", "adafv", "zspaprune"]
+BEFORE = ["none", "random", "fastervlm", "adafv", "zspaprune"]
+INSIDE = ["sparsevlm", "fastv", "pyramiddrop"]
+NAMES = BEFORE + INSIDE
 
 
 def test_registry() -> None:
     assert pruning.names() == NAMES
     assert [m.name for m in pruning.all_methods()] == NAMES
+    assert pruning.names(inside=False) == BEFORE
+    assert pruning.names(inside=True) == INSIDE
     for method in pruning.all_methods():
         assert pruning.get(method.name) is method
         assert method.summary
         assert method.needs <= {"cls_attention", "text_embeds", "seed"}
-        assert method.positions == "compact"
+        assert method.positions == ("original" if method.name == "fastv" else "compact")
         assert method.text_span() in TEXT_SPANS
         assert all(name == option.name and option.help for name, option in method.options.items())
         assert method.validate_options() == {n: o.default for n, o in method.options.items()}
@@ -36,7 +40,7 @@ def test_registry() -> None:
 
 
 def test_papers_are_linked() -> None:
-    for name in ("fastervlm", "adafv", "zspaprune"):
+    for name in ("fastervlm", "adafv", "zspaprune", *INSIDE):
         method = pruning.get(name)
         assert method.paper.startswith("https://arxiv.org/abs/")
         module = sys.modules[type(method).__module__]

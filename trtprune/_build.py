@@ -6,8 +6,9 @@ Orchestrates; knows no architecture (``models``), no method (``pruning``) and no
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,10 @@ from trtprune.errors import BuildError, CheckpointError, EngineDirError
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
     from trtprune._quantized import QuantizedWeights
-    from trtprune.graph import Graph
 
 __all__ = ["build"]
 
-CHAIN = ("vision", "embed", "pruner", "decoder")
+PAST_KEY = re.compile(r"past_key_values\.\d+\.key")
 # Copied as they are; the first is the one no run can do without.
 TEXT_FILES = (
     "tokenizer.json",
@@ -161,32 +161,17 @@ def _reusable(target: Path, plan: Plan, force: bool) -> EngineDir | None:
 
 
 def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
-    from trtprune.pruning.graph import build_pruner
+    from trtprune._graphs import make_graphs
 
     for folder in ("onnx", "weights"):
         (staging / folder).mkdir()
     quantized = _plan_quantized(plan)
-    graphs: dict[str, Graph] = dict(
-        plan.family.build_components(
-            plan.checkpoint,
-            dtype=plan.dtype,
-            lowering=plan.lowering,
-            moved=quantized.moved if quantized else None,
-            quantized=quantized.matrices if quantized else None,
-        )
-    )
-    graphs["pruner"] = build_pruner(
-        plan.method,
-        hidden_size=plan.spec.hidden_size,
-        dtype=plan.dtype,
-        lowering=plan.lowering,
-        options=dict(plan.pruning.options),
-    )
     components = []
     used: set[str] = set()
-    for name in CHAIN:
+    graphs = make_graphs(plan, quantized)
+    for name, graph in graphs.items():
         relative = f"onnx/{name}.onnx"
-        graphs[name].save(staging / relative)
+        graph.save(staging / relative)
         inputs, outputs, locations, nodes = _read_back(staging / relative)
         used |= locations
         components.append(ComponentInfo(name, relative, None, inputs, outputs, (), plan.dtype))
@@ -204,6 +189,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         dtype=plan.dtype,
+        segment_layers=_segment_layers(components),
     )
     engines = None
     if plan.engines is not None:
@@ -223,7 +209,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         model=_model_info(plan),
         pruning=plan.pruning,
         components=tuple(components),
-        chain=CHAIN,
+        chain=tuple(graphs),
         kv=kv,
         built_with=_built_with(plan),
         build_digest=plan.digest,
@@ -232,6 +218,12 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         engines=engines,
         root=staging,
     )
+
+
+def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:
+    segments = [component for component in components if component.name.startswith("decoder.")]
+    keys = [[spec.name for spec in segment.inputs if PAST_KEY.fullmatch(spec.name)] for segment in segments]
+    return tuple(map(len, keys))
 
 
 def _plan_quantized(plan: Plan) -> QuantizedWeights | None:

@@ -45,9 +45,17 @@ def open_vlm(
 
 def _said(vlm: Vlm, results: Sequence[Result]) -> None:
     total = sum(result.visual_tokens for result in results)
-    kept = sum(result.kept_tokens for result in results)
-    method = vlm.config.pruning.method
-    logger.info("%s: %s, KV cache %.1f MB", method, describe_budget(total, kept), results[0].kv_cache_bytes / 1e6)
+    if results[0].segment_tokens:
+        counts = [image for result in results for image in result.segment_tokens]
+        layers = sum(result.tokens_per_layer for result in results)
+        budget = (
+            f"{' → '.join(str(sum(column)) for column in zip(*counts, strict=True))} visual tokens from segment to "
+        )
+        budget += f"segment, {layers:.1f} a layer processed and cached ({100 * layers / total:.1f} %)"
+    else:
+        budget = describe_budget(total, sum(result.kept_tokens for result in results))
+    cache = sum(result.kv_cache_bytes for result in results) / len(results)
+    logger.info("%s: %s, KV cache %.1f MB", vlm.config.pruning.method, budget, cache / 1e6)
 
 
 def answer_one(

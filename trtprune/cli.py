@@ -69,13 +69,13 @@ def export(**arguments: Any) -> None:
 
 
 def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **arguments: Any) -> None:
-    from trtprune._budget import describe_budget
+    from trtprune._budget import describe_build
     from trtprune._build import build as run_build
 
     arguments |= {"options": dict(options), "lowering": dict(lowering), "engine": take_engine_options(arguments)}
     with progress("export" if export_only else "build") as report:
         made = run_build(**arguments, export_only=export_only, report=report)
-    budget = describe_budget(made.model.visual_tokens, made.pruning.keep)
+    budget = describe_build(made)
     low, high = made.pruning.keep_range
     served = f", any budget from {low} to {high} at run time" if low < high else ""
     logger.info("%-9s %s: %s%s", "pruner", made.pruning.method, budget, served)
@@ -217,6 +217,7 @@ def methods(as_json: bool) -> None:
                     "paper": method.paper,
                     "needs": sorted(method.needs),
                     "positions": method.positions,
+                    "inside_decoder": isinstance(method, pruning.InLlmMethod),
                     "options": options,
                 }
             )
@@ -224,6 +225,8 @@ def methods(as_json: bool) -> None:
         return
     for method in found:
         needs = ", ".join(sorted(method.needs)) or "nothing but the image features"
+        if isinstance(method, pruning.InLlmMethod):
+            needs = "text behind the image, and cuts the decoder into segments"
         click.echo(f"{method.name:<12}{method.summary}")
         click.echo(f"{'':<12}needs {needs}" + (f"; {method.paper}" if method.paper else ""))
         for option in method.options.values():

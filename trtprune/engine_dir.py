@@ -114,7 +114,10 @@ class PruningInfo:
 
 @dataclass(frozen=True)
 class KvInfo:
-    """The KV cache. ``capacity`` is the largest number of tokens a request may hold (prompt + answer)."""
+    """The KV cache. ``capacity`` is the largest number of tokens a request may hold (prompt + answer).
+
+    ``segment_layers`` are the layers of each segment of a decoder that is cut; empty for one that is not.
+    """
 
     capacity: int
     bytes_per_token: int
@@ -122,6 +125,7 @@ class KvInfo:
     num_kv_heads: int
     head_dim: int
     dtype: str
+    segment_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class OrtBackend:
         # Looking up embeddings is one copy. Threads of a pool spin a while after each run: worth it for the decoder,
         # whose next step follows at once; those of the others would only take time from it.
         threads = 1 if component.name == "embed" else self.threads
-        spin = component.name == "decoder"
+        spin = component.name.startswith("decoder")
         return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads, spin=spin)
 
     def step(self, embed: OrtSession, decoder: OrtSession, cache: OrtCache) -> HostStep:
@@ -248,7 +248,7 @@ class OrtBackend:
             return True
         parts = [p for p in session.get_provider_graph_assignment_info() if p.ep_name.startswith("OpenVINO")]
         # Nothing to accelerate in a lone Gather: that is no failure of the provider.
-        if not parts and path.stem in ("vision", "decoder"):
+        if not parts and path.stem.startswith(("vision", "decoder")):
             raise BackendError(f"{path}: the OpenVINO provider took no part of the graph", hint="--provider cpu")
         # ONNX Runtime's own kernels notice that input and output are one buffer; a compiled OpenVINO part need not.
         return not any(node.op_type in CACHE_UPDATES for part in parts for node in part.get_nodes())

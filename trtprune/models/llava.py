@@ -31,6 +31,7 @@ from trtprune.components.decoder import (
     decoder_weights,
     segments,
 )
+from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.components.projector import ProjectorConfig, build_projector, projector_weights
 from trtprune.components.rope import ROPE_TYPES
 from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, build_tower
@@ -214,6 +215,14 @@ class LlavaFamily:
         for name, part in zip(names, parts, strict=True):
             build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
         return graphs
+
+    def layer_access(self, checkpoint: Checkpoint, layer: int) -> DecoderLayer:
+        """The decoder around the place behind a layer."""
+        return DecoderLayer(_parse(checkpoint).text, TEXT, layer)
+
+    def weight_tensors(self, checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
+        """All tensors of the checkpoint by canonical name."""
+        return _parse(checkpoint).tensors
 
 
 def _parse(checkpoint: Checkpoint) -> _Parsed:

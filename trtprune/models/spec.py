@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph import Graph, Lowering
     from trtprune.graph.tensors import QuantizedMatrix
+    from trtprune.pruning.in_llm import LayerAccess
 
 __all__ = ["Family", "ModelSpec"]
 
@@ -91,13 +92,24 @@ class Family(Protocol):
         lowering: Lowering,
         moved: Mapping[str, TensorInfo] | None = None,
         quantized: Mapping[str, QuantizedMatrix] | None = None,
+        cuts: Sequence[int] = (),
+        raters: Literal["mean", "heads"] | None = None,
     ) -> dict[str, Graph]:
         """The graphs of the chain except the pruner, by component name.
 
         Args:
             moved: Canonical name → tensor, where not the checkpoint's own is meant.
             quantized: Canonical name → stored form, for names of :meth:`linear_weights`.
+            cuts: Layers behind which the decoder goes on in another graph: ``decoder.0``, ``decoder.1``, …
+            raters: What the segments return of their raters' attention, see
+                :class:`trtprune.components.decoder.Segment`.
         """
+
+    def layer_access(self, checkpoint: Checkpoint, layer: int) -> LayerAccess:
+        """What a graph behind a layer of the decoder may use of it."""
+
+    def weight_tensors(self, checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
+        """All tensors of the checkpoint by canonical name, for graphs that are built outside of the family."""
 
     def describe(self) -> dict[str, Any]:
         """For ``trtprune models``."""

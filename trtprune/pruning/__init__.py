@@ -14,20 +14,29 @@ from trtprune.errors import BudgetError
 from trtprune.pruning.adafv import AdaFv
 from trtprune.pruning.base import TEXT_SPANS, Method, Option
 from trtprune.pruning.fastervlm import FasterVlm
+from trtprune.pruning.fastv import FastV
+from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.none import NoPruning
+from trtprune.pruning.pyramiddrop import PyramidDrop
 from trtprune.pruning.random import RandomTokens
+from trtprune.pruning.sparsevlm import SparseVlm
 from trtprune.pruning.zspaprune import ZspaPrune
 
-__all__ = ["TEXT_SPANS", "Method", "Option", "all_methods", "get", "names"]
+__all__ = ["TEXT_SPANS", "InLlmMethod", "Method", "Option", "all_methods", "get", "names"]
 
 _METHODS: dict[str, Method] = {
-    method.name: method for method in (NoPruning(), RandomTokens(), FasterVlm(), AdaFv(), ZspaPrune())
+    method.name: method
+    for method in (NoPruning(), RandomTokens(), FasterVlm(), AdaFv(), ZspaPrune(), SparseVlm(), FastV(), PyramidDrop())
 }
 
 
-def names() -> list[str]:
-    """The methods' names, in the order of the help texts."""
-    return list(_METHODS)
+def names(*, inside: bool | None = None) -> list[str]:
+    """The methods' names, in the order of the help texts.
+
+    Args:
+        inside: True: only methods that prune inside the decoder; False: only others.
+    """
+    return [name for name, m in _METHODS.items() if inside is None or isinstance(m, InLlmMethod) == inside]
 
 
 def all_methods() -> list[Method]:

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from trtprune.errors import InputError
+from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.base import Method
 
 if TYPE_CHECKING:
@@ -87,6 +87,23 @@ class InLlmMethod(Method):
         Raises:
             BudgetError: if the average cannot be reached.
         """
+
+    def budgets(self, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        """The smallest and the largest average that :meth:`schedule` can reach.
+
+        Raises:
+            BudgetError: if it reaches none.
+        """
+        reached = [keep for keep in range(1, visual_tokens + 1) if self._reaches(keep, visual_tokens, depth, options)]
+        if not reached:
+            self.schedule(visual_tokens, visual_tokens, depth, options)  # says why
+        return reached[0], reached[-1]
+
+    def _reaches(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> bool:
+        try:
+            return bool(self.schedule(keep, visual_tokens, depth, options))
+        except BudgetError:
+            return False
 
     def raters(self, image_features: np.ndarray, text_embeds: np.ndarray, **options: Any) -> np.ndarray:
         """Which tokens behind the image judge it, bool [T], from float32 input embeddings [N, D] and [T, D].

@@ -104,7 +104,13 @@ class SparseVlm(InLlmMethod):
     def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
         if options["schedule"] != "auto":
             points, kept = parse_schedule(str(options["schedule"]), visual_tokens, depth, self.name)
-            return self._schedule(visual_tokens, depth, points, kept, options)
+            own = self._schedule(visual_tokens, depth, points, kept, options)
+            if keep != round(own.nominal):
+                raise BudgetError(
+                    f"--keep {keep}: schedule={options['schedule']} averages {own.nominal:.1f} tokens a layer",
+                    hint=f"leave out --keep, or --keep {round(own.nominal)}",
+                )
+            return own
         points = self.points(depth, options)
         if options["ratio"] == "rank":
             # Not known before the run; what the budget's own scale is can be checked already.

@@ -69,6 +69,7 @@ class Answer:
         self._eos = frozenset(() if ignore_eos else vlm.config.model.eos_token_ids)
         self._pieces: list[str] = []
         self.kept = kept
+        self.segment_tokens: list[list[int]] = []
         self.text: Detokenizer = vlm.encoder.detokenizer(stop)
         # The embeddings can be large, in a device's memory: once they are computed on, nobody needs them.
         bare = replace(layout, embeds=())
@@ -105,7 +106,17 @@ class Answer:
             tokens_per_second=round(rate, 3),
             kv_cache_bytes=cache_bytes,
             prompt_tokens=len(self.row.layout.ids),
+            segment_tokens=self.segment_tokens,
+            tokens_per_layer=self._per_layer(),
         )
+
+    def _per_layer(self) -> float:
+        """Visual tokens that a layer processed and cached, on average over the layers; of all images together."""
+        if not self.segment_tokens:
+            return float(sum(len(indices) for indices in self.kept))
+        layers = self._config.kv.segment_layers
+        tokens = sum(n * count for counts in self.segment_tokens for n, count in zip(layers, counts, strict=True))
+        return round(tokens / sum(layers), 3)
 
 
 class Batch:
@@ -166,7 +177,7 @@ class Batch:
         for prompt, (_, images, keep, longest, sampling) in zip(prompts, self._requests, strict=True):
             features: list[Features] = [next(found) for _ in images]
             embeds, kept, cut = vlm.cut(prompt, features, keep, sampling.seed or 0, clock)
-            layout = vlm.lay_out(prompt, embeds, cut, kept)
+            layout = vlm.lay_out(prompt, embeds, cut, kept, keep)
             vlm.chain.check(layout, longest)
             layouts.append(layout)
             answer = Answer(vlm, layout, prompt.ids, kept, longest, sampling, self._stop, self._ignore_eos)
@@ -177,6 +188,8 @@ class Batch:
         try:
             with clock.stage("prefill"):
                 logits = vlm.chain.prefill(layouts, cache)
+            for answer, selected in zip(self.answers, vlm.chain.selected(cache), strict=False):
+                answer.kept, answer.segment_tokens = selected
             yield from vlm.chain.decode(rows, logits, cache, clock)
             self.results = [answer.result(clock, cache.nbytes // len(rows)) for answer in self.answers]
         finally:

@@ -310,6 +310,13 @@ class Chain:
         }
         return self.memory.to_host(self.session("decoder").run(inputs, cache)["logits"])[:, 0]
 
+    def selected(self, cache: Any) -> list[tuple[list[np.ndarray], list[list[int]]]]:
+        """Of each row that was just prefilled: kept indices and tokens in each segment, both by image.
+
+        Empty where nothing is pruned inside the decoder.
+        """
+        return list(zip(cache.kept, cache.counts, strict=True)) if self.segments else []
+
     def decode(self, rows: Sequence[Row], logits: np.ndarray, cache: Any, clock: Clock) -> Iterator[None]:
         """Generates until every row is done; yields after each round of tokens.
 

@@ -45,6 +45,7 @@ class Conversation:
         self._rows: list[Array] = []
         self._cache: Any = None
         self._cached = np.zeros(0, np.int64)
+        self._budget = 0
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -92,12 +93,13 @@ class Conversation:
         # 3. The selection: the question's own, or the one already made.
         if repick or self._kept is None:
             selected = vlm.cut(encoded, self._features, budget, seed or 0, clock)
-        elif keep is not None and any(len(indices) != keep for indices in self._kept):
+        elif keep is not None and keep != self._budget:
             raise InputError(f"--keep {keep}: the selection was made with another", hint="repick=True selects anew")
         else:
             selected = vlm.embed(encoded, clock), self._kept, self._rows
+            budget = self._budget
         embeds, kept, rows = selected
-        layout = vlm.lay_out(encoded, embeds, rows, kept)
+        layout = vlm.lay_out(encoded, embeds, rows, kept, budget)
         vlm.chain.check(layout, max_new_tokens)
         # 4. What the cache holds already. Tokens alone do not tell: the features must be the same ones, too.
         same = self._cache is not None and self._kept is not None and not repick and kept is self._kept
@@ -115,11 +117,13 @@ class Conversation:
             logits = vlm.chain.prefill([layout], cache, [known])
         # 5. The answer.
         answer = Answer(vlm, layout, encoded.ids, kept, max_new_tokens, sampling, stops, ignore_eos)
+        for answer.kept, answer.segment_tokens in vlm.chain.selected(cache):
+            pass
         for _ in vlm.chain.decode([answer.row], logits, cache, clock):
             pass
         result = answer.result(clock, cache.nbytes)
         self._turns += [question, Turn("assistant", result.text)]
-        self._kept, self._rows, self._cache = kept, rows, cache
+        self._kept, self._rows, self._cache, self._budget = kept, rows, cache, budget
         self._cached = np.concatenate([layout.ids, np.array(result.token_ids[:-1], np.int64)])
         return result
 

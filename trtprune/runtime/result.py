@@ -45,10 +45,14 @@ class Result:
         finish_reason: ``"stop"`` (end of sequence or a stop string) or ``"length"``.
         method: That pruned.
         visual_tokens, kept_tokens: Of all images together.
-        kept_indices: For each image, ascending indices of the kept ones of its tokens.
+        kept_indices: For each image, ascending indices of the kept ones of its tokens; where the decoder prunes, of
+            those that are left in its last segment.
         timings: Milliseconds by stage; in a batch those of the whole batch.
         tokens_per_second: Tokens after the first, divided by the time of decoding; 0 for a single token.
         kv_cache_bytes: Of the cache that was bound for this row.
+        prompt_tokens: Text and visual tokens of the prompt as they enter the decoder.
+        segment_tokens: Where the decoder prunes: for each image, its tokens in each segment, merged ones included.
+        tokens_per_layer: Visual tokens a layer processed and cached, on average over the layers.
     """
 
     text: str
@@ -62,10 +66,13 @@ class Result:
     tokens_per_second: float
     kv_cache_bytes: int
     prompt_tokens: int = field(default=0)
+    segment_tokens: list[list[int]] = field(default_factory=list)
+    tokens_per_layer: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """For ``trtprune run --json``; ``kept_indices`` of a single image are not nested."""
         indices: Any = self.kept_indices[0] if len(self.kept_indices) == 1 else self.kept_indices
+        inside = {"segment_tokens": self.segment_tokens, "tokens_per_layer": self.tokens_per_layer}
         return {
             "text": self.text,
             "token_ids": self.token_ids,
@@ -77,4 +84,5 @@ class Result:
             "timings_ms": self.timings,
             "tokens_per_second": self.tokens_per_second,
             "kv_cache_bytes": self.kv_cache_bytes,
+            **(inside if self.segment_tokens else {}),
         }

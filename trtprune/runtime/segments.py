@@ -149,20 +149,17 @@ class Segments:
 
     # -- prompts
 
-    def resumable(self, layout: Layout, known: int) -> int:
-        """How many of the first ``known`` tokens of a row, which the cache holds, may stay there: all of them or none.
-
-        A prune point must see a whole image and all its raters at once.
-        """
-        return known if all(stop <= known for _, stop in layout.pictures) else 0
-
     def prefill(self, layouts: Sequence[Layout], cache: SegmentCaches, start: Sequence[int]) -> np.ndarray:
-        """As :meth:`trtprune.runtime.chain.Chain.prefill`; ``start`` is 0 for all rows, or behind each row's images.
+        """As :meth:`trtprune.runtime.chain.Chain.prefill`.
 
         Raises:
             InputError: if an image has no text behind it that could rate its tokens.
         """
-        fresh = not any(start)
+        # A prune point must see a whole image and all its raters at once: what the cache holds stays only if the images
+        # are among it.
+        behind = all(stop <= first for layout, first in zip(layouts, start, strict=True) for _, stop in layout.pictures)
+        fresh = not (behind and any(start))
+        start = [0] * len(layouts) if fresh else list(start)
         rows = [self._begin(layout, first, fresh) for layout, first in zip(layouts, start, strict=True)]
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
@@ -172,7 +169,8 @@ class Segments:
         for k in range(last + 1):
             if fresh:
                 self._settle(k, rows, whole, cache)
-            out = self._run(k, rows, cache.parts[k], np.asarray(start, np.int64) - cache.dropped[k], k == last)
+            slots = np.zeros(len(rows), np.int64) if fresh else np.asarray(start, np.int64) - cache.dropped[k]
+            out = self._run(k, rows, cache.parts[k], slots, k == last)
             if k < last:
                 rows = [self._advance(k, b, row, out) for b, row in enumerate(rows)]
         if fresh:

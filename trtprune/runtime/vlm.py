@@ -237,12 +237,19 @@ class Vlm:
         The method this was built with runs as its graph; another runs as its NumPy reference.
         """
         info = self.config.pruning
+        if method in (None, info.method) and self.chain.segments:
+            return self._select_inside(view, self.chain.check_keep(keep))
         if method is None or method == info.method:
             text = view.text_embeds[view.prompt.span(info.text_span)]
             return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0)[0]
         from trtprune import pruning
 
         other = pruning.get(method)
+        if isinstance(other, pruning.InLlmMethod):
+            raise BudgetError(
+                f"--method {method} prunes inside the decoder, and this build's decoder is not cut for it",
+                hint=f"trtprune build --method {method}, and show that build",
+            )
         if "cls_attention" in other.needs and view.features.cls is None:
             raise BudgetError(
                 f"--method {method} needs the attention of a CLS token; the vision tower of this model has none",
@@ -256,6 +263,17 @@ class Vlm:
             text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
             seed=seed,
         )
+
+    def _select_inside(self, view: View, keep: int) -> np.ndarray:
+        """What of a viewed picture is left in the decoder's last segment, for the view's prompt."""
+        everything = np.arange(self.config.model.visual_tokens)
+        layout = self.lay_out(view.prompt, view.text_embeds, [view.features.image], [everything], keep)
+        cache = self.chain.pool.take(1, len(layout.ids))
+        try:
+            self.chain.prefill([layout], cache)
+            return self.chain.selected(cache)[0][0][0]
+        finally:
+            self.chain.pool.give_back(cache)
 
     # -- what a run needs, in the order it needs it
 
@@ -294,9 +312,13 @@ class Vlm:
         """Prunes the pictures of one prompt.
 
         Returns:
-            Embeddings [T, D] of the prompt; kept indices [keep] and features [keep, D] of each picture.
+            Embeddings [T, D] of the prompt; kept indices [keep] and features [keep, D] of each picture.  All of
+            them, where the decoder prunes.
         """
         embeds = self.embed(prompt, clock)
+        if self.chain.segments:  # the decoder does it
+            everything = np.arange(self.config.model.visual_tokens)
+            return embeds, [everything for _ in features], [f.image for f in features]
         with clock.stage("prune"):
             text = None
             if "text_embeds" in self.config.pruning.needs:
@@ -305,10 +327,12 @@ class Vlm:
             found = [self.chain.prune(f, text, keep, seed + i) for i, f in enumerate(features)]
         return embeds, [indices for indices, _ in found], [rows for _, rows in found]
 
-    def lay_out(self, prompt: Prompt, embeds: Array, rows: Sequence[Array], kept: Sequence[np.ndarray]) -> Layout:
-        """The prompt's text and kept features in one row."""
+    def lay_out(
+        self, prompt: Prompt, embeds: Array, rows: Sequence[Array], kept: Sequence[np.ndarray], keep: int = 0
+    ) -> Layout:
+        """The prompt's text and kept features in one row; ``keep`` is what the decoder is to prune to, if it does."""
         info = self.config
-        return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions)
+        return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions, keep)
 
 
 def _identity(image: ImageInput) -> Any:

@@ -1,0 +1,84 @@
+"""The graphs of a build, in the order of its chain: from a family's components and a method's own.
+
+``vision, embed, pruner, decoder`` for a method that prunes before the decoder; for one that prunes inside it ``vision,
+embed``, ``raters`` if it asks for them, ``rank`` if the rank of the attention decides how many tokens stay, and
+``decoder.0, pruner.0, decoder.1, …``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtprune.pruning.in_llm import InLlmMethod
+
+if TYPE_CHECKING:
+    from trtprune._plan import Plan
+    from trtprune._quantized import QuantizedWeights
+    from trtprune.graph import Graph
+
+__all__ = ["make_graphs"]
+
+
+def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Graph]:
+    """Component name → graph, in the order of the chain."""
+    from trtprune.pruning.graph import build_pruner
+
+    if isinstance(plan.method, InLlmMethod):
+        return _inside(plan, plan.method, quantized)
+    graphs = plan.family.build_components(
+        plan.checkpoint,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        moved=quantized.moved if quantized else None,
+        quantized=quantized.matrices if quantized else None,
+    )
+    graphs["pruner"] = build_pruner(
+        plan.method,
+        hidden_size=plan.spec.hidden_size,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        options=dict(plan.pruning.options),
+    )
+    return {name: graphs[name] for name in ("vision", "embed", "pruner", "decoder")}
+
+
+def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[str, Graph]:
+    from trtprune.graph import Graph
+    from trtprune.pruning.point_graph import build_point, build_raters
+    from trtprune.pruning.rank import build_rank
+
+    options = method.validate_options(plan.pruning.options)
+    points = method.points(plan.spec.num_layers, options)
+    graphs = plan.family.build_components(
+        plan.checkpoint,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        moved=quantized.moved if quantized else None,
+        quantized=quantized.matrices if quantized else None,
+        cuts=points,
+        raters=method.attention(options),
+    )
+    tensors = {**plan.family.weight_tensors(plan.checkpoint), **(quantized.moved if quantized else {})}
+
+    def make(name: str) -> Graph:
+        return Graph(
+            name,
+            dtype=plan.dtype,
+            lowering=plan.lowering,
+            tensors=tensors,
+            quantized=quantized.matrices if quantized else None,
+        )
+
+    chain = {name: graphs[name] for name in ("vision", "embed")}
+    raters = build_raters(method, make, plan.spec.hidden_size, options)
+    if raters is not None:
+        chain["raters"] = raters
+    # float64, which TensorRT has not: there the rank is computed on the host.
+    if options.get("ratio") == "rank" and plan.backend == "onnxruntime":
+        chain["rank"] = build_rank()
+    for k, layer in enumerate(points):
+        chain[f"decoder.{k}"] = graphs[f"decoder.{k}"]
+        access = plan.family.layer_access(plan.checkpoint, layer)
+        chain[f"pruner.{k}"] = build_point(method, make, f"pruner.{k}", access, options)
+    chain[f"decoder.{len(points)}"] = graphs[f"decoder.{len(points)}"]
+    return chain
