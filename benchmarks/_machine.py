@@ -11,7 +11,7 @@ from typing import Any
 
 PACKAGES = (
     "trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt-rtx-cu13", "tensorrt-cu13",
-    "cuda-bindings", "torch", "transformers",
+    "cuda-bindings", "polygraphy", "torch", "transformers",
 )  # fmt: skip
 
 

@@ -293,7 +293,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     keeps = given.keep or KEEPS[given.shape]
     image, text = Image.open(SCENE).convert("RGB"), prompt(given.words)
     start = time.perf_counter()
-    checkpoint, out = checkpoint_in(folder, given.shape), folder / f"out-{given.backend}"
+    checkpoint, out = checkpoint_in(folder, given.shape), folder / f"out-{given.backend}-{given.shape}"
     print(
         f"checkpoint of {weight_bytes(given.shape) / 1e9:.1f} GB after {time.perf_counter() - start:.0f} s", flush=True
     )

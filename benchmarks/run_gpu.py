@@ -75,6 +75,9 @@ PARTS = (
          _script("bench_rtx_current.py"), after="rtx-smallest"),
     Part("rtx-chain-tiny", 240, "engines of a tiny model against transformers", _chain("tiny", *RTX),
          after="rtx-smallest"),
+    Part("rtx-compare", 240, "engines of a tiny model beside their own graphs in ONNX Runtime, tensor by tensor",
+         ("-m", "trtprune", "compare", "{folder}/out-tensorrt-rtx-tiny", "--against", "onnxruntime", "--report",
+          "{json}"), after="rtx-chain-tiny"),
     Part("rtx-chain-7b", 580, "engines of llava-1.5-7b's shape against transformers", _chain("7b", *RTX),
          after="rtx-chain-tiny"),
     Part("rtx-chain-7b-4096", 580, "the same with a cache of 4096 tokens: what capacity costs",
@@ -161,7 +164,7 @@ def preflight(found: dict[str, Any]) -> list[str]:
         said.append("onnxruntime and onnxruntime-gpu are both installed: pip uninstall -y onnxruntime")
     for package, parts in (
         ("onnxruntime-gpu", "chain-*"), ("tensorrt-rtx-cu13", "rtx-*"), ("cuda-bindings", "rtx-chain-*"),
-        ("tensorrt-cu13", "tensorrt-*"), ("torch", "all but doctor and rtx-build-7b"), ("transformers", "*chain-*"),
+        ("tensorrt-cu13", "tensorrt-*"), ("polygraphy", "rtx-compare"), ("torch", "all but doctor and rtx-build-7b"), ("transformers", "*chain-*"),
     ):  # fmt: skip
         if package not in versions:
             said.append(f"{package} is not installed, which {parts} need{'s' if parts[:3] == 'all' else ''}")

@@ -15,6 +15,7 @@ import transformers
 from safetensors import safe_open
 
 import tests.bench  # noqa: F401
+from trtprune.cli import main
 
 import _checkpoints  # isort: skip
 import bench_cuda_chain  # isort: skip
@@ -205,13 +206,16 @@ def test_run_gpu_lists_and_rehearses(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("one", run_gpu.PARTS, ids=lambda p: p.name)
-def test_parts_are_calls_their_scripts_take(one: run_gpu.Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_calls_their_scripts_take(one: run_gpu.Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument is known to the script, and every part it waits for exists and comes before."""
     names = [p.name for p in run_gpu.PARTS]
     assert one.after is None or names.index(one.after) < names.index(one.name)
-    script = Path(one.command[0])
-    if script.suffix != ".py":
+    if one.command[0] == "-m":  # the command line: click knows every option
+        command = main.commands[one.command[2]]
+        context = command.make_context(one.command[2], list(one.arguments(Path("x.json"), tmp_path)[3:]))
+        assert context.params
         return
+    script = Path(one.command[0])
     import argparse
 
     class Parsed(Exception):
@@ -228,7 +232,9 @@ def test_parts_are_calls_their_scripts_take(one: run_gpu.Part, monkeypatch: pyte
 
 
 def test_preflight() -> None:
-    have = dict.fromkeys(("onnxruntime-gpu", "tensorrt-rtx-cu13", "cuda-bindings", "tensorrt-cu13", "torch"), "1")
+    have = dict.fromkeys(
+        ("onnxruntime-gpu", "tensorrt-rtx-cu13", "cuda-bindings", "tensorrt-cu13", "polygraphy", "torch"), "1"
+    )
     gpus = [{"name": "NVIDIA H200"}]
     assert run_gpu.preflight({"gpus": gpus, "versions": have | {"transformers": "5"}}) == []
     said = run_gpu.preflight({"gpus": gpus, "versions": have | {"onnxruntime": "1"}})
