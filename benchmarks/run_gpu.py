@@ -164,7 +164,8 @@ def preflight(found: dict[str, Any]) -> list[str]:
         said.append("onnxruntime and onnxruntime-gpu are both installed: pip uninstall -y onnxruntime")
     for package, parts in (
         ("onnxruntime-gpu", "chain-*"), ("tensorrt-rtx-cu13", "rtx-*"), ("cuda-bindings", "rtx-chain-*"),
-        ("tensorrt-cu13", "tensorrt-*"), ("polygraphy", "rtx-compare"), ("torch", "all but doctor and rtx-build-7b"), ("transformers", "*chain-*"),
+        ("tensorrt-cu13", "tensorrt-*"), ("polygraphy", "rtx-compare"), ("transformers", "*chain-*"),
+        ("torch", "all but doctor and rtx-build-7b"),
     ):  # fmt: skip
         if package not in versions:
             said.append(f"{package} is not installed, which {parts} need{'s' if parts[:3] == 'all' else ''}")
