@@ -65,6 +65,28 @@ def test_full_tensorrt_gets_two_profiles(checkpoint: Path, full: Any, tmp_path: 
     assert not any(config.get_flag(full.BuilderFlag.TF32) for config in full.Builder.configs)
 
 
+def test_plugins_that_were_taken_are_recorded(
+    checkpoint: Path, full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registered plugin is asked for by the operator's name; only what became a plugin layer is needed to run."""
+    from trtprune.backends.tensorrt.network import Network
+
+    monkeypatch.setattr(
+        "trtprune.backends.tensorrt.plugins.register_plugins", lambda trt: {"TopKGather": "1", "MaxMinSelect": "1"}
+    )
+    inlined = trtprune.build(checkpoint, tmp_path / "inlined", backend="tensorrt", keep=4)
+    assert inlined.engines is not None
+    assert inlined.engines.plugins == {}
+    types = Network.layer_types
+    monkeypatch.setattr(Network, "layer_types", lambda self: [*types(self), full.LayerType.PLUGIN_V3])
+    taken = trtprune.build(checkpoint, tmp_path / "taken", backend="tensorrt", keep=4)
+    assert taken.engines is not None
+    assert taken.engines.plugins == {"TopKGather": "1"}
+    monkeypatch.setattr("trtprune.backends.tensorrt.plugins.register_plugins", lambda trt: {})
+    with pytest.raises(BuildError, match="holds another build"):
+        trtprune.build(checkpoint, tmp_path / "taken", backend="tensorrt", keep=4)
+
+
 def test_timings_are_carried_from_component_to_component(tmp_path: Path) -> None:
     """And from build to build, by the files that were named."""
     from types import SimpleNamespace

@@ -6,8 +6,8 @@ Orchestrates ``backends.tensorrt``; knows no model and no method.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from trtprune.engine_dir import ComponentInfo, EngineInfo, PruningInfo, digest_f
 
 if TYPE_CHECKING:
     from trtprune._plan import Plan
+    from trtprune.backends.tensorrt.network import Network
     from trtprune.models import ModelSpec
 
 __all__ = ["EnginePlan", "Target", "build_engines", "find_target", "plan_engines"]
@@ -35,11 +36,13 @@ class Target:
         version: Of the library.
         build: For the builder, ``("sm89",)`` or ``("current",)``.
         names: For the config: the same, with the GPU that is current by its capability.
+        plugins: Name → version of the plugins that its parser takes where a graph has their operator.
     """
 
     version: str
     build: tuple[str, ...]
     names: tuple[str, ...]
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class EnginePlan:
             "options": self.options.identity(),
             "version": self.target.version,
             "targets": self.target.names,
+            "plugins": self.target.plugins,
             "limits": vars(self.limits),
         }
 
@@ -64,12 +68,13 @@ def find_target(backend: str, options: EngineOptions, dtype: str) -> Target:
     """The installed library and what it is to build for.
 
     Raises:
-        BackendError: if the library or a GPU it needs is missing.
+        BackendError: if the library or a GPU it needs is missing, or a plugin library does not fit.
         BuildError: for a compute capability it does not serve, or not in this dtype.
     """
     from trtprune._gpu import find_gpus
     from trtprune.backends.tensorrt.building import served_capabilities
-    from trtprune.backends.tensorrt.flavour import load_tensorrt
+    from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
+    from trtprune.backends.tensorrt.plugins import register_plugins
 
     trt = load_tensorrt(backend)
     gpus = find_gpus()
@@ -77,7 +82,8 @@ def find_target(backend: str, options: EngineOptions, dtype: str) -> Target:
     build = resolve_targets(options.compute_capability, backend, served_capabilities(trt), gpus, library)
     names = (f"sm{gpus[0].sm}",) if build == ("current",) and gpus[0].sm else build
     check_dtype(dtype, options.attention, names, backend)
-    return Target(trt.__version__, build, names)
+    get_log(trt)  # the first logger TensorRT is given stays, so let it be this one
+    return Target(trt.__version__, build, names, register_plugins(trt))
 
 
 def plan_engines(
@@ -136,6 +142,7 @@ def build_engines(
     settings = BuilderSettings(targets=target.build, **shared)
     cache = TimingCache(options.load_timing_cache, options.save_timing_cache)
     live = getattr(say, "live", None)
+    plugins: dict[str, str] = {}
     (staging / "engines").mkdir()
 
     def build_one(component: ComponentInfo) -> ComponentInfo:
@@ -146,6 +153,7 @@ def build_engines(
         old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
         network = Network(trt, log, proto, staging, component.name, without_bfloat16=old)
         network.check(**_expected(plan, component, proto))
+        plugins.update(_plugins_used(network, proto, target.plugins))
         profiles = build_engine(
             network,
             log,
@@ -173,7 +181,10 @@ def build_engines(
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility_level,
         weight_streaming=options.weight_streaming,
+        plugins=plugins,
     )
+    if plugins:
+        say("plugins", f"needed to run: {', '.join(f'{name} {version}' for name, version in plugins.items())}")
     return built, files, info
 
 
@@ -190,3 +201,12 @@ def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int
             "cache_updates": 2 * layers if plan.lowering.cache == "op" else 0,
         }
     return {"attention": sum(node.op_type == "Attention" for node in proto.graph.node), "cache_updates": 0}
+
+
+def _plugins_used(network: Network, proto: Any, known: Mapping[str, str]) -> dict[str, str]:
+    """The plugins that the parser took for operators of a graph; without them it inlines the operators' bodies."""
+    kind = getattr(network.trt.LayerType, "PLUGIN_V3", None)
+    if kind is None or kind not in network.layer_types():
+        return {}
+    operators = {node.op_type for node in proto.graph.node}
+    return {name: version for name, version in known.items() if name in operators}

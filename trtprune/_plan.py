@@ -88,8 +88,8 @@ def plan_build(
     check_options(engine, backend, export_only)
     target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype)
     chosen_lowering = _lowering(backend, provider, lowering, engine.attention)
-    if target is not None and backend == "tensorrt-rtx":
-        chosen_lowering = _for_rtx(chosen_lowering, target.names, dtype)
+    if target is not None:
+        chosen_lowering = _for_engines(chosen_lowering, backend, target.names, dtype)
     values = chosen.validate_options(dict(options or {}))
     checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
     family = get_family(checkpoint.config)
@@ -202,7 +202,14 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, at
     return replace(lowering, **forms)
 
 
-def _for_rtx(lowering: Lowering, targets: Sequence[str], dtype: str) -> Lowering:
+def _for_engines(lowering: Lowering, backend: str, targets: Sequence[str], dtype: str) -> Lowering:
+    if lowering.cache != "op":
+        raise BuildError(
+            f"--lowering cache={lowering.cache}: only TensorScatter becomes a cache that TensorRT updates in place",
+            hint="leave it out",
+        )
+    if backend != "tensorrt-rtx":
+        return lowering
     if lowering.vision_attention == "op-float32" and dtype != "float32":
         raise BuildError(
             "--lowering vision_attention=op-float32: TensorRT-RTX has no such attention kernel",
