@@ -16,7 +16,7 @@ from tests.runner import link_weights, session
 from tests.test_graph_segments import draw, states
 from trtprune.checkpoint import open_checkpoint
 from trtprune.components.decoder_layer import DecoderLayer
-from trtprune.errors import BudgetError
+from trtprune.errors import BudgetError, InputError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import llava
 from trtprune.pruning import recycling
@@ -368,3 +368,16 @@ def test_rank_ratio() -> None:
         SPARSE.schedule(100, 576, 32, options)
     own = SPARSE.validate_options({"ratio": "rank", "scale": "2", "bias": "3"})
     assert SPARSE.rank_count(10, 576, 100, own) == 23
+
+
+@pytest.mark.parametrize("method", [SPARSE, FASTV, PYRAMID], ids=lambda m: m.name)
+def test_references_refuse_what_does_not_fit(method: InLlmMethod) -> None:
+    features, block = np.zeros((9, 4), np.float32), np.ones((2, 9), np.float32)
+    with pytest.raises(InputError, match="needs attention"):
+        method.reference(features, keep=3)
+    with pytest.raises(InputError, match="attention has shape"):
+        method.reference(features, keep=3, attention=block[:, :8])
+    for keep in (0, 10):
+        with pytest.raises(BudgetError, match=f"--keep {keep}"):
+            method.reference(features, keep=keep, attention=block)
+    assert method.reference(features, keep=9, attention=block).tolist() == list(range(9))

@@ -143,7 +143,7 @@ def test_text_spans() -> None:
     assert [adafv.text_span({"prompt_tokens": p}) for p in PROMPT_TOKENS] == ["question", "after_image", "all"]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", BEFORE)
 @pytest.mark.parametrize("keep", [0, -1, 7, 8])
 def test_budget_out_of_range(method: str, keep: int) -> None:
     case = pc.make(0, 1, 6, 2, keep, "normal")

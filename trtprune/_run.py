@@ -159,14 +159,14 @@ def draw_panels(
     for method in chosen:
         for keep in [model.visual_tokens] if method.name == "none" else budgets:
             indices = vlm.select(view, keep=keep, method=method.name, seed=seed)
-            logger.info("%-10s %s", method.name, describe_budget(model.visual_tokens, keep))
+            logger.info("%-10s %s", method.name, describe_budget(model.visual_tokens, len(indices)))
             picture = overlay(
                 view.image,
                 indices,
                 patch_grid=model.patch_grid,
                 geometry=view.geometry,
                 first_patch=model.first_patch,
-                title=caption_for(method.name, keep, model.visual_tokens),
+                title=caption_for(method.name, len(indices), model.visual_tokens),
             )
             pictures.append(picture)
             drawn.append({"method": method.name, "keep": keep, "kept_indices": [int(i) for i in indices]})

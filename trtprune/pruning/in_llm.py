@@ -162,7 +162,7 @@ class InLlmMethod(Method):
         raise NotImplementedError  # reference() is overridden: a prune point reads attention, not features
 
     def reference(  # type: ignore[override]
-        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray, **context: object
+        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: object
     ) -> np.ndarray:
         """The selection of one prune point, in NumPy.
 
@@ -174,9 +174,15 @@ class InLlmMethod(Method):
 
         Returns:
             int64 [keep], ascending.
+
+        Raises:
+            BudgetError: for a budget or option that cannot be served.
+            InputError: for attention that is missing or of the wrong shape.
         """
         import numpy as np
 
+        if attention is None:
+            raise InputError(f"method {self.name} needs attention: what its raters gave to the tokens, [R, N]")
         features, block = np.asarray(image_features), np.asarray(attention)
         if features.ndim != 2 or block.ndim not in (2, 3) or block.shape[-1] != len(features) or 0 in block.shape:
             raise InputError(

@@ -279,7 +279,11 @@ class SparseVlm(InLlmMethod):
 
 
 def _ratios(table: Mapping[int, tuple[int, ...]], keep: float) -> tuple[float, float]:
-    """Second and third count over the first, linear in ``keep`` between the tables' entries, constant outside."""
+    """Second and third count over the first, linear in ``keep`` between the tables' entries, constant below them.
+
+    Above them the ratios go to 1, at all 576 tokens.
+    """
+    table = {**table, 576: (1, 1, 1)}
     known = sorted(table)
     low = max((k for k in known if k <= keep), default=known[0])
     high = min((k for k in known if k >= keep), default=known[-1])
