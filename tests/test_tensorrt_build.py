@@ -122,6 +122,22 @@ def test_the_graphs_stay_what_onnx_runtime_runs(plain: EngineDir) -> None:
     assert cache.type.tensor_type.shape.dim[2].dim_param == "capacity"
 
 
+def test_inspect_shows_the_engines(plain: EngineDir) -> None:
+    code, out, err = command("inspect", plain.root, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["engines"]["targets"] == ["sm89"]
+    for component in facts["components"]:
+        assert component["engine_bytes"] == plain.path(component["engine"]).stat().st_size
+    assert facts["components"][2]["profiles"][0]["keep"] == [[1], [4], [16]]
+    text = command("inspect", plain.root)[1]
+    total = sum(component["engine_bytes"] for component in facts["components"]) / 1e6
+    assert f"tensorrt-rtx {rtx.trt.__version__} for sm89, {total:.1f} MB; attention fused" in text
+    assert "1 row of 1 picture and 512 text tokens; the cache takes 196.6 kB" in text  # 512 * 2 * 3 * 2 * 16 * 2 B
+    assert "inputs_embeds 1x1x64 1x68x64 1x512x64" in text
+    assert text.count("past_key_values.*.key 1x2x512x16\n") == 1
+
+
 def test_flags_reach_the_builder(checkpoints: dict[str, Path], plain: EngineDir, tmp_path: Path) -> None:
     engine = {"weight_streaming": True, "builder_optimization_level": 0, "pool_limit": {"workspace": 1 << 30},
               "profiling_verbosity": "detailed"}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
                 "name": component.name,
                 "onnx": component.onnx,
                 "engine": component.engine,
+                "engine_bytes": made.path(component.engine).stat().st_size if component.engine else None,
+                "profiles": [
+                    {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
+                    for profile in component.profiles
+                ],
                 "dtype": component.dtype,
                 "inputs": [_tensor(spec) for spec in component.inputs],
                 "outputs": [_tensor(spec) for spec in component.outputs],
@@ -77,6 +83,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
             "images_at_capacity": kv.capacity // max(1, pruning.keep),
             "images_at_capacity_unpruned": kv.capacity // max(1, total),
         },
+        "engines": dataclasses.asdict(made.engines) if made.engines is not None else None,
         "built_with": dict(made.built_with),
         "build_digest": made.build_digest,
         "files": files,
@@ -127,6 +134,7 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
                      f"instead of {_size(kv['bytes_per_image_unpruned'])}"),
         ("capacity", f"{kv['capacity']} tokens ({_size(kv['bytes_at_capacity'])}): {kv['images_at_capacity']} pictures "
                      f"instead of {kv['images_at_capacity_unpruned']}"),
+        *_engine_rows(facts),
         ("built with", ", ".join(f"{key} {value}" for key, value in sorted(facts["built_with"].items()))),
         ("path", f"{facts['path']} ({_size(facts['bytes'])})"),
     ]  # fmt: skip
@@ -140,6 +148,9 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         used = ", ".join(f"{name} {count}" for name, count in most)
         components.add_row(component["name"], "in", _specs(component["inputs"]))
         components.add_row("", "out", _specs(component["outputs"]))
+        for place, profile in enumerate(component["profiles"]):
+            title = "engine" if len(component["profiles"]) == 1 else f"engine {place}"
+            components.add_row("", title, f"{_size(component['engine_bytes'])}\n{_ranges(profile)}")
         components.add_row("", "ops", f"{sum(ops.values())}: {used}" + (", …" if len(ops) > OPS_SHOWN else ""))
     files = Table("file", "size", "", box=box.SIMPLE_HEAD, pad_edge=False)
     files.columns[0].overflow = "fold"
@@ -148,6 +159,41 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         shared = f"shared with {file['links'] - 1} other place" if file["links"] > 1 else ""
         files.add_row(file["name"], _size(file["bytes"]), shared + ("s" if file["links"] > 2 else ""))
     return [summary, components, files]
+
+
+def _engine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    engines, kv = facts["engines"], facts["kv"]
+    if engines is None:
+        return []
+    rows, images = engines["max_batch_size"], engines["max_images"]
+    more = [f"attention {engines['attention']}"]
+    more += ["version compatible"] if engines["version_compatible"] else []
+    more += ["weight streaming"] if engines["weight_streaming"] else []
+    if engines["hardware_compatibility"] != "none":
+        more.append(f"hardware compatibility {engines['hardware_compatibility']}")
+    more += [f"plugin {name} {version}" for name, version in engines["plugins"].items()]
+    size = sum(component["engine_bytes"] or 0 for component in facts["components"])
+    return [
+        ("engines", f"{facts['backend']} {engines['version']} for {', '.join(engines['targets'])}, {_size(size)}; "
+                    + ", ".join(more)),
+        ("serve", f"{_count(rows, 'row')} of {_count(images, 'picture')} and {engines['max_input_len']} text tokens; "
+                  f"the cache takes {_size(rows * kv['bytes_at_capacity'])}"),
+    ]  # fmt: skip
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def _ranges(profile: dict[str, list[list[int]]]) -> str:
+    """One line a tensor, smallest, typical and largest shape; all layers' caches are one line."""
+    lines: dict[str, str] = {}
+    for name, shapes in profile.items():
+        short = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        # Of three sizes that are one, one is enough.
+        sizes = dict.fromkeys("x".join(map(str, shape)) for shape in shapes)
+        lines.setdefault(short, f"{short} {' '.join(sizes)}")
+    return "\n".join(lines.values())
 
 
 def _specs(specs: list[dict[str, Any]]) -> str:
