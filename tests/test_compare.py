@@ -83,6 +83,25 @@ def test_precisions_and_lowerings_of_one_model(source: Path, out: Path, half: Pa
     assert not strict.passed
 
 
+def test_a_decoder_in_segments(source: Path, tmp_path: Path) -> None:
+    """Each segment beside the same layers of transformers; the prune point, which has no counterpart, says so."""
+    out = kit.build(source, tmp_path / "fastv", method="fastv", keep=12)
+    found = compare(out, checkpoint=str(source), draw=Draw(batch_size=2), layerwise=True)
+    assert found.passed
+    assert found.notes == ("pruner.0 is not compared: transformers:source has no pruner.0",)
+    first, last = found.components[2:]
+    assert [o.name for o in first.outputs[:2]] == ["last_hidden_state", "rater_attention"]
+    assert [o.name for o in last.outputs] == ["logits", "present.2.key", "present.2.value"]
+    assert [[p.label for p in c.layers.residual] for c in (first, last)] == [
+        ["layers.0", "layers.1"],
+        ["layers.2", "norm", "lm_head"],
+    ]
+    half = kit.build(source, tmp_path / "half", method="fastv", keep=12, dtype="float16")
+    across = compare(half, str(out))
+    assert across.passed
+    assert [c.name for c in across.components] == ["vision", "embed", "decoder.0", "pruner.0", "decoder.1"]
+
+
 def test_both_sides_are_fed_what_the_narrower_can_hold(out: Path) -> None:
     made = open_engine_dir(out)
     for dtypes, kind in ((["float16", "float32"], np.float16), (["bfloat16", "float32"], np.float32)):

@@ -95,31 +95,19 @@ def test_the_printed_command_repeats_it_in_polygraphy(place: Path, tmp_path: Pat
 
 
 def test_exit_codes_and_streams_of_the_real_command(place: Path) -> None:
-    """0 passed, 1 failed, 1 and one line for what cannot be, 2 for a wrong command line."""
-    script = "; ".join(
-        f"trtprune compare {line} >{i}.out 2>{i}.err; echo $?"
-        for i, line in enumerate(
-            [
-                "out-float16 --against out --component embed --json",
-                "out-float16 --against out --component embed --atol 0 --rtol 0 --check-error-stat max",
-                "out --against nowhere",
-                "out --against unpruned --atol 1 --image cat.png --prompt a",
-            ]
-        )
-    )
-    assert shell(script, place).stdout.split() == ["0", "1", "1", "2"]
-    out, err = ([(place / f"{i}.{kind}").read_text() for i in range(4)] for kind in ("out", "err"))
-    found = json.loads(out[0])
+    """0 passed, 1 failed; results on stdout, the rest on stderr."""
+    compared = "trtprune compare out-float16 --against out --component embed"
+    good, bad = f"{compared} --json", f"{compared} --atol 0 --rtol 0 --check-error-stat max"
+    done = [shell(line, place) for line in (good, bad)]
+    assert [process.returncode for process in done] == [0, 1]
+    found = json.loads(done[0].stdout)
     assert found["passed"]
     assert found["components"][0]["outputs"][0]["name"] == "text_embeds"
-    assert re.search(r"^\[I\] RUNNING \| Command: trtprune compare out-float16 --against out", err[0])
-    assert re.search(r"\[I\] PASSED \| Runtime: \d+\.\d+s \| Command: trtprune compare .* --json$", err[0].strip())
-    assert "FAILED" in out[1]
-    assert re.search(r"\[E\] FAILED \| Runtime: .*s \| Command: trtprune compare", err[1])
-    assert "Traceback" not in "".join(err)
-    assert out[2] == ""
-    assert "error: --against nowhere: no such directory\nhint: " in err[2]
-    assert "Usage:" in err[3]
+    assert done[0].stderr.startswith(f"[I] RUNNING | Command: {good}\n")
+    assert re.search(rf"\n\[I\] PASSED \| Runtime: \d+\.\d+s \| Command: {good}\n$", done[0].stderr)
+    assert "FAILED" in done[1].stdout
+    assert re.search(rf"\n\[E\] FAILED \| Runtime: \d+\.\d+s \| Command: {bad}\n$", done[1].stderr)
+    assert "Traceback" not in done[1].stderr
 
 
 @pytest.mark.parametrize(
@@ -134,6 +122,7 @@ def test_exit_codes_and_streams_of_the_real_command(place: Path) -> None:
         (["--plot", "error.png", "--component", "embed"], "none of what was compared has layers"),
         (["--keep", "17"], "--keep 17: outside 1 to 16"),
         (["--load-inputs", "none.json"], "no such file"),
+        (["--against", "nowhere"], "--against nowhere: no such directory"),
         (["--against", "unpruned"], "no questions given"),
         (["--against", "unpruned", "--keep", "16", "--image", "cat.png", "--prompt", "a"], "nothing to compare"),
     ],
@@ -148,6 +137,21 @@ def test_bad_input_is_one_line(place: Path, arguments: list[str], says: str, mon
     assert len(errors) == 1
     assert says in errors[0]
     assert stderr.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--against", "unpruned", "--atol", "1", "--image", "cat.png", "--prompt", "a"],
+        ["--against", "out-float16", "--requests", "questions.jsonl"],
+        ["--against", "out-float16", "--load-inputs", "in.json", "--image", "cat.png", "--prompt", "a"],
+        ["--iterations", "0"],
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(place: Path, arguments: list[str]) -> None:
+    code, stdout, stderr = command(place / "out", *arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr.splitlines()[-1].startswith("Error: ")
 
 
 def test_unpruned_answers_are_scored_on_what_both_finish(place: Path, tmp_path: Path) -> None:
@@ -179,20 +183,25 @@ def test_unpruned_answers_are_scored_on_what_both_finish(place: Path, tmp_path: 
 
 
 def test_unpruned_fails_where_it_should(place: Path, tmp_path: Path) -> None:
-    asked = [
-        place / "out",
-        "--against",
-        "unpruned",
-        "--image",
-        place / "cat.png",
-        "--prompt",
-        "What is it?",
-        "--keep",
-        2,
-    ]
+    import trtprune
+    from trtprune.runtime.batch import turns_of
+
+    question = ["--image", place / "cat.png", "--prompt", "What is it?"]
+    asked = [place / "out", "--against", "unpruned", *question, "--keep", 2]
     code, stdout, _ = command(*asked, "--max-new-tokens", 1)
     assert code == 1
     assert "none of 1 questions was answered to the end by both" in stdout
+    code, _, stderr = command(*asked[:3], "--image", "none.png", "--prompt", "What?", "--keep", 2)
+    assert code == 1
+    assert "error: --image none.png: no such file" in stderr
+    # Fits with 2 of 16 tokens and not with all: not counted, and why.
+    length = len(trtprune.load(place / "out").encoder.encode(turns_of("What is it?", 1, None)).ids) + 1 + 8
+    short = kit.build(place / "model", tmp_path / "short", max_seq_len=length)
+    code, stdout, _ = command(short, *asked[1:], "--max-new-tokens", 4, "--json")
+    (row,) = json.loads(stdout)["rows"]
+    assert code == 1
+    assert not row["counted"]
+    assert row["why"].startswith("unpruned: the prompt has ")
     none = kit.build(place / "model", tmp_path / "none", method="none", keep=None)
     code, _, stderr = command(none, *asked[1:-2])
     assert code == 1

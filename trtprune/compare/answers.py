@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.errors import BudgetError, InputError, TrtpruneError
+from trtprune.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
     from trtprune.runtime import Request, Result, Vlm
@@ -152,27 +152,25 @@ def compare_answers(
         )
     rows, caches = [], (0, 0)
     for number, asked in enumerate(questions, 1):
-        results: list[Result | TrtpruneError] = []
-        for tokens in (budget, total):
-            try:
-                results.append(vlm.generate_batch([asked.request], keep=tokens, **settings)[0])
-            except InputError as error:  # a prompt that fits with the budget and not without it
-                results.append(error)
-        row, sizes = _row(asked, results[0], results[1])
+        pruned = vlm.generate_batch([asked.request], keep=budget, **settings)[0]
+        try:
+            unpruned: Result | InputError = vlm.generate_batch([asked.request], keep=total, **settings)[0]
+        except InputError as error:  # what fits with the budget may be too long without it
+            unpruned = error
+        row, sizes = _row(asked, pruned, unpruned)
         rows.append(row)
         caches = max(caches[0], sizes[0]), max(caches[1], sizes[1])
         report("question", f"{number} of {len(questions)}: {'same' if row.same else row.why or 'differs'}")
-    if all(isinstance(row.kept_tokens, int) and row.kept_tokens >= row.visual_tokens > 0 for row in rows):
+    if all(row.kept_tokens >= row.visual_tokens for row in rows):
         raise BudgetError("--against unpruned: no token was dropped from any picture; nothing is reported")
     return Agreement(info.method, budget, total, tuple(rows), min_agreement, caches)
 
 
-def _row(asked: Asked, pruned: Any, unpruned: Any) -> tuple[Row, tuple[int, int]]:
-    prompt = asked.request.prompt
-    for name, result in (("pruned", pruned), ("unpruned", unpruned)):
-        if isinstance(result, TrtpruneError):
-            left, right = (r.text if not isinstance(r, TrtpruneError) else "" for r in (pruned, unpruned))
-            return Row(prompt, left, right, False, f"{name}: {result.message}", False, 0, 0, 0), (0, 0)
+def _row(asked: Asked, pruned: Result, unpruned: Result | InputError) -> tuple[Row, tuple[int, int]]:
+    prompt, tokens = asked.request.prompt, (pruned.kept_tokens, pruned.visual_tokens)
+    if isinstance(unpruned, InputError):
+        why = f"unpruned: {unpruned.message}"
+        return Row(prompt, pruned.text, "", False, why, False, 0, *tokens), (pruned.kv_cache_bytes, 0)
     cut = [n for n, r in (("pruned", pruned), ("unpruned", unpruned)) if r.finish_reason != "stop"]
     why = f"{' and '.join(cut)} cut off at --max-new-tokens" if cut else ""
     common = 0
@@ -192,8 +190,7 @@ def _row(asked: Asked, pruned: Any, unpruned: Any) -> tuple[Row, tuple[int, int]
         why,
         same,
         common,
-        pruned.kept_tokens,
-        pruned.visual_tokens,
+        *tokens,
         correct,
     )
     return row, (pruned.kv_cache_bytes, unpruned.kv_cache_bytes)

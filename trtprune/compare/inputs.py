@@ -92,7 +92,9 @@ def random_feeds(
     feeds, names = [], []
     decodes = any(spec.name.startswith("past_key_values.") for spec in component.inputs)
     keep = check_keep(made, draw.keep)
-    prompt = draw.text_tokens + keep if decodes else draw.text_tokens
+    # A prune point inside the decoder still has all visual tokens before it.
+    visual = made.model.visual_tokens if any(spec.name == "visual_index" for spec in component.inputs) else keep
+    prompt = draw.text_tokens + visual
     dims = {
         "batch": draw.batch_size,
         "tokens": draw.text_tokens,
@@ -134,7 +136,7 @@ def _value(
         cache = np.zeros(shape, np.float32)
         cache[:, :, : facts["begin"]] = rng.standard_normal((*shape[:2], facts["begin"], shape[3]))
         return cache
-    if spec.name == "cls_attention":
+    if spec.name in ("cls_attention", "rater_attention", "rater_weights"):
         scores = np.exp(2 * rng.standard_normal(shape))
         return (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
     if spec.dtype in ("float32", "float16", "bfloat16"):
@@ -149,7 +151,9 @@ def _value(
         "write_index": facts["begin"],
         "position_ids": facts["begin"] + steps,
         "logits_index": facts["last"],
-        "rater_index": steps,
+        # The last of the new tokens are the raters, the picture lies behind the first text token.
+        "rater_index": facts["last"] - shape[-1] + 1 + steps,
+        "visual_index": 1 + steps,
     }
     if spec.name not in values:
         raise InputError(f"no random values are known for input {spec.name}", hint="--load-inputs FILE")

@@ -70,7 +70,8 @@ def selection_as_mask(results: Any, visual_tokens: int) -> Any:
     """Puts a pruner's outputs in a form whose differences mean something.
 
     ``kept_indices`` [B, keep] becomes a 0/1 mask over the visual tokens, because one token more near the front moves
-    all indices behind it; ``pruned_features`` is cut to the tokens both sides kept.
+    all indices behind it; ``pruned_features`` is cut to the tokens both sides kept.  Where it holds merged tokens
+    besides, which depend on all of the selection, it is left out if the selections differ.
     """
     from polygraphy.comparator import IterationResult, RunResults
 
@@ -78,13 +79,15 @@ def selection_as_mask(results: Any, visual_tokens: int) -> Any:
     changed: tuple[list[Any], list[Any]] = ([], [])
     for a, b in zip(ours, theirs, strict=True):
         masks = [_mask(row["kept_indices"], visual_tokens) for row in (a, b)]
-        both = masks[0] & masks[1]
+        both, same = masks[0] & masks[1], bool((masks[0] == masks[1]).all())
         for row, mask, rows in zip((a, b), masks, changed, strict=True):
             outputs = {"kept_indices": mask.astype(np.float32)}
-            # Features of kept tokens are in ascending order of their indices.
-            features = [f[both[i][mask[i]]] for i, f in enumerate(row["pruned_features"])]
-            if both.any():
-                outputs["pruned_features"] = np.concatenate(features)
+            features = row["pruned_features"]
+            if same:
+                outputs["pruned_features"] = features
+            elif both.any() and features.shape[1] == row["kept_indices"].shape[1]:
+                # Features of kept tokens are in ascending order of their indices.
+                outputs["pruned_features"] = np.concatenate([f[both[i][mask[i]]] for i, f in enumerate(features)])
             rows.append(IterationResult(outputs, row.runtime, row.runner_name))
     masked = RunResults()
     masked.append((left, changed[0]))

@@ -95,8 +95,8 @@ class TransformersSide:
         self.model = model.eval()
 
     def components(self) -> Sequence[str]:
-        """All the chain has, as long as the decoder is in one piece."""
-        return ("vision", "embed", "pruner", "decoder")
+        """All but the prune points inside a decoder."""
+        return [c.name for c in self.made.components if not c.name.startswith("pruner.")]
 
     def runner(self, component: ComponentInfo) -> Any:
         """The component's outputs, by the graph's names."""
@@ -134,7 +134,7 @@ class TransformersSide:
                 return {"text_embeds": rows.numpy()}
             if component.name == "pruner":
                 return self._prune(feed)
-            return self._decode(feed)
+            return self._decode(component, feed)
 
     def _look(self, component: ComponentInfo, feed: dict[str, np.ndarray], labels: Sequence[str]) -> Any:
         """What hooks on modules see during a run, rows of the batch put together."""
@@ -191,40 +191,75 @@ class TransformersSide:
         rows = np.take_along_axis(feed["image_features"], kept[..., None], axis=1)
         return {"kept_indices": kept, "pruned_features": rows}
 
-    def _decode(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Row by row, each with as much of its cache as it has written."""
         import torch
-        from transformers import DynamicCache
 
-        names = [name for name in feed if name.startswith("past_key_values.")]
-        present = {name.replace("past_key_values", "present"): feed[name].copy() for name in names}
-        head = self.model.get_output_embeddings()
-        language = _language_model(self.model)
-        logits = []
-        for b, begin in enumerate(feed["write_index"].tolist()):
-            cache = DynamicCache()
-            for i in range(len(names) // 2):
-                keys, values = (
-                    torch.from_numpy(feed[f"past_key_values.{i}.{kind}"][b : b + 1, :, :begin])
-                    for kind in ("key", "value")
+        names = sorted(int(name.split(".")[1]) for name in feed if name.endswith(".key"))
+        first, stop = names[0], names[-1] + 1
+        outputs = {spec.name: spec for spec in component.outputs}
+        present = {
+            f"present.{i}.{kind}": feed[f"past_key_values.{i}.{kind}"].copy()
+            for i in range(first, stop)
+            for kind in ("key", "value")
+        }
+        found: dict[str, list[np.ndarray]] = {name: [] for name in outputs if not name.startswith("present.")}
+        states = feed["hidden_states" if "hidden_states" in feed else "inputs_embeds"]
+        with _layers_only(_language_model(self.model), first, stop, last="logits" in outputs) as language:
+            for b, begin in enumerate(feed["write_index"].tolist()):
+                embeds = torch.from_numpy(states[b : b + 1])
+                length = embeds.shape[1]
+                out = language(
+                    inputs_embeds=embeds,
+                    attention_mask=torch.ones((1, begin + length), dtype=torch.long),
+                    position_ids=torch.from_numpy(feed["position_ids"][b : b + 1]),
+                    past_key_values=_cache(feed, b, begin, first, stop),
+                    use_cache=True,
+                    output_attentions="rater_attention" in found,
                 )
-                if begin:
-                    cache.update(keys, values, i)
-            embeds = torch.from_numpy(feed["inputs_embeds"][b : b + 1])
-            length = embeds.shape[1]
-            out = language(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones((1, begin + length), dtype=torch.long),
-                position_ids=torch.from_numpy(feed["position_ids"][b : b + 1]),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            rows = out.last_hidden_state[0, torch.from_numpy(feed["logits_index"][b])]
-            logits.append(head(rows[None]).numpy())
-            for i, layer in enumerate(out.past_key_values.layers):
-                for kind, tensor in (("key", layer.keys), ("value", layer.values)):
-                    present[f"present.{i}.{kind}"][b, :, begin : begin + length] = tensor[0, :, -length:].numpy()
-        return {"logits": np.concatenate(logits), **present}
+                for i in range(first, stop):
+                    layer = out.past_key_values.layers[i]
+                    for kind, tensor in (("key", layer.keys), ("value", layer.values)):
+                        present[f"present.{i}.{kind}"][b, :, begin : begin + length] = tensor[0, :, -length:].numpy()
+                hidden = out.last_hidden_state
+                if "logits" in found:
+                    rows = hidden[:, torch.from_numpy(feed["logits_index"][b])]
+                    found["logits"].append(self.model.get_output_embeddings()(rows).numpy())
+                else:
+                    found["last_hidden_state"].append(hidden.numpy())
+                if "rater_attention" in found:
+                    rows = out.attentions[-1][:, :, torch.from_numpy(feed["rater_index"][b]), begin:]
+                    rows = rows / rows.sum(-1, keepdim=True)  # among the new tokens alone
+                    mean = len(outputs["rater_attention"].shape) == 3
+                    found["rater_attention"].append((rows.mean(1) if mean else rows).numpy())
+        return {**{name: np.concatenate(parts) for name, parts in found.items()}, **present}
+
+
+def _cache(feed: dict[str, np.ndarray], row: int, begin: int, first: int, stop: int) -> Any:
+    """The cache of one row, ``begin`` tokens long; lower layers, which do not run, only have a length."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for i in range(stop) if begin else ():
+        pair = [feed[f"past_key_values.{max(i, first)}.{kind}"][row : row + 1, :, :begin] for kind in ("key", "value")]
+        cache.update(torch.from_numpy(pair[0]), torch.from_numpy(pair[1]), i)
+    return cache
+
+
+@contextmanager
+def _layers_only(language: Any, first: int, stop: int, *, last: bool) -> Iterator[Any]:
+    """The language model with some of its layers only, and without its norm where it goes on elsewhere."""
+    import torch
+
+    layers, norm = language.layers, language.norm
+    try:
+        language.layers = layers[first:stop]
+        if not last:
+            language.norm = torch.nn.Identity()
+        yield language
+    finally:
+        language.layers, language.norm = layers, norm
 
 
 def _runner(run: Any, component: ComponentInfo, name: str) -> Any:
@@ -269,7 +304,7 @@ def _hooks(model: Any, component: str) -> dict[str, tuple[Any, bool]]:
         roots = [_vision_tower(model), _part(model, "multi_modal_projector")]
     elif component == "embed":
         return {"embed_tokens": (model.get_input_embeddings(), False)}
-    elif component == "decoder":
+    elif component.startswith("decoder"):
         roots = [_language_model(model)]
     else:
         return {}
@@ -278,7 +313,7 @@ def _hooks(model: Any, component: str) -> dict[str, tuple[Any, bool]]:
         for path, module in root.named_modules():
             if path and not path.endswith("embed_tokens"):
                 found.setdefault(module_label(path), (module, False))
-    if component == "decoder":
+    if component.startswith("decoder"):
         found["lm_head"] = (model.get_output_embeddings(), False)
     else:
         # hidden_states[0]: with CLIP there is a norm behind the embeddings, which belongs to them in the graph.
