@@ -19,6 +19,7 @@ from trtprune.engine_dir import (
     PruningInfo,
     TensorSpec,
     digest_file,
+    digest_head,
     digest_weights,
 )
 
@@ -46,10 +47,12 @@ def make(root: Path) -> EngineDir:
     (root / "weights").mkdir()
     (root / "engines").mkdir()
     graph(root / "onnx/vision.onnx")
-    (root / "engines/vision.engine").write_bytes(b"engine" * 10)
+    (root / "engines/vision.engine").write_bytes(b"engine" * 400_000)
     (root / "tokenizer.json").write_text('{"a": "tokenizer"}')
     save_file({"w": np.arange(1000, dtype=np.float32)}, root / WEIGHTS)
     files = {name: digest_file(root / name) for name in ("onnx/vision.onnx", "engines/vision.engine", "tokenizer.json")}
+    engine = root / "engines/vision.engine"
+    files["engines/vision.engine"] = f"{digest_head(engine)} {digest_file(engine)}"
     files[WEIGHTS] = f"{digest_weights(root / WEIGHTS)} {digest_file(root / WEIGHTS)}"
     spec = TensorSpec("pixel_values", "float32", ("batch", 3, 56, 56))
     made = EngineDir(

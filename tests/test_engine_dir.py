@@ -107,7 +107,7 @@ def test_a_changed_byte_in_each_kind_of_file(root: Path, name: str) -> None:
         data = bytearray(whole)
         data[place] ^= 1
         path.write_bytes(data)
-        for verify in ("auto", "full") if name == WEIGHTS else ("auto", "fast", "full"):
+        for verify in ("auto", "full") if name == WEIGHTS or "engines" in name else ("auto", "fast", "full"):
             refused(root, name, "digest differs", verify=verify)
     path.write_bytes(whole)
     open_engine_dir(root, verify="full")
@@ -262,6 +262,23 @@ def test_every_missing_field_is_named(root: Path) -> None:
             at[name] = kept
     (root / "config.json").write_text(json.dumps(data))
     open_engine_dir(root)
+
+
+def test_engines_are_checked_like_weights(root: Path) -> None:
+    """The fast check reads the beginning of an engine and its size; the full one finds a change anywhere."""
+    path = root / "engines/vision.engine"
+    data = bytearray(path.read_bytes())
+    data[2_000_000] ^= 1
+    path.write_bytes(data)
+    open_engine_dir(root, verify="fast")
+    refused(root, "vision.engine", "digest differs", verify="full")
+    refused(root, "vision.engine", "digest differs", verify="auto")
+    path.write_bytes(data[:-1])
+    refused(root, "vision.engine", "digest differs", verify="fast")
+    data[2_000_000] ^= 1
+    data[0] ^= 1
+    path.write_bytes(data)
+    refused(root, "vision.engine", "digest differs", verify="fast")
 
 
 ENGINES = {

@@ -331,7 +331,7 @@ def test_any_budget_is_met_or_refused(tokens: int, depth: int, data: st.DataObje
 def test_own_schedule() -> None:
     options = SPARSE.validate_options({"schedule": "0:20,2:9"})
     assert SPARSE.points(4, options) == (0, 2)
-    assert SPARSE.schedule(30, 40, 4, options) == Schedule(40, 4, (0, 2), (20, 9), (21, 10), 0)
+    assert SPARSE.schedule(16, 40, 4, options) == Schedule(40, 4, (0, 2), (20, 9), (21, 10), 0)
 
 
 @pytest.mark.parametrize(

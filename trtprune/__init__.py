@@ -18,9 +18,10 @@ from trtprune.errors import TrtpruneError
 
 if TYPE_CHECKING:
     from trtprune._build import build
+    from trtprune._engine_options import EngineOptions
     from trtprune.runtime import load
 
-__all__ = ["TrtpruneError", "__version__", "build", "load", "pruning"]
+__all__ = ["EngineOptions", "TrtpruneError", "__version__", "build", "load", "pruning"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,14 @@ def __getattr__(name: str) -> Any:
         from trtprune._build import build
 
         return build
+    if name == "EngineOptions":
+        from trtprune._engine_options import EngineOptions
+
+        return EngineOptions
+    if name == "EngineOptions":
+        from trtprune._engine_options import EngineOptions
+
+        return EngineOptions
     if name == "load":
         from trtprune.runtime import load
 

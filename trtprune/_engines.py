@@ -18,7 +18,14 @@ from trtprune._engine_options import (
     resolve_targets,
 )
 from trtprune.backends.tensorrt.profiles import Limits, check_limits, component_profiles, default_capacity
-from trtprune.engine_dir import ComponentInfo, EngineInfo, PruningInfo, digest_file
+from trtprune.engine_dir import (
+    FULL_CHECK_BYTES,
+    ComponentInfo,
+    EngineInfo,
+    PruningInfo,
+    digest_file,
+    digest_head,
+)
 
 if TYPE_CHECKING:
     from trtprune._plan import Plan
@@ -57,9 +64,7 @@ class EnginePlan:
         """What the engines depend on beyond the graphs, for the digest of a build."""
         return {
             "options": self.options.identity(),
-            "version": self.target.version,
-            "targets": self.target.names,
-            "plugins": self.target.plugins,
+            "target": vars(self.target),
             "limits": vars(self.limits),
         }
 
@@ -170,7 +175,12 @@ def build_engines(
     # One after the other, and nothing kept but the description: builder, parser and mapped weights go with each.
     built = tuple(build_one(component) for component in components)
     cache.save()
-    files = {made.engine: digest_file(staging / made.engine) for made in built if made.engine is not None}
+    paths = {made.engine: staging / made.engine for made in built if made.engine is not None}
+    files = {name: digest_head(path) for name, path in paths.items()}
+    for name, path in paths.items():
+        # As of weights: beyond this, hashing at every load would cost more than it is worth.
+        if path.stat().st_size <= FULL_CHECK_BYTES:
+            files[name] += " " + digest_file(path)
     info = EngineInfo(
         version=target.version,
         targets=target.names,

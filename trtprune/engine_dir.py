@@ -37,6 +37,7 @@ __all__ = [
     "PruningInfo",
     "TensorSpec",
     "digest_file",
+    "digest_head",
     "digest_weights",
     "open_engine_dir",
 ]
@@ -48,7 +49,7 @@ FULL_CHECK_BYTES = 1 << 30
 MAX_CONFIG_BYTES = 16_000_000
 MAX_SIZE = 1 << 40
 TARGET = re.compile(r"sm[0-9]{2,3}[a-z]?")
-DIGEST = re.compile(r"sha256(-header-size)?:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256(-header-size|-head-size)?:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class EngineDir:
     """The parsed ``config.json``; ``root`` is where it was read from and is never written.
 
     ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
-    (safetensors header and file size) and, where it was small enough to hash at build, ``sha256:HEX`` behind it.
+    (safetensors header and file size), an engine to ``sha256-head-size:HEX`` (its first MiB and its size), and, where
+    it was small enough to hash at build, ``sha256:HEX`` behind it.
     ``weight_dtype`` is ``int8`` or ``int4`` where the decoder's matrices are stored quantised.
     """
 
@@ -204,8 +206,8 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     Args:
         root: The directory ``build`` wrote.
         verify: ``"none"`` (only that files exist), ``"fast"`` (graphs and small files in full, weights by header
-            and size), ``"full"`` (every byte that was hashed at build), ``"auto"`` (full up to 1 GiB of weights,
-            else fast).
+            and size, engines by their first MiB and size), ``"full"`` (every byte that was hashed at build),
+            ``"auto"`` (full up to 1 GiB of weights and engines, else fast).
         backend: If given, the backend the directory must have been built for.
 
     Raises:
@@ -319,6 +321,13 @@ def digest_weights(path: Path) -> str:
     return "sha256-header-size:" + digest.hexdigest()
 
 
+def digest_head(path: Path) -> str:
+    """``sha256-head-size:HEX`` of a large file: its first MiB and its size."""
+    with path.open("rb") as stream:
+        head = stream.read(1 << 20)
+    return "sha256-head-size:" + hashlib.sha256(head + str(path.stat().st_size).encode()).hexdigest()
+
+
 def _inside(root: Path, relative: str) -> Path:
     pure = PurePosixPath(relative)
     bad = (
@@ -366,17 +375,18 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
             raise EngineDirError(f"{path}: missing", hint="copy the whole directory, or build it again")
     if verify == "none":
         return
-    weights = {name for name in paths if name.startswith("weights/")}
+    large = {name for name in paths if name.startswith(("weights/", "engines/"))}
     if verify == "auto":
-        verify = "full" if sum(paths[name].stat().st_size for name in weights) <= FULL_CHECK_BYTES else "fast"
+        verify = "full" if sum(paths[name].stat().st_size for name in large) <= FULL_CHECK_BYTES else "fast"
     for name, path in paths.items():
         recorded = engine_dir.files[name]
-        # A weight file carries its cheap digest first; the fast check stops there.
+        # A large file carries its cheap digest first; the fast check stops there.
         for digest in recorded.split():
-            if name in weights and verify == "fast" and digest.startswith("sha256:"):
+            if name in large and verify == "fast" and digest.startswith("sha256:") and len(recorded.split()) > 1:
                 continue
+            kind = {"sha256-header-size": digest_weights, "sha256-head-size": digest_head}
             try:
-                found = digest_weights(path) if digest.startswith("sha256-header-size:") else digest_file(path)
+                found = kind.get(digest.partition(":")[0], digest_file)(path)
             except OSError as error:
                 raise EngineDirError(
                     f"{path}: cannot be read: {error.strerror or error}", hint="check the file's permissions"

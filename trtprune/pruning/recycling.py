@@ -21,6 +21,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from trtprune.pruning.ops import write_products
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
@@ -123,7 +125,7 @@ def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2"
     width = op.Cast(op.Shape(vectors, start=2, end=3), to=int(f32))
     centred = op.Sub(vectors, op.ReduceMean(vectors, g.ints(1), keepdims=1))
     square = op.ReduceSum(op.Mul(centred, centred), g.ints(2), keepdims=1)
-    dots = op.MatMul(centred, op.Transpose(centred, perm=[0, 2, 1]))
+    dots = write_products(g, centred, centred)
     dots = op.Add(dots, op.Transpose(dots, perm=[0, 2, 1]))
     squared = op.Sub(op.Add(square, op.Transpose(square, perm=[0, 2, 1])), dots)
     size = op.Squeeze(op.Shape(vectors, start=1, end=2), g.ints(0))
@@ -147,7 +149,7 @@ def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2"
         length = op.Max(length, g.scalar(1e-12, f32))
         chosen = op.GatherND(vectors, place, batch_dims=1)
         norms = op.Mul(op.GatherND(length, place, batch_dims=1), op.Transpose(length, perm=[0, 2, 1]))
-        apart = op.Neg(op.Div(op.MatMul(chosen, op.Transpose(vectors, perm=[0, 2, 1])), norms))
+        apart = op.Neg(op.Div(write_products(g, chosen, vectors), norms))
     else:
         apart = op.GatherND(distance, place, batch_dims=1)
     clusters = op.ArgMin(apart, axis=1, keepdims=0, select_last_index=0)  # [B, M]
@@ -158,4 +160,4 @@ def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2"
     member = op.Cast(member, to=int(f32))
     if reduce == "mean":
         member = op.Div(member, op.Add(op.ReduceSum(member, g.ints(2), keepdims=1), g.scalar(EPS, f32)))
-    return op.MatMul(member, vectors)
+    return write_products(g, member, op.Transpose(vectors, perm=[0, 2, 1]))

@@ -31,6 +31,7 @@ from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import recycling
 from trtprune.pruning.base import Option
 from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
+from trtprune.pruning.ops import write_products
 from trtprune.pruning.schedule import Schedule, check_points, parse_schedule, scale_points, solve
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class SparseVlm(InLlmMethod):
 
         op, f32 = g.op, ir.DataType.FLOAT
         image, text = g.cast(image_features, f32), g.cast(text_embeds, f32)
-        weights = op.Softmax(op.MatMul(image, op.Transpose(text, perm=[0, 2, 1])), axis=-1)
+        weights = op.Softmax(write_products(g, image, text), axis=-1)
         mean = op.ReduceMean(weights, g.ints(1), keepdims=0)
         bar = op.ReduceMean(mean, g.ints(1), keepdims=1)
         chosen = op.GreaterOrEqual(mean, bar) if options["rater"] == "ge" else op.Greater(mean, bar)
@@ -265,10 +266,7 @@ class SparseVlm(InLlmMethod):
         place = op.Unsqueeze(inputs["rater_index"], g.ints(2))
         cosine, sine = (op.GatherND(x, place, batch_dims=1) for x in angles)
         other_cos, other_sin = (op.Gather(x, columns, axis=1) for x in angles)
-        pull = op.Add(
-            op.MatMul(cosine, op.Transpose(other_cos, perm=[0, 2, 1])),
-            op.MatMul(sine, op.Transpose(other_sin, perm=[0, 2, 1])),
-        )
+        pull = op.Add(write_products(g, cosine, other_cos), write_products(g, sine, other_sin))
         pull = op.Mul(pull, g.scalar(2 * layer.head_dim**-0.5, f32))
         corrected = op.Div(attention, op.Unsqueeze(pull, g.ints(1)))
         looks = op.ReduceSum(op.Mul(corrected, op.Unsqueeze(weights, g.ints(1, 3))), g.ints(2, 3), keepdims=0)
