@@ -46,6 +46,9 @@ class FakeDriver:
     def used(self) -> int:
         return sum(block.nbytes for block in self.blocks.values())
 
+    def enter(self) -> None:
+        self.current = True
+
     def memory_info(self) -> tuple[int, int]:
         return self.total - self.used, self.total
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ class Engine:
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
         self.contexts: list[Context] = []
-        self.driver.allocate(Path(data["onnx"]).stat().st_size)  # stands for the weights
+        weights = self.driver.allocate(Path(data["onnx"]).stat().st_size)
+        weakref.finalize(self, self.driver.free, weights)
 
     weight_streaming_budget_v2 = 0
     automatic_budget = 12345

@@ -364,11 +364,11 @@ def test_cuda_takes_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaDriver()
     assert "--provider cpu" in str(caught.value)
     driver = CudaDriver.__new__(CudaDriver)
-    driver._cuda, driver._id, driver._thread = runtime, 0, -1
+    driver._cuda, driver._id = runtime, 0
     array = np.zeros(4, np.float32)
     with pytest.raises(BackendError, match="CUDA, choosing the GPU: cudaErrorInsufficientDriver"):
-        driver._enter()
-    monkeypatch.setattr(driver, "_enter", lambda: None)
+        driver.enter()
+    monkeypatch.setattr(driver, "enter", lambda: None)
     driver._stream = runtime.cudaStream_t(0)
     for call in (
         driver.memory_info,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 import trtprune
-from tests import tiny, trt_kit
+from tests import fake_tensorrt, tiny, trt_kit
 from tests.fake_cuda import FakeDriver
 from tests.runtime_kit import Kit, kept_rows, picture
 from trtprune._engine_options import EngineOptions
-from trtprune.errors import BudgetError, InputError
+from trtprune.errors import BackendError, BudgetError, InputError
 from trtprune.runtime import Request, Vlm
 
 TOKENS = 12
@@ -265,13 +266,80 @@ def test_a_gpu_of_just_enough_memory(out: Path, twin: Vlm) -> None:
     """Caches of other batch sizes make room for each other."""
     vlm, fake = trt_kit.load(out)
     vlm.generate_batch(REQUESTS)
-    spare = 1 << 20
-    small = FakeDriver(total=max(fake.driver.used + spare, (256 << 20) + spare * 4))
+    enough = fake.driver.used + (1 << 20)
+    small = FakeDriver(total=300 << 20)
     vlm, _ = trt_kit.load(out, small)
-    small.total = fake.driver.used + spare
+    small.total = enough
     for rows in (5, 1, 4, 2, 3, 5):
         found = vlm.generate_batch(REQUESTS[:rows])
         assert same(found[0], twin.generate_batch(REQUESTS[:1])[0])
+
+
+def test_everything_is_given_back(out: Path) -> None:
+    vlm, fake = trt_kit.load(out)
+    vlm.generate(picture(1), QUESTION, max_new_tokens=4)
+    driver = fake.driver
+    assert driver.used
+    fake.engines.clear(), fake.runtimes.clear()
+    del vlm
+    gc.collect()
+    assert driver.used == 0
+
+
+# -- what TensorRT says reaches the user
+
+
+@pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
+def test_refusals_of_tensorrt(out: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, _ = trt_kit.load(out)
+    monkeypatch.setattr(fake_tensorrt.Context, call, lambda self, *_: self.fail("no\nreason"))
+    with pytest.raises(BackendError, match=r"vision: .*TensorRT: IExecutionContext: Error Code 3: .*\(no reason\)"):
+        vlm.generate(picture(1), QUESTION)
+
+
+def test_an_error_that_is_only_logged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT may report success all the same."""
+    vlm, _ = trt_kit.load(out)
+    monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", lambda self, _: not self.fail("something"))
+    with pytest.raises(BackendError, match="something"):
+        vlm.generate(picture(1), QUESTION)
+
+
+def test_shapes_that_differ_from_the_graph(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, _ = trt_kit.load(out)
+    shape = fake_tensorrt.Context.get_tensor_shape
+    monkeypatch.setattr(fake_tensorrt.Context, "get_tensor_shape", lambda self, name: (*shape(self, name)[:-1], 7))
+    with pytest.raises(BackendError, match=r"output \w+: TensorRT: has shape \[1, 16, 7\], expected \[1, 16, 64\]"):
+        vlm.generate(picture(1), QUESTION)
+
+
+def test_shapes_that_cannot_be_inferred(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(self: Any) -> None:
+        raise RuntimeError("shape\nmachine")
+
+    vlm, _ = trt_kit.load(out)
+    monkeypatch.setattr(fake_tensorrt.Context, "infer_shapes", raises)
+    with pytest.raises(BackendError, match="shapes: TensorRT: shape machine"):
+        vlm.generate(picture(1), QUESTION)
+    monkeypatch.setattr(fake_tensorrt.Context, "infer_shapes", lambda self: ["pixel_values"])
+    with pytest.raises(BackendError, match="input pixel_values: TensorRT: it has no shape or value"):
+        vlm.generate(picture(1), QUESTION)
+
+
+def test_a_step_that_cannot_be_recorded(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stepping on without a graph in silence: the user is told how to."""
+
+    def record(work: Any) -> None:
+        raise BackendError("CUDA, recording: cudaErrorStreamCaptureUnsupported: operation not permitted")
+
+    vlm, fake = trt_kit.load(out)
+    monkeypatch.setattr(fake.driver, "record", record)
+    with pytest.raises(BackendError, match="StreamCaptureUnsupported") as caught:
+        vlm.generate(picture(1), QUESTION)
+    assert "cuda_graph=off" in str(caught.value)
+    vlm, fake = trt_kit.load(out, provider_options={"cuda_graph": "off"})
+    monkeypatch.setattr(fake.driver, "record", record)
+    assert vlm.generate(picture(1), QUESTION).token_ids
 
 
 # -- what the engines were not built for

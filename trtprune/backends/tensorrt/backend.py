@@ -85,6 +85,7 @@ class TrtBackend:
             EngineDirError: if its file cannot be read or is another component's.
         """
         assert component.engine is not None
+        self._driver.enter()
         loaded = load_engine(self._trt, self._runtime, root / component.engine)
         if self._config.engines is not None and self._config.engines.weight_streaming:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +40,9 @@ class Driver(Protocol):
 
     device: Device
     stream: int
+
+    def enter(self) -> None:
+        """Makes the device the current one: each thread has its own, and other libraries change it."""
 
     def memory_info(self) -> tuple[int, int]:
         """Bytes free and bytes in all on the device."""
@@ -100,8 +102,7 @@ class CudaDriver:
                 hint=f"0 to {count - 1}" if count else CPU_HINT,
             )
         self._id = device_id
-        self._thread = -1
-        self._enter()
+        self.enter()
         attributes = cuda.cudaDeviceAttr
         major = self._check(
             "asking the GPU",
@@ -116,21 +117,19 @@ class CudaDriver:
         self._stream = self._check("making a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
         self.stream = int(self._stream)
 
-    def _enter(self) -> None:
-        """Makes this thread use the GPU: which one is current is a matter of each thread."""
-        if self._thread != threading.get_ident():
-            self._check("choosing the GPU", self._cuda.cudaSetDevice(self._id))
-            self._thread = threading.get_ident()
+    def enter(self) -> None:
+        """Makes the GPU the current one."""
+        self._check("choosing the GPU", self._cuda.cudaSetDevice(self._id))
 
     def memory_info(self) -> tuple[int, int]:
         """Bytes free and bytes in all."""
-        self._enter()
+        self.enter()
         free, total = self._check("asking for free memory", self._cuda.cudaMemGetInfo())
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
         """Address of ``nbytes`` of device memory; raises MemoryError."""
-        self._enter()
+        self.enter()
         error, address = self._cuda.cudaMalloc(nbytes)
         if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
             self._cuda.cudaGetLastError()  # or the next call would report it again
@@ -144,7 +143,7 @@ class CudaDriver:
 
     def allocate_host(self, nbytes: int) -> np.ndarray:
         """uint8 [nbytes], page-locked; freed with the last view of it."""
-        self._enter()
+        self.enter()
         cuda = self._cuda
         address = self._check("allocating page-locked memory", cuda.cudaHostAlloc(nbytes, cuda.cudaHostAllocDefault))
         buffer = (ctypes.c_uint8 * nbytes).from_address(int(address))
@@ -165,17 +164,17 @@ class CudaDriver:
 
     def clear(self, address: int, nbytes: int) -> None:
         """Sets bytes to 0."""
-        self._enter()
+        self.enter()
         self._check("clearing memory", self._cuda.cudaMemsetAsync(address, 0, nbytes, self._stream))
 
     def synchronize(self) -> None:
         """Waits; what failed on the device since the last time shows here."""
-        self._enter()
+        self.enter()
         self._check("running", self._cuda.cudaStreamSynchronize(self._stream))
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph of what ``work`` puts on the stream."""
-        self._enter()
+        self.enter()
         cuda = self._cuda
         # Thread-local: what other threads of the process do with CUDA meanwhile is their business.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -200,8 +199,12 @@ class CudaDriver:
             cuda.cudaGraphDestroy(graph)
         return _Graph(self, made)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._cuda.cudaStreamDestroy(self._stream)
+
     def _copy(self, target: int, source: int, nbytes: int, kind: Any) -> None:
-        self._enter()
+        self.enter()
         self._check("copying", self._cuda.cudaMemcpyAsync(target, source, nbytes, kind, self._stream))
 
     def _check(self, what: str, result: tuple[Any, ...]) -> Any:
@@ -226,7 +229,7 @@ class _Graph:
 
     def __call__(self) -> None:
         driver = self._driver
-        driver._enter()
+        driver.enter()
         driver._check("launching a CUDA graph", driver._cuda.cudaGraphLaunch(self._graph, driver._stream))
 
     def __del__(self) -> None:

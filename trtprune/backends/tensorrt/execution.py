@@ -92,6 +92,7 @@ class Engine:
         Raises:
             BackendError: if TensorRT makes none.
         """
+        self.memory.driver.enter()
         with self.log.recording() as record:
             strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
             if self._rtx is None:
@@ -195,6 +196,7 @@ class Context:
             BackendError: with TensorRT's reason.
         """
         engine, workspace = self._engine, self._engine.workspace
+        engine.memory.driver.enter()
         with engine.log.recording() as record:
             if self._generation != workspace.generation:
                 self._context.set_device_memory(workspace.address, workspace.nbytes)

@@ -124,6 +124,7 @@ class DeviceMemory:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self._closed = False
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> DeviceArray:
         """An array of undefined content.
@@ -190,7 +191,7 @@ class DeviceMemory:
 
     def give_back(self, address: int, size: int) -> None:
         """Takes memory that nobody uses any more."""
-        if size <= KEEP_BYTES:
+        if size <= KEEP_BYTES and not self._closed:
             self._free[size].append(address)
         else:
             self.driver.free(address)
@@ -200,6 +201,10 @@ class DeviceMemory:
         while self._free:
             for address in self._free.popitem()[1]:
                 self.driver.free(address)
+
+    def __del__(self) -> None:
+        self._closed = True  # the collector takes arrays and their memory in any order
+        self.release()
 
     def _allocate(self, size: int) -> int:
         try:
