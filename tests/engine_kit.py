@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import trtprune
 from tests.tiny import Tiny
-from trtprune._engine_options import EngineOptions
+from trtprune import EngineOptions
 from trtprune.cli import main
 from trtprune.engine_dir import EngineDir
 

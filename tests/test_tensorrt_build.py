@@ -155,6 +155,9 @@ def test_the_same_engines_are_found_again(checkpoints: dict[str, Path], tmp_path
     again = build(checkpoints["clip-llama"], tmp_path / "out", keep=4, report=lambda name, text: said.append(text))
     assert again == first
     assert "already holds this build" in said[-1]
+    # What is the default anyway may be said.
+    said_so = build(checkpoints["clip-llama"], tmp_path / "out", "8.9", keep=4, engine={"max_input_len": 512})
+    assert said_so == first
     with pytest.raises(BuildError, match="holds another build"):
         build(checkpoints["clip-llama"], tmp_path / "out", "sm120", keep=4)
     with pytest.raises(BuildError, match="holds another build"):

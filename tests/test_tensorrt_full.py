@@ -15,7 +15,7 @@ import pytest
 import trtprune
 from tests.engine_kit import FAMILIES
 from tests.tiny_files import complete
-from trtprune._engine_options import EngineOptions
+from trtprune import EngineOptions
 from trtprune._gpu import Gpu
 from trtprune.errors import BackendError, BuildError
 

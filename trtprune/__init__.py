@@ -33,10 +33,6 @@ def __getattr__(name: str) -> Any:
         from trtprune._engine_options import EngineOptions
 
         return EngineOptions
-    if name == "EngineOptions":
-        from trtprune._engine_options import EngineOptions
-
-        return EngineOptions
     if name == "load":
         from trtprune.runtime import load
 

@@ -86,8 +86,9 @@ class EngineOptions:
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)]
 
     def identity(self) -> dict[str, Any]:
-        """What the content of the engines depends on, for the digest of a build."""
-        left_out = ("load_timing_cache", "save_timing_cache", "compute_capability")
+        """What the content of the engines depends on, for the digest of a build, beyond their limits and target."""
+        left_out = {"load_timing_cache", "save_timing_cache", "compute_capability"}
+        left_out |= {"max_batch_size", "max_input_len", "max_images"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
 
