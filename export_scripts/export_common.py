@@ -76,6 +76,8 @@ def run(
         if error.hint:
             print(f"hint:  {error.hint}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our lines (head, less) has gone; that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -145,12 +145,18 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"check kept_indices: equal to torch's, {len(SIZES)} inputs, keep 1 to all: ok")
 
 
+def _width_of(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width, for example 4096")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--method", choices=NAMES, default="adafv", help="[%(default)s]")
     size = p.add_mutually_exclusive_group(required=True)
     size.add_argument("-m", "--model", help="LLaVA checkpoint to take the width from: a directory, or a hub id")
-    size.add_argument("--hidden-size", type=int, choices=range(1, 1 << 20), metavar="D", help="width of the features")
+    size.add_argument("--hidden-size", type=_width_of, metavar="D", help="width of the features")
     p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
     common_options(p)
     return p

@@ -284,6 +284,17 @@ def test_missing_model(module: Any, capsys: pytest.CaptureFixture[str], tmp_path
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--hidden-size", "0"), ("--opset", "26"), ("--method", "other"), ("--dtype", "int8")]
+)
+def test_wrong_usage(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    size = () if arguments[0] == "--hidden-size" else ("--hidden-size", "8")
+    with pytest.raises(SystemExit) as stopped:
+        export_pruner.main([*size, *arguments, "-o", str(tmp_path / "x.onnx")])
+    assert stopped.value.code == 2
+    assert f"argument {arguments[0]}: " in capsys.readouterr().err
+
+
 def test_bad_output(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     size = ("--hidden-size", 8)
     assert "is a directory" in fails(capsys, export_pruner.main, *size, "-o", tmp_path)
