@@ -294,11 +294,12 @@ inline std::string time_topk(const TopKCase& c, const TopKCall& call, double ban
 
 struct Options {
     int cases = 400;
+    int64_t max_tokens = 32768;
     uint64_t seed = 1;
     bool time = true;
 };
 
-/// Reads --cases N, --seed N and --no-time; exits with 2 on anything else.
+/// Reads --cases N, --max-tokens N, --seed N and --no-time; exits with 2 on anything else.
 inline Options read_options(int argc, char** argv, int first) {
     Options options;
     for (int i = first; i < argc; ++i) {
@@ -306,12 +307,15 @@ inline Options read_options(int argc, char** argv, int first) {
         const bool has_value = i + 1 < argc;
         if (name == "--cases" && has_value) {
             options.cases = std::atoi(argv[++i]);
+        } else if (name == "--max-tokens" && has_value) {
+            options.max_tokens = std::atoll(argv[++i]);
         } else if (name == "--seed" && has_value) {
             options.seed = std::strtoull(argv[++i], nullptr, 10);
         } else if (name == "--no-time") {
             options.time = false;
         } else {
-            std::fprintf(stderr, "error: unknown option %s; there are --cases N, --seed N, --no-time\n", argv[i]);
+            std::fprintf(stderr, "error: unknown option %s; there are --cases N, --max-tokens N, --seed N, --no-time\n",
+                         argv[i]);
             std::exit(2);
         }
     }
@@ -344,6 +348,7 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
         c.batch = 1 + static_cast<int64_t>(random() % 3);
         const uint64_t largest[] = {32, 700, 4097, 32768};
         c.tokens = 1 + static_cast<int64_t>(random() % largest[random() % 4]);
+        c.tokens = std::min(c.tokens, options.max_tokens);
         c.keep = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(c.tokens));
         const uint64_t widest =
             std::max<uint64_t>(2, std::min<uint64_t>(4100, 2000000 / static_cast<uint64_t>(c.tokens)));
@@ -355,6 +360,7 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
     for (int i = 0; i < options.cases / 8; ++i) {
         MaxMinCase c{1 + static_cast<int64_t>(random() % 2), 1 + static_cast<int64_t>(random() % 1300), 0,
                      static_cast<int>(random() % 2)};
+        c.tokens = std::min(c.tokens, options.max_tokens);
         c.steps = static_cast<int64_t>(random() % static_cast<uint64_t>(c.tokens));
         const std::string why = prove_maxmin(c, maxmin, random);
         if (!why.empty()) {

@@ -1,6 +1,6 @@
 // The kernels without TensorRT, through the C interface: proof and times as JSON.
 //
-//     kernel_bench [--cases N] [--seed N] [--no-time]
+//     kernel_bench [--cases N] [--max-tokens N] [--seed N] [--no-time]
 #include "harness.hpp"
 
 int main(int argc, char** argv) {

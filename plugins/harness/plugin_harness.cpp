@@ -1,7 +1,7 @@
 // The plugins' own enqueue(), created through the registry of a TensorRT runtime: proof and times as JSON.  The lean
 // runtime is enough, so that the plugins can be proven where there is a GPU but no full TensorRT.
 //
-//     plugin_harness LIBRARY [--cases N] [--seed N] [--no-time]
+//     plugin_harness LIBRARY [--cases N] [--max-tokens N] [--seed N] [--no-time]
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -86,7 +86,7 @@ int prove(const char* library, const Options& options) {
 
 int main(int argc, char** argv) {
     if (argc < 2) {
-        std::fprintf(stderr, "usage: plugin_harness LIBRARY [--cases N] [--seed N] [--no-time]\n");
+        std::fprintf(stderr, "usage: plugin_harness LIBRARY [--cases N] [--max-tokens N] [--seed N] [--no-time]\n");
         return 2;
     }
     const Options options = read_options(argc, argv, 2);

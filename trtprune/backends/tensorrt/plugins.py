@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def open_library(path: Path) -> PluginLibrary:
         BackendError: if the file is no shared library, another one, or of another release.
     """
     try:
+        _check_complete(path)
         # By its absolute path: dlopen looks for a bare name elsewhere.
         library = ctypes.CDLL(str(path.resolve()))
     except OSError as error:
@@ -163,6 +165,29 @@ def load_plugins(trt: Any, needed: Mapping[str, str], environment: Mapping[str, 
             f"the engines need the plugin {', '.join(other)}, which the plugin library of this release does not have",
             hint="build the engines anew",
         )
+
+
+def _check_complete(path: Path) -> None:
+    """Opening a library that was cut off can kill the process; its header tells how long it ought to be.
+
+    Raises:
+        OSError: for what is not a 64-bit ELF file, or only its beginning.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            raise OSError("not a shared library (64-bit ELF)")
+        programs, sections = struct.unpack_from("<QQ", header, 32)
+        program_size, program_count, section_size, section_count = struct.unpack_from("<4H", header, 54)
+        end = max(programs + program_size * program_count, sections + section_size * section_count)
+        if end <= size:
+            file.seek(programs)
+            for _ in range(program_count):
+                _, _, offset, _, _, length, _, _ = struct.unpack("<IIQQQQQQ", file.read(program_size)[:56])
+                end = max(end, offset + length)
+        if end > size:
+            raise OSError(f"the file is cut off: {size} of {end} bytes")
 
 
 def _is_rtx(trt: Any) -> bool:
