@@ -1,0 +1,158 @@
+"""Floating-point operations of a graph, counted from the shapes it runs on.
+
+Products are counted (MatMul, Gemm, Conv, Attention): two operations for each multiply-and-add.  Everything else is left
+out: at the width of a language model it is under a thousandth, and no two runtimes do the same of it.  Attention counts
+what an operator without gaps computes: all queries against all keys it is given, masked or not.
+
+Shapes come from ONNX's own inference over the graph with its symbolic dimensions replaced by numbers; where a shape
+depends on arithmetic it cannot follow (how many tokens a pruner recycles), the graph is run once in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.errors import EngineDirError
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir
+
+__all__ = ["count_chain", "count_flops"]
+
+Shape = tuple[int, ...]
+COUNTED = ("Attention", "Conv", "Gemm", "MatMul")
+
+
+def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -> dict[str, int]:
+    """Operations by operator type.
+
+    Args:
+        model: ``onnx.ModelProto``; it is not changed.
+        dims: A number for each symbolic dimension of its inputs.
+        root: The engine directory of its weights, needed only if it has to be run.
+
+    Raises:
+        EngineDirError: for a dimension without a number, or a product whose shapes cannot be inferred.
+    """
+    import onnx
+    from onnx import inliner, shape_inference
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    values = _shape_inputs(fixed, dims)
+    for value in fixed.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                if dim.dim_param not in dims:
+                    raise EngineDirError(f"{fixed.graph.name}: no number for dimension '{dim.dim_param}'")
+                dim.dim_value = dims[dim.dim_param]
+    for value in [*fixed.graph.output, *fixed.graph.value_info]:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    for tensor in values:
+        fixed.graph.initializer.append(tensor)
+    fixed = inliner.inline_local_functions(fixed)
+    fixed = shape_inference.infer_shapes(fixed, data_prop=True)
+    shapes = {v.name: _shape(v) for v in [*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info]}
+    shapes |= {t.name: tuple(t.dims) for t in fixed.graph.initializer}
+    products = [node for node in fixed.graph.node if node.op_type in COUNTED]
+    unknown = {name for node in products for name in _operands(node) if shapes.get(name) is None}
+    if unknown:
+        shapes |= _run(fixed, sorted(unknown), shapes, root)
+    found: dict[str, int] = dict.fromkeys(COUNTED, 0)
+    for node in products:
+        found[node.op_type] += _node(node, shapes)
+    return {kind: count for kind, count in found.items() if count}
+
+
+def count_chain(made: EngineDir, dims: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Operations of components of an engine directory.
+
+    Args:
+        made: The directory.
+        dims: Component → numbers for its symbolic dimensions.
+    """
+    graphs = {name: _read(made.path(made.component(name).onnx)) for name in dims}
+    return {name: sum(count_flops(graphs[name], d, made.root).values()) for name, d in dims.items()}
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _shape_inputs(model: Any, dims: Mapping[str, int]) -> list[Any]:
+    """``keep`` as a constant: its value is a shape."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    found = []
+    for value in list(model.graph.input):
+        if value.name == "keep":
+            if "keep" not in dims:
+                raise EngineDirError(f"{model.graph.name}: no number for 'keep'")
+            found.append(numpy_helper.from_array(np.array([dims["keep"]], np.int64), "keep"))
+            model.graph.input.remove(value)
+    return found
+
+
+def _shape(value: Any) -> Shape | None:
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return None if -1 in shape else shape
+
+
+def _operands(node: Any) -> list[str]:
+    """The tensors whose shapes say how much a product is."""
+    return [*node.input[: 3 if node.op_type == "Attention" else 2], node.output[0]]
+
+
+def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], root: Path | None) -> dict[str, Shape]:
+    """The shapes of tensors, from running the graph on random inputs."""
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+
+    for name in names:
+        if name not in {value.name for value in model.graph.output}:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if root is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(root))
+    rng, feeds = np.random.default_rng(0), {}
+    given = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in given:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            # Zeros are valid indices and positions; anything else is a number to compute with.
+            size = shapes[value.name] or ()
+            array = np.zeros(size, kind) if kind.kind in "iub" else rng.random(size).astype(kind)
+            feeds[value.name] = array
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(list(names), feeds)
+    except Exception as error:
+        why = str(error).strip().splitlines()[0]
+        raise EngineDirError(f"{model.graph.name}: shapes are not known, and it does not run: {why}") from None
+    return {name: tuple(array.shape) for name, array in zip(names, found, strict=True)}
+
+
+def _node(node: Any, shapes: Mapping[str, Shape | None]) -> int:
+    taken = [shapes.get(name) or () for name in _operands(node)]
+    first, second, out = taken[0], taken[1], taken[-1]
+    if node.op_type == "Attention":  # q [B, H, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv]
+        batch, heads, queries, width = first
+        return 2 * batch * heads * queries * second[2] * (width + taken[2][3])
+    if node.op_type == "Conv":  # w [M, C / group, …]
+        return 2 * math.prod(out) * math.prod(second[1:])
+    inner = first[-1]
+    if node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
+        inner = first[0]
+    return 2 * math.prod(out) * inner
