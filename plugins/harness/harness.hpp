@@ -250,7 +250,7 @@ inline double measure_bandwidth() {
     return 2.0 * kBytes / (us * 1e-6);
 }
 
-/// One line of JSON with the time of a case.  Buffers rotate so that the L2 cache does not serve the features.
+/// A JSON object with the time of a case.  Buffers rotate so that the L2 cache does not serve the features.
 inline std::string time_topk(const TopKCase& c, const TopKCall& call, double bandwidth, std::mt19937_64& random) {
     const auto rows = static_cast<size_t>(c.batch);
     const size_t row_bytes = static_cast<size_t>(c.width) * dtype_bytes(c.features_dtype);
@@ -333,7 +333,7 @@ inline void require_gpu() {
     std::exit(1);
 }
 
-/// Proves and times; prints JSON; returns the program's exit status.
+/// Proves and times; prints JSON on one line; returns the program's exit status.
 inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCall& maxmin, const Options& options) {
     std::mt19937_64 random(options.seed);
     std::string failures, times;
@@ -377,7 +377,7 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
                                      {1, 4096, 4096, 1024}, {1, 8192, 4096, 2048}, {1, 32768, 1024, 3840}};
         for (const auto& s : shapes) {
             const TopKCase c{TRTPRUNE_FLOAT32, TRTPRUNE_BFLOAT16, s[0], s[1], s[2], s[3]};
-            times += (times.empty() ? "\n  " : ",\n  ") + time_topk(c, topk, bandwidth, random);
+            times += (times.empty() ? "" : ", ") + time_topk(c, topk, bandwidth, random);
         }
     }
     cudaDeviceProp device{};

@@ -96,6 +96,14 @@ template <int Threads> struct CudaBlock {
     }
 };
 
+/// Launches `kernel(params)`; what it returns is this launch's, not some earlier call's last error.
+template <class Params> cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes,
+                                           cudaStream_t stream, Params params) {
+    void* arguments[] = {&params};
+    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                            dim3(static_cast<unsigned>(threads)), arguments, static_cast<size_t>(shared_bytes), stream);
+}
+
 #endif  // __CUDACC__
 
 }  // namespace trtprune

@@ -122,9 +122,8 @@ inline cudaError_t maxmin_select(const MaxMinParams& p, int64_t batch, cudaStrea
         return cudaErrorInvalidValue;
     }
     if (batch == 0) return cudaSuccess;
-    const size_t shared_bytes = device::kSlotBytes + sizeof(float) * static_cast<size_t>(p.tokens);
-    maxmin_kernel<kMaxMinThreads><<<static_cast<unsigned>(batch), kMaxMinThreads, shared_bytes, stream>>>(p);
-    return cudaGetLastError();
+    const int64_t shared_bytes = device::kSlotBytes + static_cast<int64_t>(sizeof(float)) * p.tokens;
+    return launch(maxmin_kernel<kMaxMinThreads>, batch, kMaxMinThreads, shared_bytes, stream, p);
 }
 
 #endif  // __CUDACC__

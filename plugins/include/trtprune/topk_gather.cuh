@@ -353,15 +353,13 @@ template <class Format> cudaError_t topk_gather(const void* scores, const void* 
     const TopKGatherParams p{
         scores,      features, kept, indices, row_bytes, static_cast<int>(tokens), static_cast<int>(keep),
         plan.shares, plan.unit};
-    const auto blocks = static_cast<unsigned>(batch * plan.shares);
+    const int64_t blocks = batch * plan.shares;
     if (plan.launches == 1) {
-        topk_gather_kernel<Format><<<blocks, kGatherThreads, plan.shared_bytes, stream>>>(p);
-        return cudaGetLastError();
+        return launch(topk_gather_kernel<Format>, blocks, kGatherThreads, plan.shared_bytes, stream, p);
     }
-    topk_select_kernel<Format><<<static_cast<unsigned>(batch), kSelectThreads, plan.shared_bytes, stream>>>(p);
-    if (const cudaError_t error = cudaGetLastError()) return error;
-    if (row_bytes > 0) gather_kernel<kGatherThreads><<<blocks, kGatherThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    const cudaError_t error = launch(topk_select_kernel<Format>, batch, kSelectThreads, plan.shared_bytes, stream, p);
+    if (error != cudaSuccess || row_bytes == 0) return error;
+    return launch(gather_kernel<kGatherThreads>, blocks, kGatherThreads, 0, stream, p);
 }
 
 #endif  // __CUDACC__
