@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import compare_kit as kit
 from tests import tiny
-from trtprune.compare import Draw, Question, Tolerance, compare
+from trtprune.compare import Draw, Question, Running, Tolerance, compare
 from trtprune.compare.inputs import load_feeds, random_feeds
 from trtprune.compare.numerics import judge, selection_as_mask
 from trtprune.compare.tolerance import defaults
@@ -317,6 +318,29 @@ def test_without_polygraphy_or_torch(out: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(BackendError, match="--against transformers") as caught:
             compare(out, "transformers", checkpoint=str(out.parent / "source"))
         assert caught.value.hint == "pip install 'trtprune[torch]'"
+
+
+def test_an_old_polygraphy_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import polygraphy
+
+    monkeypatch.setattr(polygraphy, "__version__", "0.49.26")
+    with pytest.raises(BackendError, match=r"needs Polygraphy 0\.53; 0\.49\.26 is installed"):
+        compare(out, "transformers")
+
+
+def test_nan_is_validated_and_reported(source: Path, out: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "nan"
+    kit.build(source, bad, weights="copy")
+    kit.disturb_weight(bad, "language_model.model.layers.1.mlp.up_proj.weight", np.nan)
+    options = {"components": ["decoder"], "running": Running(verify="none"), "layerwise": True}
+    found = compare(bad, str(out), validate=True, tolerance=Tolerance.parse(["1e9"], ["1e9"], ["mean"]), **options)
+    assert not found.passed
+    (decoder,) = found.components
+    assert "onnxruntime:nan: logits" in decoder.invalid
+    assert not [name for name in decoder.invalid if name.startswith("onnxruntime:out")]
+    assert decoder.layers is not None
+    assert decoder.layers.first == "layers.1.mlp.up_proj"
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["passed"] is False
 
 
 def test_a_graph_that_fails_at_run_time_is_one_line(out: Path) -> None:

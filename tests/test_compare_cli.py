@@ -234,6 +234,16 @@ def test_agreement_counts_and_judges() -> None:
     assert not Agreement("adafv", 3, 16, rows[2:], None, (1, 2)).passed
 
 
+def test_what_a_model_says_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from trtprune.compare.answers import Agreement, Row
+    from trtprune.compare.report import show_agreement
+
+    row = Row("[bold]what[/]?", "[/red] two", "[x]", True, "", False, 0, 3, 16)
+    show_agreement(Agreement("adafv", 3, 16, (row,), None, (1, 2)))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[bold]what[/]?", "[/red] two", "[x]", "differs"))
+
+
 def test_nothing_else_imports_the_comparison_and_help_is_light() -> None:
     """The package and its libraries are loaded by the command only."""
     code = (

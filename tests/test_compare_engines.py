@@ -152,6 +152,18 @@ def test_engines_against_a_build_in_onnx_runtime(kit: Kit, out: Path, stand: Sta
     assert {(c.candidate, c.reference) for c in found.components} == {(f"tensorrt:{out.name}", "onnxruntime:plain")}
 
 
+def test_graphs_of_engines_are_compared_without_a_gpu(kit: Kit, out: Path) -> None:
+    """As ``trtprune run --provider cpu`` runs them."""
+    import trtprune
+    from trtprune.compare import Running
+
+    plain = kit.path.parent / "graphs"
+    trtprune.build(str(kit.path), plain, keep=8)
+    found = compare(out, str(plain), running=Running(provider="cpu"))
+    assert found.passed
+    assert found.components[0].candidate == f"onnxruntime:{out.name}"
+
+
 def test_what_engines_need_is_said(kit: Kit, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import trtprune
 
@@ -164,6 +176,14 @@ def test_what_engines_need_is_said(kit: Kit, out: Path, monkeypatch: pytest.Monk
         compare(out)
     assert caught.value.hint is not None
     assert "pip install 'trtprune[tensorrt]'" in caught.value.hint
+
+    def none() -> Any:
+        raise BackendError("there is no GPU that CUDA can use", hint=cuda.CPU_HINT)
+
+    monkeypatch.setattr(cuda, "CudaDriver", none)
+    with trt_kit.machine("tensorrt"), pytest.raises(BackendError, match="there is no GPU") as caught:
+        compare(out)
+    assert "--against transformers" in str(caught.value.hint)
     monkeypatch.setattr(cuda, "CudaDriver", lambda: FakeDriver(capability=(7, 5)))
     with trt_kit.machine("tensorrt"), pytest.raises(BackendError, match="the engines are for sm90; this GPU"):
         compare(out)

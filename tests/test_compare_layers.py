@@ -210,6 +210,8 @@ def test_the_picture_marks_what_is_beyond_tolerance(tmp_path: Path) -> None:
     clean, half = picture_of(points(80), tmp_path / "a.png"), picture_of(points(40), tmp_path / "b.png")
     assert red(clean) == 0
     assert red(half) > 300
+    lost = [*points(80)[:40], *(PointResult(f"layers.{i}", False, None, None, None, None, None) for i in range(40, 44))]
+    assert red(picture_of(lost, tmp_path / "nan.png")) > 50
     with pytest.raises(InputError, match="none of what was compared has layers"):
         picture_of(points(80)[:1], tmp_path / "c.png")
     with pytest.raises(InputError, match="cannot be written"):

@@ -79,8 +79,7 @@ def compare(
     trtprune compare out-float16 --against out-float32
     trtprune compare out --against unpruned --requests questions.jsonl
     """
-    # stdin's name for a program run as a module is a path; what was typed is wanted.
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join(["trtprune", *sys.argv[1:]])
     start = time.perf_counter()
     for flag, path in (("--report", report), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from trtprune.errors import BackendError
 
 __all__ = ["as_error", "polygraphy", "set_flavour"]
+
+# The first that is known to save inputs and outputs itself, and to give a result for each comparison function.
+OLDEST = (0, 53)
 
 logger = logging.getLogger("trtprune")
 
@@ -34,6 +38,12 @@ def polygraphy() -> Any:
         raise BackendError(
             f"trtprune compare needs Polygraphy: {str(error).splitlines()[0]}", hint="pip install 'trtprune[compare]'"
         ) from None
+    version = tuple(int(part) for part in re.findall(r"\d+", polygraphy.__version__)[:2])
+    if version < OLDEST:
+        raise BackendError(
+            f"trtprune compare needs Polygraphy {OLDEST[0]}.{OLDEST[1]}; {polygraphy.__version__} is installed",
+            hint=f"pip install -U 'polygraphy>={OLDEST[0]}.{OLDEST[1]}'",
+        )
     theirs = logging.getLogger("Polygraphy")
     if not any(isinstance(handler, _Forward) for handler in theirs.handlers):
         theirs.addHandler(_Forward())

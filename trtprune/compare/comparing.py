@@ -101,11 +101,17 @@ def compare(
     check_keep(made, draw.keep)
     against = against or default_against(made)
     candidate, reference, other = _sides(made, against, checkpoint, allow_other_weights, running)
+    if other is not None:
+        check_keep(other, draw.keep if draw.keep is not None else made.pruning.keep)
     chosen, notes = choose_components(made, candidate, reference, components, other)
     dtypes = (candidate.dtype, reference.dtype)
     feeds, names, source = _feeds(made, chosen, other, draw, question, load_inputs, dtypes, running)
-    if load_inputs is not None:
-        chosen = [component for component in chosen if component.name in feeds]
+    chosen = [component for component in chosen if component.name in feeds]
+    for component in chosen:
+        for feed in feeds[component.name]:
+            fit_profile(component, feed)
+            if other is not None:
+                fit_profile(other.component(component.name), feed)
     base = defaults(max(dtypes, key=PRECISION.index), made.model.visual_tokens)
     wanted = tolerance.over(base)
     _check_names(tolerance, chosen, layerwise=layerwise)
@@ -187,7 +193,7 @@ def _feeds(
         from trtprune.compare.recorded import record
         from trtprune.compare.sides import OrtSide
 
-        side = OrtSide(made, threads=running.threads)
+        side = OrtSide(made, provider=running.provider, threads=running.threads, options=running.provider_options)
         found, labels = record(
             made,
             side.backend,
@@ -200,16 +206,10 @@ def _feeds(
         for component in chosen:
             for feed in found[component.name]:
                 feed |= {n: narrow(a, dtypes) for n, a in feed.items() if a.dtype.kind == "f"}
-                fit_profile(component, feed)
         return found, labels, "a question"
     feeds, names_of = {}, {}
     for component in chosen:
-        if other is not None:
-            check_keep(other, draw.keep if draw.keep is not None else made.pruning.keep)
         feeds[component.name], names_of[component.name] = random_feeds(made, component, draw, dtypes)
-        if other is not None:
-            for feed in feeds[component.name]:
-                fit_profile(other.component(component.name), feed)
     return feeds, names_of, f"random, seed {draw.seed}"
 
 

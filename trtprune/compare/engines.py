@@ -40,7 +40,12 @@ def check_device(made: EngineDir) -> Any:
     info = loading.engine_info(made)
     trt = load_tensorrt(made.backend)
     loading.check_version(made, info, trt.__version__)
-    loading.check_device(made, info, cuda.CudaDriver().device)
+    try:
+        driver = cuda.CudaDriver()
+    except BackendError as error:
+        hint = "--against transformers, or --against a directory with --provider cpu, compares the graphs without a GPU"
+        raise BackendError(error.message, hint=hint if error.hint == cuda.CPU_HINT else error.hint) from None
+    loading.check_device(made, info, driver.device)
     load_plugins(trt, info.plugins)
     set_flavour(made.backend)
     return trt

@@ -122,7 +122,6 @@ def random_feeds(
                 shape = tuple(now[dim] if isinstance(dim, str) else dim for dim in spec.shape)
                 array = _value(rng, spec, shape, made.model.vocab_size, facts)
                 feed[spec.name] = narrow(array, dtypes) if array.dtype == np.float32 else array
-            fit_profile(component, feed)
             feeds.append(feed)
             names.append(f"decode {step}{suffix}" if step else f"prefill{suffix}" if decodes else f"random{suffix}")
     return feeds, names
@@ -230,4 +229,3 @@ def check_feeds(component: ComponentInfo, feeds: Sequence[Feed], path: Path) -> 
             have, want = feed[spec.name].dtype, wire_dtype(spec.dtype)
             if have.kind != want.kind:
                 raise InputError(f"{where}: input {spec.name} is {have}, the graph takes {spec.dtype}")
-        fit_profile(component, feed)

@@ -126,5 +126,6 @@ def _points(results: Any, labels: Sequence[str], tolerance: Tolerance, iteration
     for label in labels:
         r = judged[label]
         magnitude = float(np.mean([np.abs(np.asarray(row[label], np.float64)).mean() for row in reference]))
-        found.append(PointResult(label, r.passed, r.error, r.relative, r.max_abs, r.mean_abs, magnitude))
+        size = magnitude if np.isfinite(magnitude) else None
+        found.append(PointResult(label, r.passed, r.error, r.relative, r.max_abs, r.mean_abs, size))
     return found

@@ -63,16 +63,21 @@ def _panel(axis: object, component: ComponentResult) -> None:
     layers = component.layers
     places = list(range(len(points)))
     floor = _floor(points)
-    errors = [floor if not p.error else p.error for p in points]
-    axis.semilogy(places, [max(p.magnitude, floor) for p in points], color=SIZE, lw=1, label="mean size of the numbers")
+    top = 3 * max([p.error or 0 for p in points] + [p.magnitude or 0 for p in points] + [floor])
+    errors = [top if p.error is None else p.error or floor for p in points]
+    sizes = [max(p.magnitude or 0, floor) for p in points]
+    axis.semilogy(places, sizes, color=SIZE, lw=1, label="mean size of the numbers")
     axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(layers.stat)} absolute error")
     axis.axhline(layers.atol, color=LIMIT, lw=1, ls="--", label=f"tolerance {layers.atol:g}")
     for good, colour in ((True, WITHIN), (False, BEYOND)):
         chosen = [i for i, p in enumerate(points) if p.passed == good]
-        hollow = [i for i in chosen if not points[i].error]
+        hollow = [i for i in chosen if points[i].error == 0]
         filled = [i for i in chosen if points[i].error]
         axis.plot(filled, [errors[i] for i in filled], "o", ms=4, color=colour)
         axis.plot(hollow, [errors[i] for i in hollow], "o", ms=4, mec=colour, mfc="white")
+    lost = [i for i in places if points[i].error is None]
+    if lost:
+        axis.plot(lost, [top] * len(lost), "x", ms=6, color=BEYOND, label="NaN or infinity")
     if not all(p.passed for p in points):
         axis.plot([], [], "o", ms=4, color=BEYOND, label="beyond tolerance")
     step = -(-len(points) // MAX_TICKS)

@@ -41,13 +41,14 @@ def show_comparison(comparison: Comparison) -> None:
     console.print(_outputs(comparison.components))
     for component in comparison.components:
         for invalid in component.invalid:
-            console.print(f"{component.name}: NaN or infinity in {invalid}", highlight=False)
+            console.print(f"{component.name}: NaN or infinity in {invalid}", highlight=False, markup=False)
         if component.layers is not None:
             _print_layers(console, component.name, component.layers)
 
 
 def show_agreement(agreement: Agreement) -> None:
     """Prints the comparison of answers to stdout."""
+    from rich.markup import escape
     from rich.table import Table
 
     console = _console()
@@ -56,7 +57,7 @@ def show_agreement(agreement: Agreement) -> None:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in agreement.rows:
         mark = "same" if row.same else "differs" if row.counted else f"not counted: {row.why}"
-        table.add_row(row.prompt, row.pruned, row.unpruned, mark)
+        table.add_row(*map(escape, (row.prompt, row.pruned, row.unpruned, mark)))
     console.print(table)
 
 
@@ -111,6 +112,7 @@ def _grouped(outputs: Sequence[OutputResult]) -> list[tuple[OutputResult, str]]:
 
 
 def _print_layers(console: Any, name: str, layers: Layers) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if len(layers.residual) > 1:
@@ -123,7 +125,7 @@ def _print_layers(console: Any, name: str, layers: Layers) -> None:
         )
     if layers.first is None:
         return
-    console.print(f"{name}: first beyond tolerance: [bold]{layers.first}[/]", highlight=False)
+    console.print(f"{name}: first beyond tolerance: [bold]{escape(layers.first)}[/]", highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("  tensor")
     for column in ("error", "relative", "size"):
@@ -132,10 +134,10 @@ def _print_layers(console: Any, name: str, layers: Layers) -> None:
     rows = _neighbourhood(layers.tensors) or _neighbourhood(layers.inside) or _neighbourhood(layers.residual)
     for p in rows:
         verdict = "" if p.passed else "[bold red]beyond[/]"
-        table.add_row("  " + p.label, _number(p.error), _number(p.relative), _number(p.magnitude), verdict)
+        table.add_row("  " + escape(p.label), _number(p.error), _number(p.relative), _number(p.magnitude), verdict)
     console.print(table)
     if layers.note:
-        console.print(f"  ({layers.note})", highlight=False)
+        console.print(f"  ({layers.note})", highlight=False, markup=False)
 
 
 def _neighbourhood(points: Sequence[PointResult], around: int = 3) -> Sequence[PointResult]:

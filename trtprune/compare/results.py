@@ -33,7 +33,10 @@ class OutputResult:
 
 @dataclass(frozen=True)
 class PointResult:
-    """One tensor inside a component, as :class:`OutputResult`; ``magnitude`` is the reference's mean absolute value."""
+    """One tensor inside a component, as :class:`OutputResult`; ``magnitude`` is the reference's mean absolute value.
+
+    What is not finite is None.
+    """
 
     label: str
     passed: bool
@@ -41,7 +44,7 @@ class PointResult:
     relative: float | None
     max_abs: float | None
     mean_abs: float | None
-    magnitude: float
+    magnitude: float | None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class OrtSide:
 
     Args:
         made: The directory.
-        provider: ``cpu`` or ``cuda``; None: as built, where it was built for one of these, else ``cpu``.
+        provider: ``cpu``, ``cuda`` or ``openvino``; None: as built; for a directory of engines ``cpu``.
         threads: CPU threads; None: all.
         options: Of the provider.
 
@@ -175,7 +175,7 @@ class EngineSide:
 def native_side(
     made: EngineDir, *, provider: str | None, threads: int | None, options: Mapping[str, str] | None
 ) -> OrtSide | EngineSide:
-    """What a user of the directory runs: its engines if it has any, else ONNX Runtime."""
-    if any(component.engine for component in made.components):
+    """What ``trtprune run`` runs: its engines if it has any and no provider is asked for, else ONNX Runtime."""
+    if provider is None and any(component.engine for component in made.components):
         return EngineSide(made)
     return OrtSide(made, provider=provider, threads=threads, options=options)
