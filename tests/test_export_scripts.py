@@ -43,14 +43,14 @@ FAMILIES = {
     # as wide as the random cases of the pruners, so that one exported pruner serves both
     "clip-llama": tiny.Tiny(seed=20, hidden=pc.WIDTH, heads=2, kv_heads=1, layers=2, vision_layers=3),
     "dinov2-qwen2": tiny.Tiny(
-        seed=21, tower="dinov2", decoder="qwen2", layers=2, vision_layers=3, feature_layer=[-1, 1], tied=True
+        seed=21, tower="dinov2", decoder="qwen2", layers=1, vision_layers=3, feature_layer=[-1, 1], tied=True
     ),
     "siglip-mistral": tiny.Tiny(
         seed=22,
         tower="siglip",
         decoder="mistral",
-        layers=2,
-        vision_layers=3,
+        layers=1,
+        vision_layers=2,
         strategy="full",
         text={"sliding_window": 7},
     ),
@@ -198,7 +198,7 @@ def test_pruner_selects_alike(method: str, texts: dict[str, str], folder: Path) 
             return pc.ZspaOracle(row, options["core_ratio"], options["diversity"]).explains(got)
         return method == "adafv" and got in pc.AdaFvOracle(row, **options).selections()
 
-    @settings(max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(pc.cases())
     def check(case: dict[str, Any]) -> None:
         if case["kind"] == "holes" and method != "fastervlm":
@@ -216,7 +216,7 @@ def test_pruner_selects_alike(method: str, texts: dict[str, str], folder: Path) 
 
     check()
     print(f"\n{method} {options}: {dict(count)}")
-    assert count["rows"] > 400
+    assert count["rows"] > 240
     assert count["ties"] <= count["rows"] // 50, count
 
 
