@@ -16,6 +16,7 @@ import onnx_ir
 import pytest
 
 from tests.engine_kit import ALL, FAMILIES, build, command
+from tests.tiny import Tiny
 from tests.tiny_files import complete
 from trtprune.backends.tensorrt.profiles import limits_of
 from trtprune.engine_dir import EngineDir, open_engine_dir
@@ -248,3 +249,34 @@ def test_products_written_out_are_the_same() -> None:
         x, y = g.input("a", "float32", ["n", "p", "d"]), g.input("b", "float32", ["n", "q", "d"])
         g.output(write_products(g, x, y), "y", "float32", ["n", "p", "q"])
         np.testing.assert_allclose(session(g).run(None, {"a": a, "b": b})[0], a @ b.transpose(0, 2, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("int8", ("sm75", "sm89")), ("int4", ("sm89",))])  # Turing has no int4
+def test_quantised_weights(tmp_path: Path, kind: str, targets: tuple[str, ...]) -> None:
+    checkpoint = complete(tmp_path / "wide", Tiny(hidden=128, heads=4, kv_heads=2, text={"intermediate_size": 256}))
+    made = build(checkpoint, tmp_path / "out", *targets, keep=4, weight_dtype=kind)
+    assert made.weight_dtype == kind
+    assert made.component("decoder").engine is not None
+
+
+def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT reports thousands of steps a second; a terminal is told ten times."""
+    from trtprune._console import Reporter
+
+    class Status:
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+
+        def update(self, text: str) -> None:
+            self.texts.append(text)
+
+    now = 100.0
+    monkeypatch.setattr("trtprune._console.time.perf_counter", lambda: now)
+    status = Status()
+    report = Reporter("build", status)
+    for step in range(1000):
+        now += 0.001
+        report.live(f"decoder: Optimizing graph {step}/1000")
+    assert 9 <= len(status.texts) <= 11
+    assert status.texts[0] == "build  decoder: Optimizing graph 0/1000"
+    Reporter("build").live("no terminal, nothing to show")

@@ -17,7 +17,7 @@ import pytest
 from tests.engine_kit import ALL, FAMILIES, build, command
 from tests.tiny import Tiny
 from tests.tiny_files import complete
-from trtprune.errors import BuildError, TrtpruneError
+from trtprune.errors import BackendError, BuildError, TrtpruneError
 from trtprune.graph import Graph
 
 rtx = pytest.importorskip("tests.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -43,6 +43,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--compute-capability", "hopper"), "--compute-capability hopper: not a", "sm89"),
         (("--compute-capability", "sm75", "--dtype", "bfloat16"), "--dtype bfloat16: ", "sm75"),
         (("--compute-capability", "sm75", "--dtype", "float32"), "--dtype float32: ", "--dtype float16"),
+        (("--compute-capability", "sm75", "--weight-dtype", "int4"), "--weight-dtype int4: ", "--weight-dtype int8"),
         (("--compute-capability", "sm75", "--attention", "fp32-boundary"), "--attention fp32-boundary: ", "decomposed"),
         (("--compute-capability", "sm89", "--version-compatible"), "--version-compatible: the tensorrt-rtx", "tensor"),
         (("--compute-capability", "sm89", "--save-timing-cache", "x"), "--save-timing-cache: the tens", "tensorrt"),
@@ -84,6 +85,13 @@ def test_bad_input(
     if hint is not None:
         assert hint in next(line for line in err.splitlines() if line.startswith("hint:"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrt_rtx_not_installed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendError, match="--backend tensorrt-rtx: tensorrt_rtx is not installed") as caught:
+        build(checkpoint, tmp_path / "out", keep=4)
+    assert caught.value.hint == "pip install 'trtprune[tensorrt-rtx]'"
 
 
 def test_a_budget_beyond_topk(checkpoint: Path, tmp_path: Path) -> None:

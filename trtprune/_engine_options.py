@@ -198,8 +198,8 @@ def _not_served(what: str, library: str, listed: str) -> BuildError:
     )
 
 
-def check_dtype(dtype: str, attention: str, targets: Sequence[str], backend: str) -> None:
-    """Refuses what TensorRT-RTX refuses for Turing: it multiplies matrices in half precision only there.
+def check_dtype(dtype: str, weight_dtype: str | None, attention: str, targets: Sequence[str], backend: str) -> None:
+    """Refuses what TensorRT-RTX refuses for Turing: all but float16 products, and weights of 4 bits.
 
     Raises:
         BuildError: naming the flag.
@@ -209,6 +209,11 @@ def check_dtype(dtype: str, attention: str, targets: Sequence[str], backend: str
     hint = "--dtype float16, or leave sm75 out of --compute-capability"
     if dtype != "float16":
         raise BuildError(f"--dtype {dtype}: TensorRT-RTX has no {dtype} matrix products for sm75", hint=hint)
+    if weight_dtype == "int4":
+        raise BuildError(
+            "--weight-dtype int4: TensorRT-RTX has no 4-bit weights for sm75",
+            hint="--weight-dtype int8, or leave sm75 out of --compute-capability",
+        )
     if attention == "fp32-boundary":
         raise BuildError(
             "--attention fp32-boundary: TensorRT-RTX has no float32 matrix products for sm75",

@@ -69,7 +69,7 @@ class EnginePlan:
         }
 
 
-def find_target(backend: str, options: EngineOptions, dtype: str) -> Target:
+def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: str | None = None) -> Target:
     """The installed library and what it is to build for.
 
     Raises:
@@ -86,7 +86,7 @@ def find_target(backend: str, options: EngineOptions, dtype: str) -> Target:
     library = f"{'TensorRT' if backend == 'tensorrt' else 'TensorRT-RTX'} {trt.__version__}"
     build = resolve_targets(options.compute_capability, backend, served_capabilities(trt), gpus, library)
     names = (f"sm{gpus[0].sm}",) if build == ("current",) and gpus[0].sm else build
-    check_dtype(dtype, options.attention, names, backend)
+    check_dtype(dtype, weight_dtype, options.attention, names, backend)
     get_log(trt)  # the first logger TensorRT is given stays, so let it be this one
     return Target(trt.__version__, build, names, register_plugins(trt))
 

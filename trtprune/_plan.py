@@ -86,7 +86,7 @@ def plan_build(
     _check_weight_dtype(weight_dtype, backend, dtype)
     engine = engine or EngineOptions()
     check_options(engine, backend, export_only)
-    target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype)
+    target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype, weight_dtype)
     if target is not None and isinstance(chosen, pruning.InLlmMethod):
         raise BuildError(
             f"--method {method}: prunes inside the decoder, which engines do not do in this version",
