@@ -6,12 +6,14 @@
 A LLaVA-shaped checkpoint with made-up float16 weights (1b: CLIP-L and the decoder of TinyLlama-1.1B) goes through
 ``trtprune build --backend tensorrt-rtx``, each repeat a process of its own. Peak memory is the highest resident set of
 that process, memory-mapped weights counted while they are mapped; "anonymous" is what cannot be dropped under pressure.
+Where others work on the machine too, seconds of processors say more than those of the clock; both are given.
 Target: about 10 s for the decoder's engine, and under 2.5 times the bytes of the decoder's weights at the peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -57,12 +59,12 @@ class Watch(threading.Thread):
 
 
 def measure(command: Sequence[str]) -> dict[str, Any]:
-    """Runs a build; seconds, peak memory, and time and size of each engine as it says them.
+    """Runs a build; seconds by the clock and of processors, peak memory, and each engine's seconds as it says them.
 
     Raises:
         SystemExit: with what it said, if it fails.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), os.times()
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         watch = Watch(process.pid)
         watch.start()
@@ -73,8 +75,10 @@ def measure(command: Sequence[str]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{''.join(lines[-5:])}")
     found = {match["name"]: match for line in lines if (match := ENGINE.match(line))}
+    after = os.times()
     return {
         "total_s": time.perf_counter() - start,
+        "cpu_s": after.children_user - before.children_user + after.children_system - before.children_system,
         "peak_rss_bytes": peak["VmHWM"],
         "peak_anonymous_bytes": peak["RssAnon"],
         "engine_s": {name: float(match["seconds"]) for name, match in found.items()},
@@ -110,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     given.keep = given.keep or (4 if given.shape == "tiny" else 64)
-    weights = weight_bytes(given.shape)
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
+    weights, load = weight_bytes(given.shape), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         checkpoint, out = checkpoint_in(given.folder or Path(name), given.shape), Path(name) / "out"
         targets = "" if given.backend == "tensorrt" else given.compute_capability
@@ -130,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_rss_bytes": peak,
         "peak_anonymous_bytes": max(row["peak_anonymous_bytes"] for row in rows),
         "total_s": summary([row["total_s"] for row in rows]),
+        "cpu_s": summary([row["cpu_s"] for row in rows]),
+        "load_before": round(load, 2),
         "engine_s": {name: summary([row["engine_s"][name] for row in rows]) for name in rows[0]["engine_s"]},
         "engine_bytes": rows[-1]["engine_bytes"],
         **({"each": each} if each else {}),
@@ -143,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name, seconds in result["engine_s"].items():
         print(f"{name:<8} {seconds['median']:7.1f} s  engine {result['engine_bytes'][name] / 1e6:9.1f} MB")
-    print(f"in all   {result['total_s']['median']:7.1f} s")
+    total, cpu = result["total_s"]["median"], result["cpu_s"]["median"]
+    print(f"in all   {total:7.1f} s, {cpu:.1f} s of processors; load before {load:.1f}")
     for target, row in each.items():
         print(target, {name: f"{size / 1e6:.1f} MB" for name, size in row["engine_bytes"].items()})
     if given.json:

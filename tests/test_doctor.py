@@ -305,6 +305,15 @@ def test_probes_answer_in_json() -> None:
     assert "tensorrt_absent" in answer["text"]
 
 
+def test_probing_leaves_nothing_behind(tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 writes telemetry files below HOME when it is imported, unless it is told not to."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    done = subprocess.run([sys.executable, "-m", "trtprune._probe", "cpu"], capture_output=True, env=environment)
+    assert json.loads(done.stdout) == FINE
+    assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
 def smi(folder: Path, output: str, code: int = 0) -> None:
     path = folder / "nvidia-smi"
     path.write_text(f"#!/bin/sh\ncat <<'E'\n{output}\nE\nexit {code}\n")

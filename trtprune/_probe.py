@@ -122,6 +122,8 @@ def _members(enum: Any) -> list[Any]:
 
 
 def _main() -> None:
+    # ONNX Runtime's wheels write files about their use as soon as they are imported; looking around should leave none.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         answer = probe(sys.argv[1])
     except Exception as error:
