@@ -236,6 +236,16 @@ def test_the_command_line(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert done.exit_code == 0
         assert len(json.loads(done.stdout)["token_ids"]) == 3
         assert not fake.driver.recordings
+    # Engines for one row at a time answer a file of requests one by one; more is for the user to notice.
+    line = json.dumps({"image": "a.png", "prompt": "Why?"})
+    (tmp_path / "many.jsonl").write_text(f"{line}\n{line}\n")
+    many = ["run", str(out), "--requests", str(tmp_path / "many.jsonl"), "--max-new-tokens", "2"]
+    with trt_kit.machine():
+        done = CliRunner().invoke(main, many, catch_exceptions=False)
+        assert (done.exit_code, done.stdout.count("\n")) == (0, 2)
+        done = CliRunner().invoke(main, [*many, "--batch-size", "2"])
+        assert done.exit_code == 1
+        assert "--max-batch-size" in done.stderr
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     done = CliRunner().invoke(main, run)
     assert done.exit_code == 1

@@ -14,12 +14,13 @@ import pytest
 import trtprune
 from tests.fake_cuda import FakeDriver
 from tests.fake_tensorrt import FakeTensorrt, write_engine
-from tests.runtime_kit import Kit
+from tests.runtime_kit import Kit, picture
 from trtprune.backends.tensorrt import backend, flavour
 from trtprune.backends.tensorrt.profiles import Limits, component_profiles, default_capacity
 from trtprune.engine_dir import EngineDir, EngineInfo, digest_file
-from trtprune.runtime import Vlm
+from trtprune.runtime import Request, Vlm
 
+QUESTION = "What is on the table left of it?"
 VERSIONS = {"tensorrt": "10.15.1.29", "tensorrt-rtx": "1.7.1.116"}
 CAPABILITY = {"tensorrt": (9, 0), "tensorrt-rtx": (8, 9)}
 
@@ -102,3 +103,21 @@ def load(path: Path, driver: FakeDriver | None = None, **settings: Any) -> tuple
     name = trtprune.engine_dir.open_engine_dir(path, verify="none").backend
     with machine(name, driver) as fake:
         return trtprune.load(path, **settings), fake
+
+
+def same(first: Any, second: Any) -> bool:
+    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
+        second.token_ids,
+        second.text,
+        second.kept_indices,
+        second.finish_reason,
+    )
+
+
+REQUESTS = [
+    Request([picture(1)], QUESTION, max_new_tokens=20),
+    Request([picture(2), picture(3)], "Which?", keep=3, seed=5),
+    Request(picture(1), "A rather longer question, so that the others are padded", keep=11, max_new_tokens=1),
+    Request([picture(4)], QUESTION, system="Be brief.", seed=9, max_new_tokens=33),
+    Request([picture(4)], "<image> raw", raw_prompt=True, keep=2),
+]

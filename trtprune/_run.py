@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["answer_batch", "answer_one", "answer_turns", "draw_panels", "open_vlm"]
 
 MAX_REQUESTS_BYTES = 1 << 30
+BATCH_SIZE = 4
 
 
 def open_vlm(
@@ -89,8 +90,13 @@ def answer_turns(
         yield result
 
 
-def answer_batch(vlm: Vlm, path: Path, batch_size: int, arguments: Mapping[str, Any]) -> Iterator[Result]:
-    """The requests of a JSON-lines file, in its order, ``batch_size`` rows at a time."""
+def answer_batch(vlm: Vlm, path: Path, batch_size: int | None, arguments: Mapping[str, Any]) -> Iterator[Result]:
+    """The requests of a JSON-lines file, in its order, ``batch_size`` rows at a time.
+
+    None takes :data:`BATCH_SIZE`, or as many as the engines were built for, if that is fewer.
+    """
+    if batch_size is None:
+        batch_size = min(BATCH_SIZE, vlm.chain.max_batch)
     settings = dict(arguments)
     shared = {name: settings.pop(name) for name in ("system", "raw_prompt")}
     # All lines are read before any is answered: a typo in the last one should not cost the first hour.

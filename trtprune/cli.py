@@ -90,7 +90,9 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
 @click.option("--prompt", "prompts", multiple=True, help="The question; repeat for several turns on the same picture.")
 @click.option("--requests", type=PATH, help='JSON lines {"image": …, "prompt": …}, answered in batches.')
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Rows a batch, with --requests."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Rows a batch, with --requests.  [default: 4, or fewer if the engines were built for fewer]",
 )
 @click.option("--system", help="System message.")
 @click.option("--raw-prompt", is_flag=True, help="The prompt is already formatted: no chat template.")

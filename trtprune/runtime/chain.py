@@ -266,9 +266,14 @@ class Chain:
         out = session.run(inputs)
         return self.memory.to_host(out["kept_indices"])[0], out["pruned_features"][0]
 
+    @property
+    def max_batch(self) -> int:
+        """Rows the decoder takes at once."""
+        return self.segments.max_batch if self.segments else self.session("decoder").max_batch
+
     def check_batch(self, rows: int) -> None:
         """Refuses more rows than the decoder takes at once."""
-        limit = self.segments.max_batch if self.segments else self.session("decoder").max_batch
+        limit = self.max_batch
         if rows > limit:
             raise InputError(
                 f"--batch-size: {rows} rows at once; the engines were built for {limit}",
