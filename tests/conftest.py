@@ -6,6 +6,9 @@ import os
 
 from hypothesis import settings
 
+# Before any test imports ONNX Runtime; see trtprune/backends/__init__.py.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 settings.register_profile("ci", derandomize=True, database=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")

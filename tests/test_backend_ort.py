@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import time
@@ -232,6 +233,18 @@ def test_nothing_noisy_on_stderr(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_no_telemetry(tmp_path: Path) -> None:
+    """Left to itself, importing ONNX Runtime leaves an identifier in the home directory; who wants that can have it."""
+    code = "import os, trtprune.backends.onnxruntime as o; o.OrtBackend(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for said in ({}, {"ORT_DISABLE_TELEMETRY": "0"}):
+        environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **said}
+        command = [sys.executable, "-c", code]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said.get("ORT_DISABLE_TELEMETRY", "1")
+        assert said or not list(tmp_path.iterdir())
+
+
 def test_bfloat16_on_a_cpu(tmp_path: Path) -> None:
     component = ComponentInfo("decoder", "z.onnx", None, INPUTS, OUTPUTS, (), "bfloat16")
     with pytest.raises(BackendError, match="no kernels") as caught:
@@ -311,11 +324,20 @@ class FakeOrt:
     def get_available_providers() -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
+    @staticmethod
+    def preload_dlls() -> None:
+        print("Failed to load libcudnn.so.9")
 
-def test_cuda_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+
+def test_cuda_that_does_not_load_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
     wheels(monkeypatch, "onnxruntime-gpu")
     monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt)
-    backend = OrtBackend("cuda")
+    with caplog.at_level("DEBUG", "trtprune"):
+        backend = OrtBackend("cuda")
+    assert capsys.readouterr().out == ""  # stdout is for results
+    assert "libcudnn" in caplog.text
     with pytest.raises(BackendError, match="CUDA provider did not load"):
         backend.open(write_graph(tmp_path / "z.onnx"), tmp_path, INPUTS, OUTPUTS)
 

@@ -107,13 +107,19 @@ def test_a_gpu_of_just_enough_memory(out: Path, twin: Vlm) -> None:
 
 
 def test_a_workspace_that_moved(out: Path) -> None:
-    """A recording refers to the old one and is made again."""
+    """Nothing refers to the old one any more: neither contexts nor a recording, which is made again."""
     vlm, fake = trt_kit.load(out)
     expected = vlm.generate(picture(1), QUESTION, max_new_tokens=9)
     assert fake.driver.recordings == 1
-    vlm.chain._backend._workspace.reserve(1 << 20)  # type: ignore[attr-defined]
+    memory: Any = vlm.chain.memory
+    workspace = vlm.chain._backend._workspace  # type: ignore[attr-defined]
+    old, size = workspace.address, workspace.nbytes
+    workspace.reserve(1 << 20)
+    other = memory.zeros((size,), "uint8")
+    assert other.address == old
     assert same(vlm.generate(picture(1), QUESTION, max_new_tokens=9), expected)
     assert fake.driver.recordings == 2
+    assert not memory.to_host(other).any()
 
 
 def test_everything_is_given_back(out: Path) -> None:

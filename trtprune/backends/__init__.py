@@ -2,3 +2,11 @@
 
 Importing this package imports no runtime library: ONNX Runtime or TensorRT is loaded when a backend is made.
 """
+
+from __future__ import annotations
+
+import os
+
+# The Linux wheels of ONNX Runtime 1.31 write an identifier below the home directory when they are imported, and report
+# what they do over the network.  Only the environment can say no in time; whoever wants it sets 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

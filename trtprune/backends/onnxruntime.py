@@ -6,8 +6,11 @@ is bound once as input and as output of the decoder, so that a step writes its r
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import json
+import logging
 import math
 import os
 import sys
@@ -31,6 +34,8 @@ __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threa
 PROVIDERS = ("cpu", "cuda", "openvino")
 EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
 OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
+logger = logging.getLogger("trtprune")
+
 CACHE_UPDATES = ("TensorScatter", "ScatterElements")
 
 
@@ -101,6 +106,8 @@ class OrtBackend:
         if activations not in ("int8", "float32"):
             raise BackendError(f"--provider-option activations={activations}: unknown", hint="int8 or float32")
         self._ort = _import_onnxruntime(provider)
+        if provider == "cuda":
+            _preload_cuda(self._ort)
         self._devices = self._find_devices()
 
     def session(self, component: ComponentInfo, root: Path) -> OrtSession:
@@ -360,6 +367,18 @@ def _import_onnxruntime(provider: str) -> Any:
             reason = f"--provider {provider} needs ONNX Runtime, which is not installed"
         raise BackendError(reason, hint=f"pip install 'trtprune[{extra}]'") from None
     return onnxruntime
+
+
+def _preload_cuda(ort: Any) -> None:
+    """Loads CUDA and cuDNN from their own wheels, where the provider would not look for them.
+
+    What is missing is only printed; that the provider then does not load is noticed when a graph is opened.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        ort.preload_dlls()
+    if said.getvalue():
+        logger.debug("onnxruntime.preload_dlls: %s", " ".join(said.getvalue().split()))
 
 
 def _installed(distribution: str) -> bool:
