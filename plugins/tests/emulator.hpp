@@ -11,6 +11,7 @@
 // The first finding ends the launch and is thrown as Failure.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <array>
@@ -148,7 +149,8 @@ class Machine {
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.get();
             fiber.context.uc_stack.ss_size = kStack;
-            fiber.context.uc_link = &scheduler_;
+            fiber.context.uc_link = nullptr;
+            fiber.started = false;
             const auto self = reinterpret_cast<uintptr_t>(this);
             makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 2,
                         static_cast<unsigned>(self >> 32), static_cast<unsigned>(self));
@@ -159,7 +161,7 @@ class Machine {
                 std::swap(ready_[next_random() % ready_.size()], ready_.back());
                 thread = ready_.back();
                 ready_.pop_back();
-                swapcontext(&scheduler_, &fibers_[static_cast<size_t>(thread)].context);
+                resume(fibers_[static_cast<size_t>(thread)]);
                 if (!failure_.empty()) throw Failure(failure_);
             }
             if (finished_ == threads_) return;
@@ -205,7 +207,9 @@ class Machine {
   private:
     static constexpr size_t kStack = 64 * 1024;
     struct Fiber {
-        ucontext_t context;
+        ucontext_t context;  // to begin with; from then on _longjmp, which saves swapcontext its system calls
+        jmp_buf resumed;
+        bool started;
         std::unique_ptr<unsigned char[]> stack{new unsigned char[kStack]};
     };
     struct Warp {
@@ -229,10 +233,18 @@ class Machine {
         } catch (const std::exception& error) {
             self->failure_ = error.what();
         }
+        _longjmp(self->scheduler_, 1);
+    }
+    /// Runs the fiber until it yields or ends.  All state is in members: locals are lost in the jumps.
+    void resume(Fiber& fiber) {
+        if (_setjmp(scheduler_) != 0) return;
+        if (fiber.started) _longjmp(fiber.resumed, 1);
+        fiber.started = true;
+        setcontext(&fiber.context);
     }
     void yield() {
         const int self = thread;
-        swapcontext(&fibers_[static_cast<size_t>(self)].context, &scheduler_);
+        if (_setjmp(fibers_[static_cast<size_t>(self)].resumed) == 0) _longjmp(scheduler_, 1);
         thread = self;
     }
     uint64_t next_random() {
@@ -246,7 +258,7 @@ class Machine {
     uint64_t random_;
     std::vector<Fiber>& fibers_;
     std::vector<Warp> warps_;
-    ucontext_t scheduler_{};
+    jmp_buf scheduler_{};
     const std::function<void(int)>* body_ = nullptr;
     std::vector<int> ready_, at_barrier_;
     int finished_ = 0;
