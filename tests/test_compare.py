@@ -11,11 +11,13 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from tests import compare_kit as kit
 from tests import tiny
 from trtprune.compare import Draw, Question, Running, Tolerance, compare
-from trtprune.compare.inputs import load_feeds, random_feeds
+from trtprune.compare.draw import random_feeds, teach_caches
+from trtprune.compare.inputs import load_feeds
 from trtprune.compare.numerics import judge, selection_as_mask
 from trtprune.compare.tolerance import defaults
 from trtprune.engine_dir import open_engine_dir
@@ -48,6 +50,13 @@ def half(source: Path) -> Path:
 def decoder_feeds(out: Path, **draw: int) -> tuple[list[dict[str, np.ndarray]], list[str]]:
     made = open_engine_dir(out)
     return random_feeds(made, made.component("decoder"), Draw(**draw), ["float32"])
+
+
+def session(out: Path, component: str) -> ort.InferenceSession:
+    """ONNX Runtime without any of trtprune."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(out))
+    return ort.InferenceSession((out / f"onnx/{component}.onnx").read_bytes(), options, ["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -125,9 +134,35 @@ def test_random_inputs_repeat_and_fit_the_graph(out: Path) -> None:
     assert prefill["logits_index"].tolist() == [[23]]
     assert step["write_index"].tolist() == [24]
     assert step["position_ids"].tolist() == [[24]]
-    past = step["past_key_values.0.key"]
-    assert past[:, :, :24].all()
-    assert not past[:, :, 24:].any()
+    table = load_file(out / "weights/model.safetensors")["language_model.model.embed_tokens.weight"]
+    assert all((row == table).all(1).any() for row in prefill["inputs_embeds"][0]), "rows of the model's own table"
+
+
+def test_a_decoders_caches_are_what_the_reference_wrote(out: Path) -> None:
+    """Prompt, token and token as one sequence, in ONNX Runtime alone."""
+    from trtprune.compare._require import polygraphy
+    from trtprune.compare.sides import OrtSide
+
+    polygraphy()
+    side = OrtSide(open_engine_dir(out))
+    feeds, _ = decoder_feeds(out, iterations=2)
+    teach_caches(side.runner(side.made.component("decoder")), feeds, ["float32"])
+    decoder = session(out, "decoder")
+    for start in (0, 3):
+        sequence = feeds[start : start + 3]
+        assert not sequence[0]["past_key_values.1.value"].any()
+        whole = {
+            **sequence[0],
+            "inputs_embeds": np.concatenate([feed["inputs_embeds"] for feed in sequence], 1),
+            "position_ids": np.arange(26)[None],
+        }
+        expected = dict(zip([o.name for o in decoder.get_outputs()], decoder.run(None, whole), strict=True))
+        for steps, feed in enumerate(sequence[1:]):
+            past = feed["past_key_values.1.value"]
+            np.testing.assert_allclose(
+                past[:, :, : 24 + steps], expected["present.1.value"][:, :, : 24 + steps], atol=1e-5
+            )
+            assert not past[:, :, 24 + steps :].any()
 
 
 def test_a_real_question_is_recorded_and_compared(source: Path, out: Path, half: Path, tmp_path: Path) -> None:
@@ -162,10 +197,9 @@ def test_saved_inputs_give_the_same_numbers_again(out: Path, half: Path, tmp_pat
     assert strip == [dataclasses.replace(o, iteration="") for o in second.components[0].outputs]
     (feed,) = load_feeds(tmp_path / "in.json")
     assert feed["pixel_values"].dtype == np.float16
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(out))
-    session = ort.InferenceSession((out / "onnx/vision.onnx").read_bytes(), options)
-    expected = session.run(["image_features"], {"pixel_values": feed["pixel_values"].astype(np.float32)})[0]
+    expected = session(out, "vision").run(
+        ["image_features"], {"pixel_values": feed["pixel_values"].astype(np.float32)}
+    )[0]
     results = RunResults.load(str(tmp_path / "out.json"))
     assert list(results.keys()) == ["onnxruntime:half", "onnxruntime:out"]
     reference = results["onnxruntime:out"][0]["image_features"]

@@ -188,6 +188,25 @@ def test_memory_is_bounded_by_fetching_in_portions(out: Path, monkeypatch: pytes
     assert len(calls) == len(whole.residual) + len(whole.inside) + len(whole.tensors)
 
 
+def test_an_error_inside_counts_in_proportion_to_its_row() -> None:
+    """A number in the thousands may be off by what rounds away in the next layer's norm; a row of ones may not."""
+    from polygraphy.comparator import IterationResult, RunResults
+
+    from trtprune.compare.numerics import judge
+    from trtprune.compare.tolerance import defaults
+
+    reference = np.ones((1, 2, 4), np.float32)
+    reference[0, 0, 0] = 4000  # RMS of that row: 2000
+    for place, passes in (((0, 0, 1), True), ((0, 1, 1), False)):
+        candidate = reference.copy()
+        candidate[place] += 1e-2
+        results = RunResults()
+        for name, array in (("a", candidate), ("b", reference)):
+            results.append((name, [IterationResult({"x": array}, 0.0, name)]))
+        (found,) = judge(layerwise_module.by_row_size(results), defaults("float32", 16), ["random"])
+        assert found.passed == passes
+
+
 def picture_of(points: list[PointResult], path: Path) -> np.ndarray:
     output = OutputResult("logits", False, "max", 1e-4, 1e-5, 1.0, 1.0, 1.0, 1.0, 1.0, "prefill")
     layers = Layers(tuple(points), first=next((p.label for p in points if not p.passed), None), stat="max", atol=1e-4)

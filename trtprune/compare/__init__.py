@@ -9,7 +9,7 @@ Built on Polygraphy: its Comparator, runners, tolerances and files.  Nothing els
 from __future__ import annotations
 
 from trtprune.compare.comparing import Question, Running, compare, default_against
-from trtprune.compare.inputs import Draw
+from trtprune.compare.draw import Draw
 from trtprune.compare.results import Comparison, ComponentResult
 from trtprune.compare.tolerance import Tolerance
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.compare._require import polygraphy
 from trtprune.compare.checks import check_same_model, choose_components
-from trtprune.compare.inputs import Draw, check_feeds, check_keep, fit_profile, load_feeds, narrow, random_feeds
+from trtprune.compare.draw import Draw, random_feeds, teach_caches
+from trtprune.compare.inputs import check_feeds, check_keep, fit_profile, load_feeds, narrow
 from trtprune.compare.results import Comparison, ComponentResult
 from trtprune.compare.tolerance import Tolerance, defaults
 from trtprune.engine_dir import EngineDir, open_engine_dir
@@ -116,7 +117,10 @@ def compare(
     wanted = tolerance.over(base)
     _check_names(tolerance, chosen, layerwise=layerwise)
     results = []
+    drawn = load_inputs is None and question is None
     for component in chosen:
+        if drawn:
+            teach_caches(reference.runner(component), feeds[component.name], dtypes)
         paths = [_path(path, component.name, len(chosen)) for path in (save_inputs, save_outputs)]
         result = _compare_one(
             made,

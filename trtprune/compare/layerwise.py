@@ -4,6 +4,9 @@ Three looks, each closer than the one before: at the residual stream behind ever
 first layer beyond tolerance; and, where both sides are graphs, at the tensors of the graph between the last module
 within tolerance and the first beyond.  So a few dozen tensors are looked at and not thousands, and memory stays
 bounded: the residual stream is fetched in portions.
+
+Tolerances are those of the outputs, except that rows whose numbers are larger than 1 are taken relative to their size
+(:func:`by_row_size`).
 """
 
 from __future__ import annotations
@@ -120,7 +123,7 @@ def _portions(labels: list[str], feeds: Sequence[Feed], hidden_size: int) -> lis
 
 
 def _points(results: Any, labels: Sequence[str], tolerance: Tolerance, iterations: Sequence[str]) -> list[PointResult]:
-    judged: dict[str, OutputResult] = {r.name: r for r in judge(results, tolerance, iterations)}
+    judged: dict[str, OutputResult] = {r.name: r for r in judge(by_row_size(results), tolerance, iterations)}
     ((_, _), (_, reference)) = results.items()
     found = []
     for label in labels:
@@ -129,3 +132,31 @@ def _points(results: Any, labels: Sequence[str], tolerance: Tolerance, iteration
         size = magnitude if np.isfinite(magnitude) else None
         found.append(PointResult(label, r.passed, r.error, r.relative, r.max_abs, r.mean_abs, size))
     return found
+
+
+def by_row_size(results: Any) -> Any:
+    """Divides rows (of the last axis) whose RMS in the reference is above 1 by it, on both sides.
+
+    A trained model's residual stream has single numbers in the thousands, and rounding errors to match. The next layer
+    begins with dividing each row by its RMS: that is the proportion in which an error counts.
+    """
+    from polygraphy.comparator import IterationResult, RunResults
+
+    (left, ours), (right, theirs) = results.items()
+    scaled: tuple[list[Any], list[Any]] = ([], [])
+    for a, b in zip(ours, theirs, strict=True):
+        pairs: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for name, reference in b.items():
+            mine = a[name]
+            if reference.dtype.kind == "f" and reference.ndim and mine.shape == reference.shape:
+                with np.errstate(all="ignore"):
+                    rms = np.sqrt(np.mean(np.square(reference, dtype=np.float64), axis=-1, keepdims=True))
+                    size = np.maximum(1, rms).astype(np.float32)
+                    mine, reference = mine / size, reference / size
+            pairs[0][name], pairs[1][name] = mine, reference
+        for rows, outputs, row in zip(scaled, pairs, (a, b), strict=True):
+            rows.append(IterationResult(outputs, row.runtime, row.runner_name))
+    done = RunResults()
+    done.append((left, scaled[0]))
+    done.append((right, scaled[1]))
+    return done

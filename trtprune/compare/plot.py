@@ -62,12 +62,12 @@ def _panel(axis: object, component: ComponentResult) -> None:
     points = component.layers.residual
     layers = component.layers
     places = list(range(len(points)))
-    floor = _floor(points)
+    floor = _floor(points, layers.atol)
     top = 3 * max([p.error or 0 for p in points] + [p.magnitude or 0 for p in points] + [floor])
     errors = [top if p.error is None else p.error or floor for p in points]
-    sizes = [max(p.magnitude or 0, floor) for p in points]
+    sizes = [float("nan") if p.magnitude is None else max(p.magnitude, floor) for p in points]
     axis.semilogy(places, sizes, color=SIZE, lw=1, label="mean size of the numbers")
-    axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(layers.stat)} absolute error")
+    axis.semilogy(places, errors, color=WITHIN, lw=1.5, label=f"{_stat(layers.stat)} error")
     axis.axhline(layers.atol, color=LIMIT, lw=1, ls="--", label=f"tolerance {layers.atol:g}")
     for good, colour in ((True, WITHIN), (False, BEYOND)):
         chosen = [i for i, p in enumerate(points) if p.passed == good]
@@ -75,6 +75,8 @@ def _panel(axis: object, component: ComponentResult) -> None:
         filled = [i for i in chosen if points[i].error]
         axis.plot(filled, [errors[i] for i in filled], "o", ms=4, color=colour)
         axis.plot(hollow, [errors[i] for i in hollow], "o", ms=4, mec=colour, mfc="white")
+    if any(p.error == 0 for p in points):
+        axis.plot([], [], "o", ms=4, mec=WITHIN, mfc="white", label="no error at all")
     lost = [i for i in places if points[i].error is None]
     if lost:
         axis.plot(lost, [top] * len(lost), "x", ms=6, color=BEYOND, label="NaN or infinity")
@@ -95,9 +97,9 @@ def _stat(stat: str) -> str:
     return {"elemwise": "largest", "max": "largest", "quantile": "quantile of the"}.get(stat, stat)
 
 
-def _floor(points: Sequence[PointResult]) -> float:
-    """Where zeros are drawn on the logarithmic axis: a step below the smallest error."""
-    positive = [p.error for p in points if p.error]
+def _floor(points: Sequence[PointResult], atol: float) -> float:
+    """Where zeros are drawn on the logarithmic axis: below every error, and below the tolerance."""
+    positive = [p.error for p in points if p.error] + [atol] * (atol > 0)
     return min(positive, default=1e-8) / 3
 
 

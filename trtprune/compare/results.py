@@ -33,9 +33,9 @@ class OutputResult:
 
 @dataclass(frozen=True)
 class PointResult:
-    """One tensor inside a component, as :class:`OutputResult`; ``magnitude`` is the reference's mean absolute value.
+    """One tensor inside a component, as :class:`OutputResult`, its rows scaled as in ``layerwise.by_row_size``.
 
-    What is not finite is None.
+    ``magnitude`` is the reference's mean absolute value.  What is not finite is None.
     """
 
     label: str

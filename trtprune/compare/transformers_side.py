@@ -37,9 +37,10 @@ def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = F
     """
     from trtprune.checkpoint import resolve
 
-    source = given or made.model.id
+    # With its revision an id cannot be taken for a directory of that name.
+    source = given or "@".join(part for part in (made.model.id, made.model.revision) if part)
     try:
-        checkpoint = resolve(source, revision=made.model.revision if given is None else None)
+        checkpoint = _demo() if given is None and source == "demo" else resolve(source)
     except CheckpointError as error:
         if given is not None:
             raise
@@ -53,6 +54,13 @@ def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = F
             hint="--allow-other-weights compares all the same",
         )
     return checkpoint
+
+
+def _demo() -> Checkpoint:
+    from trtprune.checkpoint import open_checkpoint
+    from trtprune.demo.assemble import assemble
+
+    return open_checkpoint(assemble(), id="demo")
 
 
 class TransformersSide:

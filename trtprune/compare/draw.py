@@ -1,0 +1,182 @@
+"""Random inputs that a component could meet: seeded, and of the size of the model's own numbers.
+
+Random inputs follow Polygraphy's data loader (iteration i is drawn with seed + i, NumPy's RandomState), but know what
+the tensors are.  Embeddings are rows of the model's table, and a decoder's cache is what the reference wrote into it:
+a decoder that is fed noise of another size answers with activations in the thousands, and with errors to match, that
+say nothing about the model.  A decoder gets a prompt and then single tokens, each run with the cache that the reference
+had at that point; so no run has another one's error in its input, and each can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.compare._require import as_error
+from trtprune.compare.inputs import check_keep, narrow
+from trtprune.compare.numerics import Feed
+from trtprune.errors import EngineDirError, InputError
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
+
+__all__ = ["DEFAULT_SEED", "Draw", "random_feeds", "teach_caches"]
+
+DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
+PAST, PRESENT = "past_key_values.", "present."
+# Inputs that are embeddings of text, or of text and pictures; the table has only words.
+EMBEDDED = ("inputs_embeds", "text_embeds")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What random inputs are like.
+
+    Attributes:
+        seed: Of the first iteration.
+        iterations: Runs of each component; of the decoder, prompts.
+        decode_steps: Single tokens behind each of the decoder's prompts.
+        batch_size: Rows.
+        text_tokens: Of a prompt.
+        keep: Visual tokens to keep; None: as built.
+    """
+
+    seed: int = DEFAULT_SEED
+    iterations: int = 1
+    decode_steps: int = 2
+    batch_size: int = 1
+    text_tokens: int = 16
+    keep: int | None = None
+
+
+def random_feeds(
+    made: EngineDir, component: ComponentInfo, draw: Draw, dtypes: Sequence[str]
+) -> tuple[list[Feed], list[str]]:
+    """Inputs of one component, and what each of them is.
+
+    Args:
+        made: Whose shapes they are.
+        component: Of it.
+        draw: How many, how large.
+        dtypes: Of both sides: inputs are rounded to what both can hold.
+    """
+    feeds, names = [], []
+    embed = _embedding(made)
+    decodes = any(spec.name.startswith("past_key_values.") for spec in component.inputs)
+    keep = check_keep(made, draw.keep)
+    # A prune point inside the decoder still has all visual tokens before it.
+    visual = made.model.visual_tokens if any(spec.name == "visual_index" for spec in component.inputs) else keep
+    prompt = draw.text_tokens + visual
+    dims = {
+        "batch": draw.batch_size,
+        "tokens": draw.text_tokens,
+        "text_tokens": draw.text_tokens,
+        "visual_tokens": made.model.visual_tokens,
+        "sequence": prompt,
+        "logits_rows": 1,
+        "raters": min(4, prompt),
+        "capacity": min(made.kv.capacity, -(-(prompt + draw.decode_steps) // 16) * 16),
+    }
+    if decodes and prompt + draw.decode_steps > dims["capacity"]:
+        raise InputError(
+            f"--text-tokens {draw.text_tokens} with {keep} kept tokens does not fit the cache of {made.kv.capacity}",
+            hint="fewer --text-tokens, or a smaller --keep",
+        )
+    for i in range(draw.iterations):
+        rng = np.random.RandomState(draw.seed + i)
+        suffix = f" {i}" if draw.iterations > 1 else ""
+        for step in range(1 + (draw.decode_steps if decodes else 0)):
+            now = {**dims, "sequence": 1, "raters": 1} if step else dims
+            begin = prompt + step - 1 if step else 0
+            facts = {"begin": begin, "last": now["sequence"] - 1, "keep": keep, "seed": draw.seed + i}
+            feed = {}
+            for spec in component.inputs:
+                shape = tuple(now[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+                if spec.name in EMBEDDED and embed is not None:
+                    array = embed(rng.randint(0, made.model.vocab_size, shape[:-1]))
+                else:
+                    array = _value(rng, spec, shape, made.model.vocab_size, facts)
+                feed[spec.name] = narrow(array, dtypes) if array.dtype == np.float32 else array
+            feeds.append(feed)
+            names.append(f"decode {step}{suffix}" if step else f"prefill{suffix}" if decodes else f"random{suffix}")
+    return feeds, names
+
+
+def _value(
+    rng: np.random.RandomState, spec: TensorSpec, shape: tuple[int, ...], vocab: int, facts: Mapping[str, int]
+) -> np.ndarray:
+    """One input.  ``facts``: tokens in the cache (``begin``), the last of the new ones (``last``), keep, seed."""
+    if spec.name.startswith(PAST):
+        return np.zeros(shape, np.float32)  # see teach_caches
+    if spec.name in ("cls_attention", "rater_attention", "rater_weights"):
+        scores = np.exp(2 * rng.standard_normal(shape))
+        return (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
+    if spec.dtype in ("float32", "float16", "bfloat16"):
+        return rng.standard_normal(shape).astype(np.float32)
+    if spec.name == "input_ids":
+        return rng.randint(0, vocab, shape).astype(np.int64)
+    steps = np.broadcast_to(np.arange(shape[-1]), shape)
+    values: dict[str, Any] = {
+        "text_mask": 1,
+        "keep": facts["keep"],
+        "seed": facts["seed"],
+        "write_index": facts["begin"],
+        "position_ids": facts["begin"] + steps,
+        "logits_index": facts["last"],
+        # The last of the new tokens are the raters, the picture lies behind the first text token.
+        "rater_index": facts["last"] - shape[-1] + 1 + steps,
+        "visual_index": 1 + steps,
+    }
+    if spec.name not in values:
+        raise InputError(f"no random values are known for input {spec.name}", hint="--load-inputs FILE")
+    return np.array(np.broadcast_to(values[spec.name], shape), np.int64)
+
+
+def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> None:
+    """Gives every run behind a prompt the cache that ``runner`` has at that point, in place.
+
+    Args:
+        runner: Of the reference.
+        feeds: In the order of :func:`random_feeds`; a run that begins at slot 0 is a prompt.
+        dtypes: As there.
+    """
+    from polygraphy.comparator.data_loader import coerce_feed_dict
+
+    if not any(name.startswith(PAST) for name in feeds[0]):
+        return
+    with as_error(f"a cache of {runner.name}"), runner:
+        meta = runner.get_input_metadata(use_numpy_dtypes=False)
+        for before, feed in itertools.pairwise(feeds):
+            if not feed["write_index"].any():
+                continue
+            outputs = runner.infer(coerce_feed_dict(before, meta))
+            for name in feed:
+                if name.startswith(PAST):
+                    cache = np.array(outputs[PRESENT + name[len(PAST) :]], np.float32)
+                    feed[name] = narrow(cache, dtypes)
+
+
+def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The model's embedding table as a function of ids, float32; None if the directory has no such component."""
+    import onnx
+
+    component = next((c for c in made.components if c.name == "embed"), None)
+    if component is None:
+        return None
+    graph = onnx.load(made.path(component.onnx), load_external_data=False).graph
+    gather = next((node for node in graph.node if node.op_type == "Gather"), None)
+    table = next((t for t in graph.initializer if gather is not None and t.name == gather.input[0]), None)
+    if table is None or table.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    where = {entry.key: entry.value for entry in table.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type)
+    path = made.path(where["location"])
+    try:
+        rows = np.memmap(path, dtype, "r", int(where.get("offset", 0)), tuple(table.dims))
+    except (OSError, ValueError) as error:
+        raise EngineDirError(f"{path}: cannot be read: {error}", hint="build it again") from None
+    return lambda ids: np.asarray(rows[ids], np.float32)
