@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runner import session
-from tests.test_plugins_kernels import expected_indices, random_scores
+from tests.test_plugins_kernels import expected_indices, greedy, random_scores
 from trtprune import pruning
 from trtprune.graph import Graph, Lowering
+from trtprune.graph.greedy import MODES, maxmin_select
 from trtprune.graph.ops import topk_gather
 from trtprune.pruning.graph import build_pruner
 
@@ -83,6 +84,34 @@ def test_pruners_tell_tensorrt_of_the_plugin(method: str) -> None:
             "tensorrt_plugin_shape_input_indices": [2],
         }
         assert node.input[2] == "keep"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_call(mode: str) -> None:
+    """MaxMinSelect's body gives the closeness of the kernels' reference; the call names plugin and mode."""
+    g = Graph("g")
+    similarity = g.input("similarity", "float32", ["b", "n", "n"])
+    close = g.input("close", "float32", ["b", "n"])
+    steps = g.input("steps", "int64", [1])
+    g.output(maxmin_select(g, similarity, close, steps, mode), "out", "float32", ["b", "n"])
+    model = session(g)
+    rng = np.random.default_rng(3)
+    for count in (0, 1, 7, 40):
+        rows = (rng.integers(-9, 9, (2, 40, 40)) / 9).astype(np.float32)
+        start = (rng.integers(-9, 9, (2, 40)) / 9).astype(np.float32)
+        feeds = {"similarity": rows, "close": start, "steps": np.array([count])}
+        (result,) = model.run(None, feeds)
+        for row in range(2):
+            expected, _ = greedy(rows[row], start[row].copy(), count, MODES.index(mode))
+            np.testing.assert_array_equal(result[row], expected)
+
+    proto = onnx.load_model_from_string(build_pruner("zspaprune", 64, options={"diversity": mode}).to_bytes())
+    (node,) = [node for node in proto.graph.node if node.op_type == "MaxMinSelect"]
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
+        "plugin_namespace": b"trtprune",
+        "plugin_version": b"1",
+        "mode": mode.encode(),
+    }
 
 
 def test_tensorrt_rtx_takes_the_body() -> None:

@@ -127,6 +127,8 @@ class ZspaPrune(Method):
         """Closeness after the last step: ``_TAKEN`` for the selected tokens, and those are exactly ``keep``."""
         import onnx_ir as ir
 
+        from trtprune.graph.greedy import maxmin_select
+
         op = g.op
         image, image_norm, good = ops.write_norms(g, inputs["image_features"])
         text, _, _ = ops.write_norms(g, inputs["text_embeds"])
@@ -151,36 +153,4 @@ class ZspaPrune(Method):
         reduce = op.ReduceMax if options["diversity"] == "maxmin" else op.ReduceSum
         close = op.Where(good, reduce(core_rows, g.ints(1), keepdims=0), ops.f32(g, _LAST))
         close = op.Where(in_core, ops.f32(g, _TAKEN), close)
-        return self._loop(g, close, similarity, op.Sub(keep, core_size), str(options["diversity"]))
-
-    def _loop(self, g: Graph, close: ir.Value, similarity: ir.Value, steps: ir.Value, diversity: str) -> ir.Value:
-        """``close`` [batch, N] after ``steps`` (int64 [1]) greedy picks of all rows at once.
-
-        The state alone says what was picked, so nothing is collected from the iterations, and no step at all (keep
-        equal to the size of the core) leaves no tensor without elements behind.
-        """
-        import onnx_ir as ir
-
-        op = g.op
-        place = ops.iota(g, op.Shape(close, start=1, end=2))
-
-        def body(op: Any, step: ir.Value, go_on: ir.Value, close: ir.Value) -> list[ir.Value]:
-            best = op.ArgMin(close, axis=1, keepdims=1, select_last_index=0)
-            row = op.GatherND(similarity, best, batch_dims=1)
-            closer = op.Max(close, row) if diversity == "maxmin" else op.Add(close, row)
-            return [op.Identity(go_on), op.Where(op.Equal(place, best), ops.f32(g, _TAKEN), closer)]
-
-        state = ir.Shape(["batch", close.shape[1] if close.shape is not None else None])
-        with g.scope("greedy"):  # names inside must differ from those outside
-            graph = g.builder.subgraph(
-                body,
-                [
-                    ir.val("step", ir.DataType.INT64, []),
-                    ir.val("go_on", ir.DataType.BOOL, []),
-                    ir.val("close_in", ir.DataType.FLOAT, state),
-                ],
-                [ir.val("go_on_out", ir.DataType.BOOL, []), ir.val("close_out", ir.DataType.FLOAT, state)],
-                name="pick_most_different",
-            )
-        go_on = g.scalar(1, ir.DataType.BOOL)
-        return op.Loop(op.Squeeze(steps, g.ints(0)), go_on, close, body=graph)
+        return maxmin_select(g, similarity, close, op.Sub(keep, core_size), str(options["diversity"]))
