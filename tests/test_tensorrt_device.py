@@ -106,6 +106,21 @@ def test_a_gpu_of_just_enough_memory(out: Path, twin: Vlm) -> None:
         assert same(found[0], twin.generate_batch(REQUESTS[:1])[0])
 
 
+def test_a_cache_makes_room_for_a_larger_one(out: Path) -> None:
+    """Both need not fit at once."""
+    vlm, fake = trt_kit.load(out)
+    memory: Any = vlm.chain.memory
+    decoder, driver = vlm.chain.session("decoder"), fake.driver
+    small = decoder.new_cache(1, 16)
+    memory.release()
+    row = small.slab.block.nbytes
+    driver.total = driver.used + 4 * row
+    large = decoder.new_cache(5, 16, reuse=small)
+    assert large.nbytes == 5 * small.nbytes
+    assert not memory.to_host(large.slab).any()
+    assert decoder.new_cache(2, 16, reuse=large).slab.address == large.slab.address
+
+
 def test_a_workspace_that_moved(out: Path) -> None:
     """Nothing refers to the old one any more: neither contexts nor a recording, which is made again."""
     vlm, fake = trt_kit.load(out)
