@@ -48,8 +48,10 @@ def count(made: EngineDir, keep: int) -> dict[str, Any]:
             length = text + count
             dims[f"decoder.{k}"] = {**step, "sequence": length, "capacity": length, "raters": RATERS}
         for k, kept in enumerate(schedule.kept):
+            recycled, merged = method.merged_counts(visual[k] - kept, options)
             dims[f"pruner.{k}"] = {
-                "sequence": text + visual[k], "visual_tokens": visual[k], "raters": RATERS, "keep": kept
+                "sequence": text + visual[k], "visual_tokens": visual[k], "raters": RATERS, "keep": kept,
+                "recycled": recycled, "merged": merged,
             }  # fmt: skip
         if "raters" in made.chain:
             dims["raters"] = {"visual_tokens": tokens, "text_tokens": BEHIND}

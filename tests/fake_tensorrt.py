@@ -19,7 +19,16 @@ import onnxruntime as ort
 from tests.fake_cuda import ALIGNMENT, FakeDriver
 
 MAGIC = b"FAKE"
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+COUNTS = ("keep", "recycled", "merged")
+"""Inputs whose values are shapes; TensorRT reads them on the host."""
 
 
 def write_engine(path: Path, onnx: Path, root: Path, profiles: Any, capacity: int, workspace: int = 1 << 16) -> None:
@@ -150,7 +159,7 @@ class Engine:
         return FakeTensorrt.TensorIOMode.INPUT if name in self.inputs else FakeTensorrt.TensorIOMode.OUTPUT
 
     def get_tensor_location(self, name: str) -> Any:
-        return FakeTensorrt.TensorLocation.HOST if name == "keep" else FakeTensorrt.TensorLocation.DEVICE
+        return FakeTensorrt.TensorLocation.HOST if name in COUNTS else FakeTensorrt.TensorLocation.DEVICE
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return name.replace("present.", "past_key_values.") if name.startswith("present.") else None
@@ -206,6 +215,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
         self.runs = 0
+        self.counts: dict[str, int] = {}
 
     def fail(self, message: str) -> bool:
         self.engine.runtime.error(f"IExecutionContext: Error Code 3: API Usage Error ({message})")
@@ -221,7 +231,7 @@ class Context:
         limits = self.engine.data["profiles"][self.profile].get(name)
         if len(shape) != len(value.shape):
             return self.fail(f"rank of {name}")
-        if name != "keep" and limits is not None:
+        if name not in COUNTS and limits is not None:
             low, _, high = limits
             if not all(a <= x <= b for a, x, b in zip(low, shape, high, strict=True)):
                 return self.fail(f"{name} {shape} is outside of profile {self.profile}: {low} to {high}")
@@ -234,23 +244,24 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address, f"{name}: null"
-        if name == "keep":
-            self.keep = int(np.ctypeslib.as_array((np.ctypeslib.as_ctypes_type(np.int64) * 1).from_address(address))[0])
-            ((low,), _, (high,)) = self.engine.data["profiles"][self.profile]["keep"]
-            if not low <= self.keep <= high:
-                return self.fail(f"keep {self.keep} is outside of {low} to {high}")
+        if name in COUNTS:
+            number = int(np.ctypeslib.as_array((np.ctypeslib.as_ctypes_type(np.int64) * 1).from_address(address))[0])
+            ((low,), _, (high,)) = self.engine.data["profiles"][self.profile][name]
+            if not low <= number <= high:
+                return self.fail(f"{name} {number} is outside of {low} to {high}")
+            self.counts[name] = number
         elif address % ALIGNMENT:
             return self.fail(f"{name}: the address is not aligned")
         self.addresses[name] = address
         return True
 
     def infer_shapes(self) -> list[str]:
-        return [n for n in self.engine.inputs if n not in self.shapes or (n == "keep" and n not in self.addresses)]
+        return [n for n in self.engine.inputs if n not in self.shapes or (n in COUNTS and n not in self.addresses)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self.shapes:
             return self.shapes[name]
-        dims = {"keep": getattr(self, "keep", -1)}
+        dims = dict(self.counts)
         for input_name, value in self.engine.inputs.items():
             dims |= {d: x for d, x in zip(value.shape, self.shapes[input_name], strict=True) if isinstance(d, str)}
         return tuple(dims[d] if isinstance(d, str) else d for d in self.engine.outputs[name].shape)
@@ -268,7 +279,7 @@ class Context:
             return self.fail(f"no address for {missing[0]}")
         assert self.memory[1], "no memory for activations"
         shapes = {name: self.get_tensor_shape(name) for name in engine.names}
-        addresses, memory, keep = dict(self.addresses), self.memory, getattr(self, "keep", 0)
+        addresses, memory, counts = dict(self.addresses), self.memory, dict(self.counts)
         for name, address in addresses.items():
             if name.startswith("past_key_values."):
                 assert addresses["present." + name.removeprefix("past_key_values.")] == address
@@ -279,7 +290,8 @@ class Context:
 
         def work() -> None:
             driver.view(*memory)[:] = 0xAB
-            feeds = {n: np.array([keep]) if n == "keep" else tensor(n, v).copy() for n, v in engine.inputs.items()}
+            feeds = {n: tensor(n, v).copy() for n, v in engine.inputs.items() if n not in COUNTS}
+            feeds |= {n: np.array([counts[n]]) for n in COUNTS if n in engine.inputs}
             for name, found in zip(engine.outputs, engine.session.run(None, feeds), strict=True):
                 tensor(name, engine.outputs[name])[:] = found
 

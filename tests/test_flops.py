@@ -95,7 +95,9 @@ def test_pruned_decoder(tmp_path: Path) -> None:
     plain = count_chain(whole, {"decoder": {**sizes, "sequence": 30}})["decoder"]
     rows = 2 * 2 * 4 * 3 * 30 * 16  # two points: heads x raters x tokens x head_dim
     assert sum(parts.values()) == plain + rows
-    point = count_chain(made, {"pruner.0": {"sequence": 30, "raters": 3, "visual_tokens": 16, "keep": 9}})
+    point = count_chain(
+        made, {"pruner.0": {"sequence": 30, "raters": 3, "visual_tokens": 16, "keep": 9, "recycled": 3, "merged": 1}}
+    )
     # 7 removed, int(2.1) + 1 = 3 of them recycled into 1: their distances, and the mean of the cluster.
     assert point == {"pruner.0": 2 * 64 * (3 * 3 + 1 * 3)}
 

@@ -69,7 +69,11 @@ class Model:
         place = DecoderLayer(self.parsed.text, llava.TEXT, layer)
         run = session(build_point(method, make, f"pruner.{layer}", place, options), self.path / "engine")
         wanted = {i.name for i in run.get_inputs()}
-        return run.run(None, {name: value for name, value in inputs.items() if name in wanted})
+        removed = inputs["visual_index"].shape[1] - int(inputs["keep"][0])
+        counts = zip(("recycled", "merged"), method.merged_counts(removed, options), strict=True)
+        inputs |= {name: np.array([n]) for name, n in counts}
+        kept, *vectors = run.run(None, {name: value for name, value in inputs.items() if name in wanted})
+        return kept, np.concatenate(vectors, axis=1)
 
 
 @pytest.fixture(scope="module", params=list(CASES))

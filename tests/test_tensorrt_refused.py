@@ -57,7 +57,6 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--compute-capability", "sm89", "--max-input-len", "600"), "--max-input-len 600: above", "--max-seq-len"),
         (("--compute-capability", "sm89", "--builder-optimization-level", "9"), "--builder-optimization-level 9", "5"),
         (("--compute-capability", "sm89", "--lowering", "attention=primitives"), "--lowering attention=prim", "fused"),
-        (("--compute-capability", "sm89", "--method", "fastv"), "--method fastv: prunes inside", "onnxruntime"),
         (("--compute-capability", "sm89", "--lowering", "cache=primitives"), "--lowering cache=primitives: ", "leave"),
         (("--compute-capability", "sm89", "--lowering", "vision_attention=op-float32"), "vision_attention", "prim"),
         (("--backend", "tensorrt"), "--backend tensorrt: tensorrt is not installed", "trtprune[tensorrt]"),

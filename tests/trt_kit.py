@@ -15,8 +15,10 @@ import trtprune
 from tests.fake_cuda import FakeDriver
 from tests.fake_tensorrt import FakeTensorrt, write_engine
 from tests.runtime_kit import Kit, picture
+from trtprune._engines import find_stages
 from trtprune.backends.tensorrt import backend, flavour
 from trtprune.backends.tensorrt.profiles import Limits, component_profiles, default_capacity
+from trtprune.backends.tensorrt.shapes import cache_capacity
 from trtprune.engine_dir import EngineDir, EngineInfo, digest_file
 from trtprune.runtime import Request, Vlm
 
@@ -40,7 +42,8 @@ def make_dir(
     """Exports the graphs as TensorRT is given them, in float32, and puts fake engines beside them."""
     out = kit.path.parent / f"{kit.path.name}-{backend}-{name}"
     made = trtprune.build(str(kit.path), out, backend=backend, dtype="float32", export_only=True, **build)
-    high = made.pruning.keep_range[1]
+    stages = find_stages(made.pruning, made.model.visual_tokens, made.kv.num_layers)
+    high = made.model.visual_tokens if stages else made.pruning.keep_range[1]
     capacity = max_seq_len or default_capacity(made.model.max_positions, max_input_len, max_images, high)
     limits = Limits(
         made.model.visual_tokens,
@@ -50,6 +53,7 @@ def make_dir(
         max_batch_size,
         min(max_input_len, capacity),
         max_images,
+        stages,
     )
     components = tuple(
         dataclasses.replace(
@@ -80,7 +84,8 @@ def fake_engines(made: EngineDir) -> None:
     for component in made.components:
         assert component.engine is not None
         path = made.root / component.engine
-        write_engine(path, made.root / component.onnx, made.root, component.profiles, made.kv.capacity)
+        capacity = cache_capacity(component)
+        write_engine(path, made.root / component.onnx, made.root, component.profiles, capacity)
         files[component.engine] = digest_file(path)
     (made.root / "config.json").write_text(dataclasses.replace(made, files=files).to_json())
 

@@ -198,10 +198,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         built, engine_files, engines = build_engines(plan, components, staging, say)
         components = list(built)
         files |= engine_files
-        size = kv.capacity * kv.bytes_per_token * engines.max_batch_size
-        rows = f"{engines.max_batch_size} row{'s' if engines.max_batch_size > 1 else ''}"
-        say("kv cache", f"{rows} of {kv.capacity:,} tokens: {size / 1e6:,.1f} MB on the GPU")
-    return EngineDir(
+    made = EngineDir(
         schema_version=SCHEMA_VERSION,
         backend=plan.backend,
         lowering={name: str(form) for name, form in vars(plan.lowering).items()},
@@ -218,6 +215,13 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         engines=engines,
         root=staging,
     )
+    if engines is not None:
+        from trtprune.backends.tensorrt.shapes import cache_bytes
+
+        size = cache_bytes(made) * engines.max_batch_size
+        rows = f"{engines.max_batch_size} row{'s' if engines.max_batch_size > 1 else ''}"
+        say("kv cache", f"{rows} of {kv.capacity:,} tokens: {size / 1e6:,.1f} MB on the GPU")
+    return made
 
 
 def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:

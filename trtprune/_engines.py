@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune import pruning
 from trtprune._engine_options import (
     DEFAULT_INPUT_LEN,
     EngineOptions,
     check_dtype,
     resolve_targets,
 )
-from trtprune.backends.tensorrt.profiles import Limits, check_limits, component_profiles, default_capacity
+from trtprune.backends.tensorrt.profiles import Limits, Stage, check_limits, component_profiles, default_capacity
 from trtprune.engine_dir import (
     FULL_CHECK_BYTES,
     ComponentInfo,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from trtprune.backends.tensorrt.network import Network
     from trtprune.models import ModelSpec
 
-__all__ = ["EnginePlan", "Target", "build_engines", "find_target", "plan_engines"]
+__all__ = ["EnginePlan", "Target", "build_engines", "find_stages", "find_target", "plan_engines"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ def plan_engines(
     input_len = options.max_input_len
     if input_len is None:
         input_len = min(DEFAULT_INPUT_LEN, max_seq_len or spec.max_positions)
+    stages = find_stages(info, spec.visual_tokens, spec.num_layers)
     capacity = max_seq_len
     if capacity is None:
-        capacity = default_capacity(spec.max_positions, input_len, options.max_images, info.keep_range[1])
+        most = spec.visual_tokens if stages else info.keep_range[1]
+        capacity = default_capacity(spec.max_positions, input_len, options.max_images, most)
     limits = Limits(
         visual_tokens=spec.visual_tokens,
         keep=info.keep,
@@ -113,9 +116,50 @@ def plan_engines(
         max_batch_size=options.max_batch_size,
         max_input_len=input_len,
         max_images=options.max_images,
+        stages=stages,
     )
     check_limits(limits, selects=info.method != "none")
     return EnginePlan(options, target, limits)
+
+
+def find_stages(info: PruningInfo, visual_tokens: int, depth: int) -> tuple[Stage, ...]:
+    """What becomes of an image in the segments of a decoder that prunes, over all budgets; empty for other methods."""
+    method = pruning.get(info.method)
+    if not isinstance(method, pruning.InLlmMethod):
+        return ()
+    options = method.validate_options(info.options)
+    points = len(method.points(depth, options))
+
+    def counts(kept: int, before: int) -> dict[str, int]:
+        names = ("recycled", "merged")
+        merged = zip(names, method.merged_counts(before - kept, options), strict=True)
+        return {"keep": kept, **{name: n for name, n in merged if n}}
+
+    # Each budget's way through the segments: tokens that enter, and what the point behind is told.
+    ways: list[list[tuple[int, dict[str, int]]]] = []
+    if options.get("ratio") == "rank":  # anything from one token on, one less at each point at the most
+        for before, kept in ((visual_tokens, visual_tokens // 4), (visual_tokens, 1), (2, 1)):
+            start = (visual_tokens, counts(kept, visual_tokens))
+            ways.append([start, *((before, counts(kept, before)) for _ in range(points - 1)), (before, {})])
+        ways.append([(visual_tokens, counts(visual_tokens - 1, visual_tokens))] * points + [(visual_tokens, {})])
+    else:
+        low, high = info.keep_range
+        for keep in (info.keep, *range(low, high + 1)):
+            schedule = method.schedule(keep, visual_tokens, depth, options)
+            entering = (visual_tokens, *schedule.after)
+            told = [counts(kept, before) for kept, before in zip(schedule.kept, entering, strict=False)]
+            ways.append(list(zip(entering, [*told, {}], strict=True)))
+
+    def spread(numbers: list[int]) -> tuple[int, int, int]:
+        return min(numbers), numbers[0], max(numbers)
+
+    return tuple(
+        Stage(
+            spread([way[k][0] for way in ways]),
+            {name: spread([way[k][1][name] for way in ways if name in way[k][1]]) for name in ways[0][k][1]},
+        )
+        for k in range(points + 1)
+    )
 
 
 def build_engines(
@@ -153,7 +197,7 @@ def build_engines(
     def build_one(component: ComponentInfo) -> ComponentInfo:
         start = time.perf_counter()
         relative = f"engines/{component.name}.engine"
-        proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity})
+        proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity_of(component.name)})
         # Turing; TensorRT-RTX refuses bfloat16 for it even where it is cast to float16 at once.
         old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
         network = Network(trt, log, proto, staging, component.name, without_bfloat16=old)

@@ -87,11 +87,6 @@ def plan_build(
     engine = engine or EngineOptions()
     check_options(engine, backend, export_only)
     target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype, weight_dtype)
-    if target is not None and isinstance(chosen, pruning.InLlmMethod):
-        raise BuildError(
-            f"--method {method}: prunes inside the decoder, which engines do not do in this version",
-            hint="--backend onnxruntime; or a method that prunes before the decoder, see trtprune methods",
-        )
     chosen_lowering = _lowering(backend, provider, lowering, engine.attention)
     if target is not None:
         chosen_lowering = _for_engines(chosen_lowering, backend, target.names, dtype)

@@ -14,7 +14,7 @@ from trtprune.errors import InputError
 if TYPE_CHECKING:
     from trtprune.runtime import Request, Result, Vlm
 
-__all__ = ["answer_batch", "answer_one", "answer_turns", "draw_panels", "open_vlm"]
+__all__ = ["answer_batch", "answer_one", "answer_turns", "draw_panels", "open_vlm", "read_requests"]
 
 MAX_REQUESTS_BYTES = 1 << 30
 BATCH_SIZE = 4
@@ -100,7 +100,7 @@ def answer_batch(vlm: Vlm, path: Path, batch_size: int | None, arguments: Mappin
     settings = dict(arguments)
     shared = {name: settings.pop(name) for name in ("system", "raw_prompt")}
     # All lines are read before any is answered: a typo in the last one should not cost the first hour.
-    requests = list(_requests(path, shared))
+    requests = list(read_requests(path, shared))
     if not requests:
         raise InputError(f"{path}: no requests", hint='one JSON object a line: {"image": …, "prompt": …}')
     for start in range(0, len(requests), batch_size):
@@ -109,7 +109,7 @@ def answer_batch(vlm: Vlm, path: Path, batch_size: int | None, arguments: Mappin
         yield from results
 
 
-def _requests(path: Path, shared: Mapping[str, Any]) -> Iterator[Request]:
+def read_requests(path: Path, shared: Mapping[str, Any]) -> Iterator[Request]:
     from trtprune.runtime import Request
 
     try:

@@ -24,6 +24,7 @@ __all__ = ["count_chain", "count_flops"]
 
 Shape = tuple[int, ...]
 COUNTED = ("Attention", "Conv", "Gemm", "MatMul")
+COUNTS = ("keep", "recycled", "merged")
 
 
 def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -> dict[str, int]:
@@ -31,7 +32,7 @@ def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -
 
     Args:
         model: ``onnx.ModelProto``; it is not changed.
-        dims: A number for each symbolic dimension of its inputs.
+        dims: A number for each symbolic dimension of its inputs, and for ``keep``, ``recycled`` and ``merged``.
         root: The engine directory of its weights, needed only if it has to be run.
 
     Raises:
@@ -86,16 +87,16 @@ def _read(path: Path) -> Any:
 
 
 def _shape_inputs(model: Any, dims: Mapping[str, int]) -> list[Any]:
-    """``keep`` as a constant: its value is a shape."""
+    """``keep`` and its like as constants: their values are shapes."""
     import numpy as np
     from onnx import numpy_helper
 
     found = []
     for value in list(model.graph.input):
-        if value.name == "keep":
-            if "keep" not in dims:
-                raise EngineDirError(f"{model.graph.name}: no number for 'keep'")
-            found.append(numpy_helper.from_array(np.array([dims["keep"]], np.int64), "keep"))
+        if value.name in COUNTS:
+            if value.name not in dims:
+                raise EngineDirError(f"{model.graph.name}: no number for '{value.name}'")
+            found.append(numpy_helper.from_array(np.array([dims[value.name]], np.int64), value.name))
             model.graph.input.remove(value)
     return found
 

@@ -103,9 +103,9 @@ def read_questions(path: Path) -> list[Asked]:
     Raises:
         InputError: naming the line.
     """
-    from trtprune._run import _requests
+    from trtprune._run import read_requests
 
-    requests = list(_requests(path, {}))
+    requests = list(read_requests(path, {}))
     if not requests:
         raise InputError(f"{path}: no questions", hint='one JSON object a line: {"image": …, "prompt": …, "answer": …}')
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

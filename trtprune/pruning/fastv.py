@@ -56,7 +56,7 @@ class FastV(InLlmMethod):
 
     def build_point(
         self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         columns = g.op.Squeeze(inputs["visual_index"], g.ints(0))
         rows = g.op.Gather(inputs["rater_attention"], columns, axis=2)
         last = g.op.Gather(rows, g.op.Squeeze(g.ints(-1), g.ints(0)), axis=1)

@@ -130,6 +130,10 @@ class InLlmMethod(Method):
                 int64 positions) where the method reads them; and all options.
         """
 
+    def merged_counts(self, removed: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Of ``removed`` tokens, how many are recycled and how many vectors they become; (0, 0) if they are dropped."""
+        return 0, 0
+
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
         """What the removed tokens are merged into, float32 [C, D]; none, unless the method says otherwise."""
         import numpy as np
@@ -197,24 +201,26 @@ class InLlmMethod(Method):
     @abstractmethod
     def build_point(
         self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """Write one prune point.
 
         Args:
             g: The graph.
-            inputs: Those of ``point_needs`` and the three that are always there.
+            inputs: Those of ``point_needs`` and the three that are always there; where tokens are recycled,
+                ``recycled`` and ``merged`` int64 [1], see :meth:`merged_counts`.
             layer: The decoder around the point.
             options: All options, validated.
 
         Returns:
-            Kept indices int64 [1, keep], ascending, and the vectors [1, keep + C, D] that take the image's place.
+            Kept indices int64 [1, keep], ascending, their states [1, keep, D], and what others were merged into
+            [1, merged, D], if they are.
         """
 
 
-def write_choice(g: Graph, scores: ir.Value, inputs: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+def write_choice(g: Graph, scores: ir.Value, inputs: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value, None]:
     """The ``keep`` best visual tokens by ``scores`` [1, N], in order: indices [1, keep] and states [1, keep, D]."""
     from trtprune.graph.ops import topk_gather
 
     visual = g.op.GatherND(inputs["hidden_states"], g.op.Unsqueeze(inputs["visual_index"], g.ints(2)), batch_dims=1)
     kept, indices = topk_gather(g, scores, visual, inputs["keep"])
-    return indices, kept
+    return indices, kept, None

@@ -5,7 +5,9 @@
 A point: ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N] (the rows of S that are the image), ``keep`` int64
 [1]; and of ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights`` float32 [1, R] (1 = a rater
 of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S] what the method needs.  Outputs
-``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep + merged, D].
+``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep, D].  Where removed tokens are merged,
+``recycled`` int64 [1] says how many of them and ``merged`` int64 [1] into how many vectors, ``merged_features``
+[1, merged, D].
 """
 
 from __future__ import annotations
@@ -59,12 +61,18 @@ def build_point(
         "rater_index": ("int64", [1, "raters"]),
         "position_ids": ("int64", [1, "sequence"]),
         "keep": ("int64", [1]),
+        "recycled": ("int64", [1]),
+        "merged": ("int64", [1]),
     }
     wanted = {"hidden_states", "visual_index", "keep", *needs}
     if "rater_attention" in needs:
         wanted.add("rater_weights")
+    if method.merged_counts(100, options)[1]:
+        wanted |= {"recycled", "merged"}
     inputs = {key: g.input(key, *shapes[key]) for key in shapes if key in wanted}
-    kept, pruned = method.build_point(g, inputs, layer, **options)
+    kept, pruned, merged = method.build_point(g, inputs, layer, **options)
     g.output(kept, "kept_indices", "int64", [1, "keep"])
-    g.output(pruned, "pruned_features", g.dtype_name, [1, "kept_and_merged", layer.hidden_size])
+    g.output(pruned, "pruned_features", g.dtype_name, [1, "keep", layer.hidden_size])
+    if merged is not None:
+        g.output(merged, "merged_features", g.dtype_name, [1, "merged", layer.hidden_size])
     return g

@@ -68,7 +68,7 @@ class PyramidDrop(InLlmMethod):
 
     def build_point(
         self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         op = g.op
         last = op.Slice(inputs["rater_index"], g.ints(-1), g.ints(2**31), g.ints(1))
         rows = layer.next_attention(g, inputs["hidden_states"], inputs["position_ids"], last)

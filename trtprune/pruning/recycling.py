@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from trtprune.graph import Graph
 
-__all__ = ["ASSIGN", "REDUCE", "cluster", "merge", "merged_counts", "write_merge", "write_merged_counts"]
+__all__ = ["ASSIGN", "REDUCE", "cluster", "merge", "merged_counts", "write_merge"]
 
 ASSIGN = ("l2", "cosine")
 """How a token finds its cluster: the nearest centre (code) or the most similar one (paper)."""
@@ -107,14 +107,6 @@ def merge(vectors: np.ndarray, count: int, assign: str = "l2", reduce: str = "me
     if reduce == "mean":
         member = member / (member.sum(axis=1, keepdims=True) + np.float32(EPS))
     return member @ vectors
-
-
-def write_merged_counts(g: Graph, removed: ir.Value, recycle: float) -> tuple[ir.Value, ir.Value]:
-    """:func:`merged_counts` for int64 [1]; at least one token must have been removed."""
-    op, tau = g.op, _tau(recycle)
-    share = op.Div(op.Mul(removed, g.ints(tau.numerator)), g.ints(tau.denominator))
-    recycled = op.Min(removed, op.Add(share, g.ints(1)))
-    return recycled, op.Add(op.Div(recycled, g.ints(THETA)), g.ints(1))
 
 
 def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2", reduce: str = "mean") -> ir.Value:

@@ -191,6 +191,9 @@ class SparseVlm(InLlmMethod):
         best = np.sort(order[: int(context.get("heads", 14))])
         return corrected[best].mean(axis=0, dtype=np.float32).mean(axis=0, dtype=np.float32)
 
+    def merged_counts(self, removed: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        return recycling.merged_counts(removed, self._recycles(options))
+
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
         import numpy as np
 
@@ -222,7 +225,7 @@ class SparseVlm(InLlmMethod):
 
     def build_point(
         self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         import onnx_ir as ir
 
         op, f32 = g.op, ir.DataType.FLOAT
@@ -239,14 +242,12 @@ class SparseVlm(InLlmMethod):
         best = op.Slice(order, g.ints(0), keep, g.ints(1))
         kept, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
         result = op.GatherND(visual, op.Unsqueeze(kept, g.ints(2)), batch_dims=1)
-        if self._recycles(options):
-            removed = op.Sub(op.Shape(scores, start=1, end=2), keep)
-            many, count = recycling.write_merged_counts(g, removed, self._recycles(options))
-            chosen = op.Slice(order, keep, op.Add(keep, many), g.ints(1))
-            vectors = g.cast(op.GatherND(visual, op.Unsqueeze(chosen, g.ints(2)), batch_dims=1), f32)
-            merged = recycling.write_merge(g, vectors, count, str(options["assign"]), str(options["reduce"]))
-            result = op.Concat(result, g.cast(merged, g.dtype), axis=1)
-        return kept, result
+        if not self._recycles(options):
+            return kept, result, None
+        chosen = op.Slice(order, keep, op.Add(keep, inputs["recycled"]), g.ints(1))
+        vectors = g.cast(op.GatherND(visual, op.Unsqueeze(chosen, g.ints(2)), batch_dims=1), f32)
+        forms = str(options["assign"]), str(options["reduce"])
+        return kept, result, g.cast(recycling.write_merge(g, vectors, inputs["merged"], *forms), g.dtype)
 
     def _corrected(
         self,

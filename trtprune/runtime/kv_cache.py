@@ -63,19 +63,20 @@ class CachePool:
 
     def __init__(self, session: Session, info: KvInfo) -> None:
         self._session = session
-        self._info = info
+        # An engine's capacity is fixed, and a later segment's is smaller than the directory's.
+        self._limit = min(info.capacity, getattr(session, "capacity", info.capacity))
         self._free: Any = None
 
     def take(self, batch: int, tokens: int) -> Any:
         """Zeroed buffers for ``batch`` rows of at least ``tokens`` tokens each."""
         free, self._free = self._free, None
-        return self._session.new_cache(batch, round_capacity(tokens, self._info.capacity), reuse=free)
+        return self._session.new_cache(batch, round_capacity(tokens, self._limit), reuse=free)
 
     def grow(self, cache: Any, tokens: int) -> Any:
         """``cache``, or a larger one with its content, so that a row holds ``tokens`` tokens."""
         if tokens <= cache.capacity:
             return cache
-        return self._session.grow_cache(cache, round_capacity(tokens, self._info.capacity))
+        return self._session.grow_cache(cache, round_capacity(tokens, self._limit))
 
     def give_back(self, cache: Any) -> None:
         """Tells that nobody needs ``cache`` any more."""

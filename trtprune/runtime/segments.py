@@ -259,18 +259,14 @@ class Segments:
             found = self._point(k, b, row, number, (begin, stop), out)
             if found is None:
                 continue
-            kept, vectors = found
+            kept, states_kept, states_merged = found
             carry(done, begin)
-            merged = np.full(len(vectors) - len(kept), MERGED)
-            parts.append(
-                (
-                    vectors,
-                    # What is merged has no position of its own; methods that merge number all tokens anew.
-                    np.concatenate([row.positions[begin:stop][kept], merged]),
-                    np.full(len(vectors), number),
-                    np.concatenate([row.source[begin:stop][kept], merged]),
-                )
-            )
+            places = row.positions[begin:stop][kept], row.source[begin:stop][kept]
+            parts.append((states_kept, places[0], np.full(len(kept), number), places[1]))
+            if states_merged is not None:
+                # What is merged has no position of its own; methods that merge number all tokens anew.
+                none = np.full(len(states_merged), MERGED)
+                parts.append((states_merged, none, np.full(len(none), number), none))
             done = stop
         carry(done, len(row))
         positions, picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
@@ -280,8 +276,8 @@ class Segments:
 
     def _point(
         self, k: int, b: int, row: Row, number: int, span: tuple[int, int], out: Mapping[str, Any]
-    ) -> tuple[np.ndarray, Array] | None:
-        """Kept indices within the image and the vectors [n, D] that take its place; None if all of it stays."""
+    ) -> tuple[np.ndarray, Array, Array | None] | None:
+        """Kept indices within the image, their states, and what others were merged into; None if all of it stays."""
         begin, stop = span
         session = self._session(f"pruner.{k}")
         needs = {spec.name for spec in self._config.component(f"pruner.{k}").inputs}
@@ -300,6 +296,8 @@ class Segments:
             "position_ids": positions,
             "keep": np.array([keep], np.int64),
         }
+        counts = self._method.merged_counts(stop - begin - keep, self._options)
+        inputs |= {name: np.array([n], np.int64) for name, n in zip(("recycled", "merged"), counts, strict=True)}
         if attention is not None:
             # Rows of other images' raters, and those another row of the batch has more of, do not count.
             count = attention.shape[-2]
@@ -308,7 +306,8 @@ class Segments:
             index[0, : len(rating)] = rating
             inputs |= {"rater_attention": attention, "rater_weights": weights, "rater_index": index}
         found = session.run({name: value for name, value in inputs.items() if name in needs})
-        return self._memory.to_host(found["kept_indices"])[0], found["pruned_features"][0]
+        merged = found["merged_features"][0] if "merged_features" in found else None
+        return self._memory.to_host(found["kept_indices"])[0], found["pruned_features"][0], merged
 
     def _keep(
         self, k: int, row: Row, tokens: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]

@@ -25,6 +25,7 @@ from trtprune.backends.tensorrt.loading import (
 from trtprune.backends.tensorrt.memory import DeviceMemory
 from trtprune.backends.tensorrt.plugins import load_plugins
 from trtprune.backends.tensorrt.session import TrtCache, TrtSession
+from trtprune.backends.tensorrt.shapes import cache_bytes, cache_capacity
 from trtprune.errors import BackendError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class TrtBackend:
         engine = Engine(self._trt, loaded, component.name, self._device_memory, self._workspace, self._rtx)
         self._unloaded.pop(component.name, None)
         self._check_memory()
-        return TrtSession(component, engine, self._config.kv.capacity)
+        return TrtSession(component, engine, cache_capacity(component))
 
     def step(self, embed: TrtSession, decoder: TrtSession, cache: TrtCache) -> DecodeStep:
         """The decode step over one cache; one made before over the same memory is used again."""
@@ -119,7 +120,7 @@ class TrtBackend:
         needs = Needs(
             engines=0 if streaming else sum(self._unloaded.values()),
             workspace=self._workspace.nbytes,
-            cache_row=config.kv.bytes_per_token * config.kv.capacity,
+            cache_row=cache_bytes(config),
         )
         check_memory(config, needs, self._driver.memory_info()[0])
 

@@ -7,7 +7,7 @@ picture counting the largest budget of the build.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trtprune.engine_dir import EngineDir, TensorSpec
 from trtprune.errors import BudgetError, BuildError
@@ -17,6 +17,7 @@ __all__ = [
     "Limits",
     "Profile",
     "Range",
+    "Stage",
     "check_limits",
     "component_profiles",
     "default_capacity",
@@ -42,6 +43,20 @@ CAPACITY_STEP = 128
 
 
 @dataclass(frozen=True)
+class Stage:
+    """An image's tokens in one segment of a decoder that prunes, over all budgets of a build.
+
+    Attributes:
+        tokens: Least, typical and most tokens in the segment.
+        counts: The same of what the prune point behind it is told: ``keep``, and where removed tokens are merged,
+            ``recycled`` and ``merged``.  Empty for the last segment.
+    """
+
+    tokens: tuple[int, int, int]
+    counts: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the engines of a build must serve.
 
@@ -52,6 +67,7 @@ class Limits:
         max_batch_size: Rows of a batch.
         max_input_len: Text tokens of a prompt.
         max_images: Pictures of a prompt.
+        stages: Of a decoder that prunes between its segments; empty for one that does not.
     """
 
     visual_tokens: int
@@ -61,11 +77,22 @@ class Limits:
     max_batch_size: int = 1
     max_input_len: int = 512
     max_images: int = 1
+    stages: tuple[Stage, ...] = ()
 
     @property
     def max_sequence(self) -> int:
         """The most tokens of a prompt, visual ones included: what one prefill takes."""
-        return min(self.capacity, self.max_input_len + self.max_images * self.keep_range[1])
+        most = self.stages[0].tokens[2] if self.stages else self.keep_range[1]
+        return min(self.capacity, self.max_input_len + self.max_images * most)
+
+    def capacity_of(self, component: str) -> int:
+        """Tokens a row's cache holds in a component: in a later segment, less what one image has lost by then."""
+        stage = self._stage(component)
+        return self.capacity if stage is None else self.capacity - (self.visual_tokens - stage.tokens[2])
+
+    def _stage(self, component: str) -> Stage | None:
+        name, _, number = component.partition(".")
+        return self.stages[int(number)] if number and name in ("decoder", "pruner") else None
 
     @property
     def max_text(self) -> int:
@@ -104,6 +131,12 @@ def check_limits(limits: Limits, *, selects: bool = True) -> None:
             hint="lower it, or raise --max-seq-len as far as the model's positions go",
         )
     high = limits.keep_range[1]
+    if limits.stages and limits.visual_tokens > MAX_TOPK:
+        raise BudgetError(
+            f"{limits.visual_tokens} visual tokens an image: a method that prunes inside the decoder orders them with "
+            f"TensorRT's TopK, which returns {MAX_TOPK} at most",
+            hint="--method with one that prunes before the decoder, or --backend onnxruntime",
+        )
     if selects and high > MAX_TOPK:
         raise BudgetError(
             f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
@@ -111,8 +144,8 @@ def check_limits(limits: Limits, *, selects: bool = True) -> None:
         )
 
 
-def limits_of(made: EngineDir) -> Limits:
-    """The limits a directory's engines were built with.
+def limits_of(made: EngineDir, stages: tuple[Stage, ...] = ()) -> Limits:
+    """The limits a directory's engines were built with; ``stages`` if its decoder prunes.
 
     Raises:
         BuildError: if it holds no engines.
@@ -127,6 +160,7 @@ def limits_of(made: EngineDir) -> Limits:
         max_batch_size=made.engines.max_batch_size,
         max_input_len=made.engines.max_input_len,
         max_images=made.engines.max_images,
+        stages=stages,
     )
 
 
@@ -137,7 +171,7 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     ``tensorrt-rtx`` chooses kernels at run time and would only store the weights twice.
 
     Args:
-        name: ``vision``, ``embed``, ``pruner`` or ``decoder``.
+        name: ``vision``, ``embed``, ``raters``, ``pruner`` or ``decoder``, or with a number, those of a segment.
         inputs: Of its graph.
         limits: Of the build.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
@@ -145,23 +179,27 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     Raises:
         BuildError: for a dimension that has no range: the graph is not one of ours.
     """
-    name = name.partition(".")[0]  # the segments of a decoder are decoders
-    longest = limits.max_sequence
-    prompt = (1, min(longest, limits.keep + TYPICAL_TEXT), longest)
-    ranges = _ranges(name, limits)
-    if name != "decoder":
-        return (_profile(inputs, ranges, limits),)
-    whole = _profile(inputs, {**ranges, "sequence": prompt}, limits)
+    ranges, stage = _ranges(name, limits), limits._stage(name)
+    counts = {"keep": (limits.keep_range[0], limits.keep, limits.keep_range[1])}
+    typical, longest = limits.keep, limits.max_sequence
+    if stage is not None:
+        counts, typical = stage.counts, stage.tokens[1]
+        longest = min(limits.capacity_of(name), limits.max_input_len + limits.max_images * stage.tokens[2])
+        ranges["visual_tokens"] = stage.tokens
+    prompt = (1, min(longest, typical + TYPICAL_TEXT), longest)
+    if not name.startswith("decoder"):
+        return (_profile(inputs, {**ranges, "sequence": prompt}, counts),)
+    whole = _profile(inputs, {**ranges, "sequence": prompt}, counts)
     if backend == "tensorrt-rtx":
         return (whole,)
-    return (whole, _profile(inputs, {**ranges, "sequence": (1, 1, 1)}, limits))
+    return (whole, _profile(inputs, {**ranges, "sequence": (1, 1, 1), "raters": (1, 1, 1)}, counts))
 
 
 def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Smallest, typical and largest value of each symbolic dimension of a component."""
     rows, text = limits.max_batch_size, limits.max_text
     pictures = min(VISION_BATCH, rows * limits.max_images)
-    batch = {"vision": pictures, "pruner": 1}.get(name, rows)
+    batch = {"vision": pictures, "pruner": 1, "raters": 1}.get(name.partition(".")[0], rows)
     tokens = limits.visual_tokens
     return {
         "batch": (1, batch, batch),
@@ -170,16 +208,21 @@ def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
         "visual_tokens": (tokens, tokens, tokens),
         "logits_rows": (1, 1, 1),
         # The engine's capacity is static: the graph is given this number before it is parsed.
-        "capacity": (limits.capacity,) * 3,
+        "capacity": (limits.capacity_of(name),) * 3,
+        "raters": (1, min(text, TYPICAL_TEXT // 2), text),
     }
 
 
-def _profile(inputs: Sequence[TensorSpec], ranges: dict[str, tuple[int, int, int]], limits: Limits) -> Profile:
+def _profile(
+    inputs: Sequence[TensorSpec],
+    ranges: dict[str, tuple[int, int, int]],
+    counts: dict[str, tuple[int, int, int]],
+) -> Profile:
     profile: Profile = {}
     for spec in inputs:
-        if spec.name == "keep":
-            low, high = limits.keep_range
-            profile[spec.name] = ((low,), (limits.keep,), (high,))
+        if spec.name in counts:
+            low, typical, high = counts[spec.name]
+            profile[spec.name] = ((low,), (typical,), (high,))
             continue
         unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in ranges]
         if unknown:

@@ -9,15 +9,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtprune.backends.binding import bind_dims, resolve_shape
+from trtprune.backends.binding import PAST, bind_dims, resolve_shape
 from trtprune.errors import BackendError, BudgetError, InputError, TrtpruneError
 
 if TYPE_CHECKING:
-    from trtprune.engine_dir import ComponentInfo, TensorSpec
+    from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
 
-__all__ = ["Call", "choose_profile", "max_batch", "plan_call"]
+__all__ = ["Call", "cache_bytes", "cache_capacity", "choose_profile", "max_batch", "plan_call"]
 
 Shape = tuple[int, ...]
+
+
+def cache_capacity(component: ComponentInfo) -> int:
+    """Tokens a row's cache holds in a component, as its engine has it; 0 without a cache."""
+    for profile in component.profiles:
+        for name, (_, _, most) in profile.items():
+            if name.startswith(PAST):
+                return most[2]
+    return 0
+
+
+def cache_bytes(config: EngineDir) -> int:
+    """Bytes of one row's caches in all components."""
+    layers = [sum(spec.name.startswith(PAST) for spec in c.inputs) // 2 for c in config.components]
+    tokens = sum(n * cache_capacity(c) for n, c in zip(layers, config.components, strict=True))
+    return tokens * config.kv.bytes_per_token // config.kv.num_layers
 
 
 @dataclass(frozen=True)
