@@ -73,6 +73,23 @@ def pick(questions: list[tuple[str, str]], count: int, rng: random.Random) -> li
     return chosen
 
 
+def descriptions(scene: scenes.Scene) -> list[tuple[str, str]]:
+    """ "describe the star." → "red star top left", for every phrase that fits one object.
+
+    Four words to look up where a question has one: the decoder learns to look things up from these much sooner.
+    """
+    pairs = []
+    for index, name, _ in scenes.names(scene.objects):
+        item = scene.objects[index]
+        pairs.append((f"describe the {name}.", " ".join((item.color, item.shape, *place(item)))))
+    return pairs
+
+
+def place(item: scenes.SceneObject) -> tuple[str, str]:
+    """("top", "left") and so on: the quarter of the scene the object's centre lies in."""
+    return "top" if item.y < scenes.SIZE / 2 else "bottom", "left" if item.x < scenes.SIZE / 2 else "right"
+
+
 class Source:
     """Seeded endless stream of training examples: easy-VQA's training split and generated scenes."""
 
@@ -90,9 +107,16 @@ class Source:
             image = ImageOps.mirror(image)
         return Example(image, pick(list(questions), count, self.rng))
 
-    def scene_example(self, count: int) -> Example:
+    def scene_seed(self) -> int:
         self.next_scene += 1
-        scene = scenes.generate(self.next_scene, split="train")
+        return self.next_scene
+
+    def scene_example(self, count: int, described: float = 0.0) -> Example:
+        """A new scene and ``count`` questions, a share of them requests to describe one object in four words."""
+        scene = scenes.generate(self.scene_seed(), split="train")
+        chosen = descriptions(scene)
+        self.rng.shuffle(chosen)
+        del chosen[round(described * count) :]
         kinds: dict[str, list[tuple[str, str]]] = {}
         for question in scene.questions:
             kinds.setdefault(question.kind, []).append((question.text, question.answer))
@@ -101,15 +125,16 @@ class Source:
         # Kinds in turn (colours and shapes twice): a scene has three times as many places as colours to ask for.
         order = ["color", "shape", "position", "count", "color", "shape", "presence", "position"]
         self.rng.shuffle(order)
-        chosen: list[tuple[str, str]] = []
         for kind in order * 3:
             if kinds.get(kind) and len(chosen) < count:
                 chosen.append(kinds[kind].pop())
         self.rng.shuffle(chosen)
         return Example(scene.image, chosen)
 
-    def draw(self, scene_share: float, count: int) -> Example:
-        return self.scene_example(count) if self.rng.random() < scene_share else self.easy_example(count)
+    def draw(self, scene_share: float, count: int, described: float) -> Example:
+        if self.rng.random() < scene_share:
+            return self.scene_example(count, described)
+        return self.easy_example(count)
 
     def vary(self, text: str) -> str:
         """Plain most of the time; sometimes capitalised, sometimes with the usual request for one word."""

@@ -66,7 +66,8 @@ def scene_rows(count: int, seed: int, per_scene: int) -> list[Row]:
         for q in chosen[:per_scene]:
             labels = ["yes_no" if q.answer in ("yes", "no") else "open", q.kind]
             if q.salient is not None and q.kind in ("color", "shape", "position"):
-                labels.append("about_largest" if q.salient else "about_another")
+                whom = "about_largest" if q.salient else "about_another"
+                labels += [whom, f"{q.kind}_{whom}"]
             items.append((q.text, q.answer, tuple(labels)))
         rows.append((scene.image, items))
     return rows

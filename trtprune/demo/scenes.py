@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageOps
 
-__all__ = ["COLORS", "NUMBERS", "SHAPES", "Question", "Scene", "SceneObject", "generate"]
+__all__ = ["COLORS", "NUMBERS", "SHAPES", "Question", "Scene", "SceneObject", "generate", "names"]
 
 SIZE = 336
 SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -168,16 +168,16 @@ def _draw(objects: tuple[SceneObject, ...], rng: random.Random) -> Image.Image:
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
-def _names(objects: tuple[SceneObject, ...]) -> list[tuple[int, str, str]]:
+def names(objects: tuple[SceneObject, ...]) -> list[tuple[int, str, str]]:
     """(object, phrase, what the phrase already gives away) for every phrase that fits exactly one object."""
     shapes, colors = [o.shape for o in objects], [o.color for o in objects]
-    names = [(0, "largest object", "size")]
+    phrases = [(0, "largest object", "size")]
     for i, item in enumerate(objects):
         if shapes.count(item.shape) == 1:
-            names.append((i, item.shape, "shape"))
+            phrases.append((i, item.shape, "shape"))
         if colors.count(item.color) == 1:
-            names.append((i, f"{item.color} object", "color"))
-    return names
+            phrases.append((i, f"{item.color} object", "color"))
+    return phrases
 
 
 def _questions(objects: tuple[SceneObject, ...], rng: random.Random) -> list[Question]:
@@ -188,7 +188,7 @@ def _questions(objects: tuple[SceneObject, ...], rng: random.Random) -> list[Que
         salient = about[0] == 0 if len(about) == 1 and kind != "count" else None
         questions.append(Question(text, answer, kind, tuple(about), salient))
 
-    for i, name, given in _names(objects):
+    for i, name, given in names(objects):
         item = objects[i]
         if given != "color":
             ask(f"what color is the {name}?", item.color, "color", [i])
