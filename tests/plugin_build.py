@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DEPENDENCIES = ROOT / "build" / "dependencies"
 
 
 @functools.cache
@@ -28,21 +26,9 @@ def emulator() -> Path:
 def library() -> Path:
     """The folder with everything else: libraries for all architectures, programs, ``compile_commands.json``.
 
-    nvcc is the one on PATH or of CUDA_HOME; where there is none it is downloaded (100 MB, once).
+    nvcc is the one on PATH; where there is none it is downloaded (100 MB, once).
     """
-    options = []
-    if (nvcc := _find_nvcc()) is not None:
-        options.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-    else:
-        fetch = [sys.executable, str(ROOT / "plugins/fetch_dependencies.py"), str(DEPENDENCIES), "--nvcc"]
-        lines = _run(*fetch).splitlines()
-        options += [f"-D{line}" for line in lines if "=" in line]
-    return _build("tests-plugins", "all", *options)
-
-
-def _find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    return _build("tests-plugins", "all", "-DTRTPRUNE_FETCH_NVCC=ON", f"-DPython3_EXECUTABLE={sys.executable}")
 
 
 def _build(name: str, target: str, *options: str) -> Path:

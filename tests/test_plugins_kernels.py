@@ -161,7 +161,7 @@ def random_features(rng: np.random.Generator, batch: int, tokens: int, width: in
 KINDS = st.sampled_from(["normal", "attention", "levels", "special", "bits"])
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=1000)
 @given(
     seed=st.integers(0, 2**32),
     kind=KINDS,
@@ -186,7 +186,7 @@ def test_topk_gather(kernels, seed, kind, dtype, batch, tokens, width, itemsize,
     np.testing.assert_array_equal(kept, np.take_along_axis(features, expected[..., None], 1))
 
 
-@settings(FUZZ, max_examples=25)
+@settings(FUZZ, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     kind=KINDS,
@@ -279,7 +279,7 @@ def greedy(similarity: np.ndarray, close: np.ndarray, steps: int, mode: int) -> 
     return close, picks
 
 
-@settings(FUZZ, max_examples=40)
+@settings(FUZZ, max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     batch=st.integers(1, 2),
