@@ -118,7 +118,9 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
     """The shapes of tensors, from running the graph on random inputs."""
     import numpy as np
     import onnx
-    import onnxruntime as ort
+
+    import trtprune.backends  # noqa: F401  before onnxruntime: it sets what keeps that from reporting usage
+    import onnxruntime as ort  # isort: skip
 
     for name in names:
         if name not in {value.name for value in model.graph.output}:
