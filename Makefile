@@ -6,7 +6,7 @@ OUT    ?= demo_out
 IMAGE  ?= examples/shape.png
 PROMPT ?= What shape is in the image?
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ lint: $(VENV)/.test-extra
 format: $(VENV)/.test-extra
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# CUDA kernels and TensorRT plugins, into build/plugins; downloads nvcc where there is none.
+plugins: $(VENV)/.test-extra
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja -DTRTPRUNE_FETCH_NVCC=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/plugins
 
 clean:
 	rm -rf $(OUT) $(OUT).png build dist *.egg-info
