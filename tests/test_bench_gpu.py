@@ -199,7 +199,7 @@ def test_a_refused_build_says_why() -> None:
 
 def test_the_librarys_interface() -> None:
     """Refusals need no GPU; skipped where plugins/ was not compiled."""
-    path = find(LIBRARY, [*FOLDERS, FOLDERS[0].parent / "plugins-test"])
+    path = find(LIBRARY, [*FOLDERS, FOLDERS[0].parent / "tests-plugins"])
     if path is None:
         pytest.skip("plugins/ is not compiled")
     kernels = Kernels(path)
