@@ -6,8 +6,12 @@ import json
 import os
 import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+# Behind what is installed: a clone that is not finds itself.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 PACKAGES = (
     "trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt-rtx-cu13", "tensorrt-cu13",

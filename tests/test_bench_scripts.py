@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +194,16 @@ def test_run_gpu_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())["parts"]["works"]["result"] == {"n": 7}
     run_gpu.main(["--out", str(tmp_path), "--only", "works", "--budget", "5"])
     assert json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())["parts"]["works"]["status"] == "ok"
+
+
+def test_a_clone_that_is_not_installed(tmp_path: Path) -> None:
+    """-S leaves out what makes an editable install importable."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": sysconfig.get_paths()["purelib"]}
+    script = Path(run_gpu.__file__)
+    command = [sys.executable, "-S", str(script), "--only", "rtx-attention", "--out", str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rtx-smallest did not succeed" in done.stdout
 
 
 def test_run_gpu_lists_and_rehearses(capsys: pytest.CaptureFixture[str]) -> None:
