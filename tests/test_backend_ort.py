@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trtprune.backends.onnxruntime as module
-from trtprune.backends import ort_cache
+from trtprune.backends import ort_cache, ort_threads
 from trtprune.backends.binding import bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads
 from trtprune.engine_dir import ComponentInfo, TensorSpec
@@ -343,7 +343,7 @@ def test_cuda_that_does_not_load_is_an_error(
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(ort_threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quotas, expected in (([], 8), ([(150_000, 100_000)], 2), ([(-1, 100_000)], 8), ([(10, 100_000)], 1)):
-        monkeypatch.setattr(module, "_quotas", lambda quotas=quotas: quotas)
+        monkeypatch.setattr(ort_threads, "_quotas", lambda quotas=quotas: quotas)
         assert available_threads() == expected

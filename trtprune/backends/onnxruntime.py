@@ -11,8 +11,6 @@ import importlib.metadata
 import io
 import json
 import logging
-import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.ort_cache import OrtCache, new_cache, to_value
+from trtprune.backends.ort_threads import available_threads
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
@@ -36,36 +35,10 @@ EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
 OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
 logger = logging.getLogger("trtprune")
 
+# Long enough to bridge the gap between two operators.  Segments whose threads spun on would take the processors from
+# the next one: a token then takes a fifth longer (benchmarks/bench_segments.py).
+BRIEF_SPIN_US = "50"
 CACHE_UPDATES = ("TensorScatter", "ScatterElements")
-
-
-def available_threads() -> int:
-    """Processors this process may use: its affinity mask, cut to the container's CPU quota; at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in _quotas():
-        if quota > 0 and period > 0:
-            count = min(count, math.ceil(quota / period))
-    return max(1, count)
-
-
-def _quotas() -> list[tuple[int, int]]:
-    found = []
-    try:  # cgroup v2: "QUOTA PERIOD" or "max PERIOD"
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        found.append((int(quota), int(period)))
-    except (OSError, ValueError):
-        pass
-    try:  # cgroup v1; the quota is -1 where there is none
-        base = Path("/sys/fs/cgroup/cpu")
-        found.append(
-            (
-                int((base / "cpu.cfs_quota_us").read_text(encoding="ascii")),
-                int((base / "cpu.cfs_period_us").read_text(encoding="ascii")),
-            )
-        )
-    except (OSError, ValueError):
-        pass
-    return found
 
 
 class OrtBackend:
@@ -123,10 +96,18 @@ class OrtBackend:
                 hint="build it with --dtype float32: that computes in float32 from the same bfloat16 weights",
             )
         # Looking up embeddings is one copy. Threads of a pool spin a while after each run: worth it for the decoder,
-        # whose next step follows at once; those of the others would only take time from it.
+        # whose next step follows at once; those of the others would only take time from it, and segments of a decoder
+        # take turns.
         threads = 1 if component.name == "embed" else self.threads
-        spin = component.name.startswith("decoder")
-        return self.open(root / component.onnx, root, component.inputs, component.outputs, threads=threads, spin=spin)
+        return self.open(
+            root / component.onnx,
+            root,
+            component.inputs,
+            component.outputs,
+            threads=threads,
+            spin=component.name.startswith("decoder"),
+            brief=component.name.startswith("decoder."),
+        )
 
     def step(self, embed: OrtSession, decoder: OrtSession, cache: OrtCache) -> HostStep:
         """The decode step over one cache."""
@@ -141,17 +122,27 @@ class OrtBackend:
         *,
         threads: int | None = None,
         spin: bool = True,
+        brief: bool = False,
     ) -> OrtSession:
         """Opens the graph in ``onnx_path``, whose external data locations are relative to ``weights_root``."""
         try:
             model = onnx_path.read_bytes()
         except OSError as error:
             raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
-        session, in_place = self.inference_session(model, onnx_path, weights_root, threads=threads, spin=spin)
+        session, in_place = self.inference_session(
+            model, onnx_path, weights_root, threads=threads, spin=spin, brief=brief
+        )
         return OrtSession(self._ort, session, self._device(), inputs, outputs, in_place=in_place)
 
     def inference_session(
-        self, model: bytes, onnx_path: Path, weights_root: Path, *, threads: int | None = None, spin: bool = True
+        self,
+        model: bytes,
+        onnx_path: Path,
+        weights_root: Path,
+        *,
+        threads: int | None = None,
+        spin: bool = True,
+        brief: bool = False,
     ) -> tuple[Any, bool]:
         """The graph ``model`` as ONNX Runtime's own ``InferenceSession``, on this provider and no other.
 
@@ -161,6 +152,7 @@ class OrtBackend:
             weights_root: External data locations are relative to it.
             threads: Other than the backend's.
             spin: Whether idle threads wait for the next run busily.
+            brief: Whether they do so only for the time between two operators.
 
         Returns:
             The session, and whether it can update a cache in place.
@@ -170,9 +162,12 @@ class OrtBackend:
         """
         ort = self._ort
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or self.threads
+        threads = threads or self.threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if brief:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", BRIEF_SPIN_US)
         # Reasons for a refusal arrive in the exception; the log would only repeat them on stderr.
         options.log_severity_level = 4
         # From bytes, because a model file may only refer to data below its own folder, and ours lies beside it.
@@ -298,7 +293,7 @@ class OrtSession:
         """
         shapes = {name: array.shape for name, array in inputs.items()}
         dims = bind_dims(self.inputs, shapes, {name: array.dtype.name for name, array in inputs.items()})
-        binding = self._session.io_binding()
+        binding = self._binding(cache)
         held: list[Any] = []  # keeps what is bound alive until the run is over
         for name, array in inputs.items():
             value = to_value(self._ort, np.ascontiguousarray(array))
@@ -317,13 +312,11 @@ class OrtSession:
                 binding.bind_ortvalue_output(spec.name, value)
             else:
                 binding.bind_output(spec.name, "cpu")
-        if cache is not None:
-            for pair in self.pairs:
-                binding.bind_ortvalue_input(pair.past, cache.values[pair.past])
-                binding.bind_ortvalue_output(pair.present, (cache.spare or cache.values)[pair.past])
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
+            if cache is not None:
+                cache.binding = None
             raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
         if cache is not None and cache.spare is not None:
             cache.values, cache.spare = cache.spare, cache.values
@@ -332,6 +325,24 @@ class OrtSession:
             if spec.name not in results:
                 results[spec.name] = value.numpy()
         return results
+
+    def _binding(self, cache: OrtCache | None) -> Any:
+        """Where the cache is bound already; outputs come first, so that they are the first to come back.
+
+        Buffers that stay where they are need binding once: with tens of tensors that is a noticeable part of a step.
+        """
+        if cache is not None and cache.binding is not None:
+            return cache.binding
+        binding = self._session.io_binding()
+        for spec in self.outputs:
+            binding.bind_output(spec.name, "cpu")
+        if cache is not None:
+            for pair in self.pairs:
+                binding.bind_ortvalue_input(pair.past, cache.values[pair.past])
+                binding.bind_ortvalue_output(pair.present, (cache.spare or cache.values)[pair.past])
+            if cache.spare is None:
+                cache.binding = binding
+        return binding
 
     def new_cache(self, batch: int, capacity: int, reuse: OrtCache | None = None) -> OrtCache:
         """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each."""

@@ -49,6 +49,7 @@ class OrtCache:
         self._ort = ort
         self.values = values
         self.spare = spare
+        self.binding: Any = None  # of the session that made it, with these buffers bound
         self.kinds = kinds
         self.batch = batch
         self.capacity = capacity
