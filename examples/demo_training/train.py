@@ -61,8 +61,11 @@ def logits(model: DemoVlm, batch: Batch) -> Tensor:
     return F.linear(hidden[batch.rows, batch.columns], model.table.to(model.dtype)).float()
 
 
-def draw(source: Source, prompts: Prompts, progress: float, scene_share: float) -> tuple[Batch, int]:
-    """One micro-batch at a resolution drawn from the schedule, and that resolution."""
+def draw(source: Source, prompts: Prompts, progress: float, scene_share: float) -> tuple[list[Batch], int]:
+    """A step's batches at a resolution drawn from the schedule, and that resolution.
+
+    At 336 pixels every picture is a batch of its own: two at once keep 9 GB of attention weights for the backward pass.
+    """
     odds, described = next((o, d) for limit, o, d in SCHEDULE if progress < limit)
     size = source.rng.choices(SIZES, odds)[0]
     # At 112 pixels half of a scene's objects own not even one patch.
@@ -78,7 +81,8 @@ def draw(source: Source, prompts: Prompts, progress: float, scene_share: float) 
                 half = example.questions[: QUESTIONS[size] // 2]
                 questions += [(f"In the {place} picture, {q}", a) for q, a in half]
         rows.append(([e.image for e in examples], questions))
-    return collate(prompts, rows, size), size
+    parts = [[row] for row in rows] if size == 336 else [rows]
+    return [collate(prompts, part, size) for part in parts], size
 
 
 @torch.no_grad()
@@ -181,11 +185,12 @@ def main() -> None:
         started, progress = time.perf_counter(), step / args.steps
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * rate(progress, step)
-        batch, size = draw(source, prompts, progress, args.scene_share)
-        scores = logits(model, batch)
-        loss = F.cross_entropy(scores, batch.targets)
-        loss.backward()
-        recent.append((float(loss.detach()), float((scores.argmax(-1) == batch.targets).float().mean())))
+        batches, size = draw(source, prompts, progress, args.scene_share)
+        for batch in batches:
+            scores = logits(model, batch)
+            loss = F.cross_entropy(scores, batch.targets)
+            (loss / len(batches)).backward()
+            recent.append((float(loss.detach()), float((scores.argmax(-1) == batch.targets).float().mean())))
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
