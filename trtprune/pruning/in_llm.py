@@ -163,7 +163,8 @@ class InLlmMethod(Method):
         return kept, self.recycle(visual, scores, kept, **options)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        raise NotImplementedError  # reference() is overridden: a prune point reads attention, not features
+        """The choice of one prune point, from its ``attention``."""
+        return self.point(image_features, inputs.pop("attention"), keep=keep, **inputs)[0]
 
     def reference(  # type: ignore[override]
         self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: object
@@ -196,7 +197,7 @@ class InLlmMethod(Method):
         keep = self.check_keep(keep, len(features))
         options = {name: value for name, value in context.items() if name in self.options}
         context = {name: value for name, value in context.items() if name not in self.options}
-        return self.point(features, block, keep=keep, **context, **self.validate_options(options))[0]
+        return self.select(features, keep=keep, attention=block, **context, **self.validate_options(options))
 
     @abstractmethod
     def build_point(
