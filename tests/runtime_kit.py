@@ -113,3 +113,13 @@ def kept_rows(ids: np.ndarray, kept: Sequence[Sequence[int]], visual_tokens: int
         keep[image] = False
         keep[image[list(indices)]] = True
     return np.flatnonzero(keep)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two results say the same for the same reasons."""
+    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
+        second.token_ids,
+        second.text,
+        second.kept_indices,
+        second.finish_reason,
+    )

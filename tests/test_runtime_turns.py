@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.runtime_kit import Kit, picture, record
+from tests.runtime_kit import Kit, picture, record, same
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Vlm
 from trtprune.runtime.chain import Clock
@@ -30,15 +30,6 @@ def vlm(kit: Kit) -> Vlm:
 @pytest.fixture(scope="module")
 def drawn(kit: Kit) -> Vlm:
     return kit.load("random", method="random", keep=6, positions="original")
-
-
-def same(first: Any, second: Any) -> bool:
-    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
-        second.token_ids,
-        second.text,
-        second.kept_indices,
-        second.finish_reason,
-    )
 
 
 def from_scratch(vlm: Vlm, chat: Any, question: str, kept: list[list[int]], images: list[Any]) -> np.ndarray:

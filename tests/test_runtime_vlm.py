@@ -13,7 +13,7 @@ import pytest
 
 import trtprune
 from tests import tiny
-from tests.runtime_kit import Kit, kept_rows, picture, record
+from tests.runtime_kit import Kit, kept_rows, picture, record, same
 from trtprune.errors import BackendError, BudgetError, EngineDirError, InputError
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.kv_cache import check_length, round_capacity
@@ -34,15 +34,6 @@ def vlm(kit: Kit) -> Vlm:
 @pytest.fixture(scope="module")
 def drawn(kit: Kit) -> Vlm:
     return kit.load("random", method="random", keep=6, positions="original")
-
-
-def same(first: Any, second: Any) -> bool:
-    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
-        second.token_ids,
-        second.text,
-        second.kept_indices,
-        second.finish_reason,
-    )
 
 
 def test_files_as_transformers_5_writes_them(kit: Kit, vlm: Vlm, tmp_path: Path) -> None:

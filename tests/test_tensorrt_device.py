@@ -11,8 +11,8 @@ import pytest
 import trtprune
 from tests import fake_tensorrt, tiny, trt_kit
 from tests.fake_cuda import FakeDriver
-from tests.runtime_kit import Kit, picture
-from tests.trt_kit import QUESTION, REQUESTS, same
+from tests.runtime_kit import Kit, picture, same
+from tests.trt_kit import QUESTION, REQUESTS
 from trtprune.errors import BackendError
 from trtprune.runtime import Vlm
 

@@ -9,7 +9,7 @@ import pytest
 
 import trtprune
 from tests import tiny, trt_kit
-from tests.runtime_kit import Kit, picture
+from tests.runtime_kit import Kit, picture, same
 from tests.test_runtime_in_llm import BUILDS, expected
 from trtprune._engine_options import EngineOptions
 from trtprune._engines import find_stages
@@ -55,12 +55,12 @@ def test_batch_and_turns(kit: Kit, name: str) -> None:
     host = kit.load(f"{name}-host", **BUILDS[name])
     requests = [Request([picture(1)], "What?"), Request([picture(2), picture(3)], "What is on the left?", keep=35)]
     for ours, wanted in zip(*(v.generate_batch(requests, max_new_tokens=5) for v in (vlm, host)), strict=True):
-        assert trt_kit.same(ours, wanted)
+        assert same(ours, wanted)
         assert ours.segment_tokens == wanted.segment_tokens
     chats = [v.chat(picture(4)) for v in (vlm, host)]
     for question, repick in (("What is this?", True), ("And there?", False), ("Why?", True)):
         ours, wanted = (chat.ask(question, repick=repick, max_new_tokens=4) for chat in chats)
-        assert trt_kit.same(ours, wanted)
+        assert same(ours, wanted)
 
 
 @pytest.mark.parametrize("name", BUILDS)

@@ -110,15 +110,6 @@ def load(path: Path, driver: FakeDriver | None = None, **settings: Any) -> tuple
         return trtprune.load(path, **settings), fake
 
 
-def same(first: Any, second: Any) -> bool:
-    return (first.token_ids, first.text, first.kept_indices, first.finish_reason) == (
-        second.token_ids,
-        second.text,
-        second.kept_indices,
-        second.finish_reason,
-    )
-
-
 REQUESTS = [
     Request([picture(1)], QUESTION, max_new_tokens=20),
     Request([picture(2), picture(3)], "Which?", keep=3, seed=5),
