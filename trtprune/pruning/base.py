@@ -14,11 +14,12 @@ import difflib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.errors import BudgetError, InputError
+from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +78,8 @@ class Option:
             if isinstance(value, str) and re.fullmatch(self.pattern, value):
                 return value
         elif self.choices:
+            if isinstance(value, bool) and set(self.choices) == {"false", "true"}:
+                return str(value).lower()
             if isinstance(value, str) and value in self.choices:
                 return value
         elif not isinstance(value, bool) and isinstance(value, (str, int, float)):
@@ -92,9 +95,11 @@ class Option:
 class Method(ABC):
     """A way to choose visual tokens.
 
-    ``needs`` lists what it reads beside the image features, out of ``cls_attention``, ``text_embeds`` (which brings
-    ``text_mask`` with it) and ``seed``; ``positions`` is how the kept tokens are numbered in the decoder, ``compact``
-    (0..n-1) or ``original``.
+    ``needs`` lists what it reads beside the image features: keys of :data:`trtprune.pruning.inputs.INPUTS`
+    (``text_embeds`` brings ``text_mask`` with it), ``seed`` and ``grid``.  ``cost`` says in a few words what the
+    selection takes.  ``positions`` is how the kept tokens are numbered in the decoder, ``compact`` (0..n-1) or
+    ``original``.  A method that ``merges`` returns rows that are not all rows of the image features: it has
+    :meth:`merge` and :meth:`build_merged`, and its ``kept_indices`` name for each row a token it stands for.
     """
 
     name: ClassVar[str]
@@ -102,6 +107,8 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    cost: ClassVar[str] = ""
+    merges: ClassVar[bool] = False
     positions: ClassVar[str] = "compact"
     options: ClassVar[dict[str, Option]] = {}
 
@@ -128,6 +135,10 @@ class Method(ABC):
             result[name] = self.options[name].parse(value, self.name)
         return result
 
+    def tower_layer(self, options: Mapping[str, Any] | None = None) -> int | None:
+        """The layer of the vision tower, counted from 1, that ``shallow_attention`` is taken from, if it is needed."""
+        return None
+
     def reference(
         self,
         image_features: np.ndarray,
@@ -137,6 +148,14 @@ class Method(ABC):
         text_embeds: np.ndarray | None = None,
         text_mask: np.ndarray | None = None,
         seed: int | None = None,
+        grid: tuple[int, int] | None = None,
+        vision_features: np.ndarray | None = None,
+        vision_keys: np.ndarray | None = None,
+        cls_feature: np.ndarray | None = None,
+        shallow_attention: np.ndarray | None = None,
+        deep_attention: np.ndarray | None = None,
+        clip_image_embeds: np.ndarray | None = None,
+        clip_text_embeds: np.ndarray | None = None,
         **options: object,
     ) -> np.ndarray:
         """The selection, in NumPy.
@@ -148,6 +167,9 @@ class Method(ABC):
             text_embeds: [T, D] or [B, T, D].
             text_mask: [T] or [B, T]; 0 marks padding.  Left out: no padding.
             seed: For ``random``; left out: 0.
+            grid: Rows and columns of patches, N together.
+            vision_features, vision_keys, cls_feature, shallow_attention, deep_attention, clip_image_embeds,
+                clip_text_embeds: As :data:`trtprune.pruning.inputs.INPUTS` says.
             options: As in :attr:`options`; strings are parsed.
 
         What a method does not need is ignored.
@@ -159,6 +181,34 @@ class Method(ABC):
             BudgetError: for a budget or option that cannot be served.
             InputError: for a missing input or one of the wrong shape.
         """
+        given = {key: value for key, value in locals().items() if key in INPUTS or key in ("text_mask", "seed", "grid")}
+        picks = [indices for indices, _ in self._rows(image_features, keep, given, options, self._selected)]
+        return self._stack(image_features, picks)
+
+    def pruned(self, image_features: np.ndarray, *, keep: int, **given: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`reference`, with what the decoder gets: (indices, float32 [keep, D] or [B, keep, D])."""
+        inputs = {key: given.pop(key) for key in [*given] if key in INPUTS or key in ("text_mask", "seed", "grid")}
+        found = self._rows(image_features, keep, inputs, given, self.merge)
+        return tuple(self._stack(image_features, part) for part in zip(*found, strict=True))  # type: ignore[return-value]
+
+    def _selected(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, None]:
+        return self.select(image_features, keep=keep, **inputs), None
+
+    @staticmethod
+    def _stack(image_features: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+        import numpy as np
+
+        return np.stack(rows) if np.ndim(image_features) == 3 else rows[0]
+
+    def _rows(
+        self,
+        image_features: np.ndarray,
+        keep: int,
+        given: Mapping[str, Any],
+        options: Mapping[str, object],
+        choose: Callable[..., Any],
+    ) -> list[Any]:
+        """``choose`` of each image, with its inputs checked and in float32."""
         import numpy as np
 
         values: dict[str, Any] = dict(self.validate_options(options))
@@ -171,38 +221,46 @@ class Method(ABC):
         lead = features.shape[:-2]
         rows: list[dict[str, Any]] = [{} for _ in range(features.shape[0] if batched else 1)]
 
-        def give(name: str, array: np.ndarray | None, tail: tuple[int | None, ...], dtype: Any) -> None:
+        def give(name: str, array: Any, tail: tuple[int | str, ...], dtype: Any) -> None:
             if array is None:
                 raise InputError(f"method {self.name} needs {name}")
             array = np.asarray(array)
             wanted = (*lead, *tail)
-            fits = array.ndim == len(wanted) and all(w in (None, a) for w, a in zip(wanted, array.shape, strict=True))
+            fits = array.ndim == len(wanted) and all(
+                isinstance(w, str) or w == a for w, a in zip(wanted, array.shape, strict=True)
+            )
             if not fits or 0 in array.shape:
                 raise InputError(
                     f"{name} has shape {array.shape}; with image_features {features.shape} it must be "
-                    f"[{', '.join('T' if w is None else str(w) for w in wanted)}]"
+                    f"[{', '.join(map(str, wanted))}]"
                 )
             for row, part in zip(rows, array if batched else array[None], strict=True):
                 row[name] = part.astype(dtype)
 
         give("image_features", features, (tokens, width), np.float32)
-        if "cls_attention" in self.needs:
-            give("cls_attention", cls_attention, (tokens,), np.float32)
-        if "text_embeds" in self.needs:
-            give("text_embeds", text_embeds, (None, width), np.float32)
-            if text_mask is not None:
-                give("text_mask", text_mask, np.asarray(text_embeds).shape[len(lead) : -1], np.bool_)
-                for row in rows:
-                    row["text_embeds"] = row["text_embeds"][row.pop("text_mask")]
+        sizes: dict[str, int] = {"N": tokens, "D": width}
+        for name, entry in INPUTS.items():
+            if name in self.needs:
+                give(name, given.get(name), tuple(sizes.get(dim, dim) for dim in entry.dims), np.float32)
+        if "text_embeds" in self.needs and given.get("text_mask") is not None:
+            give("text_mask", given["text_mask"], np.asarray(given["text_embeds"]).shape[len(lead) : -1], np.bool_)
+            for row in rows:
+                row["text_embeds"] = row["text_embeds"][row.pop("text_mask")]
         if "seed" in self.needs:
+            seed = given.get("seed")
             number = 0 if seed is None else int(np.asarray(seed).reshape(()))
             if not 0 <= number < 2**63:
                 raise InputError(f"--seed {number}: out of range", hint="0 to 2**63 - 1")
             for row in rows:
                 row["seed"] = number
+        if "grid" in self.needs:
+            grid = given.get("grid")
+            if grid is None or int(grid[0]) * int(grid[1]) != tokens or min(grid) < 1:
+                raise InputError(f"method {self.name} needs grid, (rows, columns) of patches with {tokens} in all")
+            for row in rows:
+                row["grid"] = (int(grid[0]), int(grid[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they lose
-            picks = [self.select(keep=keep, **row, **values) for row in rows]
-        return np.stack(picks) if batched else picks[0]
+            return [choose(keep=keep, **row, **values) for row in rows]
 
     def check_keep(self, keep: int, tokens: int) -> int:
         """``keep`` as an int, if an image of ``tokens`` tokens can be cut to it.
@@ -217,6 +275,11 @@ class Method(ABC):
     @abstractmethod
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         """The reference for one image; inputs are checked and float32, masked text rows are already gone."""
+
+    def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`select` and the rows that the decoder gets, float32 [keep, D]; for one image."""
+        indices = self.select(image_features, keep=keep, **inputs)
+        return indices, image_features[indices]
 
     def scores(
         self,
@@ -249,7 +312,7 @@ class Method(ABC):
             inputs: ``image_features`` [batch, N, D] and what the method needs, by name.
             keep: int64 [1], a run-time value.
             num_tokens: N where it is fixed.
-            options: All of the method's options, validated.
+            options: All of the method's options, validated; and ``grid``, where the method needs it.
 
         Returns:
             int64 [batch, keep], ascending in each row.
@@ -259,3 +322,15 @@ class Method(ABC):
         scores = self.scores(g, inputs, keep=keep, num_tokens=num_tokens, **options)
         assert scores is not None, f"{self.name} must write scores() or build()"
         return ops.ascending(g, ops.top(g, scores, keep)[1], keep)
+
+    def build_merged(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> tuple[ir.Value, ir.Value]:
+        """As :meth:`build`, of a method that ``merges``: indices and float32 rows [batch, keep, D]."""
+        raise NotImplementedError(f"{self.name} does not merge")

@@ -1,21 +1,27 @@
 """The pruner graph of the chain: a method's selection and the gather of the kept features.
 
-Inputs ``image_features`` [batch, N, D]; of ``cls_attention`` float32 [batch, N], ``text_embeds`` [batch, T, D] with
-``text_mask`` int64 [batch, T] (1 = a real token), and ``seed`` int64 [1] what the method needs; ``keep`` int64 [1].
-Outputs ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep, D].
+Inputs ``image_features`` [batch, N, D]; what the method needs of :data:`trtprune.pruning.inputs.INPUTS`, each with
+``batch`` before its dimensions; ``text_mask`` int64 [batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64
+[1]; ``keep`` int64 [1].  Outputs ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep,
+D].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trtprune.errors import BudgetError
 from trtprune.pruning.base import Method
+from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
     from trtprune.graph import Graph, Lowering
 
 __all__ = ["build_pruner"]
+
+DYNAMIC = {"T": "text_tokens", "M": "text_segments", "C": "vision_width", "K": "key_width", "P": "clip_width"}
+"""Names of run-time dimensions."""
 
 
 def build_pruner(
@@ -26,6 +32,8 @@ def build_pruner(
     options: Mapping[str, object] | None = None,
     *,
     num_tokens: int | None = None,
+    grid: tuple[int, int] | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> Graph:
     """The graph of ``method`` for features of width ``hidden_size``.
 
@@ -36,9 +44,11 @@ def build_pruner(
         lowering: How the backend wants operators spelled.
         options: Method options; what is left out has its default.
         num_tokens: N, where the model fixes it; left out, N is a run-time dimension.
+        grid: Rows and columns of patches, for a method that needs them.
+        widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where known; left out, run-time dimensions.
 
     Raises:
-        BudgetError: for an unknown method or option.
+        BudgetError: for an unknown method or option, or a missing ``grid``.
     """
     from trtprune import pruning
     from trtprune.graph import Graph
@@ -49,27 +59,34 @@ def build_pruner(
     values = method.validate_options(options)
     g = Graph("pruner", dtype=dtype, lowering=lowering)
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
-    shapes: dict[str, tuple[str, list[int | str]]] = {
-        "image_features": (dtype, ["batch", tokens, hidden_size]),
-        "cls_attention": ("float32", ["batch", tokens]),
-        "text_embeds": (dtype, ["batch", "text_tokens", hidden_size]),
-        "text_mask": ("int64", ["batch", "text_tokens"]),
-        "seed": ("int64", [1]),
-        "keep": ("int64", [1]),
-    }
-    wanted = {"image_features", "keep"} | method.needs
-    if "text_embeds" in wanted:
-        wanted.add("text_mask")
-    inputs = {name: g.input(name, *shapes[name]) for name in shapes if name in wanted}
-    keep = inputs.pop("keep")
-    features = inputs["image_features"]
+    sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **(widths or {})}
+    features = g.input("image_features", dtype, ["batch", tokens, hidden_size])
+    inputs = {"image_features": features}
+    for name, entry in INPUTS.items():
+        if name in method.needs:
+            kind = dtype if entry.dtype == "model" else entry.dtype
+            inputs[name] = g.input(name, kind, ["batch", *(sizes[dim] for dim in entry.dims)])
+    if "text_embeds" in method.needs:
+        inputs["text_mask"] = g.input("text_mask", "int64", ["batch", sizes["T"]])
+    if "seed" in method.needs:
+        inputs["seed"] = g.input("seed", "int64", [1])
+    keep = g.input("keep", "int64", [1])
+    fixed: dict[str, Any] = dict(values)
+    if "grid" in method.needs:
+        if grid is None:
+            raise BudgetError(f"--method {method.name} needs the grid of patches", hint="pass grid=(rows, columns)")
+        fixed["grid"] = grid
 
-    scores = method.scores(g, inputs, keep=keep, num_tokens=num_tokens, **values)
-    if scores is not None:
-        pruned, indices = topk_gather(g, scores, features, keep)
+    if method.merges:
+        indices, rows = method.build_merged(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+        pruned = g.cast(rows, g.dtype)
     else:
-        indices = method.build(g, inputs, keep=keep, num_tokens=num_tokens, **values)
-        pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
+        scores = method.scores(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+        if scores is not None:
+            pruned, indices = topk_gather(g, scores, features, keep)
+        else:
+            indices = method.build(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+            pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
     g.output(indices, "kept_indices", "int64", ["batch", "keep"])
     g.output(pruned, "pruned_features", dtype, ["batch", "keep", hidden_size])
     return g

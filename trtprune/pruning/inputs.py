@@ -1,0 +1,58 @@
+"""What a pruning method can ask for beside the image features, and where it comes from.
+
+One table for the references, the pruner graphs, the vision graphs that must return it, and the help texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "Input"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a pruner.
+
+    Attributes:
+        dims: Of one image. N visual tokens, D the width of the language model, C that of the tower, K that of one of
+            its heads, T text tokens, M text segments, P the width of CLIP's joint space. A graph's input has ``batch``
+            before them.
+        dtype: ``model`` is that of the build.
+        source: The component that returns it: ``vision``, ``embed`` or ``clip_text``; empty for what the run sets.
+        words: What it is, for ``trtprune methods`` and errors.
+    """
+
+    dims: tuple[str, ...]
+    dtype: str
+    source: str
+    words: str
+
+
+INPUTS = {
+    "cls_attention": Input(("N",), "float32", "vision", "the attention of a CLS token"),
+    "vision_features": Input(("N", "C"), "model", "vision", "the tower's features before the projector"),
+    "vision_keys": Input(("N", "K"), "float32", "vision", "the attention keys of the tower's last used layer"),
+    "cls_feature": Input(("D",), "model", "vision", "the projected CLS token"),
+    "shallow_attention": Input(("N",), "float32", "vision", "the attention each patch receives in an early layer"),
+    "deep_attention": Input(("N",), "float32", "vision", "the attention each patch receives in the last used layer"),
+    "clip_image_embeds": Input(("N", "P"), "float32", "vision", "patches in CLIP's joint space"),
+    "clip_text_embeds": Input(("M", "P"), "float32", "clip_text", "the question in CLIP's joint space"),
+    "text_embeds": Input(("T", "D"), "model", "embed", "the prompt's token embeddings"),
+}
+"""Name → input, of those that are arrays. ``seed`` (an integer), ``text_mask`` (beside ``text_embeds``) and ``grid``
+(rows and columns of patches, fixed when the graph is built) are the other words in ``Method.needs``.
+
+* ``cls_attention``: row of the CLS query in the last layer that is used, mean over heads, the CLS column dropped.
+* ``vision_features``: what enters the projector.
+* ``vision_keys``: of the layer of ``cls_attention``, after its bias, mean over heads, patches only.
+* ``cls_feature``: the CLS token of the same hidden state, put through the projector like a patch.
+* ``shallow_attention``, ``deep_attention``: of one layer, mean over heads and over *all* queries (CLS included) of the
+  attention, columns of the patches. The early layer is ``Method.tower_layer``, counted from 1; the deep one is that of
+  ``cls_attention``.
+* ``clip_image_embeds``: CLIP's ``visual_projection(post_layernorm(·))`` of the hidden state that feeds the projector.
+* ``clip_text_embeds``: CLIP's ``text_embeds`` of the question, one row for each segment of up to 77 tokens.
+"""
+
+FROM_VISION = tuple(name for name, entry in INPUTS.items() if entry.source == "vision")
+FROM_CLIP = ("clip_image_embeds", "clip_text_embeds")
