@@ -26,13 +26,16 @@ def rotary(g: Graph, x: ir.Value, cos: ir.Value, sin: ir.Value, head_dim: int) -
     return op.Concat(op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin)), axis=-1)
 
 
-def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | None) -> ir.Value:
+def cache_mask(
+    g: Graph, positions: ir.Value, capacity: ir.Value, window: int | None, form: Form | None = None
+) -> ir.Value:
     """Which cache slots each query may see: slot ``j`` for ``position - window < j ≤ position``.
 
     Args:
         positions: int64 [B, S], the cache slot each query is written to.
         capacity: int64 [1], slots in the cache.
         window: Length of a sliding window, or None.
+        form: Of the attention the mask is for; None: that of the decoder.
 
     Returns:
         What :func:`attention` takes as ``mask``, [B, 1, S, capacity]: boolean, True = attend, for the operator;
@@ -47,9 +50,10 @@ def cache_mask(g: Graph, positions: ir.Value, capacity: ir.Value, window: int | 
     mask = op.LessOrEqual(slots, positions)
     if window is not None:
         mask = op.And(mask, op.Greater(slots, op.Sub(positions, g.scalar(window, int64))))
-    if g.lowering.attention.startswith("op"):
+    form = form or g.lowering.attention
+    if form.startswith("op"):
         return mask
-    dtype = ir.DataType.FLOAT if g.lowering.attention.endswith("float32") else g.dtype
+    dtype = ir.DataType.FLOAT if form.endswith("float32") else g.dtype
     lowest = float(np.finfo(np.float16).min) if dtype == ir.DataType.FLOAT16 else float(np.finfo(np.float32).min)
     if dtype == ir.DataType.BFLOAT16:
         lowest = -3.0e38  # float32's lowest rounds to -inf in bfloat16
