@@ -17,10 +17,13 @@ import numpy as np
 import onnxruntime
 import torch
 
+from trtprune import pruning
 from trtprune.graph import Graph
 from trtprune.pruning.graph import build_pruner
 
 WIDTH = 12
+WIDTHS = {"C": 10, "K": 6, "P": 8}
+"""Of the tower's features, its keys and CLIP's joint space: each its own, so that none passes for another."""
 UNIT = 2.0**-24  # rounding unit of float32
 KINDS = ("normal", "aligned", "integer", "few rows", "constant", "peaked", "holes")
 _COMBINATIONS = 3000
@@ -28,7 +31,7 @@ _COMBINATIONS = 3000
 
 @st.composite
 def cases(draw: st.DrawFn, max_tokens: int = 48, sizes: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Inputs of one batch: features, CLS attention, text, mask, seed, keep.
+    """Inputs of one batch: all of ``trtprune.pruning.inputs.INPUTS``, text mask, seed, grid, keep.
 
     Only sizes and the kind of data are drawn; the numbers come from a generator, so that a case costs a millisecond.
     Most kinds use small integers: their dot products are exact, so that equal scores are exactly equal.
@@ -38,10 +41,21 @@ def cases(draw: st.DrawFn, max_tokens: int = 48, sizes: tuple[int, ...] = ()) ->
     batch = draw(st.integers(1, 3))
     text = draw(st.one_of(st.just(1), st.integers(1, 9)))
     kind = draw(st.sampled_from(KINDS))
-    return make(draw(st.integers(0, 2**32 - 1)), batch, tokens, text, keep, kind)
+    number = draw(st.integers(0, 2**32 - 1))
+    grid = draw(st.sampled_from(grids(tokens))) if tokens <= max_tokens else None
+    return make(number, batch, tokens, text, keep, kind, grid)
 
 
-def make(number: int, batch: int, tokens: int, text: int, keep: int, kind: str) -> dict[str, Any]:
+def grids(tokens: int) -> list[tuple[int, int]]:
+    """Every (rows, columns) of ``tokens`` patches, the squarest first, wider ones before taller ones."""
+    found = [(tokens // c, c) for c in range(1, tokens + 1) if tokens % c == 0]
+    return sorted(found, key=lambda grid: (max(grid), -grid[1]))
+
+
+def make(
+    number: int, batch: int, tokens: int, text: int, keep: int, kind: str, grid: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """One batch of inputs; the same tokens have the same ``grid`` unless one is given."""
     rng = np.random.default_rng(number)
     features = rng.standard_normal((batch, tokens, WIDTH))
     embeds = rng.standard_normal((batch, text, WIDTH))
@@ -77,14 +91,66 @@ def make(number: int, batch: int, tokens: int, text: int, keep: int, kind: str) 
         "seed": int(rng.integers(0, 2**63)),
         "keep": keep,
         "kind": kind,
+        "grid": grid or grids(tokens)[0],
+        **_more(np.random.default_rng(number + 1), batch, tokens, kind),
     }
+
+
+def _more(rng: np.random.Generator, batch: int, tokens: int, kind: str) -> dict[str, np.ndarray]:
+    """What the vision tower and CLIP return besides; drawn apart, so that the other inputs stay what they are."""
+    segments = int(rng.integers(1, 4))
+    found = {
+        "vision_features": rng.standard_normal((batch, tokens, WIDTHS["C"])),
+        "vision_keys": rng.standard_normal((batch, tokens, WIDTHS["K"])),
+        "cls_feature": rng.standard_normal((batch, WIDTH)),
+        "shallow_attention": rng.random((batch, tokens)) ** 3,
+        "deep_attention": rng.random((batch, tokens)) ** 3,
+        "clip_image_embeds": rng.standard_normal((batch, tokens, WIDTHS["P"])),
+        "clip_text_embeds": rng.standard_normal((batch, segments, WIDTHS["P"])),
+    }
+    per_token = [name for name in found if name not in ("cls_feature", "clip_text_embeds")]
+    if kind == "aligned":
+        for name in ("vision_features", "vision_keys", "clip_image_embeds"):
+            found[name] = 0.25 * found[name] + found[name][:1, :1]
+    if kind == "peaked":
+        found["clip_text_embeds"][:, 0] = 3 * found["clip_image_embeds"][:, tokens // 2]
+    if kind not in ("normal", "aligned", "peaked"):
+        for name, array in found.items():
+            found[name] = np.round(array * 16) / 64 if name.endswith("_attention") else np.round(1.5 * array)
+    for name in per_token if kind in ("few rows", "constant") else ():
+        same = rng.integers(0, min(tokens, 4), tokens) if kind == "few rows" else np.zeros(tokens, np.int64)
+        found[name] = found[name][:, same]
+    if kind == "holes":
+        for name in per_token:
+            bad = found[name] if found[name].ndim == 2 else found[name][..., 0]
+            if found[name].ndim == 3:
+                found[name][rng.random((batch, tokens)) < 0.15] = 0
+            bad[rng.random((batch, tokens)) < 0.1] = np.inf
+            bad[rng.random((batch, tokens)) < 0.1] = np.nan
+        found["clip_text_embeds"][rng.random((batch, segments)) < 0.2] = np.nan
+    return {name: array.astype(np.float32) for name, array in found.items()}
 
 
 @functools.cache
 def session(
-    method: str, options: tuple[tuple[str, Any], ...] = (), dtype: str = "float32", width: int = WIDTH
+    method: str,
+    options: tuple[tuple[str, Any], ...] = (),
+    dtype: str = "float32",
+    width: int = WIDTH,
+    grid: tuple[int, int] | None = None,
 ) -> onnxruntime.InferenceSession:
-    return open_graph(build_pruner(method, width, dtype, options=dict(options)))
+    return open_graph(build_pruner(method, width, dtype, options=dict(options), grid=grid))
+
+
+def session_for(
+    case: dict[str, Any], method: str, options: tuple[tuple[str, Any], ...] = (), dtype: str = "float32"
+) -> onnxruntime.InferenceSession:
+    """The session of ``method`` that ``case`` runs on: with its grid, where the method needs one."""
+    return session(method, options, dtype, grid=grid_for(case, method))
+
+
+def grid_for(case: dict[str, Any], method: str) -> tuple[int, int] | None:
+    return case["grid"] if "grid" in pruning.get(method).needs else None
 
 
 def open_graph(g: Graph) -> onnxruntime.InferenceSession:
@@ -110,13 +176,9 @@ def arguments(case: dict[str, Any]) -> dict[str, Any]:
 def rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The images of a batch one by one, padding removed from the text."""
     for i in range(len(case["image_features"])):
-        real = case["text_mask"][i] != 0
-        yield {
-            "image_features": case["image_features"][i],
-            "cls_attention": case["cls_attention"][i],
-            "text_embeds": case["text_embeds"][i][real],
-            "keep": case["keep"],
-        }
+        row = {name: value[i] if isinstance(value, np.ndarray) else value for name, value in case.items()}
+        row["text_embeds"] = row["text_embeds"][row.pop("text_mask") != 0]
+        yield row
 
 
 def _finite(x: np.ndarray) -> np.ndarray:

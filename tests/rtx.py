@@ -25,6 +25,10 @@ DIMS: dict[str, Range] = {
     "logits_rows": (1, 1, 4),
     "visual_tokens": (576, 576, 576),
     "text_tokens": (1, 12, 64),
+    "text_segments": (1, 1, 4),
+    "vision_width": (32, 32, 32),
+    "key_width": (16, 16, 16),
+    "clip_width": (24, 24, 24),
 }
 
 

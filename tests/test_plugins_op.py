@@ -16,6 +16,7 @@ from trtprune import pruning
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.greedy import MODES, maxmin_select
 from trtprune.graph.ops import topk_gather
+from trtprune.pruning.base import Method
 from trtprune.pruning.graph import build_pruner
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -72,10 +73,12 @@ def test_nan_counts_as_minus_infinity() -> None:
 @pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_pruners_tell_tensorrt_of_the_plugin(method: str) -> None:
     """Whatever selects by scores calls the function, with the attributes by which TensorRT finds the plugin."""
-    proto = onnx.load_model_from_string(build_pruner(method, 64).to_bytes())
+    grid = (4, 6) if "grid" in pruning.get(method).needs else None
+    proto = onnx.load_model_from_string(build_pruner(method, 64, grid=grid).to_bytes())
     onnx.checker.check_model(proto, full_check=True)
     calls = [node for node in proto.graph.node if node.op_type == "TopKGather"]
-    assert len(calls) == (0 if method == "none" else 1)
+    by_scores = type(pruning.get(method)).scores is not Method.scores
+    assert len(calls) == (1 if by_scores else 0)
     for node in calls:
         assert node.domain == "trtprune"
         assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {

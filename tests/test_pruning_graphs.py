@@ -14,6 +14,7 @@ from tests import pruning_cases as pc
 from trtprune import pruning
 from trtprune.graph import Lowering
 from trtprune.pruning.graph import build_pruner
+from trtprune.pruning.inputs import INPUTS
 
 QUICK = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 # Methods without rounding: random and fastervlm compare integers and given numbers.
@@ -134,11 +135,11 @@ def test_half_precision_features(method: str) -> None:
 @pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_batch_is_rows(method: str) -> None:
     """A permuted batch gives the permuted result, and a row alone the row of the batch."""
-    session = pc.session(method)
     order = np.array([2, 0, 3, 1])
     for number in range(60):
         keep = 17 if method == "none" else 1 + number % 17
         case = pc.make(number, 4, 17, 5, keep, "integer")
+        session = pc.session_for(case, method)
         indices, _ = pc.run(session, case)
         reference = pruning.get(method).reference(**pc.arguments(case))
         permuted = {k: v[order] if isinstance(v, np.ndarray) else v for k, v in case.items()}
@@ -173,26 +174,27 @@ def test_padding_does_not_matter(method: str) -> None:
 def test_every_lowering(backend: str) -> None:
     """The opset differs; the answer does not."""
     for method in pruning.names(inside=False):
-        other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend)))
+        grid = pc.grid_for({"grid": (4, 5)}, method)
+        other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend), grid=grid))
         for number in range(10):
-            case = pc.make(number, 2, 20, 4, 20 if method == "none" else 1 + number, "integer")
-            np.testing.assert_array_equal(pc.run(other, case)[0], pc.run(pc.session(method), case)[0])
+            case = pc.make(number, 2, 20, 4, 20 if method == "none" else 1 + number, "integer", (4, 5))
+            np.testing.assert_array_equal(pc.run(other, case)[0], pc.run(pc.session_for(case, method), case)[0])
 
 
 def test_fixed_token_count_changes_nothing() -> None:
     for method in pruning.names(inside=False):
-        fixed = pc.open_graph(build_pruner(method, pc.WIDTH, num_tokens=20))
         case = pc.make(5, 3, 20, 4, 20 if method == "none" else 7, "integer")
-        np.testing.assert_array_equal(pc.run(fixed, case)[0], pc.run(pc.session(method), case)[0])
+        grid = pc.grid_for(case, method)
+        fixed = pc.open_graph(build_pruner(method, pc.WIDTH, num_tokens=20, grid=grid, widths=pc.WIDTHS))
+        np.testing.assert_array_equal(pc.run(fixed, case)[0], pc.run(pc.session_for(case, method), case)[0])
 
 
 @pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_inputs_and_outputs(method: str) -> None:
-    session = pc.session(method)
+    session = pc.session_for({"grid": (2, 3)}, method)
     needs = pruning.get(method).needs
-    wanted = ["image_features"]
-    wanted += ["cls_attention"] if "cls_attention" in needs else []
-    wanted += ["text_embeds", "text_mask"] if "text_embeds" in needs else []
+    wanted = ["image_features", *(name for name in INPUTS if name in needs)]
+    wanted += ["text_mask"] if "text_embeds" in needs else []
     wanted += ["seed"] if "seed" in needs else []
     assert [i.name for i in session.get_inputs()] == [*wanted, "keep"]
     assert [(o.name, o.type) for o in session.get_outputs()] == [

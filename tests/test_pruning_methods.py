@@ -15,6 +15,7 @@ from trtprune import pruning
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.base import PROMPT_TOKENS, TEXT_SPANS, Option
 from trtprune.pruning.graph import build_pruner
+from trtprune.pruning.inputs import INPUTS
 
 BEFORE = ["none", "random", "fastervlm", "adafv", "zspaprune"]
 INSIDE = ["sparsevlm", "fastv", "pyramiddrop"]
@@ -29,7 +30,7 @@ def test_registry() -> None:
     for method in pruning.all_methods():
         assert pruning.get(method.name) is method
         assert method.summary
-        assert method.needs <= {"cls_attention", "text_embeds", "seed"}
+        assert method.needs <= {*INPUTS, "seed", "grid"}
         assert method.positions == ("original" if method.name == "fastv" else "compact")
         assert method.text_span() in TEXT_SPANS
         assert all(name == option.name and option.help for name, option in method.options.items())
