@@ -5,8 +5,9 @@ Needs no torch and no transformers, and knows no model family: an engine directo
 
 from __future__ import annotations
 
+from trtprune.runtime.chain import Features
 from trtprune.runtime.conversation import Conversation
 from trtprune.runtime.result import Request, Result
 from trtprune.runtime.vlm import Stream, View, Vlm, load
 
-__all__ = ["Conversation", "Request", "Result", "Stream", "View", "Vlm", "load"]
+__all__ = ["Conversation", "Features", "Request", "Result", "Stream", "View", "Vlm", "load"]

@@ -7,7 +7,7 @@ Works on arrays and token ids.  Pictures, text and the user's flags are in ``vlm
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +17,14 @@ import numpy as np
 
 from trtprune.backends.binding import numpy_dtype
 from trtprune.errors import BudgetError, InputError
+from trtprune.pruning.inputs import FROM_VISION
 from trtprune.runtime.kv_cache import CachePool, check_length
+from trtprune.runtime.layout import Layout, lay_out
 from trtprune.runtime.segments import Segments, segment_names
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
     from trtprune.engine_dir import EngineDir
-    from trtprune.runtime.prompt import Prompt
     from trtprune.runtime.sampling import Sampler
 
 __all__ = ["Chain", "Clock", "Features", "Layout", "Row", "lay_out"]
@@ -34,34 +35,23 @@ VISION_BATCH = 8
 
 @dataclass(frozen=True)
 class Features:
-    """What the vision graph gives for one picture: ``image`` [N, D]; ``cls`` float32 [N], if the tower has a CLS.
+    """What the vision graph gives for one picture.
 
-    Both are in the backend's memory, and so is all that is made of them.
+    All of it is in the backend's memory, and so is what is made of it.  A call that takes pictures takes these, too:
+    such a picture is not looked at again.
+
+    Attributes:
+        image: [N, D] in the build's dtype.
+        extras: Other outputs by name, without their batch dimension; see :data:`trtprune.pruning.inputs.INPUTS`.
     """
 
     image: Array
-    cls: Array | None
+    extras: Mapping[str, Array] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One row's prompt as the decoder reads it; S rows of text and kept visual tokens.
-
-    Attributes:
-        ids: int64 [S]; the placeholder's id stands for every kept visual token.
-        embeds: Pieces [n, D] in the build's dtype, S rows together; the decoder's input is put together from them.
-        positions: int64 [S].
-        next_position: Of the first token of the answer.
-        pictures: First row of each image and the one behind its last.
-        keep: The budget of each image, where the decoder prunes.
-    """
-
-    ids: np.ndarray
-    embeds: tuple[Array, ...]
-    positions: np.ndarray
-    next_position: int
-    pictures: tuple[tuple[int, int], ...] = ()
-    keep: int = 0
+    @property
+    def cls(self) -> Array | None:
+        """``cls_attention``, float32 [N], if the tower has a CLS token."""
+        return self.extras.get("cls_attention")
 
 
 @dataclass
@@ -100,50 +90,6 @@ class Clock:
         return {name: round(ms, 3) for name, ms in self.ms.items()} | {
             "total": round(1000 * (time.perf_counter() - self._start), 3)
         }
-
-
-def lay_out(
-    prompt: Prompt,
-    text_embeds: Array,
-    features: Sequence[Array],
-    kept: Sequence[np.ndarray],
-    visual_tokens: int,
-    positions: str,
-    keep: int = 0,
-) -> Layout:
-    """Puts the kept features where the placeholders are.
-
-    Args:
-        prompt: With as many placeholders as there are ``features``.
-        text_embeds: [T, D], of all ids of the prompt; rows at placeholders are ignored.
-        features: [keep, D] of each picture.
-        kept: int64 [keep] of each picture: which of its N tokens the features are.
-        visual_tokens: N.
-        positions: ``compact`` numbers what is left 0, 1, 2 …; ``original`` gives each token the number it would have
-            if nothing had been dropped.
-        keep: For the layout.
-    """
-    ids, rows, places, pictures = [], [], [], []
-    start, place = 0, 0
-    placeholder = -1
-    for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
-        ids.append(prompt.ids[start:end])
-        rows.append(text_embeds[start:end])
-        places.append(place + np.arange(end - start))
-        place += end - start
-        if image < len(features):
-            placeholder = int(prompt.ids[end])
-            ids.append(np.full(len(kept[image]), placeholder, np.int64))
-            rows.append(features[image])
-            begin = sum(map(len, ids[:-1]))
-            pictures.append((begin, begin + len(kept[image])))
-            places.append(place + kept[image])
-            place += visual_tokens
-        start = end + 1
-    all_ids, embeds = np.concatenate(ids), tuple(piece for piece in rows if len(piece))
-    if positions == "compact":
-        return Layout(all_ids, embeds, np.arange(len(all_ids)), len(all_ids), tuple(pictures), keep)
-    return Layout(all_ids, embeds, np.concatenate(places).astype(np.int64), place, tuple(pictures), keep)
 
 
 def _skip(pieces: Sequence[Array], rows: int) -> list[Array]:
@@ -201,9 +147,9 @@ class Chain:
         size = min(VISION_BATCH, vision.max_batch)
         for start in range(0, len(pixels), size):
             batch = np.stack(pixels[start : start + size]).astype(self.dtype)
-            out = vision.run({"pixel_values": batch})
-            images, cls = out["image_features"], out.get("cls_attention")
-            found += [Features(images[i], None if cls is None else cls[i]) for i in range(len(batch))]
+            out = dict(vision.run({"pixel_values": batch}))
+            images = out.pop("image_features")
+            found += [Features(images[i], {name: array[i] for name, array in out.items()}) for i in range(len(batch))]
         self.memory.wait()
         return found
 
@@ -236,7 +182,42 @@ class Chain:
             raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
         return int(keep)
 
-    def prune(self, features: Features, text: Array | None, keep: int, seed: int) -> tuple[np.ndarray, Array]:
+    def check_features(self, features: Features) -> Features:
+        """What another call, or a build of the same checkpoint, made of a picture.
+
+        Raises:
+            InputError: if it is not what this build's vision graph returns.
+        """
+        model, array = self.config.model, features.image
+        if tuple(array.shape) != (model.visual_tokens, model.hidden_size) or array.dtype != self.dtype:
+            raise InputError(
+                f"features of a picture are {array.dtype.name} {list(array.shape)}; this build makes "
+                f"{self.config.dtype} [{model.visual_tokens}, {model.hidden_size}]",
+                hint="give the picture itself, or features made by a build of the same checkpoint and dtype",
+            )
+        for name in self.picture_inputs:
+            if name not in features.extras:
+                raise InputError(
+                    f"features of a picture lack {name}, which method {self.config.pruning.method} needs",
+                    hint="give the picture itself, or features made by a build whose vision graph returns it",
+                )
+        return features
+
+    @cached_property
+    def picture_inputs(self) -> tuple[str, ...]:
+        """What the pruner reads of :attr:`Features.extras`."""
+        if "pruner" not in self.config.chain:
+            return ()
+        return tuple(spec.name for spec in self.config.component("pruner").inputs if spec.name in FROM_VISION)
+
+    def prune(
+        self,
+        features: Features,
+        text: Array | None,
+        keep: int,
+        seed: int,
+        given: Mapping[str, Array] | None = None,
+    ) -> tuple[np.ndarray, Array]:
         """Cuts one picture.
 
         Args:
@@ -244,6 +225,7 @@ class Chain:
             text: [T, D], the text the method selects by, if it does.
             keep: Tokens to keep.
             seed: For methods that draw.
+            given: Further inputs by name, without their batch dimension.
 
         Returns:
             Kept indices int64 [keep], ascending, and features [keep, D].
@@ -254,9 +236,11 @@ class Chain:
             "keep": np.array([keep], np.int64),
         }
         needs = {spec.name for spec in self.config.component("pruner").inputs}
-        if "cls_attention" in needs:
-            assert features.cls is not None
-            inputs["cls_attention"] = features.cls[None]
+        for name in self.picture_inputs:
+            inputs[name] = features.extras[name][None]
+        for name, array in (given or {}).items():
+            if name in needs:
+                inputs[name] = array[None]
         if "text_embeds" in needs:
             assert text is not None
             inputs["text_embeds"] = text[None]

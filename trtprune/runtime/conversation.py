@@ -20,7 +20,7 @@ from trtprune.runtime.template import Turn
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
-    from trtprune.runtime.pictures import ImageInput
+    from trtprune.runtime.result import Images
     from trtprune.runtime.vlm import Vlm
 
 __all__ = ["Conversation"]
@@ -35,7 +35,7 @@ class Conversation:
         system: A system prompt.
     """
 
-    def __init__(self, vlm: Vlm, images: ImageInput | Sequence[ImageInput], *, system: str | None = None) -> None:
+    def __init__(self, vlm: Vlm, images: Images, *, system: str | None = None) -> None:
         self._vlm = vlm
         self._images = vlm.pictures(images)
         self._system = [] if system is None else [Turn("system", system)]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from trtprune.runtime.chain import Features
     from trtprune.runtime.pictures import ImageInput
 
-__all__ = ["Request", "Result"]
+__all__ = ["Images", "Request", "Result"]
+
+Images: TypeAlias = "ImageInput | Features | Sequence[ImageInput | Features]"
+"""One picture or several; features of one stand for it."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Request:
     """One row of a batch.  What is None is taken from the call that runs the batch.
 
     Attributes:
-        images: One picture or several; see :func:`trtprune.runtime.pictures.load_picture`.
+        images: One picture or several; see :func:`trtprune.runtime.pictures.load_picture`, or
+            :class:`trtprune.runtime.Features`.
         prompt: The question; with ``raw_prompt`` the whole prompt, with a placeholder for each image.
         keep: Visual tokens to keep of each image.
         system: A system prompt for the chat template.
@@ -26,7 +31,7 @@ class Request:
         seed: Of the row's draws and of method ``random``; equal seeds draw equally, alone or in any batch.
     """
 
-    images: ImageInput | Sequence[ImageInput]
+    images: Images
     prompt: str
     keep: int | None = None
     system: str | None = None

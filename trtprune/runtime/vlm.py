@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune import pruning
 from trtprune.backends.opening import open_backend
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import BudgetError, EngineDirError, InputError
@@ -24,12 +25,14 @@ from trtprune.runtime.preprocess import Geometry, Preprocessor
 from trtprune.runtime.prompt import Prompt, PromptEncoder
 from trtprune.runtime.result import Request, Result
 from trtprune.runtime.sampling import Sampling
+from trtprune.runtime.selecting import picture_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from trtprune.backends.base import Array, Backend
     from trtprune.runtime.conversation import Conversation
+    from trtprune.runtime.result import Images
 
 __all__ = ["Stream", "View", "Vlm", "load"]
 
@@ -99,7 +102,7 @@ class Vlm:
 
     def generate(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: Images,
         prompt: str,
         *,
         keep: int | None = None,
@@ -117,7 +120,8 @@ class Vlm:
         """Answers one question about one picture, or about several together.
 
         Args:
-            images: A path, bytes of a file, PIL image or uint8 array; or a list of those, all in one prompt.
+            images: A path, bytes of a file, PIL image or uint8 array, or the :class:`Features` of one; or a list of
+                those, all in one prompt.
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
             keep: Visual tokens to keep of each image; None: the build's default.
             max_new_tokens: Longest answer.
@@ -184,7 +188,7 @@ class Vlm:
 
     def stream(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: Images,
         prompt: str,
         *,
         keep: int | None = None,
@@ -217,7 +221,7 @@ class Vlm:
             )
         )
 
-    def chat(self, images: ImageInput | Sequence[ImageInput], *, system: str | None = None) -> Conversation:
+    def chat(self, images: Images, *, system: str | None = None) -> Conversation:
         """Starts a conversation of several questions about the same pictures."""
         from trtprune.runtime.conversation import Conversation
 
@@ -242,26 +246,19 @@ class Vlm:
         if method is None or method == info.method:
             text = view.text_embeds[view.prompt.span(info.text_span)]
             return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0)[0]
-        from trtprune import pruning
-
         other = pruning.get(method)
         if isinstance(other, pruning.InLlmMethod):
             raise BudgetError(
                 f"--method {method} prunes inside the decoder, and this build's decoder is not cut for it",
                 hint=f"trtprune build --method {method}, and show that build",
             )
-        if "cls_attention" in other.needs and view.features.cls is None:
-            raise BudgetError(
-                f"--method {method} needs the attention of a CLS token; the vision tower of this model has none",
-                hint="trtprune methods says what each needs",
-            )
         fetch = self.chain.memory.to_host
         return other.reference(
             fetch(view.features.image),
             keep=keep,
-            cls_attention=None if view.features.cls is None else fetch(view.features.cls),
             text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
             seed=seed,
+            **picture_inputs(self.config, other, view.features, fetch),
         )
 
     def _select_inside(self, view: View, keep: int) -> np.ndarray:
@@ -277,7 +274,7 @@ class Vlm:
 
     # -- what a run needs, in the order it needs it
 
-    def pictures(self, images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    def pictures(self, images: Images) -> list[ImageInput | Features]:
         """The images of a request as a list; raises InputError if there is none."""
         if isinstance(images, list | tuple):
             found = list(images)
@@ -287,18 +284,27 @@ class Vlm:
             raise InputError("no image given", hint="--image PICTURE; the engines were built for questions on images")
         return found
 
-    def features(self, images: Sequence[ImageInput], clock: Clock) -> list[Features]:
-        """Features of each image; one that occurs twice is looked at once."""
+    def features(self, images: Sequence[ImageInput | Features], clock: Clock | None = None) -> list[Features]:
+        """Features of each image; one that occurs twice is looked at once, and one that is features already not at all.
+
+        Raises:
+            InputError: for a picture that cannot be read, or features that are not of this build's kind.
+        """
+        clock = clock or Clock()
         keys: list[Any] = []
         pixels: dict[Any, np.ndarray] = {}
+        found: dict[Any, Features] = {}
         with clock.stage("preprocess"):
             for image in images:
                 key = _identity(image)
-                if key not in pixels:
+                if isinstance(image, Features):
+                    found[key] = self.chain.check_features(image)
+                elif key not in pixels:
                     pixels[key] = self.preprocessor(load_picture(image, self._max_pixels))
                 keys.append(key)
         with clock.stage("vision"):
-            found = dict(zip(pixels, self.chain.look(list(pixels.values())), strict=True))
+            if pixels:
+                found |= zip(pixels, self.chain.look(list(pixels.values())), strict=True)
         return [found[key] for key in keys]
 
     def embed(self, prompt: Prompt, clock: Clock) -> Array:
@@ -335,7 +341,7 @@ class Vlm:
         return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions, keep)
 
 
-def _identity(image: ImageInput) -> Any:
+def _identity(image: ImageInput | Features) -> Any:
     """Equal for what is surely the same picture within one call."""
     if isinstance(image, str | os.PathLike):
         return ("path", os.fspath(image))
