@@ -5,6 +5,7 @@ Orchestrates; knows no architecture (``models``), no method (``pruning``) and no
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._plan import Plan, Report, plan_build
+from trtprune._rebuild import MODEL_CONFIG
 from trtprune._staging import link_or_copy, replacing_directory
 from trtprune._version import __version__
 from trtprune.engine_dir import (
@@ -309,7 +311,7 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, sa
         if folder != "weights" or "/" in name:
             raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
         if not (staging / location).exists():  # the files of a quantised build are there already
-            outcome.add(link_or_copy(plan.checkpoint.path / name, staging / location, how=how))
+            outcome.add(link_or_copy(plan.checkpoint.weight_file(name), staging / location, how=how))
         size += (staging / location).stat().st_size
     for location in locations:
         files[location] = digest_weights(staging / location)
@@ -327,7 +329,9 @@ def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
             f"{source}: {TEXT_FILES[0]} is missing",
             hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
         )
-    files = {}
+    # With the model's own config beside its weights a build can be built from: with another method, say.
+    (staging / MODEL_CONFIG).write_text(json.dumps(plan.checkpoint.config, indent=2) + "\n", encoding="utf-8")
+    files = {MODEL_CONFIG: digest_file(staging / MODEL_CONFIG)}
     for name in TEXT_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, staging / name)

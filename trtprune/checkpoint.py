@@ -58,6 +58,8 @@ class Checkpoint:
         files: Base names of the weight files, sorted.
         id: Hub id, ``"demo"``, or the directory's name; never an absolute path.
         revision: The commit, if it came from the hub.
+        weights: Folder of the weight files, where that is not ``path``.
+        known_digest: What :meth:`digest` is to say, of a checkpoint that is read from a build of it.
     """
 
     path: Path
@@ -66,6 +68,8 @@ class Checkpoint:
     files: tuple[str, ...]
     id: str
     revision: str | None = None
+    weights: Path | None = None
+    known_digest: str | None = None
     _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
 
     def real_path(self, file: str) -> Path:
@@ -74,10 +78,14 @@ class Checkpoint:
         Raises:
             CheckpointError: if ``file`` is not a plain name or does not exist.
         """
-        path = self.path / _plain_name(file, self.path)
+        path = self.weight_file(file)
         if not path.is_file():
             raise CheckpointError(f"{path}: missing", hint="download the checkpoint again")
         return path.resolve()
+
+    def weight_file(self, file: str) -> Path:
+        """Where the weight file of this base name lies."""
+        return (self.weights or self.path) / _plain_name(file, self.path)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as a read-only NumPy memory map.
@@ -122,6 +130,8 @@ class Checkpoint:
     def digest(self) -> str:
         """``sha256:HEX`` of the config, tokenizer and preprocessor files, tensor headers, file sizes, and a few
         bytes of each tensor.  Takes milliseconds for any size of model."""
+        if self.known_digest is not None:
+            return self.known_digest
         digest = hashlib.sha256()
         for name in ("config.json", *SIDE_FILES):
             data = self._bytes(name, MAX_TEXT_BYTES)
@@ -149,6 +159,8 @@ class Checkpoint:
 def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None) -> Checkpoint:
     """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
 
+    An engine directory stands for the checkpoint it was built from, where it holds the weights as they were.
+
     Raises:
         CheckpointError: naming the file or tensor at fault.
     """
@@ -163,6 +175,10 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
             f"{config_path}: missing", hint="a checkpoint is a directory with config.json and model.safetensors"
         )
     config = parse_json(text, config_path, "config")
+    if "build_digest" in config:
+        from trtprune._rebuild import checkpoint_of_build
+
+        return checkpoint_of_build(root)
     if (root / SINGLE).is_file():
         header = read_header(root / SINGLE)
         headers, tensors = {SINGLE: header}, header.tensors
@@ -173,7 +189,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
     if not tensors:
         raise CheckpointError(f"{root}: the weight files hold no tensors", hint="download the checkpoint again")
     name = id or root.resolve().name or "checkpoint"
-    return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, headers)
+    return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
 
 
 def resolve(
