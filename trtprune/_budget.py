@@ -9,13 +9,14 @@ from trtprune import pruning
 from trtprune.engine_dir import PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.inputs import FROM_CLIP, INPUTS
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
     from trtprune.models import ModelSpec
     from trtprune.pruning import Method
 
-__all__ = ["DEFAULT_KEEP", "describe_budget", "describe_build", "resolve_budget"]
+__all__ = ["DEFAULT_KEEP", "check_needs", "describe_budget", "describe_build", "resolve_budget"]
 
 DEFAULT_KEEP = 64
 
@@ -38,6 +39,44 @@ def describe_build(made: EngineDir) -> str:
     return method.schedule(info.keep, tokens, made.kv.num_layers, options).describe()
 
 
+def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:
+    """Refuses a method that reads what this model has not got.
+
+    Raises:
+        BudgetError: naming ``--method``, with a hint that lists the methods this model can serve, or the option that
+            names a layer.
+    """
+    lack = _lack(method, spec, clip)
+    if lack is not None:
+        able = ", ".join(m.name for m in pruning.all_methods() if _lack(m, spec, clip) is None)
+        hint = f"--method with one of: {able}"
+        raise BudgetError(f"--method {method.name} needs {lack}", hint=hint)
+    layer = method.tower_layer(options)
+    if layer is not None and layer > spec.tower_layers:
+        flag = next((f"--option {name}={layer}" for name in options if name.endswith("_layer")), "the layer")
+        raise BudgetError(
+            f"{flag}: method {method.name} reads that layer of the vision tower, of which this model uses "
+            f"{spec.tower_layers}",
+            hint=f"a layer from 1 to {spec.tower_layers}",
+        )
+
+
+def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
+    """What the method needs and the model has not got, and why."""
+    for name in sorted(method.needs & INPUTS.keys()):
+        words = INPUTS[name].words
+        if name in FROM_CLIP and not clip:
+            return f"CLIP's text tower ({words}), which this build is not given"
+        if name.startswith("cls_") and not spec.has_cls:
+            return f"{words}; the vision tower of this model has none"
+        if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
+            return f"{words}; this model uses none of the tower's layers"
+    if "grid" in method.needs and not spec.one_a_patch:
+        first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"
+        return f"an image feature for each patch of the grid; in this model {first}"
+    return None
+
+
 def resolve_budget(
     method: Method,
     spec: ModelSpec,
@@ -46,19 +85,21 @@ def resolve_budget(
     keep_range: tuple[int, int] | None,
     options: Mapping[str, Any],
     positions: str | None,
+    clip: bool = False,
 ) -> PruningInfo:
     """The pruning part of the config, or the reason why this model cannot serve it.
 
+    Args:
+        method: With validated ``options``.
+        spec: Of the model.
+        keep, keep_range, positions: As given; None: by default.
+        clip: Whether the build has CLIP's text tower.
+
     Raises:
-        BudgetError: naming ``--method``, ``--keep``, ``--keep-range`` or ``--positions``.
+        BudgetError: naming ``--method``, ``--option``, ``--keep``, ``--keep-range`` or ``--positions``.
     """
     total = spec.visual_tokens
-    if "cls_attention" in method.needs and not spec.has_cls:
-        able = ", ".join(m.name for m in pruning.all_methods() if "cls_attention" not in m.needs)
-        raise BudgetError(
-            f"--method {method.name} needs the attention of a CLS token; the vision tower of this model has none",
-            hint=f"--method with one of: {able}",
-        )
+    check_needs(method, spec, options, clip=clip)
     if method.name == "none":
         if keep not in (None, total) or (keep_range is not None and keep_range != (total, total)):
             raise BudgetError(
@@ -94,6 +135,11 @@ def resolve_budget(
             raise BudgetError(f"--positions {positions}: {method.name} numbers its tokens itself ({own})")
         positions = own
     positions = positions or method.positions
+    if method.merges and positions == "original":
+        raise BudgetError(
+            f"--positions original: {method.name} merges tokens, and a merged token has no place in the picture",
+            hint="leave out --positions, or choose a method that only selects",
+        )
     if positions not in ("compact", "original"):
         raise BudgetError(f"--positions {positions}: unknown", hint="compact or original")
     return PruningInfo(

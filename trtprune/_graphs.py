@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 
 if TYPE_CHECKING:
     from trtprune._plan import Plan
@@ -23,6 +24,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
     """Component name → graph, in the order of the chain."""
     from trtprune.pruning.graph import build_pruner
 
+    spec, options = plan.spec, dict(plan.pruning.options)
     if isinstance(plan.method, InLlmMethod):
         return _inside(plan, plan.method, quantized)
     graphs = plan.family.build_components(
@@ -31,13 +33,18 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
         lowering=plan.lowering,
         moved=quantized.moved if quantized else None,
         quantized=quantized.matrices if quantized else None,
+        vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
+        shallow_layer=plan.method.tower_layer(options),
     )
     graphs["pruner"] = build_pruner(
         plan.method,
-        hidden_size=plan.spec.hidden_size,
+        hidden_size=spec.hidden_size,
         dtype=plan.dtype,
         lowering=plan.lowering,
-        options=dict(plan.pruning.options),
+        options=options,
+        num_tokens=spec.visual_tokens,
+        grid=spec.patch_grid if spec.one_a_patch else None,
+        widths={"C": spec.vision_width, "K": spec.key_width},
     )
     return {name: graphs[name] for name in ("vision", "embed", "pruner", "decoder")}
 

@@ -1,4 +1,4 @@
-"""What the three vision towers share: layer selection, encoder layers, the CLS attention row.
+"""What the three vision towers share: layer selection, encoder layers, what is read of their attention.
 
 A tower module (``clip``, ``dinov2``, ``siglip``) gives the embeddings and the names of its weights; this one runs the
 layers that are needed and picks the features, as ``LlavaModel.get_image_features`` of transformers does:
@@ -12,8 +12,8 @@ layers that are needed and picks the features, as ``LlavaModel.get_image_feature
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx_ir as ir
@@ -21,15 +21,17 @@ import onnx_ir as ir
 from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
-from trtprune.graph.attention import attention, query_row
+from trtprune.graph.attention import attention, mean_attention, query_row
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
 
 __all__ = [
+    "ATTENTION_OUTPUTS",
     "FeatureSelection",
     "LayerNames",
     "Present",
     "Tower",
     "TowerConfig",
+    "TowerOutputs",
     "build_tower",
     "linear_weights",
     "norm_weights",
@@ -230,44 +232,92 @@ def prepend_token(g: Graph, cfg: TowerConfig, token: ir.Value, tokens: ir.Value)
     return op.Concat(rows, tokens, axis=1)
 
 
+@dataclass
+class TowerOutputs:
+    """What a tower gives.
+
+    Attributes:
+        features: The selected hidden states [batch, N, hidden · len(layers)], what enters the projector.
+        cls: The same of the CLS token, [batch, 1, hidden · len(layers)]; None without one.
+        extras: By the names of :data:`trtprune.pruning.inputs.INPUTS`: ``cls_attention``, where there is a CLS token
+            and a layer that attended, and what else was asked for.
+    """
+
+    features: ir.Value
+    cls: ir.Value | None
+    extras: dict[str, ir.Value] = field(default_factory=dict)
+
+
+ATTENTION_OUTPUTS = ("vision_keys", "deep_attention", "shallow_attention")
+"""What :func:`build_tower` reads of a layer's attention if asked."""
+
+
 def build_tower(
-    g: Graph, tower: Tower, cfg: TowerConfig, selection: FeatureSelection, prefix: str
-) -> tuple[ir.Value, ir.Value | None]:
+    g: Graph,
+    tower: Tower,
+    cfg: TowerConfig,
+    selection: FeatureSelection,
+    prefix: str,
+    wanted: Collection[str] = (),
+    shallow_layer: int | None = None,
+) -> TowerOutputs:
     """Add the input ``pixel_values`` and the tower, up to the deepest selected layer.
 
-    Returns:
-        The selected features [batch, N, hidden · len(layers)], and the CLS attention row float32 [batch, N] (None
-        without a CLS token, or when only the embeddings are selected: no layer attended to anything).
+    Args:
+        g: The graph.
+        tower: Which tower, ``cfg`` its sizes, ``prefix`` that of its weights.
+        selection: Which hidden states are the features.
+        wanted: Of :data:`ATTENTION_OUTPUTS`; other names are ignored.
+        shallow_layer: The layer of ``shallow_attention``, counted from 1, at most ``selection.deepest``.
     """
     pixels = g.input("pixel_values", g.dtype_name, ["batch", cfg.channels, *cfg.image_size])
     with g.scope("embeddings"):
         x = tower.embed(g, cfg, prefix, pixels)
     states = {0: x}
-    row: ir.Value | None = None
-    for i in range(selection.deepest):
-        with g.scope(f"layers.{i}"):
-            wants_row = tower.HAS_CLS and i == selection.deepest - 1
-            x, row = _layer(g, cfg, tower.NAMES, prefix + tower.NAMES.prefix(i), x, wants_row)
-        states[i + 1] = x
+    extras: dict[str, ir.Value] = {}
+    for layer in range(1, selection.deepest + 1):
+        reads = set()
+        if layer == selection.deepest:
+            reads |= ({"cls_attention"} if tower.HAS_CLS else set()) | ({"vision_keys", "deep_attention"} & set(wanted))
+        if layer == shallow_layer and "shallow_attention" in wanted:
+            reads |= {"shallow_attention"}
+        with g.scope(f"layers.{layer - 1}"):
+            x, found = _layer(g, cfg, tower.NAMES, prefix + tower.NAMES.prefix(layer - 1), x, reads)
+        states[layer] = x
+        extras |= found
+    missing = {*ATTENTION_OUTPUTS} & set(wanted) - extras.keys()
+    assert not missing, f"{missing}: no such layer is built"
     op = g.op
+    rest = (g.ints(1), g.ints(2**31 - 1), g.ints(1))
     features = [states[i] for i in selection.layers]
+    cls = [op.Slice(f, g.ints(0), g.ints(1), g.ints(1)) for f in features if tower.HAS_CLS and "cls_feature" in wanted]
     if selection.drop_first:
-        rest = (g.ints(1), g.ints(2**31 - 1), g.ints(1))
         features = [op.Slice(f, *rest) for f in features]
-        row = op.Slice(row, *rest) if row is not None else None
-    return (op.Concat(*features, axis=-1) if len(features) > 1 else features[0]), row
+        extras = {name: op.Slice(value, *rest) for name, value in extras.items()}
+    return TowerOutputs(_joined(g, features), _joined(g, cls) if cls else None, extras)
+
+
+def _joined(g: Graph, parts: list[ir.Value]) -> ir.Value:
+    return g.op.Concat(*parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _layer(
-    g: Graph, cfg: TowerConfig, names: LayerNames, layer: str, x: ir.Value, wants_row: bool
-) -> tuple[ir.Value, ir.Value | None]:
-    """One pre-norm encoder layer."""
+    g: Graph, cfg: TowerConfig, names: LayerNames, layer: str, x: ir.Value, reads: Collection[str]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """One pre-norm encoder layer, and what is read of its attention, for all tokens."""
     op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
     y = layer_norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
     q, k, v = (
         split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim) for n in "qkv"
     )
-    row = query_row(g, q, k, row=0, head_dim=dim) if wants_row else None
+    found = {}
+    if "cls_attention" in reads:
+        found["cls_attention"] = query_row(g, q, k, row=0, head_dim=dim)
+    if "vision_keys" in reads:
+        found["vision_keys"] = op.ReduceMean(g.cast(k, ir.DataType.FLOAT), g.ints(1), keepdims=0)
+    for name in ("deep_attention", "shallow_attention"):
+        if name in reads:  # of one layer where the two are the same
+            found[name] = g.memo(("mean attention", layer), lambda: mean_attention(g, q, k, head_dim=dim))
     y = attention(g, q, k, v, heads=heads, kv_heads=heads, head_dim=dim, form=g.lowering.vision_attention)
     y = linear(g, merge_heads(g, y, heads, dim), layer + names.out, bias=True)
     if cfg.layer_scale:
@@ -277,7 +327,7 @@ def _layer(
     y = _swiglu(g, cfg, layer, y) if cfg.swiglu else _mlp(g, cfg, layer, y)
     if cfg.layer_scale:
         y = op.Mul(y, g.weight(layer + names.scale2))
-    return op.Add(x, y), row
+    return op.Add(x, y), found
 
 
 def _mlp(g: Graph, cfg: TowerConfig, layer: str, y: ir.Value) -> ir.Value:

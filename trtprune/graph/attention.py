@@ -8,7 +8,7 @@ import onnx_ir as ir
 from trtprune.graph.builder import Graph
 from trtprune.graph.lowering import Form
 
-__all__ = ["attention", "cache_mask", "cache_write", "query_row", "rotary"]
+__all__ = ["attention", "cache_mask", "cache_write", "mean_attention", "query_row", "rotary"]
 
 
 def rotary(g: Graph, x: ir.Value, cos: ir.Value, sin: ir.Value, head_dim: int) -> ir.Value:
@@ -157,5 +157,22 @@ def query_row(g: Graph, q: ir.Value, k: ir.Value, *, row: int, head_dim: int) ->
     query = op.Slice(q, g.ints(row), g.ints(row + 1), g.ints(2))
     query = op.Mul(query, g.scalar(head_dim**-0.5))
     scores = op.MatMul(query, op.Transpose(k, perm=[0, 1, 3, 2]))
+    weights = op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1)
+    return op.ReduceMean(weights, g.ints(1, 2), keepdims=0)
+
+
+def mean_attention(g: Graph, q: ir.Value, k: ir.Value, *, head_dim: int) -> ir.Value:
+    """The attention each key receives: mean over heads and over all queries, float32 [B, Sk].
+
+    Written out, [B, heads, S, Sk] at once: an attention operator returns no weights.
+
+    Args:
+        q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.
+    """
+    op = g.op
+    # Without float32 matrix products (TensorRT-RTX on Turing) the scores are rounded like those of the layer itself.
+    dtype = ir.DataType.FLOAT if g.lowering.products == "op" else g.dtype
+    query = op.Mul(g.cast(q, dtype), g.scalar(head_dim**-0.5, dtype))
+    scores = op.MatMul(query, op.Transpose(g.cast(k, dtype), perm=[0, 1, 3, 2]))
     weights = op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1)
     return op.ReduceMean(weights, g.ints(1, 2), keepdims=0)

@@ -2,8 +2,8 @@
 
 Graphs and who consumes them:
 
-* ``vision``: ``pixel_values`` → ``image_features`` and, where the tower has a CLS token, ``cls_attention``.
-  Tensors ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
+* ``vision``: ``pixel_values`` → ``image_features``, where the tower has a CLS token ``cls_attention``, and what else a
+  method needs.  Tensors ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.  Consumed by the pruner.
 * ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
   Consumed by the pruner and, with the kept image features in place of the image token, by the decoder.
 * ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
@@ -17,7 +17,7 @@ Source: https://arxiv.org/abs/2304.08485, https://arxiv.org/abs/2310.03744.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -38,8 +38,9 @@ from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, build_
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import ACTIVATIONS
-from trtprune.models.spec import ModelSpec
+from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import canonical_tensors, compare
+from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
@@ -139,6 +140,9 @@ class LlavaFamily:
             feature_layers=m.selection.layers,
             select_strategy="default" if m.selection.drop_first else "full",
             sliding_window=min(windows) if windows else None,
+            vision_width=m.projector.input_size,
+            key_width=m.vision.head_dim,
+            tower_layers=m.selection.deepest,
         )
 
     def required_weights(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -184,11 +188,15 @@ class LlavaFamily:
         quantized: Mapping[str, QuantizedMatrix] | None = None,
         cuts: Sequence[int] = (),
         raters: Literal["mean", "heads"] | None = None,
+        vision_outputs: Collection[str] = (),
+        shallow_layer: int | None = None,
+        vision_heads: Mapping[str, VisionHead] | None = None,
     ) -> dict[str, Graph]:
         """``vision``, ``embed`` and ``decoder``; reads no weight.
 
         With ``cuts`` the decoder ends behind each of those layers and goes on in the next graph: ``decoder.0``,
-        ``decoder.1``, …; ``raters`` as in :class:`trtprune.components.decoder.Segment`.
+        ``decoder.1``, …; ``raters`` as in :class:`trtprune.components.decoder.Segment`.  The outputs asked of the tower
+        must be such that it has them: a CLS token, a layer that deep.
         """
         m = _parse(checkpoint)
         parts = segments(m.text.num_layers, cuts, raters)
@@ -204,13 +212,7 @@ class LlavaFamily:
             )
             for name in ("vision", "embed", *names)
         }
-        g = graphs["vision"]
-        features, row = build_tower(g, m.tower, m.vision, m.selection, VISION)
-        features = build_projector(g, m.projector, PROJECTOR, features)
-        tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
-        g.output(features, "image_features", dtype, ["batch", tokens, m.text.hidden_size])
-        if row is not None:
-            g.output(row, "cls_attention", "float32", ["batch", tokens])
+        _build_vision(graphs["vision"], m, vision_outputs, shallow_layer, vision_heads or {})
         build_embedding(graphs["embed"], m.text, EMBED)
         for name, part in zip(names, parts, strict=True):
             build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
@@ -223,6 +225,38 @@ class LlavaFamily:
     def weight_tensors(self, checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
         """All tensors of the checkpoint by canonical name."""
         return _parse(checkpoint).tensors
+
+
+def _build_vision(
+    g: Graph, m: _Parsed, wanted: Collection[str], shallow_layer: int | None, heads: Mapping[str, VisionHead]
+) -> None:
+    """Tower and projector, with the outputs in the order of ``INPUTS``."""
+    tower = build_tower(g, m.tower, m.vision, m.selection, VISION, wanted, shallow_layer)
+    found = dict(tower.extras)
+    if "cls_feature" in wanted:
+        assert tower.cls is not None, "the tower has no CLS token"
+        with g.scope("cls"):
+            row = build_projector(g, m.projector, PROJECTOR, tower.cls)
+            found["cls_feature"] = g.op.Squeeze(row, g.ints(1))
+    for name, head in heads.items():
+        with g.scope(name):
+            found[name] = head.write(g, tower.features)
+    if "vision_features" in wanted:
+        found["vision_features"] = tower.features
+    features = build_projector(g, m.projector, PROJECTOR, tower.features)
+    tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+    widths = {
+        "N": tokens,
+        "D": m.text.hidden_size,
+        "C": m.projector.input_size,
+        "K": m.vision.head_dim,
+        "P": max((head.width for head in heads.values()), default=0),
+    }
+    g.output(features, "image_features", g.dtype_name, ["batch", tokens, m.text.hidden_size])
+    for name, entry in INPUTS.items():
+        if name in found:
+            dtype = g.dtype_name if entry.dtype == "model" else entry.dtype
+            g.output(found[name], name, dtype, ["batch", *(widths[dim] for dim in entry.dims)])
 
 
 def _parse(checkpoint: Checkpoint) -> _Parsed:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph import Graph, Lowering
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.pruning.in_llm import LayerAccess
 
-__all__ = ["Family", "ModelSpec"]
+__all__ = ["Family", "ModelSpec", "VisionHead"]
+
+
+@dataclass(frozen=True)
+class VisionHead:
+    """An output of the vision graph that is made of what enters the projector, beside it.
+
+    Attributes:
+        write: From the graph and those features [batch, N, C] to [batch, N, width].
+        width: Of the result, which is float32.
+    """
+
+    write: Callable[[Graph, ir.Value], ir.Value]
+    width: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,9 @@ class ModelSpec:
         feature_layers: Indices into the tower's hidden states, ≥ 0.
         select_strategy: "default" or "full".
         sliding_window: Smallest sliding window of the decoder's layers, or None.
+        vision_width: Of what enters the projector, C.
+        key_width: Of an attention key of the tower, K.
+        tower_layers: Layers of the tower that are built, those of the deepest feature; 0: only its embeddings.
     """
 
     family: str
@@ -58,6 +76,15 @@ class ModelSpec:
     feature_layers: tuple[int, ...]
     select_strategy: str
     sliding_window: int | None
+    vision_width: int
+    key_width: int
+    tower_layers: int
+
+    @property
+    def one_a_patch(self) -> bool:
+        """Whether feature i stands for patch i, row by row."""
+        rows, columns = self.patch_grid
+        return self.first_patch == 0 and self.visual_tokens == rows * columns
 
 
 class Family(Protocol):
@@ -94,6 +121,9 @@ class Family(Protocol):
         quantized: Mapping[str, QuantizedMatrix] | None = None,
         cuts: Sequence[int] = (),
         raters: Literal["mean", "heads"] | None = None,
+        vision_outputs: Collection[str] = (),
+        shallow_layer: int | None = None,
+        vision_heads: Mapping[str, VisionHead] | None = None,
     ) -> dict[str, Graph]:
         """The graphs of the chain except the pruner, by component name.
 
@@ -103,6 +133,10 @@ class Family(Protocol):
             cuts: Layers behind which the decoder goes on in another graph: ``decoder.0``, ``decoder.1``, …
             raters: What the segments return of their raters' attention, see
                 :class:`trtprune.components.decoder.Segment`.
+            vision_outputs: What ``vision`` returns beside ``image_features`` and ``cls_attention``: names of
+                :data:`trtprune.pruning.inputs.FROM_VISION`.
+            shallow_layer: The tower's layer of ``shallow_attention``, counted from 1.
+            vision_heads: Further outputs by name; their weights are among ``moved``.
         """
 
     def layer_access(self, checkpoint: Checkpoint, layer: int) -> LayerAccess:
