@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
     from trtprune.engine_dir import EngineDir
 
-__all__ = ["CLIP_PREFIX", "MODEL_CONFIG", "checkpoint_of_build"]
+__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "checkpoint_of_build"]
 
 MODEL_CONFIG = "model_config.json"
 """The checkpoint's ``config.json`` in an engine directory."""
 CLIP_PREFIX = "clip-"
 """How the names of weight files begin that come from a second checkpoint."""
+CLIP_CONFIG, CLIP_TOKENIZER = "clip_config.json", "clip_tokenizer.json"
+"""The second checkpoint's ``config.json`` and, set to cut long texts, its ``tokenizer.json``."""
 
 
 def checkpoint_of_build(root: Path, made: EngineDir | None = None) -> Checkpoint:

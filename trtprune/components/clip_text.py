@@ -90,8 +90,10 @@ def text_tower_weights(cfg: TextTowerConfig, prefix: str, projection: str) -> Ma
     return weights
 
 
-def build_text_tower(g: Graph, cfg: TextTowerConfig, prefix: str, projection: str) -> None:
-    """``input_ids`` int64 [M, length], length ≤ ``max_positions`` → ``clip_text_embeds`` float32 [M, P].
+def build_text_tower(
+    g: Graph, cfg: TextTowerConfig, prefix: str, projection: str, *, fixed_length: bool = False
+) -> None:
+    """``input_ids`` int64 [batch, length], length ≤ ``max_positions`` → ``clip_text_embeds`` float32 [batch, P].
 
     Each row is a text of its own, between its first and last token; what follows the first end-of-text token of a row
     has no influence, so that rows can be padded with it.
@@ -104,9 +106,10 @@ def build_text_tower(g: Graph, cfg: TextTowerConfig, prefix: str, projection: st
         cfg: The tower.
         prefix: Of its weights' keys.
         projection: Key of the linear layer into the joint space.
+        fixed_length: Whether the length is always ``max_positions``.
     """
     op, int64 = g.op, ir.DataType.INT64
-    ids = g.input("input_ids", "int64", ["text_segments", "clip_tokens"])
+    ids = g.input("input_ids", "int64", ["batch", cfg.max_positions if fixed_length else "clip_tokens"])
     length = op.Shape(ids, start=1, end=2)
     table = g.weight(f"{prefix}embeddings.position_embedding.weight")
     places = op.Unsqueeze(op.Range(g.scalar(0, int64), op.Squeeze(length, g.ints(0)), g.scalar(1, int64)), g.ints(0))
@@ -120,7 +123,7 @@ def build_text_tower(g: Graph, cfg: TextTowerConfig, prefix: str, projection: st
     end = op.Unsqueeze(_end_of_text(g, cfg, ids, places, length), g.ints(-1))
     pooled = layer_norm(g, op.GatherND(x, end, batch_dims=1), f"{prefix}final_layer_norm", eps=cfg.norm_eps)
     embeds = linear(g, pooled, projection, bias=False)
-    g.output(embeds, "clip_text_embeds", "float32", ["text_segments", cfg.projection_size])
+    g.output(embeds, "clip_text_embeds", "float32", ["batch", cfg.projection_size])
 
 
 def _layer(g: Graph, cfg: TextTowerConfig, layer: str, x: ir.Value, mask: ir.Value) -> ir.Value:

@@ -1,0 +1,326 @@
+"""A second checkpoint beside the model's: the CLIP whose vision tower the model has, for its text tower.
+
+LLaVA keeps CLIP's vision tower only.  Methods that rate patches by CLIP's own text (``clip_image_embeds``,
+``clip_text_embeds``) take the rest from the CLIP it came from:
+
+* ``clip_text``, a graph of its own: ``input_ids`` → ``clip_text_embeds``.  Tensors ``text_model.*`` and
+  ``text_projection.weight``.
+* in the vision graph: ``vision_model.post_layernorm`` and ``visual_projection`` behind the hidden state that feeds the
+  projector, as in https://github.com/Theia-4869/CDPruner.
+
+Its weight files lie beside the model's under names that begin with ``clip-``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trtprune._rebuild import CLIP_CONFIG, CLIP_PREFIX, CLIP_TOKENIZER
+from trtprune._safetensors import TensorInfo, parse_json, read_header
+from trtprune.checkpoint import Checkpoint, resolve
+from trtprune.components import clip as clip_tower
+from trtprune.components.clip_text import TextTowerConfig, build_text_tower, text_tower_weights
+from trtprune.components.config import Section
+from trtprune.components.vit import TowerConfig, linear_weights, norm_weights
+from trtprune.errors import CheckpointError
+from trtprune.graph import Graph, Lowering
+from trtprune.graph.ops import layer_norm
+from trtprune.models.weights import compare
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trtprune.engine_dir import EngineDir
+
+__all__ = ["Clip", "build_clip_text", "check_tower", "clip_of_build", "open_clip", "project_patches"]
+
+ROOT = "clip."
+"""Before the names of its tensors, so that they cannot be taken for the model's."""
+TEXT, VISION = ROOT + "text_model.", ROOT + "vision_model."
+TEXT_PROJECTION, VISUAL_PROJECTION = ROOT + "text_projection", ROOT + "visual_projection"
+
+SAMPLES = 4096
+# Weights that were only rounded correlate to 1 and those of another training not at all; fine-tuning moves them little.
+SAME_TOWER = 0.9
+ROUNDING = 2.0**-7
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The checkpoint, read and checked.
+
+    Attributes:
+        checkpoint: Where it lies.
+        text: Its text tower.
+        vision: Its vision tower.
+        tensors: Key, with :data:`ROOT`, → tensor in the file of the name it has in a build.
+        tokenizer: Text of its ``tokenizer.json``, set to cut a text into segments the tower can read.
+        digest: Of all of this and a few bytes of each tensor that is used.
+    """
+
+    checkpoint: Checkpoint
+    text: TextTowerConfig
+    vision: TowerConfig
+    tensors: Mapping[str, TensorInfo]
+    tokenizer: str
+    digest: str
+
+    @property
+    def width(self) -> int:
+        """P, of the space that pictures and texts share."""
+        return self.text.projection_size
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Names of the weight files in a build → those in the checkpoint."""
+        return {_placed(file): file for file in self.checkpoint.files}
+
+
+def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] | None = None) -> Clip:
+    """Finds and reads a CLIP checkpoint.
+
+    Args:
+        name: Alias, hub id or directory, as of ``--model``.
+        progress: Called with one line per step of a download.
+
+    Raises:
+        CheckpointError: naming ``--clip`` and what is wrong.
+    """
+    flag = f"--clip {os.fspath(name)}"
+    try:
+        checkpoint = resolve(name, progress=progress)
+        tokenizer = checkpoint.text_file("tokenizer.json")
+        if tokenizer is None:
+            raise CheckpointError(
+                "tokenizer.json is missing",
+                hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
+            )
+        return _read(checkpoint, tokenizer)
+    except CheckpointError as error:
+        message = error.message
+        if message.startswith("--model"):
+            message = message.replace("--model", "--clip", 1)
+        elif not message.startswith(flag):
+            message = f"{flag}: {message}"
+        raise CheckpointError(message, hint=error.hint and error.hint.replace("--model", "--clip")) from None
+
+
+def clip_of_build(made: EngineDir) -> Clip | None:
+    """The CLIP checkpoint that is part of an engine directory, if one is.
+
+    Raises:
+        CheckpointError: if its files are damaged.
+    """
+    if CLIP_CONFIG not in made.files or CLIP_TOKENIZER not in made.files:
+        return None
+    path = made.path(CLIP_CONFIG)
+    names = sorted(name.partition("/")[2] for name in made.files if name.startswith(f"weights/{CLIP_PREFIX}"))
+    headers = {name: read_header(made.path(f"weights/{name}")) for name in names}
+    checkpoint = Checkpoint(
+        made.root,
+        parse_json(path.read_bytes(), path, "config"),
+        {name: info for header in headers.values() for name, info in header.tensors.items()},
+        tuple(names),
+        "clip",
+        weights=made.root / "weights",
+        _headers=headers,
+    )
+    return _read(checkpoint, made.path(CLIP_TOKENIZER).read_text(encoding="utf-8"))
+
+
+def _read(checkpoint: Checkpoint, tokenizer: str) -> Clip:
+    config = Section(checkpoint.config, "")
+    if config.values.get("model_type") != "clip":
+        raise CheckpointError(
+            f"config.json: model_type is {config.values.get('model_type')!r}, not 'clip'",
+            hint="a checkpoint of transformers' CLIPModel, such as openai/clip-vit-large-patch14-336",
+        )
+    text_section, vision_section = (_section(config, name) for name in ("text_config", "vision_config"))
+    text = TextTowerConfig.read(text_section, config.integer("projection_dim", 512))
+    vision = clip_tower.read_config(vision_section, None)
+    tensors = {ROOT + name: replace(info, file=_placed(info.file)) for name, info in checkpoint.tensors.items()}
+    required = {
+        **text_tower_weights(text, TEXT, TEXT_PROJECTION),
+        **norm_weights(f"{VISION}post_layernorm", vision.hidden_size),
+        **linear_weights(VISUAL_PROJECTION, text.projection_size, vision.hidden_size, bias=False),
+    }
+    try:
+        compare(required, tensors, [".*"], allow_extra=True)
+    except CheckpointError as error:  # in the words of the file
+        raise CheckpointError(error.message.replace(f"'{ROOT}", "'"), hint=error.hint) from None
+    prepared = _prepare_tokenizer(tokenizer, text)
+    digest = hashlib.sha256()
+    for part in (json.dumps(checkpoint.config, sort_keys=True), prepared):
+        digest.update(hashlib.sha256(part.encode()).digest())
+    for name in sorted(required):
+        info = tensors[name]
+        values = checkpoint.read(name[len(ROOT) :])
+        digest.update(f"{name}:{info.dtype}:{info.shape}\n".encode() + _sample(values, 64).tobytes())
+    return Clip(checkpoint, text, vision, tensors, prepared, "sha256:" + digest.hexdigest())
+
+
+def _placed(file: str) -> str:
+    return file if file.startswith(CLIP_PREFIX) else CLIP_PREFIX + file
+
+
+def _section(config: Section, name: str) -> Section:
+    """``name``, with what the ``_dict`` of that name in old files says instead."""
+    old = config.section(f"{name}_dict").values
+    return Section({**config.section(name).values, **old}, name)
+
+
+def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
+    """``tokenizer.json`` that cuts long texts, checked against the tower.
+
+    Raises:
+        CheckpointError: if it does not put one token before and the tower's end-of-text token behind a text.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        around = tokenizer.encode("").ids
+    except Exception as error:  # the Rust library raises bare Exception
+        raise CheckpointError(f"tokenizer.json cannot be read: {str(error)[:200]}") from None
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if size > cfg.vocab_size:
+        raise CheckpointError(
+            f"tokenizer.json: has ids up to {size - 1}, the text tower {cfg.vocab_size} of them",
+            hint="the tokenizer is not that of these weights",
+        )
+    end = cfg.eos_token_id if cfg.eos_token_id is not None else size - 1
+    if len(around) != 2 or around[1] != end:
+        raise CheckpointError(
+            f"tokenizer.json: puts tokens {around} around a text; the text tower reads what ends with {end}",
+            hint="CLIP's tokenizer adds <|startoftext|> and <|endoftext|>; config.json: text_config.eos_token_id "
+            "names the latter",
+        )
+    # The tokenizers library then gives every segment its own first and last token.
+    data = json.loads(text)
+    data["truncation"] = {
+        "direction": "Right",
+        "max_length": cfg.max_positions,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    data["padding"] = None
+    return json.dumps(data, ensure_ascii=False)
+
+
+def check_tower(
+    clip: Clip,
+    tower: TowerConfig,
+    tensors: Mapping[str, TensorInfo],
+    prefix: str,
+    read: Callable[[str], np.ndarray],
+    layers: Sequence[int],
+) -> list[str]:
+    """Checks that a model's vision tower is that of the CLIP checkpoint.
+
+    Args:
+        clip: The checkpoint.
+        tower: The model's tower.
+        tensors: The model's, by canonical name.
+        prefix: Of its tower's names.
+        read: Gives the model's tensor of a name of the file.
+        layers: Hidden states that feed the projector.
+
+    Returns:
+        Warnings: the weights are near those of the CLIP, not equal.
+
+    Raises:
+        CheckpointError: if it is another tower.
+    """
+    flag = f"--clip {clip.checkpoint.id}"
+    hint = "the CLIP checkpoint that the model's vision tower was taken from"
+    if tower.model_type != clip.vision.model_type:
+        raise CheckpointError(
+            f"{flag}: the model's vision tower is a {tower.model_type}, not CLIP's",
+            hint="--method with one that needs no CLIP text, and no --clip",
+        )
+    if len(layers) != 1:
+        raise CheckpointError(
+            f"{flag}: the model's projector reads {len(layers)} layers of its vision tower; CLIP's reads one",
+            hint="--method with one that needs no CLIP text, and no --clip",
+        )
+    deepest = max(layers)
+    for field in fields(TowerConfig):
+        theirs, ours = getattr(clip.vision, field.name), getattr(tower, field.name)
+        if theirs != ours:
+            raise CheckpointError(
+                f"{flag}: not the CLIP of this model: its vision_config has {field.name} {theirs}, the model's {ours}",
+                hint=hint,
+            )
+    names = ["embeddings.class_embedding", "embeddings.position_embedding.weight"]
+    for layer in sorted({0, deepest // 2, max(deepest - 1, 0)} & set(range(deepest))):
+        names += [f"encoder.layers.{layer}.self_attn.q_proj.weight", f"encoder.layers.{layer}.mlp.fc2.weight"]
+    changed = False
+    for name in names:
+        info = clip.tensors.get(VISION + name)
+        if info is None:
+            raise CheckpointError(f"{flag}: lacks tensor 'vision_model.{name}'", hint=hint)
+        own = tensors[prefix + name]
+        theirs = _sample(clip.checkpoint.read(info.name))
+        ours = _sample(read(own.name))
+        if theirs.shape != ours.shape or not _correlation(theirs, ours) > SAME_TOWER:
+            raise CheckpointError(
+                f"{flag}: not the CLIP of this model: the weights of vision_model.{name} are others", hint=hint
+            )
+        changed |= bool((abs(theirs - ours) > ROUNDING * abs(theirs) + 1e-5).any())
+    if changed:
+        return [f"{flag}: the model's vision tower was trained on from this CLIP, whose text may fit it less well"]
+    return []
+
+
+def _sample(values: np.ndarray, count: int = SAMPLES) -> np.ndarray:
+    """About ``count`` numbers of a tensor, float32, evenly spread."""
+    import numpy as np
+
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore"):
+        return flat[:: max(1, len(flat) // count)].astype(np.float32)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    import numpy as np
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if size == 0:
+        return float((a == b).all())
+    return float(a @ b) / size
+
+
+def build_clip_text(clip: Clip, *, dtype: str, lowering: Lowering, fixed_length: bool) -> Graph:
+    """The graph ``clip_text``; reads no weight.
+
+    Args:
+        clip: The checkpoint.
+        dtype: To compute in.
+        lowering: How operators are spelled.
+        fixed_length: Whether every segment is as long as the tower can read: what is shorter is padded.  Engines are
+            built for it; on a processor a short question is several times faster.
+    """
+    g = Graph("clip_text", dtype=dtype, lowering=lowering, tensors=clip.tensors)
+    build_text_tower(g, clip.text, TEXT, TEXT_PROJECTION, fixed_length=fixed_length)
+    return g
+
+
+def project_patches(g: Graph, clip: Clip, hidden: ir.Value) -> ir.Value:
+    """``clip_image_embeds``: a hidden state [B, N, C] of the tower in the space of ``clip_text_embeds``, [B, N, P].
+
+    The product is in float32, as in CDPruner's code, but where the backend has none.
+    """
+    normed = layer_norm(g, hidden, f"{VISION}post_layernorm", eps=clip.vision.norm_eps)
+    dtype = ir.DataType.FLOAT if g.lowering.products == "op" else g.dtype
+    weight = g.weight(f"{VISUAL_PROJECTION}.weight", dtype=dtype)
+    return g.op.MatMul(g.cast(normed, dtype), g.op.Transpose(weight, perm=[1, 0]))
