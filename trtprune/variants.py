@@ -174,7 +174,13 @@ class Variants:
 
         if variant not in self._open:
             config = self.config(variant)
-            self._open[variant] = Vlm(config, _Shared(self, variant, config), max_pixels=self._max_pixels)
+            vlm = Vlm(config, _Shared(self, variant, config), max_pixels=self._max_pixels)
+            for other in self._open.values() if "decoder" in config.chain else ():
+                own = vlm.chain.session("decoder")
+                if "decoder" in other.config.chain and other.chain.session("decoder") is own:
+                    vlm.chain.share_pool(other.chain)
+                    break
+            self._open[variant] = vlm
         return self._open[variant]
 
     def release(self, variant: Variant) -> None:

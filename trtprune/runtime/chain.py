@@ -131,6 +131,11 @@ class Chain:
             self._pool = self.segments or CachePool(self.session("decoder"), self.config.kv)
         return self._pool
 
+    def share_pool(self, other: Chain) -> None:
+        """Takes cache memory from the pool of another chain with the same decoder session from now on."""
+        assert self.session("decoder") is other.session("decoder")
+        self._pool = other.pool
+
     @cached_property
     def segments(self) -> Segments | None:
         """The decoder's segments, where the method prunes between its layers."""
