@@ -20,11 +20,13 @@ MASKED = torch.finfo(torch.float32).min
 
 @dataclass
 class Pruned:
-    """What came out: ids, logits [tokens, V], kept indices at each point and image, lengths of the layers' caches."""
+    """What came out: ids, logits [tokens, V], lengths of the layers' caches; at each point kept indices of each image
+    and what of the last image was merged, [C, D]."""
 
     ids: list[int] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
+    merged: list[Tensor] = field(default_factory=list)
     raters: list[Tensor] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
 
@@ -137,7 +139,10 @@ def generate(
             else:
                 keep = keeps[k]
             if method == "sparsevlm" and version == "1.0":
+                before = len(x)
                 chosen, x = in_llm_torch.sparse_point(x, attention, rater, start, count, keep)
+                if image == len(where) - 1:
+                    made.merged.append(x[start + len(chosen) : len(x) - (before - start - count)])
             else:
                 if method == "sparsevlm":
                     chosen = in_llm_torch.sparse_plus_point(attention, cos, sin, rater, start, count, keep, heads)
