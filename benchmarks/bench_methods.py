@@ -76,19 +76,22 @@ def easy_items(count: int) -> list[Item]:
 
 def scene_items(count: int) -> list[Item]:
     """``count`` questions about the largest object and as many about another one: one of each a held-out scene."""
-    items: list[Item] = []
-    for number in range(count):
+    found: dict[str, list[Item]] = {"large": [], "small": []}
+    number = FIRST_SCENE
+    while min(map(len, found.values())) < count:
         rng = random.Random(SEED * 1_000_003 + number)
-        scene = scenes.generate(FIRST_SCENE + number, split="test")
-        for name, salient in (("large", True), ("small", False)):
+        scene = scenes.generate(number, split="test")
+        for name, items in found.items():
             kinds: dict[str, list[scenes.Question]] = defaultdict(list)
             for question in scene.questions:
-                if question.salient is salient and question.kind in ("color", "shape", "position"):
+                if question.salient is (name == "large") and question.kind in ("color", "shape", "position"):
                     kinds[question.kind].append(question)
-            if kinds:  # the kind first: there are twice as many questions about places
+            if kinds and len(items) < count:
+                # The kind is drawn first: there are twice as many questions about places.
                 asked = rng.choice(kinds[rng.choice(sorted(kinds))])
                 items.append(Item(name, scene.image, asked.text, asked.answer))
-    return items
+        number += 1
+    return found["large"] + found["small"]
 
 
 def in_turns(items: Sequence[Item]) -> list[Item]:
