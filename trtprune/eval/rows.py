@@ -111,6 +111,19 @@ class DataSet:
     def metric_of(self, row: Row) -> str:
         return row.metric or self.metric
 
+    def only(self, groups: Sequence[str]) -> DataSet:
+        """The rows of these groups.
+
+        Raises:
+            InputError: for a group that the set has not got.
+        """
+        for group in groups:
+            if group not in self.groups:
+                known = ", ".join(sorted(self.groups)) or "none"
+                raise InputError(f"--group {group}: {self.name} has no such group", hint=f"groups: {known}")
+        rows = tuple(row for row in self.rows if row.group in groups)
+        return DataSet(self.name, rows, self.rejected, self.metric, digest_of(rows, self.metric))
+
     def sample(self, limit: int | None, seed: int = 0) -> DataSet:
         """At most ``limit`` rows drawn with ``seed``, in the file's order; all of them where there are no more."""
         import random

@@ -1,0 +1,154 @@
+"""What ``--data`` takes: a JSON-lines file, a set as downloaded, or one of the two sets that need no download."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtprune.errors import InputError
+from trtprune.eval.layouts import LAYOUTS
+from trtprune.eval.rows import MAX_ROWS, DataSet, Row, collect, read_rows
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trtprune.demo import scenes
+
+__all__ = ["DATA_HELP", "ScenePicture", "data_names", "load_data"]
+
+DATA_HELP = f"FILE.jsonl, easy-vqa, scenes, or {', '.join(f'{name}:DIR' for name in LAYOUTS)}"
+
+SCENE_QUESTIONS = 2000
+FIRST_SCENE = 1000
+"""The training log looks at held-out scenes below this number; marks are taken above it."""
+SCENE_TURN = ("non-salient", "salient", "non-salient", "count", "yes/no")
+"""What is asked about one scene.  Twice about objects that are not the largest: what saliency overlooks."""
+
+
+@dataclass(frozen=True)
+class ScenePicture:
+    """A held-out scene, drawn when looked at.
+
+    Attributes:
+        number: Seed of the scene.
+        style: Digest of a picture by the same drawing code, so that answers to other pictures are not taken up.
+    """
+
+    number: int
+    style: str
+
+    def draw(self) -> Image.Image:
+        from trtprune.demo import scenes
+
+        return scenes.generate(self.number, split="test").image
+
+
+def data_names() -> list[str]:
+    """What a ``--data`` value can begin with, other than a file's name."""
+    return [*OWN, *(f"{name}:DIR" for name in LAYOUTS)]
+
+
+def load_data(
+    spec: str,
+    *,
+    metric: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    suffix: bool = True,
+    images: Path | None = None,
+) -> DataSet:
+    """Reads a set of questions.
+
+    Args:
+        spec: As :data:`DATA_HELP` says.
+        metric: Instead of the set's own; see ``scoring.METRICS``.
+        limit: At most so many questions, drawn with ``seed``; of ``scenes``, exactly so many (2,000 if None).
+        seed: Of the draw; of ``scenes``, of which questions are asked about each scene.
+        strict: A row that cannot be used is an error.
+        suffix: End questions as the set's standard evaluation does ("Answer the question using a single word …").
+        images: Folder of the pictures, where it is not the usual one.
+
+    Raises:
+        InputError: ``spec`` names nothing, files are missing (saying where the set is to be had), no row can be
+            used, or (``strict``) one cannot.
+    """
+    if limit is not None and not 1 <= limit <= MAX_ROWS:
+        raise InputError(f"--limit {limit}: must be 1 to {MAX_ROWS}")
+    name, colon, folder = spec.partition(":")
+    if colon and name in LAYOUTS:
+        layout = LAYOUTS[name]
+        entries = layout.read(Path(folder), layout.suffix if suffix else "", images)
+        return collect(
+            name, entries, metric=metric or layout.metric, strict=strict, source=spec, hint=f"see {layout.source}"
+        ).sample(limit, seed)
+    if spec in OWN:
+        return OWN[spec](metric or "exact", limit, seed)
+    if Path(spec).is_file() or spec.endswith((".jsonl", ".json")):
+        return read_rows(Path(spec), metric=metric, strict=strict, images=images).sample(limit, seed)
+    if spec in LAYOUTS:
+        raise InputError(f"--data {spec}: needs a folder", hint=f"{spec}:DIR; from {LAYOUTS[spec].source}")
+    raise InputError(f"--data {spec}: no such file or set", hint=DATA_HELP)
+
+
+def _easy_vqa(metric: str, limit: int | None, seed: int) -> DataSet:
+    """easy-VQA's test split (github.com/vzhou842/easy-VQA, MIT): one shape of one colour; groups "open", "yes/no"."""
+    try:
+        import easy_vqa
+    except ImportError:
+        raise InputError(
+            "--data easy-vqa: the package easy-vqa is not installed", hint="pip install easy-vqa"
+        ) from None
+    paths = easy_vqa.get_test_image_paths()
+    rows = (
+        Row(
+            f"easy-{number}",
+            Path(paths[image]),
+            text,
+            (answer,),
+            "yes/no" if answer in ("yes", "no") else "open",
+        )
+        for number, (text, answer, image) in enumerate(zip(*easy_vqa.get_test_questions(), strict=True))
+    )
+    return collect("easy-vqa", enumerate(rows, 1), metric=metric).sample(limit, seed)
+
+
+def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
+    """Held-out scenes of ``trtprune.demo``, five questions a scene in the order of :data:`SCENE_TURN`."""
+    rows = _scene_rows(SCENE_QUESTIONS if limit is None else limit, seed)
+    return collect("scenes", enumerate(rows, 1), metric=metric)
+
+
+def _scene_rows(count: int, seed: int) -> Iterator[Row]:
+    from trtprune.demo import scenes
+
+    rng = random.Random(f"trtprune eval scenes {seed}")
+    number, done, style = FIRST_SCENE, 0, ""
+    while done < count:
+        scene = scenes.generate(number, split="test")
+        style = style or hashlib.sha256(scene.image.tobytes()).hexdigest()[:16]
+        groups: dict[str, list[scenes.Question]] = defaultdict(list)
+        for question in scene.questions:
+            groups[_group(question)].append(question)
+        picture = ScenePicture(number, style)
+        for turn, group in enumerate(SCENE_TURN):
+            if groups[group] and done < count:
+                question = groups[group].pop(rng.randrange(len(groups[group])))
+                yield Row(f"scene-{number}-{turn}", picture, question.text, (question.answer,), group)
+                done += 1
+        number += 1
+
+
+def _group(question: scenes.Question) -> str:
+    answer, salient = question.answer, question.salient
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "count" if salient is None else "salient" if salient else "non-salient"
+
+
+OWN: dict[str, Callable[[str, int | None, int], DataSet]] = {"easy-vqa": _easy_vqa, "scenes": _scenes}
