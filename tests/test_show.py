@@ -101,9 +101,11 @@ def test_the_cls_token_has_no_place() -> None:
     shown = overlay(image, [0, 1], patch_grid=(4, 4), first_patch=-1, size=64)
     assert bright(shown, image).sum() == 256
     assert bright(shown, image)[:16, :16].all()
+    beside = overlay(image, [-1, 0], patch_grid=(4, 4), size=64)  # kept by a method, and none of the features
+    assert beside.tobytes() == shown.tobytes()
 
 
-@pytest.mark.parametrize("index", [-1, 16, 10**9])
+@pytest.mark.parametrize("index", [-2, 16, 10**9])
 def test_an_index_outside_the_grid(index: int) -> None:
     with pytest.raises(InputError, match="4 × 4"):
         overlay(noise(8, 8), [index], patch_grid=(4, 4))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtprune._bench_command import bench
 from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._options import ATTENTION, PATH, build_options, engine_options, run_options, take_engine_options
@@ -202,37 +203,13 @@ def inspect(directory: Path, verify: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @log_options
 def methods(as_json: bool) -> None:
-    """List the pruning methods, what each needs, and its options."""
-    from trtprune import pruning
+    """List the pruning methods, what each needs, costs and returns, and its options."""
+    from trtprune._methods import describe_methods, render_methods
 
-    found = pruning.all_methods()
     if as_json:
-        rows = []
-        for method in found:
-            options = {
-                o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options.values()
-            }
-            rows.append(
-                {
-                    "name": method.name,
-                    "summary": method.summary,
-                    "paper": method.paper,
-                    "needs": sorted(method.needs),
-                    "positions": method.positions,
-                    "inside_decoder": isinstance(method, pruning.InLlmMethod),
-                    "options": options,
-                }
-            )
-        echo_json(rows)
-        return
-    for method in found:
-        needs = ", ".join(sorted(method.needs)) or "nothing but the image features"
-        if isinstance(method, pruning.InLlmMethod):
-            needs = "text behind the image, and cuts the decoder into segments"
-        click.echo(f"{method.name:<12}{method.summary}")
-        click.echo(f"{'':<12}needs {needs}" + (f"; {method.paper}" if method.paper else ""))
-        for option in method.options.values():
-            click.echo(f"{'':<12}--option {option.name}={option.default}  {option.help} ({option.valid})")
+        echo_json(describe_methods())
+    else:
+        click.echo(render_methods())
 
 
 @main.command()
@@ -272,6 +249,7 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(compare)
+main.add_command(bench)
 
 if __name__ == "__main__":
     main()

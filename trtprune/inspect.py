@@ -128,6 +128,8 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         ("budget", f"{total} → {pruning['keep']} visual tokens ({_percent(pruning['keep'], total)} kept), "
                    f"--keep {low} to {high} without building again"),
         ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
+        ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["name"] == "vision"
+                                          for spec in c["outputs"])),
         ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
         ("kv cache", f"{_size(kv['bytes_per_token'])} a token; a picture takes {_size(kv['bytes_per_image'])} "

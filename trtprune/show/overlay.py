@@ -52,7 +52,7 @@ def overlay(
 
     Args:
         image: The picture, upright.
-        kept_indices: Kept visual tokens of this picture.
+        kept_indices: Kept visual tokens of this picture; -1, a CLS token that was kept beside them, has no place.
         patch_grid: (rows, columns) of the vision tower.
         geometry: Where the model's input lies in ``image``; the whole picture by default.
         first_patch: The patch that token 0 stands for; -1 where token 0 is the CLS token, which has no place.
@@ -117,7 +117,7 @@ def _patches(indices: Iterable[int], rows: int, columns: int, first: int) -> set
     kept = set()
     for index in indices:
         patch = int(index) + first
-        if patch == -1 and first == -1:
+        if int(index) == -1 or (patch == -1 and first == -1):
             continue
         if not 0 <= patch < rows * columns:
             raise InputError(

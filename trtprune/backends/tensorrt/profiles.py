@@ -35,6 +35,9 @@ MAX_TOPK = 3840
 VISION_BATCH = 8
 """Pictures in one vision run, at most: more would add memory for activations and no speed."""
 
+# Tokens of text in one segment of CLIP's text tower, at least: it holds 77, and what the language model takes for one
+# token CLIP may take for several.
+SEGMENT_TOKENS = 16
 # A prompt's text next to one picture's tokens, for which the prefill is tuned.
 TYPICAL_TEXT = 64
 # Room for an answer where --max-seq-len does not say, and what capacities are rounded to (the tiles of kernels).
@@ -205,6 +208,7 @@ def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
         "batch": (1, batch, batch),
         "tokens": (1, min(text, TYPICAL_TEXT), text),
         "text_tokens": (1, min(text, TYPICAL_TEXT), text),
+        "text_segments": (1, 1, -(-text // SEGMENT_TOKENS)),
         "visual_tokens": (tokens, tokens, tokens),
         "logits_rows": (1, 1, 1),
         # The engine's capacity is static: the graph is given this number before it is parsed.

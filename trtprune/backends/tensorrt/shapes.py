@@ -141,6 +141,11 @@ def _refusal(component: ComponentInfo, name: str, have: Shape, low: Shape, high:
             f"the prompt has {size} tokens before its pictures take their places; the engines were built for {limit}",
             hint="shorten it, or build with a larger --max-input-len",
         )
+    if dim == "text_segments":
+        return InputError(
+            f"the question fills {size} segments of CLIP's text tower; the engines were built for {limit}",
+            hint="shorten it, or build with a larger --max-input-len",
+        )
     if dim == "sequence":
         return InputError(
             f"the prompt has {size} tokens of text and kept visual ones; the engines take {limit} at once",

@@ -1,0 +1,61 @@
+"""``trtprune methods``: every method, with what it needs in words."""
+
+from __future__ import annotations
+
+import json
+
+from click.testing import CliRunner
+
+from trtprune import pruning
+from trtprune._methods import needs_in_words
+from trtprune.cli import main
+from trtprune.pruning.inputs import INPUTS
+
+
+def output(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["methods", *arguments])
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json() -> None:
+    rows = {row["name"]: row for row in json.loads(output("--json"))}
+    assert list(rows) == pruning.names()
+    for method in pruning.all_methods():
+        row = rows[method.name]
+        assert row["needs"] == sorted(method.needs)
+        assert (row["cost"], row["merges"], row["positions"]) == (method.cost, method.merges, method.positions)
+        assert set(row["options"]) == set(method.options)
+    assert rows["adafv"]["needs_in_words"] == ["the attention of a CLS token", "the prompt's token embeddings"]
+    assert rows["none"]["needs_in_words"] == []
+    assert rows["fastv"]["inside_decoder"]
+
+
+def test_text() -> None:
+    text = output()
+    paragraphs = [line for line in text.splitlines() if line[:1] not in ("", " ")]
+    assert [line.split()[0] for line in paragraphs] == pruning.names()
+    assert max(map(len, text.splitlines())) < 120
+    whole = " ".join(text.split())
+    for method in pruning.all_methods():
+        assert method.summary in whole
+        for words in needs_in_words(method):
+            assert words in whole
+        for option in method.options:
+            assert f"--option {option}=" in text
+        if method.cost:
+            assert f"costs {method.cost}" in whole
+
+
+def test_every_need_has_words() -> None:
+    class Everything(pruning.Method):
+        name = "everything"
+        summary = ""
+        needs = frozenset({*INPUTS, "seed", "grid"})
+
+        def select(self, image_features, *, keep, **inputs):  # type: ignore[no-untyped-def]
+            raise NotImplementedError
+
+    found = needs_in_words(Everything())
+    assert len(found) == len(INPUTS) + 3  # and the flag for CLIP
+    assert "--clip" in found[-1]
