@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_KEEP", "check_needs", "describe_budget", "describe_build", "resolve_budget"]
 
 DEFAULT_KEEP = 64
+CLIP_TOWER = "clip_vision_model"
 
 
 def describe_budget(tokens: int, kept: int) -> str:
@@ -50,6 +51,8 @@ def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, 
     if lack is not None:
         able = ", ".join(m.name for m in pruning.all_methods() if _lack(m, spec, clip) is None)
         hint = f"--method with one of: {able}"
+        if not clip and _lack(method, spec, True) is None:
+            hint = f"--clip CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"--method {method.name} needs {lack}", hint=hint)
     layer = method.tower_layer(options)
     if layer is not None and layer > spec.tower_layers:
@@ -65,8 +68,10 @@ def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
     """What the method needs and the model has not got, and why."""
     for name in sorted(method.needs & INPUTS.keys()):
         words = INPUTS[name].words
+        if name in FROM_CLIP and spec.vision_tower != CLIP_TOWER:
+            return f"CLIP's text tower; the vision tower of this model is {spec.vision_tower}, not CLIP's"
         if name in FROM_CLIP and not clip:
-            return f"CLIP's text tower ({words}), which this build is not given"
+            return f"CLIP's text tower ({words}), which the checkpoint has not got and --clip was not given"
         if name.startswith("cls_") and not spec.has_cls:
             return f"{words}; the vision tower of this model has none"
         if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._plan import Plan, Report, plan_build
-from trtprune._rebuild import MODEL_CONFIG
+from trtprune._rebuild import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
 from trtprune._staging import link_or_copy, replacing_directory
 from trtprune._version import __version__
 from trtprune.engine_dir import (
@@ -71,6 +71,7 @@ def build(
     allow_extra_tensors: bool = False,
     lowering: Mapping[str, str] | None = None,
     engine: EngineOptions | None = None,
+    clip: str | os.PathLike[str] | None = None,
     force: bool = False,
     export_only: bool = False,
     report: Report | None = None,
@@ -93,6 +94,8 @@ def build(
         weights: ``"link"`` (hard links where possible) or ``"copy"``.
         lowering: How attention, norm and rotary are written out, over the backend's choice.
         engine: How the TensorRT backends build their engines, and for which GPUs.
+        clip: The CLIP checkpoint that the model's vision tower was taken from, for methods that read CLIP's text;
+            alias, hub id or directory.  With another method it is only kept in the build, for ``eval`` and ``bench``.
         export_only: Write the graphs in the spelling of the backend, and no engines.
         force: Build even if the same build is there, and replace another engine directory at ``output``.
         report: Called with (component, what happened) as work proceeds.
@@ -121,6 +124,7 @@ def build(
         allow_extra_tensors=allow_extra_tensors,
         lowering=lowering,
         engine=engine,
+        clip=clip,
         export_only=export_only,
         report=say,
     )
@@ -181,6 +185,8 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
     files = {component.onnx: digest_file(staging / component.onnx) for component in components}
     if quantized is not None:
         quantized.write(plan.checkpoint, staging / "weights", lambda text: say("weights", text))
+    if plan.clip is not None:
+        used |= {f"weights/{name}" for name in plan.clip.files}
     files |= _place_weights(plan, staging, sorted(used), weights, say)
     files |= _place_texts(plan, staging)
     spec, dtype_bytes = plan.spec, 4 if plan.dtype == "float32" else 2
@@ -275,6 +281,8 @@ def _built_with(plan: Plan) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"trtprune": __version__, "provider": plan.provider}
+    if plan.clip is not None:
+        versions["clip"] = plan.clip.checkpoint.id
     if plan.engines is not None:
         versions[plan.backend] = plan.engines.target.version
     for package in ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"):
@@ -311,7 +319,7 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, sa
         if folder != "weights" or "/" in name:
             raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
         if not (staging / location).exists():  # the files of a quantised build are there already
-            outcome.add(link_or_copy(plan.checkpoint.weight_file(name), staging / location, how=how))
+            outcome.add(link_or_copy(_weight_file(plan, name), staging / location, how=how))
         size += (staging / location).stat().st_size
     for location in locations:
         files[location] = digest_weights(staging / location)
@@ -320,6 +328,13 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, sa
             files[location] += " " + digest_file(staging / location)
     say("weights", f"{size / 1e6:,.0f} MB {' and '.join(sorted(outcome)) or 'in all'}")
     return files
+
+
+def _weight_file(plan: Plan, name: str) -> Path:
+    """Where the file lies that a graph calls ``name``."""
+    if plan.clip is not None and name in plan.clip.files:
+        return plan.clip.checkpoint.weight_file(plan.clip.files[name])
+    return plan.checkpoint.weight_file(name)
 
 
 def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
@@ -332,6 +347,11 @@ def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
     # With the model's own config beside its weights a build can be built from: with another method, say.
     (staging / MODEL_CONFIG).write_text(json.dumps(plan.checkpoint.config, indent=2) + "\n", encoding="utf-8")
     files = {MODEL_CONFIG: digest_file(staging / MODEL_CONFIG)}
+    if plan.clip is not None:
+        text = json.dumps(plan.clip.checkpoint.config, indent=2) + "\n"
+        for name, content in ((CLIP_CONFIG, text), (CLIP_TOKENIZER, plan.clip.tokenizer)):
+            (staging / name).write_text(content, encoding="utf-8")
+            files[name] = digest_file(staging / name)
     for name in TEXT_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, staging / name)

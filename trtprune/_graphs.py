@@ -1,8 +1,8 @@
 """The graphs of a build, in the order of its chain: from a family's components and a method's own.
 
-``vision, embed, pruner, decoder`` for a method that prunes before the decoder; for one that prunes inside it ``vision,
-embed``, ``raters`` if it asks for them, ``rank`` if the rank of the attention decides how many tokens stay, and
-``decoder.0, pruner.0, decoder.1, …``.
+``vision, embed``, ``clip_text`` if the method reads CLIP's text, ``pruner, decoder`` for one that prunes before the
+decoder; for one that prunes inside it ``vision, embed``, ``raters`` if it asks for them, ``rank`` if the rank of the
+attention decides how many tokens stay, and ``decoder.0, pruner.0, decoder.1, …``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trtprune._plan import Plan
     from trtprune._quantized import QuantizedWeights
     from trtprune.graph import Graph
+    from trtprune.models.clip_text import Clip
+    from trtprune.models.spec import VisionHead
 
 __all__ = ["make_graphs"]
 
@@ -27,12 +29,15 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
     spec, options = plan.spec, dict(plan.pruning.options)
     if isinstance(plan.method, InLlmMethod):
         return _inside(plan, plan.method, quantized)
+    clip = plan.clip if plan.clip is not None and plan.method.needs & {*FROM_CLIP} else None
+    moved = {**(quantized.moved if quantized else {}), **(clip.tensors if clip else {})}
     graphs = plan.family.build_components(
         plan.checkpoint,
         dtype=plan.dtype,
         lowering=plan.lowering,
-        moved=quantized.moved if quantized else None,
+        moved=moved,
         quantized=quantized.matrices if quantized else None,
+        vision_heads=_clip_head(clip) if clip else None,
         vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
         shallow_layer=plan.method.tower_layer(options),
     )
@@ -44,9 +49,22 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
         options=options,
         num_tokens=spec.visual_tokens,
         grid=spec.patch_grid if spec.one_a_patch else None,
-        widths={"C": spec.vision_width, "K": spec.key_width},
+        widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
     )
-    return {name: graphs[name] for name in ("vision", "embed", "pruner", "decoder")}
+    if clip is not None:
+        from trtprune.models.clip_text import build_clip_text
+
+        graphs["clip_text"] = build_clip_text(
+            clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
+        )
+    return {name: graphs[name] for name in ("vision", "embed", "clip_text", "pruner", "decoder") if name in graphs}
+
+
+def _clip_head(clip: Clip) -> dict[str, VisionHead]:
+    from trtprune.models.clip_text import project_patches
+    from trtprune.models.spec import VisionHead
+
+    return {"clip_image_embeds": VisionHead(lambda g, features: project_patches(g, clip, features), clip.width)}
 
 
 def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[str, Graph]:

@@ -110,6 +110,12 @@ def build_options(command: Any) -> Any:
             show_default=True,
             help="Hard-link the checkpoint's weight files where possible, or copy them.",
         ),
+        click.option(
+            "--clip",
+            metavar="CHECKPOINT",
+            help="The CLIP that the model's vision tower was taken from, for methods that read its text (see `trtprune "
+            "methods`), such as openai/clip-vit-large-patch14-336.",
+        ),
         click.option("--revision", help="Revision of a hub model."),
         click.option(
             "--allow-extra-tensors", is_flag=True, help="Only warn of tensors the architecture has no use for."

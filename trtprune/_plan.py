@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune import pruning
 from trtprune._version import __version__
 from trtprune.engine_dir import SCHEMA_VERSION, PruningInfo
-from trtprune.errors import BuildError
+from trtprune.errors import BuildError, CheckpointError
 
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
     from trtprune.graph import Lowering
     from trtprune.models import Family, ModelSpec
+    from trtprune.models.clip_text import Clip
     from trtprune.pruning import Method
 
 __all__ = ["Plan", "Report", "plan_build"]
@@ -50,6 +51,7 @@ class Plan:
     capacity: int
     lowering: Lowering
     engines: EnginePlan | None
+    clip: Clip | None
     digest: str
 
 
@@ -70,6 +72,7 @@ def plan_build(
     allow_extra_tensors: bool = False,
     lowering: Mapping[str, str] | None = None,
     engine: EngineOptions | None = None,
+    clip: str | os.PathLike[str] | None = None,
     export_only: bool = False,
     report: Report | None = None,
 ) -> Plan:
@@ -96,7 +99,16 @@ def plan_build(
     spec = family.spec(checkpoint)
     for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
         say("model", f"warning: {warning}")
-    info = resolve_budget(chosen, spec, keep=keep, keep_range=keep_range, options=values, positions=positions)
+    second = _find_clip(checkpoint, family, clip, say)
+    info = resolve_budget(
+        chosen,
+        spec,
+        keep=keep,
+        keep_range=keep_range,
+        options=values,
+        positions=positions,
+        clip=second is not None,
+    )
     capacity = _capacity(spec, info, max_seq_len)
     engines = None
     if target is not None:
@@ -112,6 +124,7 @@ def plan_build(
                 "backend": [backend, provider, dtype, weight_dtype, capacity, export_only],
                 "lowering": vars(chosen_lowering),
                 **({"engines": engines.identity()} if engines is not None else {}),
+                **({"clip": second.digest} if second is not None else {}),
             },
             sort_keys=True,
             default=str,
@@ -130,8 +143,31 @@ def plan_build(
         capacity,
         chosen_lowering,
         engines,
+        second,
         digest,
     )
+
+
+def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[str] | None, say: Report) -> Clip | None:
+    """The CLIP checkpoint that was named, or the one that is part of the build the model is taken from."""
+    from trtprune.engine_dir import open_engine_dir
+    from trtprune.models.clip_text import clip_of_build, open_clip
+
+    if clip is not None:
+        found = open_clip(clip, progress=lambda text: say("clip", text))
+    elif checkpoint.weights is not None:
+        kept = clip_of_build(open_engine_dir(checkpoint.path, verify="none"))
+        if kept is None:
+            return None
+        found = kept
+    else:
+        return None
+    twice = sorted(set(found.files) & set(checkpoint.files))
+    if twice:
+        raise CheckpointError(f"{checkpoint.path}: {twice[0]} is the name of a file of --clip", hint="rename it")
+    for warning in family.check_clip(checkpoint, found):
+        say("clip", f"warning: {warning}")
+    return found
 
 
 def _check_target(backend: str, provider: str, dtype: str | None) -> str:

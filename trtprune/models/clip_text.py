@@ -128,7 +128,7 @@ def clip_of_build(made: EngineDir) -> Clip | None:
         parse_json(path.read_bytes(), path, "config"),
         {name: info for header in headers.values() for name, info in header.tensors.items()},
         tuple(names),
-        "clip",
+        made.built_with.get("clip", "clip"),
         weights=made.root / "weights",
         _headers=headers,
     )

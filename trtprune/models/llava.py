@@ -45,6 +45,7 @@ from trtprune.pruning.inputs import INPUTS
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph.tensors import QuantizedMatrix
+    from trtprune.models.clip_text import Clip
 
 __all__ = ["TOWERS", "LlavaFamily"]
 
@@ -166,6 +167,13 @@ class LlavaFamily:
         if m.lm_head != LM_HEAD:
             known.append(re.escape(LM_HEAD))
         return compare(_required(m), m.tensors, known, allow_extra=allow_extra)
+
+    def check_clip(self, checkpoint: Checkpoint, clip: Clip) -> list[str]:
+        """See :func:`trtprune.models.clip_text.check_tower`."""
+        from trtprune.models.clip_text import check_tower
+
+        m = _parse(checkpoint)
+        return check_tower(clip, m.vision, m.tensors, VISION, checkpoint.read, m.selection.layers)
 
     def used_tensors(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
         """Where the tensors of :meth:`required_weights` lie."""

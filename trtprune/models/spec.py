@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph import Graph, Lowering
     from trtprune.graph.tensors import QuantizedMatrix
+    from trtprune.models.clip_text import Clip
     from trtprune.pruning.in_llm import LayerAccess
 
 __all__ = ["Family", "ModelSpec", "VisionHead"]
@@ -103,6 +104,9 @@ class Family(Protocol):
 
     def check_weights(self, checkpoint: Checkpoint, *, allow_extra: bool = False) -> list[str]:
         """Compare the checkpoint's tensors with what is needed; returns warnings, raises CheckpointError."""
+
+    def check_clip(self, checkpoint: Checkpoint, clip: Clip) -> list[str]:
+        """Checks that the vision tower is that of a CLIP checkpoint; returns warnings, raises CheckpointError."""
 
     def used_tensors(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
         """Where the tensors of :meth:`required_weights` lie, by canonical name."""
