@@ -6,6 +6,10 @@ Every picture is encoded once at 336 pixels (576 visual tokens, nothing pruned);
 wrong-image control, those of another picture follow it in one sequence, each seeing the picture and itself only.
 A question counts as right if the arg max is the right token at every position of the answer and of its end-of-turn
 token, which is the same as greedy generation giving exactly that word; ``--generate N`` checks N of them that way.
+
+Questions about scenes are counted by what they ask about: ``large``, colour, form or place of the largest object;
+``small``, of another one; ``count``; ``presence``. Intervals are Wilson's, 95 %; questions about one picture are not
+independent, so that they are somewhat too narrow. With ``--max-minutes`` the pictures that were reached are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -26,6 +31,9 @@ from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from trtprune.demo import assemble, scenes
+from trtprune.eval.statistics import wilson
+
+FIRST_SCENE = 1000  # below: what the training log's running accuracy and the README look at
 
 # (question, answer, labels it is counted under)
 Item = tuple[str, str, tuple[str, ...]]
@@ -52,7 +60,7 @@ def scene_rows(count: int, seed: int, per_scene: int) -> list[Row]:
     """Held-out scenes; of each, a seeded choice of questions that spreads over the kinds."""
     rng = random.Random(seed)
     rows = []
-    for number in range(1000, 1000 + count):  # below 1000: what the training log's running accuracy looks at
+    for number in range(FIRST_SCENE, FIRST_SCENE + count):
         scene = scenes.generate(number, split="test")
         kinds: dict[str, list[scenes.Question]] = defaultdict(list)
         for question in scene.questions:
@@ -64,13 +72,18 @@ def scene_rows(count: int, seed: int, per_scene: int) -> list[Row]:
             chosen += [group.pop() for group in kinds.values() if group]
         items: list[Item] = []
         for q in chosen[:per_scene]:
-            labels = ["yes_no" if q.answer in ("yes", "no") else "open", q.kind]
-            if q.salient is not None and q.kind in ("color", "shape", "position"):
-                whom = "about_largest" if q.salient else "about_another"
-                labels += [whom, f"{q.kind}_{whom}"]
-            items.append((q.text, q.answer, tuple(labels)))
+            items.append((q.text, q.answer, scene_labels(q)))
         rows.append((scene.image, items))
     return rows
+
+
+def scene_labels(question: scenes.Question) -> tuple[str, ...]:
+    """What a question of a scene is counted under."""
+    form = "yes_no" if question.answer in ("yes", "no") else "open"
+    if question.kind in ("count", "presence"):
+        return form, question.kind
+    group = "large" if question.salient else "small"
+    return form, question.kind, group, f"{group}_{question.kind}"
 
 
 class Model:
@@ -132,21 +145,27 @@ def evaluate(model: Model, rows: list[Row], name: str, deadline: float) -> dict[
                 right["wrong_image"][label] += hit
         done += 1
         if done % 20 == 0:
-            rate = right["image"]["open"] / max(1, total["open"])
-            print(f"{name} {done}/{len(rows)}: open {rate:.3f}", flush=True)
+            so_far = right["image"]["open"] / max(1, total["open"])
+            print(f"{name} {done}/{len(rows)}: open {so_far:.3f}", flush=True)
     labels = sorted(label for label in total if not label.startswith("wrong:"))
     return {
         "images": done,
         "accuracy": {
             label: {
                 "questions": total[label],
-                "image": round(right["image"][label] / total[label], 4),
-                "wrong_image": round(right["wrong_image"][label] / max(1, total[f"wrong:{label}"]), 4),
-                "no_image": round(right["no_image"][label] / total[label], 4),
+                **rate("image", right["image"][label], total[label]),
+                **rate("wrong_image", right["wrong_image"][label], total[f"wrong:{label}"]),
+                **rate("no_image", right["no_image"][label], total[label]),
             }
             for label in labels
         },
     }
+
+
+def rate(way: str, right: int, total: int) -> dict[str, Any]:
+    """The share that is right, and its 95 % interval."""
+    low, high = wilson(right, total)
+    return {way: round(right / max(1, total), 4), f"{way}_95": [round(low, 4), round(high, 4)]}
 
 
 def question_table(rows: list[Row]) -> dict[str, float]:
@@ -186,10 +205,12 @@ def main() -> None:
     share = len(easy) / max(1, len(easy) + len(held_out))
     deadline = started + 60 * args.max_minutes
     report: dict[str, Any] = {
+        "command": " ".join(["python examples/demo_training/evaluate.py", *sys.argv[1:]]),
         "what": "exact-match accuracy of the demo model, unpruned, 576 visual tokens (336 px), greedy",
         "checkpoint": checkpoint.name,
         "dtype": args.dtype,
         "seed": args.seed,
+        "scene_seeds": [FIRST_SCENE, FIRST_SCENE + args.scenes - 1],
         "easy_vqa_test_images_available": available,
         "easy_vqa_test": evaluate(model, easy, "easy-VQA", started + 60 * args.max_minutes * share),
         "question_table_on_easy_vqa": question_table(easy),
