@@ -28,11 +28,13 @@ class Prompt:
         ids: int64 [T], with one placeholder an image.
         image_positions: Indices into ``ids`` of the placeholders, ascending.
         question: Indices into ``ids`` of the tokens of the last user turn's text; may be empty.
+        text: That text, without placeholders.
     """
 
     ids: np.ndarray
     image_positions: tuple[int, ...]
     question: tuple[int, ...]
+    text: str = ""
 
     def span(self, name: str) -> np.ndarray:
         """Indices (int64) of the text tokens a method selects by.
@@ -124,7 +126,7 @@ class PromptEncoder:
             for i, (start, end) in enumerate(encoding.offsets)
             if start < rendered.end and end > rendered.start and end > start and i not in positions
         )
-        return Prompt(ids, positions, question)
+        return Prompt(ids, positions, question, turns[-1].text.replace(self.image_token, ""))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""

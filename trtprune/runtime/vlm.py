@@ -20,6 +20,7 @@ from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import BudgetError, EngineDirError, InputError
 from trtprune.runtime.batch import Batch, Stream, turns_of
 from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
+from trtprune.runtime.clip_text import ClipText
 from trtprune.runtime.pictures import ImageInput, load_picture, max_pixels_from
 from trtprune.runtime.preprocess import Geometry, Preprocessor
 from trtprune.runtime.prompt import Prompt, PromptEncoder
@@ -94,6 +95,7 @@ class Vlm:
         self._max_pixels = max_pixels
         files = _text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
+        self.clip_text = ClipText(self.chain, files)
         processor, where = _processor_config(files)
         self.preprocessor = Preprocessor.from_config(processor, config.model.image_size, where)
         # Opening them now, not at the first question, is where a provider that does not load must show.
@@ -245,7 +247,8 @@ class Vlm:
             return self._select_inside(view, self.chain.check_keep(keep))
         if method is None or method == info.method:
             text = view.text_embeds[view.prompt.span(info.text_span)]
-            return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0)[0]
+            given = self.clip_text.read(view.prompt)
+            return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0, given)[0]
         other = pruning.get(method)
         if isinstance(other, pruning.InLlmMethod):
             raise BudgetError(
@@ -253,12 +256,13 @@ class Vlm:
                 hint=f"trtprune build --method {method}, and show that build",
             )
         fetch = self.chain.memory.to_host
+        seen = Features(view.features.image, {**view.features.extras, **self.clip_text.read(view.prompt)})
         return other.reference(
             fetch(view.features.image),
             keep=keep,
             text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
             seed=seed,
-            **picture_inputs(self.config, other, view.features, fetch),
+            **picture_inputs(self.config, other, seen, fetch),
         )
 
     def _select_inside(self, view: View, keep: int) -> np.ndarray:
@@ -329,8 +333,9 @@ class Vlm:
             text = None
             if "text_embeds" in self.config.pruning.needs:
                 text = embeds[prompt.span(self.config.pruning.text_span)]
+            given = self.clip_text.read(prompt)
             # Several pictures of one request must not draw alike.
-            found = [self.chain.prune(f, text, keep, seed + i) for i, f in enumerate(features)]
+            found = [self.chain.prune(f, text, keep, seed + i, given) for i, f in enumerate(features)]
         return embeds, [indices for indices, _ in found], [rows for _, rows in found]
 
     def lay_out(

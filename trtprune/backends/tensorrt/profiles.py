@@ -38,6 +38,8 @@ VISION_BATCH = 8
 # Tokens of text in one segment of CLIP's text tower, at least: it holds 77, and what the language model takes for one
 # token CLIP may take for several.
 SEGMENT_TOKENS = 16
+# Segments in one run of CLIP's text tower, at most.
+SEGMENT_BATCH = 8
 # A prompt's text next to one picture's tokens, for which the prefill is tuned.
 TYPICAL_TEXT = 64
 # Room for an answer where --max-seq-len does not say, and what capacities are rounded to (the tiles of kernels).
@@ -174,7 +176,8 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     ``tensorrt-rtx`` chooses kernels at run time and would only store the weights twice.
 
     Args:
-        name: ``vision``, ``embed``, ``raters``, ``pruner`` or ``decoder``, or with a number, those of a segment.
+        name: ``vision``, ``embed``, ``clip_text``, ``raters``, ``pruner`` or ``decoder``, or with a number, those of a
+            segment.
         inputs: Of its graph.
         limits: Of the build.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
@@ -202,13 +205,15 @@ def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Smallest, typical and largest value of each symbolic dimension of a component."""
     rows, text = limits.max_batch_size, limits.max_text
     pictures = min(VISION_BATCH, rows * limits.max_images)
-    batch = {"vision": pictures, "pruner": 1, "raters": 1}.get(name.partition(".")[0], rows)
+    segments = -(-text // SEGMENT_TOKENS)
+    texts = min(SEGMENT_BATCH, segments)
+    batch = {"vision": pictures, "clip_text": texts, "pruner": 1, "raters": 1}.get(name.partition(".")[0], rows)
     tokens = limits.visual_tokens
     return {
         "batch": (1, batch, batch),
         "tokens": (1, min(text, TYPICAL_TEXT), text),
         "text_tokens": (1, min(text, TYPICAL_TEXT), text),
-        "text_segments": (1, 1, -(-text // SEGMENT_TOKENS)),
+        "text_segments": (1, 1, segments),
         "visual_tokens": (tokens, tokens, tokens),
         "logits_rows": (1, 1, 1),
         # The engine's capacity is static: the graph is given this number before it is parsed.
