@@ -1,0 +1,182 @@
+"""Engine directories as a model of lmms-eval, the harness most pruning papers report with.
+
+    pip install 'trtprune[lmms]'
+    python -m lmms_eval --model trtprune --model_args out=OUT,keep=64,method=divprune --tasks gqa --batch_size 1
+
+``python -m trtprune.eval.lmms`` is the same command with the model named already; it works where the package's entry
+point is not installed.  One request at a time: pruning with padded batches is where published figures went wrong
+(github.com/EvolvingLMMs-Lab/lmms-eval/issues/236).  This module needs lmms-eval; nothing else of trtprune does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtprune._console import logger
+from trtprune.errors import BudgetError, InputError
+
+try:
+    _model = importlib.import_module("lmms_eval.api.model")
+    _registry = importlib.import_module("lmms_eval.api.registry")
+except ImportError as error:
+    raise InputError(
+        f"lmms-eval cannot be imported: {error}", hint="pip install 'trtprune[lmms]', or lmms-eval itself"
+    ) from None
+
+__all__ = ["TrtPrune", "main", "manifest"]
+
+NAME = "trtprune"
+MAX_NEW_TOKENS = 1024
+"""Where a task says nothing, as lmms-eval's other adapters; cut to what fits into the cache."""
+
+
+@_registry.register_model(NAME)
+class TrtPrune(_model.lmms):  # type: ignore[name-defined]
+    """Answers lmms-eval's generation tasks.
+
+    Args:
+        out: Engine directory; ``pretrained`` is the same.
+        keep: Visual tokens to keep; None: the build's own.
+        method: ``METHOD[:OPTION=VALUE]…`` instead of the build's own, on the same weights.
+        provider: Execution provider of ONNX Runtime.
+        threads: Processor threads.
+        max_new_tokens: Goes before what tasks ask for.
+        system: A system prompt.
+        seed: Of method ``random``; every question has the same.
+        batch_size: 1; anything else is refused.
+        device, max_batch_size: What lmms-eval passes to every model; not used, the build says where it runs.
+
+    Raises:
+        InputError: for an argument that does not exist, or a batch.
+        BudgetError: for a method or budget that the model cannot serve.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        out: str | None = None,
+        *,
+        pretrained: str | None = None,
+        keep: int | None = None,
+        method: str | None = None,
+        provider: str | None = None,
+        threads: int | None = None,
+        max_new_tokens: int | None = None,
+        system: str | None = None,
+        seed: int = 0,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            hint = "out, keep, method, provider, threads, max_new_tokens, system, seed"
+            raise InputError(f"--model_args: {', '.join(sorted(unknown))}: no such argument", hint=hint)
+        if str(batch_size) != "1":
+            raise InputError(f"--batch_size {batch_size}: requests run one at a time", hint="--batch_size 1")
+        directory = out if out is not None else pretrained
+        if directory is None:
+            raise InputError("--model_args: out is missing", hint="out=DIRECTORY, as trtprune build wrote it")
+
+        from trtprune.variants import Variant, Variants
+
+        chosen = None if method is None else Variant.parse(str(method))
+        self._variants = Variants(str(directory), provider=provider, threads=threads)
+        self.variant = chosen or self._variants.own
+        self.vlm = self._variants.open(self.variant)
+        self.keep = self.vlm.chain.check_keep(keep)
+        self._longest, self._system, self._seed = max_new_tokens, system, seed
+        self.visual_tokens = 0
+        """Visual tokens of all pictures so far."""
+        self.kept_tokens = 0.0
+        """Of those, what the decoder's layers processed, on average over layers."""
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The greedy (or, where a task asks for a temperature, drawn) answers, in the requests' order."""
+        from rich.progress import track
+
+        answers = []
+        for request in track(requests, description=self.variant.label, disable=self.rank != 0):
+            context, settings, doc_to_visual, doc_id, task, split = request.args
+            pictures = doc_to_visual(self.task_dict[task][split][doc_id])
+            text = self._answer(context, pictures, settings)
+            self.cache_hook.add_partial("generate_until", (context, settings), text)
+            answers.append(text)
+        if self.visual_tokens:
+            share = 100 * self.kept_tokens / self.visual_tokens
+            logger.info("%s, keep %s: %.1f %% of the visual tokens processed", self.variant.label, self.keep, share)
+        if self.keep < self.vlm.config.model.visual_tokens and self.kept_tokens == self.visual_tokens > 0:
+            raise BudgetError(f"{self.variant.label}: nothing was pruned", hint="answers are those of the full model")
+        return answers
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("trtprune answers tasks of one round (generate_until)")
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError(
+            "trtprune's decoder returns the logits of the last token only, so likelihoods of given answers are not "
+            "to be had; use the generation form of the task"
+        )
+
+    def clean(self) -> None:
+        """Closes the sessions and removes what was built for ``method``."""
+        self._variants.close()
+
+    def _answer(self, context: str, pictures: Any, settings: Mapping[str, Any]) -> str:
+        images = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        if not images or any(image is None for image in images):
+            raise InputError("a question without a picture", hint="take the task's form with images only")
+        # Tasks that place pictures in the text write "<image>"; the chat template puts them first.
+        question = context.replace(self.vlm.config.model.image_token, "").replace("<image>", "").strip()
+        if int(settings.get("num_beams") or 1) != 1:
+            raise InputError("num_beams: there is no beam search", hint="--gen_kwargs num_beams=1")
+        until = settings.get("until") or []
+        temperature = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
+        asked = self._longest or int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+        result = self.vlm.generate(
+            images,
+            question,
+            keep=self.keep,
+            max_new_tokens=max(1, min(asked, self._room(question, len(images)))),
+            temperature=temperature,
+            top_p=float(settings.get("top_p") or 1.0) if temperature else 1.0,
+            stop=[until] if isinstance(until, str) else [text for text in until if text],
+            system=self._system,
+            seed=self._seed,
+        )
+        self.visual_tokens += result.visual_tokens
+        self.kept_tokens += result.tokens_per_layer if result.segment_tokens else result.kept_tokens
+        return result.text.strip()
+
+    def _room(self, question: str, images: int) -> int:
+        """How long an answer may get: what the cache and the positions leave."""
+        from trtprune.runtime.batch import turns_of
+
+        model, words = self.vlm.config.model, len(self.vlm.encoder.encode(turns_of(question, images, self._system)).ids)
+        cached = model.visual_tokens if self.vlm.chain.segments else self.keep
+        by_cache = self.vlm.config.kv.capacity - words - images * (cached - 1)
+        return min(by_cache, model.max_positions - words - images * (model.visual_tokens - 1))
+
+
+def manifest() -> Any:
+    """What lmms-eval's entry-point group ``lmms_eval.models`` takes."""
+    registry = importlib.import_module("lmms_eval.models.registry_v2")
+    return registry.ModelManifest(model_id=NAME, simple_class_path="trtprune.eval.lmms.TrtPrune")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """lmms-eval's command line with ``--model trtprune``."""
+    models = importlib.import_module("lmms_eval.models")
+    models.MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = ["lmms_eval", *([] if "--model" in given else ["--model", NAME]), *given]
+    importlib.import_module("lmms_eval.__main__").cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
