@@ -16,6 +16,8 @@ dissimilar to), core_ratio being read as a fraction with a denominator up to 100
   the smallest.  The mean has the same divisor for every candidate, so sums are compared; the cosine to the mean of the
   selected unit vectors, a third reading, orders the candidates as ``meansim`` does.
 * ``prompt_tokens``: ``question`` (default), ``after_image`` or ``all_text``.
+* ``center=true`` (Cen-Prune, not of this paper) takes the image's mean off the features in the diversity stage; the
+  relevance to the prompt stays as it is.
 
 Arithmetic (float32, both forms): t enters as the sum, not the mean, which changes no cosine.  The core is ordered by s,
 and the greedy sums add the core's rows in that order, then one row for each pick.  Tokens whose features are not
@@ -30,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
 from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+from trtprune.pruning.greedy import LAST, TAKEN
+from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,11 +42,6 @@ if TYPE_CHECKING:
     from trtprune.graph import Graph
 
 __all__ = ["ZspaPrune", "greedy", "prompt_scores"]
-
-_TAKEN = 3.0e38
-"""Closeness of a token that is already selected: above every other."""
-_LAST = 1e30
-"""Added to the closeness of a token that is not finite."""
 
 
 def _core_count(core_ratio: float) -> tuple[int, int, int]:
@@ -62,25 +61,24 @@ def prompt_scores(image_features: np.ndarray, text_embeds: np.ndarray) -> np.nda
     return np.where(good, cosine, -np.float32(ops.BAR))
 
 
-def greedy(image_features: np.ndarray, core: np.ndarray, keep: int, diversity: str) -> np.ndarray:
+def greedy(image_features: np.ndarray, core: np.ndarray, keep: int, diversity: str, center: bool = False) -> np.ndarray:
     """``core`` completed to ``keep`` tokens by the diversity rule; in order of selection."""
     import numpy as np
 
-    image, image_norm, good = ops.norms(image_features)
-    similarity = ops.cosine(image, image_norm, image, image_norm)
+    similarity, good = cosines(image_features, center)
     picks = list(core)
     if diversity == "maxmin":
         close = similarity[core].max(axis=0)
     else:
         close = np.add.accumulate(similarity[core], axis=0, dtype=np.float32)[-1]
-    close = np.where(good, close, np.float32(_LAST))
-    close[core] = _TAKEN
+    close = np.where(good, close, np.float32(LAST))
+    close[core] = TAKEN
     while len(picks) < keep:
         best = int(np.argmin(close))
         picks.append(best)
         row = similarity[best]
         close = np.maximum(close, row) if diversity == "maxmin" else close + row
-        close[best] = _TAKEN
+        close[best] = TAKEN
     return np.array(picks, dtype=np.int64)
 
 
@@ -92,6 +90,7 @@ class ZspaPrune(Method):
     paper = "https://arxiv.org/abs/2510.17197"
     source = "none published"
     needs = frozenset({"text_embeds"})
+    cost = "N x N cosines, keep greedy steps over a row"
     options = {  # noqa: RUF012
         "core_ratio": Option(
             "core_ratio", 0.5, "fraction of the budget chosen by relevance to the prompt", minimum=0, maximum=1
@@ -105,6 +104,7 @@ class ZspaPrune(Method):
         "prompt_tokens": Option(
             "prompt_tokens", "question", "the prompt tokens whose mean is the prompt", choices=tuple(PROMPT_TOKENS)
         ),
+        "center": CENTER,
     }
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
@@ -113,7 +113,7 @@ class ZspaPrune(Method):
         a, b, c = _core_count(inputs["core_ratio"])
         core_size = max(1, (a * keep + b) // c)
         core = ops.descending(prompt_scores(image_features, inputs["text_embeds"]))[:core_size]
-        return np.sort(greedy(image_features, core, keep, inputs["diversity"]))
+        return np.sort(greedy(image_features, core, keep, inputs["diversity"], inputs["center"] == "true"))
 
     def scores(
         self,
@@ -124,7 +124,7 @@ class ZspaPrune(Method):
         num_tokens: int | None = None,
         **options: Any,
     ) -> ir.Value:
-        """Closeness after the last step: ``_TAKEN`` for the selected tokens, and those are exactly ``keep``."""
+        """Closeness after the last step: ``TAKEN`` for the selected tokens, and those are exactly ``keep``."""
         import onnx_ir as ir
 
         from trtprune.graph.greedy import maxmin_select
@@ -146,11 +146,11 @@ class ZspaPrune(Method):
         in_core = op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(cosine)), core, one, axis=1)
         in_core = op.Greater(in_core, ops.f32(g, 0.5))
         if options["core_ratio"] == 1:
-            return op.Where(in_core, ops.f32(g, _TAKEN), op.Neg(ops.f32(g, _TAKEN)))
+            return op.Where(in_core, ops.f32(g, TAKEN), op.Neg(ops.f32(g, TAKEN)))
 
-        similarity = ops.write_cosine(g, image, image_norm, image, image_norm)
+        similarity, _ = write_cosines(g, inputs["image_features"], options["center"] == "true")
         core_rows = op.GatherND(similarity, op.Unsqueeze(core, g.ints(2)), batch_dims=1)
         reduce = op.ReduceMax if options["diversity"] == "maxmin" else op.ReduceSum
-        close = op.Where(good, reduce(core_rows, g.ints(1), keepdims=0), ops.f32(g, _LAST))
-        close = op.Where(in_core, ops.f32(g, _TAKEN), close)
+        close = op.Where(good, reduce(core_rows, g.ints(1), keepdims=0), ops.f32(g, LAST))
+        close = op.Where(in_core, ops.f32(g, TAKEN), close)
         return maxmin_select(g, similarity, close, op.Sub(keep, core_size), str(options["diversity"]))

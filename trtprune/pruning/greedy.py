@@ -1,0 +1,95 @@
+"""The greedy selections in NumPy; :mod:`trtprune.graph.greedy` writes the same as graph nodes.
+
+Each returns the picks in their order.  Of equal candidates the lowest index wins; tokens that are not ``good`` come
+after all others, in index order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["LAST", "RESIDUAL", "TAKEN", "determinant", "least_close", "most_covering"]
+
+TAKEN = 3.0e38
+"""Closeness of a token that is already selected: above every other."""
+LAST = 1e30
+"""Closeness of a token that is not finite."""
+RESIDUAL = 1e-5
+"""What is left of a token counts as nothing below this share of √(its own · the largest) diagonal element."""
+
+
+def least_close(matrix: np.ndarray, close: np.ndarray, steps: int) -> list[int]:
+    """Pick ``steps`` times the token with the smallest ``close`` [N], which goes on as the maximum with
+    ``matrix`` [N, N] row by row."""
+    import numpy as np
+
+    picks: list[int] = []
+    for _ in range(steps):
+        best = int(np.argmin(close))
+        picks.append(best)
+        close = np.maximum(close, matrix[best])
+        close[best] = TAKEN
+    return picks
+
+
+def most_covering(
+    cover: np.ndarray, keep: int, good: np.ndarray, weight: np.ndarray | None = None, added: bool = False
+) -> list[int]:
+    """Pick ``keep`` times the token that adds most to what is covered.
+
+    Args:
+        cover: float32 [N, R], how well each token covers each of R things, ≥ 0 where it counts.
+        keep: Tokens to pick.
+        good: bool [N].
+        weight: float32 [N], ≥ 0: a factor of the gain, or a term where ``added``.
+        added: See ``weight``.
+    """
+    import numpy as np
+
+    covered = np.zeros(cover.shape[1], np.float32)
+    fixed = np.where(good, np.float32(0), np.float32(-1))
+    picks: list[int] = []
+    for _ in range(keep):
+        gain = np.maximum(cover - covered, np.float32(0)).sum(axis=1, dtype=np.float32)
+        if weight is not None:
+            gain = gain + weight if added else gain * weight
+        best = int(np.argmax(np.where(fixed < 0, fixed, gain)))
+        picks.append(best)
+        fixed[best] = -2
+        covered = np.maximum(covered, cover[best])
+    return picks
+
+
+def determinant(similarity: np.ndarray, factor: np.ndarray, keep: int, good: np.ndarray) -> list[int]:
+    """Greedy maximum of det of the sub-matrix of ``L = diag(factor) · similarity · diag(factor)``.
+
+    A Cholesky factorisation with the largest remaining diagonal element as the next pivot:
+
+        j = argmax d;   e = (L[j] - C[:, j]ᵀ C) / √d[j];   C gains the row e;   d -= e²
+
+    A diagonal element that falls to ``RESIDUAL · √(L[i, i] · max L[i, i])`` is set to 0: rounding leaves noise of about
+    that size, and a kernel whose rank is below ``keep`` has nothing but noise left.  When only zeros remain, they are
+    picked in index order and change nothing any more.
+    """
+    import numpy as np
+
+    zero = np.float32(0)
+    first = factor * np.diagonal(similarity) * factor
+    first = np.where(good, np.maximum(first, zero), zero).astype(np.float32)
+    floor = np.float32(RESIDUAL) * np.sqrt(first * first.max())
+    left = np.where(good, np.where(first > floor, first, zero), np.float32(-1))
+    rows = np.zeros((keep, len(factor)), np.float32)
+    picks: list[int] = []
+    for step in range(keep):
+        best = int(np.argmax(left))
+        picks.append(best)
+        if left[best] > 0:
+            row = similarity[best] * factor * factor[best] - rows[:, best] @ rows
+            rows[step] = row * (np.float32(1) / np.sqrt(left[best]))
+            less = left - rows[step] * rows[step]
+            left = np.where(less > floor, less, np.minimum(left, zero))
+        left[best] = -2
+    return picks
