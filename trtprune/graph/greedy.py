@@ -121,7 +121,7 @@ def _loop(g: Graph, body: Any, trips: ir.Value, states: list[tuple[str, ir.Value
         name="greedy_step",
     )
     start = [value for _, value, _, _ in states]
-    out = g.op.Loop(g.op.Squeeze(trips), g.constant(np.bool_(True)), *start, body=graph, _outputs=len(states))
+    out = g.op.Loop(g.op.Squeeze(trips), g.constant(np.array(True)), *start, body=graph, _outputs=len(states))
     return [out] if len(states) == 1 else out
 
 

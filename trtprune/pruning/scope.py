@@ -1,7 +1,7 @@
 """SCOPE: tokens that cover the others, weighted by CLS attention.
 
-Paper: https://arxiv.org/abs/2510.24214 (NeurIPS 2025).  Code: @6bf7306, which imports a path of its authors and does not
-run as released; Tencent/AngelSlim@67394ce (Apache-2.0) holds the same loop.
+Paper: https://arxiv.org/abs/2510.24214 (NeurIPS 2025).  Code: commit 6bf7306, which imports a path of its authors and
+does not run as released; Tencent/AngelSlim@67394ce (Apache-2.0) holds the same loop.
 
     gain_j = Σ_i max(0, cos(f_i, f_j) - c_i),   c_i = the largest cosine of i to a chosen token so far, 0 at first
     choose argmax_j gain_j · cls_j^alpha, ``keep`` times
