@@ -8,8 +8,8 @@ Paper: https://arxiv.org/abs/2508.18264 (ICLR 2026).  Code: Ironieser/MMTok@d152
     choose argmax_j Σ_rows max(0, M_rj - best_r), best = max(best, M_:j), ``keep`` times
 
 t are the language model's input embeddings of the question, v the projected tokens, c the features before the
-projector.  The temperatures (``text_temperature``, ``vision_temperature``) and the weight of Q (``vision_weight``) are those of the
-code's core; a function in it has 0.01 as its own default for the first, which the core overrides.
+projector.  The temperatures (``text_temperature``, ``vision_temperature``) and the weight of Q (``vision_weight``) are
+those of the code's core; a function in it has 0.01 as its own default for the first, which the core overrides.
 
 Not done: the code drops some forty words (articles, auxiliary verbs, pronouns, question words, a few prepositions) and
 two fixed prompt sentences from the question before it looks up embeddings, word by word.  A pruner gets embeddings, no
