@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,46 @@ from trtprune.errors import EngineDirError
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
 
-__all__ = ["count_chain", "count_flops"]
+__all__ = ["COUNTS", "Counted", "count_chain", "count_flops", "count_products"]
 
 Shape = tuple[int, ...]
 COUNTED = ("Attention", "Conv", "Gemm", "MatMul")
 COUNTS = ("keep", "recycled", "merged")
+"""Inputs whose values are shapes."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A graph with numbers in place of its symbolic dimensions.
+
+    Attributes:
+        model: The ``onnx.ModelProto``, local functions inlined.
+        shapes: Of its tensors; None where it is not known.
+        kinds: Element types of its tensors, as ONNX numbers them.
+        products: Each product's node, and its operations.
+    """
+
+    model: Any
+    shapes: dict[str, Shape | None]
+    kinds: dict[str, int]
+    products: list[tuple[Any, int]]
+
+    @property
+    def flops(self) -> int:
+        """Operations of all of it."""
+        return sum(count for _, count in self.products)
 
 
 def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -> dict[str, int]:
-    """Operations by operator type.
+    """Operations by operator type; arguments and errors as for :func:`count_products`."""
+    found: dict[str, int] = dict.fromkeys(COUNTED, 0)
+    for node, count in count_products(model, dims, root).products:
+        found[node.op_type] += count
+    return {kind: count for kind, count in found.items() if count}
+
+
+def count_products(model: Any, dims: Mapping[str, int], root: Path | None = None) -> Counted:
+    """The products of a graph, and what each of them takes.
 
     Args:
         model: ``onnx.ModelProto``; it is not changed.
@@ -57,16 +89,15 @@ def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -
         fixed.graph.initializer.append(tensor)
     fixed = inliner.inline_local_functions(fixed)
     fixed = shape_inference.infer_shapes(fixed, data_prop=True)
-    shapes = {v.name: _shape(v) for v in [*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info]}
-    shapes |= {t.name: tuple(t.dims) for t in fixed.graph.initializer}
+    typed = [*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info]
+    shapes = {v.name: _shape(v) for v in typed} | {t.name: tuple(t.dims) for t in fixed.graph.initializer}
+    kinds = {v.name: v.type.tensor_type.elem_type for v in typed}
+    kinds |= {t.name: t.data_type for t in fixed.graph.initializer}
     products = [node for node in fixed.graph.node if node.op_type in COUNTED]
     unknown = {name for node in products for name in _operands(node) if shapes.get(name) is None}
     if unknown:
         shapes |= _run(fixed, sorted(unknown), shapes, root)
-    found: dict[str, int] = dict.fromkeys(COUNTED, 0)
-    for node in products:
-        found[node.op_type] += _node(node, shapes)
-    return {kind: count for kind, count in found.items() if count}
+    return Counted(fixed, shapes, kinds, [(node, _node(node, shapes)) for node in products])
 
 
 def count_chain(made: EngineDir, dims: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

@@ -1,0 +1,137 @@
+"""One line of the table: a build at a budget, asked the same question as all others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trtprune.runtime import Vlm
+
+__all__ = ["STAGES", "BuildCell", "Cell", "Question", "Sample"]
+
+STAGES = ("preprocess", "vision", "prune", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every cell is asked: a picture in memory, a text, and how many tokens to answer (end-of-sequence or not)."""
+
+    image: Image.Image
+    prompt: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run; milliseconds.
+
+    ``first_token`` is wall time from the picture in memory to the first id chosen, ``stages`` what of it (and, as
+    ``decode``, behind it) was spent where.
+    """
+
+    stages: dict[str, float]
+    first_token: float
+    total: float
+    tokens: int
+    kv_cache_bytes: int
+    prompt_tokens: int
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def per_token(self) -> float:
+        """Of each token behind the first."""
+        return (self.total - self.first_token) / (self.tokens - 1)
+
+
+class Cell(Protocol):
+    """What is measured. ``peer`` says that it is not one of ours."""
+
+    method: str
+    keep: int
+    peer: bool
+
+    def run(self) -> Sample:
+        """One run."""
+
+
+class BuildCell:
+    """A build at a budget.
+
+    Args:
+        vlm: The build.
+        label: Its method.
+        keep: The budget.
+        question: What it is asked.
+        clock: Seconds.
+        peer: The cell stands for a peer.
+    """
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        label: str,
+        keep: int,
+        question: Question,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        peer: bool = False,
+    ) -> None:
+        self.vlm, self.method, self.keep, self.peer = vlm, label, keep, peer
+        self._question, self._clock = question, clock
+        self._room = 0
+
+    def run(self) -> Sample:
+        """One answer."""
+        self._make_room()
+        steps, batch = self._begin()
+        start = self._clock()
+        next(steps)
+        first = self._clock() - start
+        for _ in steps:
+            pass
+        total = self._clock() - start
+        result = batch.results[0]
+        self._room = result.prompt_tokens + self._question.tokens - 1
+        stages = {name: ms for name, ms in result.timings.items() if name != "total"}
+        return Sample(
+            stages,
+            1000 * first,
+            1000 * total,
+            len(result.token_ids),
+            result.kv_cache_bytes,
+            result.prompt_tokens,
+            tuple(result.token_ids),
+        )
+
+    def prompt(self) -> None:
+        """Only as far as the first token."""
+        steps, _ = self._begin(1)
+        for _ in steps:
+            pass
+
+    def _begin(self, tokens: int | None = None) -> tuple[Any, Any]:
+        from trtprune.runtime import Request
+        from trtprune.runtime.batch import Batch
+        from trtprune.runtime.sampling import Sampling
+
+        batch = Batch(
+            self.vlm,
+            [Request(self._question.image, self._question.prompt)],
+            keep=self.keep,
+            max_new_tokens=tokens or self._question.tokens,
+            sampling=Sampling(0.0, 0, 1.0, 1.0, None),
+            stop=None,
+            ignore_eos=True,
+        )
+        return batch.steps(), batch
+
+    def _make_room(self) -> None:
+        """The pool keeps the memory of the last request; one of this size, as if nothing but this cell had run."""
+        if self._room:
+            pool = self.vlm.chain.pool
+            pool.give_back(pool.take(1, self._room))

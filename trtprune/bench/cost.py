@@ -1,0 +1,195 @@
+"""What a request takes, counted: operations and bytes of every component, at the shapes it really ran with.
+
+A request is run once with its sessions listened to, so that nothing here knows how a method cuts its budget.  Counted
+are (two operations for a multiply-and-add) the products of :mod:`trtprune.bench.flops`, and the bytes that have to
+move if caches and fusion are perfect: every weight of a component once (of an embedding table the rows looked up), the
+KV cache that is written, in a decode step also all of it that is read, and the component's inputs and outputs.  What
+an operator hands to the next one inside a component is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.backends.binding import numpy_dtype, resolve_shape
+from trtprune.bench.flops import COUNTS, Counted, count_products
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+    from trtprune.runtime import Vlm
+
+__all__ = ["Call", "Cost", "Ledger", "listen", "stage_of", "token_calls"]
+
+PAST, PRESENT = "past_key_values.", "present."
+# Bits of ONNX's element types that are not a whole number of bytes.
+BITS = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a component: the numbers of its symbolic dimensions, and of the inputs that are shapes."""
+
+    component: str
+    dims: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations, and bytes of weights, KV cache and activations."""
+
+    flops: int = 0
+    weights: int = 0
+    kv: int = 0
+    activations: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.weights + other.weights,
+            self.kv + other.kv,
+            self.activations + other.activations,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """All that is moved."""
+        return self.weights + self.kv + self.activations
+
+
+def stage_of(component: str) -> str:
+    """The stage of a result's timings that a component's runs of a prompt count to."""
+    name, _, point = component.partition(".")
+    if name == "vision":
+        return "vision"
+    # What chooses between segments of a decoder is part of its prefill.
+    return "prefill" if point or name in ("embed", "decoder", "raters", "rank") else "prune"
+
+
+@contextmanager
+def listen(vlm: Vlm) -> Iterator[list[Call]]:
+    """Yields the list that every run of a component of ``vlm`` adds itself to."""
+    calls: list[Call] = []
+    sessions = [(vlm.config.component(name), vlm.chain.session(name)) for name in vlm.config.chain]
+    for component, session in sessions:
+        # On the object, so that whoever holds it already is listened to as well.
+        setattr(session, "run", _noted(component, session.run, calls))  # noqa: B010
+    try:
+        yield calls
+    finally:
+        for _, session in sessions:
+            del session.run
+
+
+def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+    def noted(inputs: Mapping[str, Any], cache: Any = None) -> Any:
+        dims: dict[str, int] = {}
+        for spec in component.inputs:
+            if spec.name in inputs:
+                pairs = zip(spec.shape, inputs[spec.name].shape, strict=True)
+                dims |= {name: size for name, size in pairs if isinstance(name, str)}
+                if spec.name in COUNTS:
+                    dims[spec.name] = int(inputs[spec.name][0])
+        if "write_index" in inputs:  # what is attended to, not what there is room for
+            dims["capacity"] = int(max(inputs["write_index"])) + dims["sequence"]
+        calls.append(Call(component.name, tuple(sorted(dims.items()))))
+        return run(inputs, cache)
+
+    return noted
+
+
+def token_calls(calls: list[Call]) -> list[Call]:
+    """The calls that the first token of an answer takes, after those of its prompt."""
+    found = []
+    for call in calls:
+        if call.component.partition(".")[0] in ("embed", "decoder"):
+            dims = dict(call.dims)
+            one = {name: 1 for name in ("sequence", "tokens", "raters") if name in dims}
+            grown = {"capacity": dims["capacity"] + 1} if "capacity" in dims else {}
+            found.append(Call(call.component, tuple(sorted((dims | one | grown).items()))))
+    return found
+
+
+class Ledger:
+    """Counts calls; each graph at each shape once, whichever build it belongs to."""
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[str, Call], Counted] = {}
+
+    def counted(self, made: EngineDir, call: Call) -> Counted:
+        """The component's graph at the call's shapes.
+
+        Raises:
+            EngineDirError: if its products cannot be counted.
+        """
+        key = (made.files[made.component(call.component).onnx], call)
+        if key not in self._counted:
+            self._counted[key] = count_products(_read(made, call.component), dict(call.dims), made.root)
+        return self._counted[key]
+
+    def cost(self, made: EngineDir, call: Call, *, token: bool = False) -> Cost:
+        """Of one call; ``token``: it is a decode step, which reads what is cached."""
+        counted, dims = self.counted(made, call), dict(call.dims)
+        kv = 0
+        if call.component.startswith("decoder"):
+            written = dims["sequence"] * dims.get("batch", 1)
+            read = dims["capacity"] * dims.get("batch", 1) if token else 0
+            kv = (written + read) * _kv_per_token(made, call.component)
+        component = made.component(call.component)
+        activations = sum(_size(spec, dims) for spec in (*component.inputs, *component.outputs))
+        return Cost(counted.flops, _weight_bytes(counted), kv, activations)
+
+    def by_component(self, made: EngineDir, calls: list[Call], *, token: bool = False) -> dict[str, Cost]:
+        """Of all calls, component by component."""
+        found: dict[str, Cost] = {}
+        for call in calls:
+            found[call.component] = found.get(call.component, Cost()) + self.cost(made, call, token=token)
+        return found
+
+
+def _read(made: EngineDir, component: str) -> Any:
+    import onnx
+
+    path: Path = made.path(made.component(component).onnx)
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _kv_per_token(made: EngineDir, component: str) -> int:
+    _, _, segment = component.partition(".")
+    layers = made.kv.segment_layers[int(segment)] if segment else made.kv.num_layers
+    return made.kv.bytes_per_token * layers // made.kv.num_layers
+
+
+def _size(spec: Any, dims: Mapping[str, int]) -> int:
+    """Bytes of an input or output that is not a cache."""
+    if spec.name.startswith((PAST, PRESENT)):
+        return 0
+    shape = resolve_shape(spec, dims)
+    return 0 if shape is None else math.prod(shape) * numpy_dtype(spec.dtype).itemsize
+
+
+def _weight_bytes(counted: Counted) -> int:
+    """Of the initialisers; of a table that is only looked up in, what is looked up."""
+    import onnx
+
+    graph = counted.model.graph
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    total = 0.0
+    for tensor in graph.initializer:
+        kind = tensor.data_type
+        width = BITS[kind] / 8 if kind in BITS else onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+        size = math.prod(tensor.dims)
+        users = readers.get(tensor.name, [])
+        if users and all(node.op_type == "Gather" and node.input[0] == tensor.name for node in users):
+            looked_up = [counted.shapes.get(node.output[0]) for node in users]
+            if None not in looked_up:
+                size = min(size, sum(math.prod(shape) for shape in looked_up if shape is not None))
+        total += size * width if users else 0
+    return math.ceil(total)

@@ -1,0 +1,239 @@
+"""How fast this machine is at what a request is made of: a matrix product, and moving bytes.
+
+Both are measured in the same rounds as the requests: a machine whose speed drifts drifts for them, too.  The product is
+the component's own: the one that most of its operations are in, cut out of its graph with its weights (quantised ones
+too), run by itself by the same runtime with the same threads.  Bytes are moved by copying a block that fits in no
+cache, with as many threads; bytes read and bytes written both count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.bench.flops import Counted
+
+__all__ = ["CopyProbe", "Probe", "ProductProbe", "ProductProbes", "Rate", "floor_ms"]
+
+COPY_BYTES = 256 << 20
+# A probe runs for at least this long: a timer around less measures the timer.
+LEAST_SECONDS = 1e-3
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
+def floor_ms(flops: float, nbytes: float, flops_per_s: float | None, bytes_per_s: float | None) -> float:
+    """Milliseconds that the slower of the two takes: ``max(flops / rate, bytes / bandwidth)``.
+
+    A rate that was not measured bounds nothing.
+    """
+    compute = flops / flops_per_s if flops_per_s else 0.0
+    move = nbytes / bytes_per_s if bytes_per_s else 0.0
+    return 1000 * max(compute, move)
+
+
+@dataclass
+class Rate:
+    """Work a second, in several rounds."""
+
+    work: float
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float | None:
+        """Over the rounds; None before the first."""
+        return statistics.median(self.samples) if self.samples else None
+
+    def to_json(self, unit: float = 1e9) -> dict[str, float]:
+        """Median, slowest and fastest round, in billions a second."""
+        found = {"p50": statistics.median(self.samples), "min": min(self.samples), "max": max(self.samples)}
+        return {name: round(value / unit, 3) for name, value in found.items()}
+
+
+class Probe:
+    """Something that is done again and again; ``work`` is how much one time is."""
+
+    def __init__(self, name: str, work: float, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.rate = Rate(work)
+        self._clock = clock
+        self._times = 1
+
+    def once(self) -> None:
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """Runs it, and finds out how often a sample has to."""
+        self.once()
+        start = self._clock()
+        self.once()
+        spent = self._clock() - start
+        self._times = max(1, math.ceil(LEAST_SECONDS / spent)) if spent > 0 else 1
+
+    def sample(self) -> None:
+        """Notes one more sample."""
+        start = self._clock()
+        for _ in range(self._times):
+            self.once()
+        spent = self._clock() - start
+        if spent > 0:
+            self.rate.samples.append(self.rate.work * self._times / spent)
+
+
+class CopyProbe(Probe):
+    """Copies a large block; its work is the bytes read and written.
+
+    Args:
+        threads: That copy a part each.
+        size: Bytes of the block.
+        clock: Seconds.
+    """
+
+    def __init__(self, threads: int, size: int = COPY_BYTES, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__("copy", 2 * size, clock)
+        source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+        edges = np.linspace(0, size, threads + 1).astype(int).tolist()
+        self._parts = [(target[a:b], source[a:b]) for a, b in itertools.pairwise(edges)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def once(self) -> None:
+        # NumPy copies without Python's lock.
+        list(self._pool.map(lambda part: np.copyto(*part), self._parts))
+
+
+class ProductProbe(Probe):
+    """One product at one shape; its work is its operations."""
+
+    def __init__(
+        self, name: str, work: float, session: Any, binding: Any, held: list[Any], clock: Callable[[], float]
+    ) -> None:
+        super().__init__(name, work, clock)
+        self._session, self._binding = session, binding
+        self._held = held  # what is bound has to live as long as the binding
+
+    def once(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+class ProductProbes:
+    """The products that components spend their operations on, each once.
+
+    Args:
+        backend: What runs them.
+        clock: Seconds.
+    """
+
+    def __init__(self, backend: OrtBackend, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend, self._clock = backend, clock
+        self._sessions: dict[bytes, Any] = {}
+        self._probes: dict[tuple[Any, ...], ProductProbe] = {}
+
+    def __iter__(self) -> Iterator[ProductProbe]:
+        return iter(self._probes.values())
+
+    def of(self, counted: Counted, root: Path) -> ProductProbe | None:
+        """The product that most of a graph's operations are in, at its shapes; None for a graph without products.
+
+        Args:
+            counted: The graph.
+            root: Of its weights.
+
+        Raises:
+            BackendError: if it does not run by itself.
+        """
+        node, work = _largest(counted)
+        if node is None:
+            return None
+        model, inputs = _cut_out(counted, node)
+        content = model.SerializeToString()
+        key = (content, *(counted.shapes[name] for name in inputs))
+        if key not in self._probes:
+            if content not in self._sessions:  # the same weights are opened once for all shapes
+                opened = self._backend.inference_session(content, root / "product.onnx", root)
+                self._sessions[content] = opened[0]
+            self._probes[key] = self._bind(counted, node, work, inputs, self._sessions[content])
+        return self._probes[key]
+
+    def _bind(self, counted: Counted, node: Any, work: int, inputs: list[str], session: Any) -> ProductProbe:
+        from trtprune.backends.ort_cache import to_value
+
+        import onnxruntime as ort  # isort: skip  behind our backends: they keep it from reporting usage
+
+        binding, rng = session.io_binding(), np.random.default_rng(0)
+        held = []
+        for name in [*inputs, node.output[0]]:
+            array = rng.standard_normal(counted.shapes[name] or ()).astype(_dtype(counted.kinds[name]))
+            value = to_value(ort, array)
+            held += [array, value]
+            (binding.bind_ortvalue_output if name == node.output[0] else binding.bind_ortvalue_input)(name, value)
+        sizes = " x ".join(str(list(counted.shapes[name] or ())) for name in node.input[:2])
+        return ProductProbe(f"{node.op_type} {sizes}", work, session, binding, held, self._clock)
+
+
+def _largest(counted: Counted) -> tuple[Any, int]:
+    """A node of the shape that most operations are in, and its operations."""
+    totals: dict[tuple[Any, ...], int] = {}
+    first: dict[tuple[Any, ...], tuple[Any, int]] = {}
+    for node, count in counted.products:
+        if node.op_type in PRODUCTS and count:
+            key = (node.op_type, *(counted.shapes.get(name) for name in (*node.input[:2], node.output[0])))
+            totals[key] = totals.get(key, 0) + count
+            first.setdefault(key, (node, count))
+    if not totals:
+        return None, 0
+    return first[max(totals, key=lambda key: totals[key])]
+
+
+def _cut_out(counted: Counted, node: Any) -> tuple[Any, list[str]]:
+    """A model of one node and of what makes its weights; the names of its inputs."""
+    from onnx import helper
+
+    graph = counted.model.graph
+    makers = {name: maker for maker in graph.node for name in maker.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+
+    def fixed(name: str) -> bool:
+        if not name or name in weights:
+            return True
+        maker = makers.get(name)
+        return maker is not None and maker.op_type != "Shape" and all(map(fixed, maker.input))
+
+    needed: dict[str, Any] = {}
+    chosen: dict[int, Any] = {}
+
+    def take(name: str) -> None:
+        if name in weights:
+            needed[name] = weights[name]
+        elif name and id(makers[name]) not in chosen:
+            for source in makers[name].input:
+                take(source)
+            chosen[id(makers[name])] = makers[name]
+
+    inputs = [name for name in node.input if not fixed(name)]
+    for name in node.input:
+        if name not in inputs:
+            take(name)
+    # Without sizes: one session serves all of them.
+    given = [helper.make_tensor_value_info(n, counted.kinds[n], [None] * len(counted.shapes[n] or ())) for n in inputs]
+    out = node.output[0]
+    made = helper.make_tensor_value_info(out, counted.kinds[out], [None] * len(counted.shapes[out] or ()))
+    small = helper.make_graph([*chosen.values(), node], "product", given, [made], list(needed.values()))
+    model = helper.make_model(small, opset_imports=counted.model.opset_import, ir_version=counted.model.ir_version)
+    return model, inputs
+
+
+def _dtype(kind: int) -> np.dtype:
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind))

@@ -1,0 +1,49 @@
+"""What machine, and what versions, a result was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+__all__ = ["machine"]
+
+PACKAGES = (
+    "trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt-rtx-cu13", "tensorrt-cu13",
+    "cuda-bindings", "polygraphy", "torch", "transformers",
+)  # fmt: skip
+ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
+
+
+def machine() -> dict[str, Any]:
+    """Kind of CPU, cores this process may use, memory in GiB, GPUs, and the versions that matter."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from trtprune._gpu import find_gpus
+
+    model, flags = platform.processor(), set()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    model = line.split(":", 1)[1].strip()
+                elif line.startswith("flags"):
+                    flags = set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpus = [{"name": gpu.name, "sm": gpu.sm, "driver": gpu.driver} for gpu in find_gpus()]
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "isa": sorted(flags & ISA),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": versions,
+        **({"gpus": gpus} if gpus else {}),
+    }

@@ -1,0 +1,87 @@
+"""Which cells a bench has; everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trtprune import pruning
+from trtprune.errors import BudgetError
+from trtprune.variants import Variant, parse_variants
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir
+    from trtprune.variants import Variants
+
+__all__ = ["ALL", "choose_budgets", "choose_variants", "plan_cells"]
+
+ALL = "all"
+
+
+def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], bool]:
+    """The methods to measure, and whether they were named one by one; ``none`` is always measured and not among them.
+
+    Raises:
+        BudgetError: for an unknown method or option.
+    """
+    if methods is None:
+        found, named = [own], True
+    elif methods.strip() == ALL:
+        # The build's own options, where its method is reached.
+        found, named = [own if name == own.method else Variant.make(name) for name in pruning.names()], False
+    else:
+        found, named = parse_variants(methods), True
+    return [variant for variant in found if variant.method != "none"], named
+
+
+def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:
+    """Budgets, largest first: those given, or a third and a ninth of all visual tokens and the build's own.
+
+    All tokens are the unpruned line, which is always there.
+
+    Raises:
+        BudgetError: for one the model does not have.
+    """
+    total = base.model.visual_tokens
+    chosen = list(keeps) if keeps is not None else [round(total / 3), round(total / 9), base.pruning.keep]
+    for keep in chosen:
+        if not 1 <= keep <= total:
+            raise BudgetError(f"--keep {keep}: an image has {total} visual tokens", hint=f"1 to {total}")
+    return sorted({keep for keep in chosen if keep < total}, reverse=True)
+
+
+def plan_cells(
+    variants: Variants, chosen: Sequence[Variant], budgets: Sequence[int], *, named: bool
+) -> tuple[list[tuple[Variant, int]], list[str]]:
+    """(method, budget) of every cell, and what is left out and why.
+
+    Raises:
+        BudgetError: for a budget that one of the methods cannot serve, if they were ``named``.
+    """
+    cells, left_out = [], []
+    for variant in chosen:
+        for keep in budgets:
+            try:
+                _check(variants, variant, keep)
+            except BudgetError as error:
+                if named:
+                    raise
+                left_out.append(f"{variant.label} {keep}: {error.message}")
+                continue
+            cells.append((variant, keep))
+    return cells, left_out
+
+
+def _check(variants: Variants, variant: Variant, keep: int) -> None:
+    base, method = variants.base, pruning.get(variant.method)
+    if variant == variants.own:
+        low, high = base.pruning.keep_range
+        if not low <= keep <= high:
+            raise BudgetError(
+                f"--keep {keep}: outside {low} to {high}, the --keep-range of {base.root}",
+                hint="build with a wider --keep-range",
+            )
+    if isinstance(method, pruning.InLlmMethod):
+        method.schedule(keep, base.model.visual_tokens, base.kv.num_layers, dict(variant.options))
+    else:
+        method.check_keep(keep, base.model.visual_tokens)

@@ -1,0 +1,205 @@
+"""The numbers of a bench as JSON, and the table of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.bench.cells import STAGES
+from trtprune.bench.cost import Cost, stage_of
+from trtprune.bench.floor import floor_ms
+from trtprune.bench.interleave import ratio, spread
+from trtprune.bench.machine import machine
+from trtprune.errors import InputError
+
+if TYPE_CHECKING:
+    from trtprune.bench.running import Measured, Run
+
+__all__ = ["SCHEMA", "render", "to_json", "write_json"]
+
+SCHEMA = 1
+TOKEN = "token"
+"""Of flops, bytes and floors: one decode step."""
+
+
+def to_json(run: Run, command: str) -> dict[str, Any]:
+    """A finished bench as plain values; see docs/bench.md for the fields."""
+    rows = [_row(measured, run) for measured in run.cells]
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "machine": machine(),
+        "engine": run.engine,
+        "provider": run.provider,
+        "threads": run.threads,
+        "prompt": run.settings.prompt,
+        "tokens": run.settings.tokens,
+        "rounds": run.settings.rounds,
+        "warmup": run.settings.warmup,
+        "seed": run.settings.seed,
+        "rows": rows,
+        "ratios": _ratios(run),
+        "rates": {
+            "copy_gb_per_s": run.copy.rate.to_json() if run.copy else None,
+            "products": [{"product": probe.name, "gflop_per_s": probe.rate.to_json()} for probe in run.products],
+        },
+        "notes": run.notes,
+    }
+
+
+def _row(measured: Measured, run: Run) -> dict[str, Any]:
+    cell, samples = measured.cell, measured.samples
+    per_token = spread([s.per_token for s in samples])
+    first = spread([s.first_token for s in samples])
+    row: dict[str, Any] = {
+        "method": cell.method,
+        "keep": cell.keep,
+        "unpruned": measured.baseline,
+        "peer": cell.peer,
+        "n": len(samples),
+        "stages_ms": {stage: spread([s.stages.get(stage, 0.0) for s in samples]) for stage in STAGES},
+        "first_token_ms": first,
+        "ms_per_token": per_token,
+        # The slow end of the times is the slow end of the rates.
+        "tokens_per_second": {name: round(1000 / ms, 3) if ms else None for name, ms in per_token.items()},
+        "total_ms": spread([s.total for s in samples]),
+        "prompt_tokens": samples[0].prompt_tokens,
+        "kv_cache_bytes": samples[0].kv_cache_bytes,
+        "peak_memory_bytes": measured.peak,
+        "flops": {},
+        "bytes": {},
+        "floor_ms": None,
+    }
+    if measured.prompt:
+        row |= _costs(measured)
+    if measured.prompt and run.copy is not None:
+        floors = _floors(measured, run.copy.rate.median)
+        times = {stage: row["stages_ms"][stage]["p50"] for stage in floors if stage in row["stages_ms"]}
+        times |= {"first_token": first["p50"], TOKEN: per_token["p50"]}
+        floors["first_token"] = sum(ms for stage, ms in floors.items() if stage != TOKEN)
+        row["floor_ms"] = round(floors["first_token"], 4)
+        row["floor_stages_ms"] = {stage: round(ms, 4) for stage, ms in floors.items()}
+        row["gap"] = {stage: round(times[stage] / ms, 3) for stage, ms in floors.items() if ms}
+    return row
+
+
+def _costs(measured: Measured) -> dict[str, Any]:
+    """Operations and bytes, by component; ``token`` is one decode step."""
+    found: dict[str, Cost] = {}
+    for name, calls in ((None, measured.prompt), (TOKEN, measured.token)):
+        for call, cost in calls:
+            key = name or call.component
+            found[key] = found.get(key, Cost()) + cost
+    return {
+        "flops": {name: cost.flops for name, cost in found.items()},
+        "bytes": {
+            name: {"weights": cost.weights, "kv": cost.kv, "activations": cost.activations}
+            for name, cost in found.items()
+        },
+    }
+
+
+def _floors(measured: Measured, bytes_per_s: float | None) -> dict[str, float]:
+    """Stage → what its components take at the least, milliseconds."""
+    floors: dict[str, float] = {}
+    for stage, calls in ((None, measured.prompt), (TOKEN, measured.token)):
+        for call, cost in calls:
+            probe = measured.products.get(call)
+            least = floor_ms(cost.flops, cost.nbytes, probe.rate.median if probe else None, bytes_per_s)
+            name = stage or stage_of(call.component)
+            floors[name] = floors.get(name, 0.0) + least
+    return floors
+
+
+def _ratios(run: Run) -> list[dict[str, Any]]:
+    """How many times as fast as unpruned, and as each peer, every cell is; round by round."""
+    found = []
+    for base in run.cells:
+        if not base.baseline and not base.cell.peer:
+            continue
+        against = base.cell.method if base.cell.peer else "unpruned"
+        for measured in run.cells:
+            if measured is base:
+                continue
+            found.append(
+                {
+                    "method": measured.cell.method,
+                    "keep": measured.cell.keep,
+                    "against": against,
+                    "first_token": ratio(
+                        [s.first_token for s in base.samples], [s.first_token for s in measured.samples]
+                    ),
+                    "token": ratio([s.per_token for s in base.samples], [s.per_token for s in measured.samples]),
+                    "total": ratio([s.total for s in base.samples], [s.total for s in measured.samples]),
+                }
+            )
+    return found
+
+
+def write_json(result: dict[str, Any], path: Path, flag: str = "--json") -> None:
+    """Writes it; ``-`` is stdout.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be written: {error.strerror or error}", hint="another file") from None
+
+
+def render(result: dict[str, Any]) -> str:
+    """The table: ratios first, then what they are made of."""
+    ratios = {(r["method"], r["keep"], r["against"]): r["first_token"]["p50"] for r in result["ratios"]}
+    peers = list(dict.fromkeys(r["against"] for r in result["ratios"] if r["against"] != "unpruned"))
+    against = ["unpruned", *peers]
+    title = ["method", "keep", *(f"x {name}" for name in against), "first token ms", "p90", "p99", "vision", "prune"]
+    title += ["prefill", "ms/token", "tok/s", "KV MB", "peak MB", "GFLOP", "GB", "floor ms", "gap"]
+    lines = [title]
+    for row in result["rows"]:
+        speed = [ratios.get((row["method"], row["keep"], name)) for name in against]
+        moved = sum(sum(part.values()) for name, part in row["bytes"].items() if name != TOKEN)
+        flops = sum(count for name, count in row["flops"].items() if name != TOKEN)
+        first, stages = row["first_token_ms"], row["stages_ms"]
+        peak, gap = row["peak_memory_bytes"], row.get("gap", {}).get("first_token")
+        lines.append(
+            [
+                row["method"],
+                str(row["keep"]),
+                *("1.00" if number is None else f"{number:.2f}" for number in speed),
+                *(f"{first[name]:.1f}" for name in ("p50", "p90", "p99")),
+                *(f"{stages[stage]['p50']:.1f}" for stage in ("vision", "prune", "prefill")),
+                f"{row['ms_per_token']['p50']:.2f}",
+                f"{row['tokens_per_second']['p50'] or 0:.1f}",
+                f"{row['kv_cache_bytes'] / 1e6:.1f}",
+                "" if peak is None else f"{peak / 1e6:.0f}",
+                f"{flops / 1e9:.1f}" if row["flops"] else "",
+                f"{moved / 1e9:.2f}" if row["bytes"] else "",
+                "" if row["floor_ms"] is None else f"{row['floor_ms']:.1f}",
+                "" if gap is None else f"{gap:.2f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(
+            f"{part:<{w}}" if not i else f"{part:>{w}}" for i, (part, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([*text, *_footer(result)])
+
+
+def _footer(result: dict[str, Any]) -> list[str]:
+    n, tokens = result["rounds"], result["tokens"]
+    lines = [f"{n} rounds, {tokens} tokens; x: times as fast to the first token, median of the rounds' ratios"]
+    copy = result["rates"]["copy_gb_per_s"]
+    if copy is not None:
+        largest = max((p["gflop_per_s"]["p50"] for p in result["rates"]["products"]), default=0.0)
+        lines.append(f"floor: products at up to {largest:.0f} GFLOP/s, copies at {copy['p50']:.1f} GB/s, in this run")
+    return [*lines, *result["notes"]]

@@ -1,0 +1,347 @@
+"""A bench from the engine directory to the numbers: every build and peer, in one interleaved run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.bench import planning
+from trtprune.bench.cells import BuildCell, Cell, Question, Sample
+from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
+from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
+from trtprune.bench.interleave import interleave
+from trtprune.bench.memory import measure_peak
+from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
+from trtprune.variants import Variant, Variants
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trtprune.runtime import Vlm
+
+__all__ = ["PEERS", "Measured", "Run", "Settings", "run_bench"]
+
+PEERS = ("transformers", "openvino")
+PROMPT = "What is the color of the largest shape?"
+SCENE = 1000
+"""Which of the generated scenes is looked at where no picture is given."""
+PRECISIONS = {"openvino float32": "float32", "openvino bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; see ``trtprune bench --help``."""
+
+    keeps: Sequence[int] | None = None
+    methods: str | None = None
+    against: str | None = None
+    image: str | Path | None = None
+    prompt: str = PROMPT
+    rounds: int = 10
+    warmup: int = 2
+    tokens: int = 16
+    seed: int = 0
+    memory: bool = True
+
+
+@dataclass
+class Measured:
+    """A cell with what is known of it.
+
+    Attributes:
+        cell: What ran.
+        baseline: All visual tokens, in the same runtime: what speed-ups are against.
+        samples: Of each round.
+        prompt: What its prompt takes, call by call.
+        token: What the first token of its answer takes.
+        products: For each call the probe that says how fast its products can be.
+        peak: Bytes.
+    """
+
+    cell: Cell
+    baseline: bool = False
+    samples: list[Sample] = field(default_factory=list)
+    prompt: list[tuple[Call, Cost]] = field(default_factory=list)
+    token: list[tuple[Call, Cost]] = field(default_factory=list)
+    products: dict[Call, ProductProbe] = field(default_factory=dict)
+    peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished bench: cells in the order of the table, the copy, and what a reader has to know."""
+
+    engine: dict[str, str]
+    provider: str
+    threads: int | None
+    settings: Settings
+    cells: list[Measured]
+    products: list[ProductProbe]
+    copy: CopyProbe | None
+    notes: list[str]
+
+
+def run_bench(
+    directory: Path,
+    settings: Settings,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    verify: str = "auto",
+    checkpoint: str | None = None,
+    others: Sequence[Path] = (),
+    build_options: Mapping[str, Any] | None = None,
+    report: Callable[[str, str], None] | None = None,
+) -> Run:
+    """Measures.
+
+    Args:
+        directory: The engine directory.
+        settings: What to measure.
+        provider, threads, provider_options, verify: As for :func:`trtprune.load`.
+        checkpoint: Of the peer, or where the directory's weights cannot stand for it.
+        others: Engine directories of other methods; see :class:`trtprune.variants.Variants`.
+        build_options: For the builds of other methods.
+        report: Called with (what, what happened).
+
+    Raises:
+        BudgetError: for a method or budget that cannot be served.
+        BackendError: if a runtime, peer or device is missing.
+        InputError: for a picture or setting that cannot be used.
+    """
+    say = report or (lambda name, text: None)
+    if settings.tokens < 2:
+        raise InputError(
+            f"--max-new-tokens {settings.tokens}: at least 2", hint="the second one is what ms/token is of"
+        )
+    if settings.against not in (None, *PEERS):
+        raise InputError(f"--against {settings.against}: unknown", hint=f"one of {', '.join(PEERS)}")
+    with ExitStack() as stack:
+        variants = Variants(
+            directory,
+            others=others,
+            provider=provider,
+            threads=threads,
+            provider_options=provider_options,
+            verify=verify,
+            model=checkpoint,
+            build_options=build_options,
+        )
+        stack.enter_context(variants)
+        chosen, named = planning.choose_variants(settings.methods, variants.own)
+        budgets = planning.choose_budgets(settings.keeps, variants.base)
+        plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
+        _check_peer(settings.against, provider)
+        question = Question(load_question_image(settings.image), settings.prompt, settings.tokens)
+        cells = [_baseline(variants, question, notes)]
+        for variant, keep in plan:
+            if keep == max(budgets):
+                say("build", variant.label)
+            try:
+                vlm = variants.open(variant)
+                vlm.chain.check_keep(keep)
+            except BudgetError as error:
+                if named:
+                    raise
+                notes.append(f"{variant.label} {keep}: {error.message}")
+                continue
+            cells.append(Measured(BuildCell(vlm, variant.label, keep, question)))
+        threads = _threads(threads, cells[0])
+        cells += _peers(settings, variants, question, threads, checkpoint, provider_options)
+        products, copy = _count(cells, threads, provider_options)
+        say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds")
+        probes: list[Probe] = [*products, *([copy] if copy else [])]
+        found = interleave(
+            [measured.cell for measured in cells],
+            probes,
+            rounds=settings.rounds,
+            warmup=settings.warmup,
+            seed=settings.seed,
+            report=report,
+        )
+        for measured, samples in zip(cells, found, strict=True):
+            measured.samples = samples
+        notes += _same_question(cells)
+        if settings.memory:
+            notes += _peaks(cells, question, threads, provider, provider_options, variants, checkpoint, report)
+        base = variants.base
+        engine = {"model": base.model.id, "digest": base.model.digest, "build_digest": base.build_digest}
+        engine |= {"method": variants.own.label, "dtype": base.weight_dtype or base.dtype, "backend": base.backend}
+        used = _vlm(cells[0]).provider
+        return Run(engine, used, threads, settings, cells, products, copy, notes)
+
+
+def load_question_image(path: str | Path | None) -> Image.Image:
+    """The picture, or a generated scene, RGB."""
+    if path is None:
+        from trtprune.demo import scenes
+
+        return scenes.generate(SCENE, split="test").image
+    from trtprune.runtime.pictures import load_picture, max_pixels_from
+
+    return load_picture(path, max_pixels_from(None)).convert("RGB")
+
+
+def _vlm(measured: Measured) -> Vlm:
+    assert isinstance(measured.cell, BuildCell)
+    return measured.cell.vlm
+
+
+def _threads(threads: int | None, baseline: Measured) -> int | None:
+    """Of the runtime, where it is one that counts threads."""
+    from trtprune.backends.ort_threads import available_threads
+
+    return threads or (available_threads() if _vlm(baseline).provider in ("cpu", "openvino") else None)
+
+
+def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measured:
+    """All visual tokens: method ``none``, or the build's own with nothing to prune where no other can be made here."""
+    total = variants.base.model.visual_tokens
+    try:
+        none = Variant.make("none")
+        return Measured(BuildCell(variants.open(none), none.label, total, question), baseline=True)
+    except (BackendError, CheckpointError) as error:
+        if variants.base.pruning.keep_range[1] < total:
+            raise
+        own = variants.own
+        notes.append(f"unpruned is {own.label} with all {total} tokens, its pruner included: {error.message}")
+        return Measured(BuildCell(variants.open(own), own.label, total, question), baseline=True)
+
+
+def _check_peer(against: str | None, provider: str | None) -> None:
+    """Refuses a peer that is not installed."""
+    if against == "transformers":
+        from trtprune.bench.transformers_peer import require_transformers
+
+        require_transformers()
+    if against == "openvino":
+        if provider == "openvino":
+            raise InputError("--against openvino: --provider openvino is the same", hint="leave out one of them")
+        for name in PRECISIONS:
+            _openvino(name, None)
+
+
+def _openvino(name: str, threads: int | None) -> Any:
+    from trtprune.backends.onnxruntime import OrtBackend
+
+    try:
+        return OrtBackend("openvino", threads, {"precision": PRECISIONS[name]})
+    except BackendError as error:
+        message = error.message.replace("--provider openvino", "--against openvino")
+        hint = error.hint if error.hint and "pip" in error.hint else "a machine with an Intel processor"
+        raise BackendError(message, hint=hint) from None
+
+
+def _peers(
+    settings: Settings,
+    variants: Variants,
+    question: Question,
+    threads: int | None,
+    checkpoint: str | None,
+    provider_options: Mapping[str, str] | None,
+) -> list[Measured]:
+    if settings.against == "transformers":
+        from trtprune.bench.transformers_peer import DTYPES, TransformersPeer
+        from trtprune.compare.transformers_side import find_checkpoint
+
+        path = find_checkpoint(variants.base, checkpoint).path
+        return [Measured(TransformersPeer(path, dtype, question, threads=threads)) for dtype in DTYPES]
+    if settings.against == "openvino":
+        from trtprune.runtime import Vlm
+        from trtprune.runtime.pictures import max_pixels_from
+
+        config, found = variants.config(Variant.make("none")), []
+        for name in PRECISIONS:
+            vlm = Vlm(config, _openvino(name, threads), max_pixels=max_pixels_from(None))
+            found.append(Measured(BuildCell(vlm, name, config.model.visual_tokens, question, peer=True)))
+        return found
+    return []
+
+
+def _count(
+    cells: Sequence[Measured], threads: int | None, options: Mapping[str, str] | None
+) -> tuple[list[ProductProbe], CopyProbe | None]:
+    """Runs every build's prompt once and notes what it takes; the probes of what bounds it."""
+    from trtprune.backends.onnxruntime import OrtBackend
+
+    ledger, products = Ledger(), None
+    provider = _vlm(cells[0]).provider
+    # A GPU's rates cannot be had from here: its products would be timed with their way there and back.
+    if provider in ("cpu", "openvino"):
+        products = ProductProbes(OrtBackend(provider, threads, options))
+    for measured in cells:
+        if not isinstance(measured.cell, BuildCell):
+            continue
+        vlm = measured.cell.vlm
+        with listen(vlm) as calls:
+            measured.cell.prompt()
+        made = vlm.config
+        measured.prompt = [(call, ledger.cost(made, call)) for call in calls]
+        measured.token = [(call, ledger.cost(made, call, token=True)) for call in token_calls(calls)]
+        for call, _ in (*measured.prompt, *measured.token):
+            if products is not None and not measured.cell.peer:
+                probe = products.of(ledger.counted(made, call), made.root)
+                if probe is not None:
+                    measured.products[call] = probe
+    if products is None:
+        return [], None
+    return list(products), CopyProbe(threads or 1)
+
+
+def _same_question(cells: Sequence[Measured]) -> list[str]:
+    """What differs between a peer's question or answer and ours."""
+    notes, ours = [], cells[0].samples[0]
+    for measured in cells:
+        if not measured.cell.peer:
+            continue
+        theirs, name = measured.samples[0], measured.cell.method
+        if theirs.prompt_tokens != ours.prompt_tokens:
+            notes.append(f"{name}: its prompt has {theirs.prompt_tokens} tokens, ours {ours.prompt_tokens}")
+        same = [a == b for a, b in zip(theirs.token_ids, ours.token_ids, strict=False)]
+        words = f"the same {len(same)} tokens as unpruned"
+        if not all(same):
+            words = f"other tokens than unpruned from number {same.index(False) + 1} of {len(same)} on"
+        notes.append(f"{name}: answers {words}")
+    return notes
+
+
+def _peaks(
+    cells: Sequence[Measured],
+    question: Question,
+    threads: int | None,
+    provider: str | None,
+    options: Mapping[str, str] | None,
+    variants: Variants,
+    checkpoint: str | None,
+    report: Callable[[str, str], None] | None,
+) -> list[str]:
+    """Runs each cell in a process of its own; what could not be measured."""
+    notes, live = [], getattr(report, "live", lambda text: None)
+    with tempfile.TemporaryDirectory(prefix="trtprune-") as folder:
+        picture = Path(folder) / "picture.png"
+        question.image.save(picture)
+        for number, measured in enumerate(cells, 1):
+            cell = measured.cell
+            live(f"peak memory, {number} of {len(cells)}: {cell.method} {cell.keep}")
+            job: dict[str, Any] = {
+                "image": str(picture), "prompt": question.prompt, "tokens": question.tokens, "threads": threads
+            }  # fmt: skip
+            if isinstance(cell, BuildCell):
+                job |= {"directory": str(cell.vlm.config.root), "keep": cell.keep, "provider": provider}
+                job["provider_options"] = dict(options or {})
+                if cell.peer:
+                    job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[cell.method]}}
+            else:
+                from trtprune.compare.transformers_side import find_checkpoint
+
+                path = find_checkpoint(variants.base, checkpoint).path
+                job |= {"checkpoint": str(path), "dtype": cell.method.split()[-1]}
+            measured.peak, why = measure_peak(job)
+            if why:
+                notes.append(f"peak memory of {cell.method} {cell.keep}: {why}")
+    return notes
