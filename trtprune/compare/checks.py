@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trtprune import pruning
 from trtprune.errors import EngineDirError, InputError
 
 if TYPE_CHECKING:
@@ -98,6 +99,12 @@ def _differs(made: EngineDir, component: ComponentInfo, other: EngineDir | None)
         return f"it is {methods[0][0]} here and {methods[1][0]} in {other.root}, or has other options"
     for what, mine, theirs in (("input", component.inputs, found.inputs), ("output", component.outputs, found.outputs)):
         ours, others = ({spec.name: spec.shape for spec in specs} for specs in (mine, theirs))
+        if component.name == "vision" and what == "output":  # what only one of the methods needs
+            layers = [pruning.get(method).tower_layer(options) for method, options in methods]
+            if layers[0] != layers[1] and {"shallow_attention"} <= ours.keys() & others.keys():
+                return f"shallow_attention is that of layer {layers[0]} here and {layers[1]} in {other.root}"
+            ours = {name: shape for name, shape in ours.items() if name in others}
+            others = {name: shape for name, shape in others.items() if name in ours}
         for name in sorted(ours.keys() ^ others.keys()):
             where = "only here" if name in ours else f"only in {other.root}"
             return f"{what} {name} is {where}"

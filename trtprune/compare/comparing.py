@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune import pruning
 from trtprune.compare._require import polygraphy
 from trtprune.compare.checks import check_same_model, choose_components
 from trtprune.compare.draw import Draw, random_feeds, teach_caches
@@ -264,7 +265,11 @@ def _compare_one(
     times = numerics.runtimes(results)
     invalid = numerics.validate(results) if validate else ()
     if any(spec.name == "kept_indices" for spec in component.outputs):
-        results = numerics.selection_as_mask(results, made.model.visual_tokens)
+        merges = pruning.get(made.pruning.method).merges
+        results = numerics.selection_as_mask(results, made.model.visual_tokens, merges=merges)
+    results, alone = numerics.in_common(results)
+    if alone:
+        say(component.name, f"not compared, since one side only has it: {', '.join(alone)}")
     outputs = numerics.judge(results, tolerance, names)
     del results  # two copies of every cache, which a look at layers needs the room of
     layers = None

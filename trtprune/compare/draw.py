@@ -30,6 +30,8 @@ DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
 PAST, PRESENT = "past_key_values.", "present."
 # Inputs that are embeddings of text, or of text and pictures; the table has only words.
 EMBEDDED = ("inputs_embeds", "text_embeds")
+# Inputs whose numbers are positive and add up to 1.
+ATTENTION = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention", "rater_weights")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def random_feeds(
         "batch": draw.batch_size,
         "tokens": draw.text_tokens,
         "text_tokens": draw.text_tokens,
+        "text_segments": 1,
         "visual_tokens": made.model.visual_tokens,
         "sequence": prompt,
         "logits_rows": 1,
@@ -112,7 +115,7 @@ def _value(
     """One input.  ``facts``: tokens in the cache (``begin``), the last of the new ones (``last``), keep, seed."""
     if spec.name.startswith(PAST):
         return np.zeros(shape, np.float32)  # see teach_caches
-    if spec.name in ("cls_attention", "rater_attention", "rater_weights"):
+    if spec.name in ATTENTION:
         scores = np.exp(2 * rng.standard_normal(shape))
         return (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
     if spec.dtype in ("float32", "float16", "bfloat16"):

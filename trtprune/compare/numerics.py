@@ -13,7 +13,7 @@ from trtprune.compare.results import OutputResult
 from trtprune.compare.tolerance import Tolerance
 from trtprune.errors import BackendError, InputError
 
-__all__ = ["Feed", "judge", "rename", "run_both", "runtimes", "selection_as_mask", "validate"]
+__all__ = ["Feed", "in_common", "judge", "rename", "run_both", "runtimes", "selection_as_mask", "validate"]
 
 Feed = dict[str, np.ndarray]
 """The inputs of one run. What a side computes in bfloat16 is fed as float32 that bfloat16 can hold."""
@@ -66,26 +66,42 @@ def rename(results: Any, labels: Sequence[dict[str, str]]) -> Any:
     return renamed
 
 
-def selection_as_mask(results: Any, visual_tokens: int) -> Any:
+def in_common(results: Any) -> tuple[Any, list[str]]:
+    """The outputs both runners have, and the names of the others: a vision graph returns what its method needs."""
+    from polygraphy.comparator import IterationResult, RunResults
+
+    have = [{name for row in rows for name in row} for _, rows in results.items()]
+    lost = sorted(have[0] ^ have[1])
+    if not lost:
+        return results, []
+    kept = RunResults()
+    for name, rows in results.items():
+        left = [{k: v for k, v in row.items() if k not in lost} for row in rows]
+        kept.append((name, [IterationResult(k, row.runtime, name) for k, row in zip(left, rows, strict=True)]))
+    return kept, lost
+
+
+def selection_as_mask(results: Any, visual_tokens: int, *, merges: bool = False) -> Any:
     """Puts a pruner's outputs in a form whose differences mean something.
 
     ``kept_indices`` [B, keep] becomes a 0/1 mask over the visual tokens, because one token more near the front moves
-    all indices behind it; ``pruned_features`` is cut to the tokens both sides kept.  Where it holds merged tokens
-    besides, which depend on all of the selection, it is left out if the selections differ.
+    all indices behind it; with ``merges``, where a kept CLS token is -1, it has one place more for that.
+    ``pruned_features`` is cut to the tokens both sides kept.  Where it holds merged tokens (besides, or with
+    ``merges`` in any row), which depend on all of the selection, it is left out if the selections differ.
     """
     from polygraphy.comparator import IterationResult, RunResults
 
     (left, ours), (right, theirs) = results.items()
     changed: tuple[list[Any], list[Any]] = ([], [])
     for a, b in zip(ours, theirs, strict=True):
-        masks = [_mask(row["kept_indices"], visual_tokens) for row in (a, b)]
+        masks = [_mask(row["kept_indices"], visual_tokens + merges) for row in (a, b)]
         both, same = masks[0] & masks[1], bool((masks[0] == masks[1]).all())
         for row, mask, rows in zip((a, b), masks, changed, strict=True):
             outputs = {"kept_indices": mask.astype(np.float32)}
             features = row["pruned_features"]
             if same:
                 outputs["pruned_features"] = features
-            elif both.any() and features.shape[1] == row["kept_indices"].shape[1]:
+            elif not merges and both.any() and features.shape[1] == row["kept_indices"].shape[1]:
                 # Features of kept tokens are in ascending order of their indices.
                 outputs["pruned_features"] = np.concatenate([f[both[i][mask[i]]] for i, f in enumerate(features)])
             rows.append(IterationResult(outputs, row.runtime, row.runner_name))
@@ -95,8 +111,8 @@ def selection_as_mask(results: Any, visual_tokens: int) -> Any:
     return masked
 
 
-def _mask(indices: np.ndarray, visual_tokens: int) -> np.ndarray:
-    mask = np.zeros((len(indices), visual_tokens), bool)
+def _mask(indices: np.ndarray, places: int) -> np.ndarray:
+    mask = np.zeros((len(indices), places), bool)
     np.put_along_axis(mask, indices.astype(np.int64), True, axis=1)
     return mask
 

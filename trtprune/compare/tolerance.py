@@ -7,9 +7,9 @@ Defaults, of the less precise of the two sides; none is ever widened because som
   matters only for numbers above 10.
 * float16, bfloat16: ``mean`` of 1e-2, absolute or relative: NVIDIA's recipe for float16 engines. The mean, because
   single elements of a residual stream in half precision are off by more than any useful bound.
-* ``cls_attention``, ``rater_attention``: N numbers add up to 1, so the absolute tolerance above would pass anything.
-  A score that is off by ε multiplies its weight by about 1 + ε: the absolute tolerance becomes the relative one, and
-  a Nth of it remains as the absolute one.
+* attention (``cls_attention``, ``shallow_attention``, ``deep_attention``, ``rater_attention``): N numbers add up to 1,
+  so the absolute tolerance above would pass anything. A score that is off by ε multiplies its weight by about 1 + ε:
+  the absolute tolerance becomes the relative one, and a Nth of it remains as the absolute one.
 * ``kept_indices``: the same tokens, all of them.
 """
 
@@ -134,7 +134,7 @@ def defaults(dtype: str, visual_tokens: int) -> Tolerance:
     """The module's defaults for the less precise dtype of two sides."""
     half = dtype in ("float16", "bfloat16")
     atol, rtol, stat = (1e-2, 1e-2, "mean") if half else (1e-4, 1e-5, "elemwise")
-    rows = ("cls_attention", "rater_attention")
+    rows = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention")
     return Tolerance(
         {"": atol, **dict.fromkeys(rows, atol / visual_tokens), "kept_indices": 0.0},
         {"": rtol, **dict.fromkeys(rows, atol), "kept_indices": 0.0},

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune import pruning
 from trtprune.compare.points import Point, module_label
 from trtprune.errors import BackendError, CheckpointError, InputError
+from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
@@ -103,8 +105,8 @@ class TransformersSide:
         self.model = model.eval()
 
     def components(self) -> Sequence[str]:
-        """All but the prune points inside a decoder."""
-        return [c.name for c in self.made.components if not c.name.startswith("pruner.")]
+        """All but the prune points inside a decoder, and CLIP's text tower, which is of another checkpoint."""
+        return [c.name for c in self.made.components if not c.name.startswith(("pruner.", "clip_"))]
 
     def runner(self, component: ComponentInfo) -> Any:
         """The component's outputs, by the graph's names."""
@@ -135,8 +137,7 @@ class TransformersSide:
 
         with torch.no_grad():
             if component.name == "vision":
-                wants_row = not inside and any(o.name == "cls_attention" for o in component.outputs)
-                return self._vision(feed, wants_row=wants_row)
+                return self._vision(feed, () if inside else [o.name for o in component.outputs])
             if component.name == "embed":
                 rows = self.model.get_input_embeddings()(torch.from_numpy(feed["input_ids"]))
                 return {"text_embeds": rows.numpy()}
@@ -158,45 +159,32 @@ class TransformersSide:
             found[label] = array
         return found
 
-    def _vision(self, feed: dict[str, np.ndarray], *, wants_row: bool) -> dict[str, np.ndarray]:
+    def _vision(self, feed: dict[str, np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """``image_features`` as transformers makes them, and what else is wanted from its states and attention maps."""
         import torch
+
+        from trtprune.compare.vision_outputs import vision_outputs
 
         pixels = torch.from_numpy(feed["pixel_values"])
         features = self.model.get_image_features(pixels)
         features = getattr(features, "pooler_output", features)
         found = {"image_features": torch.stack(list(features)).numpy()}
-        if wants_row:
-            config = self.model.config
-            layers = config.vision_feature_layer
-            count = config.vision_config.num_hidden_layers + 1
-            deepest = max(i % count for i in (layers if isinstance(layers, list) else [layers]))
-            maps = _vision_tower(self.model)(pixels, output_attentions=True).attentions
-            row = maps[deepest - 1].mean(1)[:, 0]
-            dropped = config.vision_feature_select_strategy == "default"
-            found["cls_attention"] = (row[:, 1:] if dropped else row).numpy()
+        if set(wanted) - found.keys():
+            info = self.made.pruning
+            shallow = pruning.get(info.method).tower_layer(info.options)
+            parts = _vision_tower(self.model), _part(self.model, "multi_modal_projector")
+            found |= vision_outputs(self.model.config, *parts, pixels, wanted, shallow)
         return found
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from trtprune import pruning
-
-        info = self.made.pruning
-        method = pruning.get(info.method)
-        options: dict[str, Any] = dict(info.options)
-        indices = []
-        for i, features in enumerate(feed["image_features"]):
-            text = feed["text_embeds"][i][feed["text_mask"][i] != 0] if "text_embeds" in feed else None
-            indices.append(
-                method.reference(
-                    features,
-                    keep=int(feed["keep"][0]),
-                    cls_attention=feed["cls_attention"][i] if "cls_attention" in feed else None,
-                    text_embeds=text,
-                    seed=int(feed["seed"][0]) if "seed" in feed else None,
-                    **options,
-                )
-            )
-        kept = np.stack(indices)
-        rows = np.take_along_axis(feed["image_features"], kept[..., None], axis=1)
+        info, model = self.made.pruning, self.made.model
+        given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, "text_mask") if name in feed}
+        if "seed" in feed:
+            given["seed"] = int(feed["seed"][0])
+        if "grid" in info.needs:
+            given["grid"] = model.patch_grid
+        keep = int(feed["keep"][0])
+        kept, rows = pruning.get(info.method).pruned(feed["image_features"], keep=keep, **given, **info.options)
         return {"kept_indices": kept, "pruned_features": rows}
 
     def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

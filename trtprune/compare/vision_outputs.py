@@ -1,0 +1,61 @@
+"""What a vision graph returns beside the image features, from transformers' hidden states and attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["vision_outputs"]
+
+# transformers 5 and 4 call it so.
+KEY_PROJECTIONS = (".k_proj", ".attention.key")
+
+
+def vision_outputs(
+    config: Any, tower: Any, projector: Any, pixels: torch.Tensor, wanted: Sequence[str], shallow: int | None
+) -> dict[str, np.ndarray]:
+    """Of :data:`trtprune.pruning.inputs.FROM_VISION` what is wanted, but for what takes CLIP's other half.
+
+    Args:
+        config: Of the whole model.
+        tower, projector: Its modules; the tower with eager attention.
+        pixels: [B, 3, H, W].
+        wanted: Names; others are ignored.
+        shallow: The layer of ``shallow_attention``, counted from 1.
+    """
+    layers = config.vision_feature_layer
+    count = config.vision_config.num_hidden_layers + 1
+    chosen = [i % count for i in (layers if isinstance(layers, list) else [layers])]
+    last = max(chosen) - 1
+    first = int(config.vision_feature_select_strategy == "default")
+    keys: list[torch.Tensor] = []
+    names = [name for name, _ in tower.named_modules() if name.endswith(KEY_PROJECTIONS) and f".{last}." in name]
+    hooks = [tower.get_submodule(name).register_forward_hook(lambda _, __, out: keys.append(out)) for name in names]
+    try:
+        seen = tower(pixels, output_attentions=True, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def received(layer: int) -> torch.Tensor:
+        return seen.attentions[layer].mean(dim=(1, 2))[:, first:]
+
+    def states() -> torch.Tensor:
+        import torch
+
+        return torch.cat([seen.hidden_states[i] for i in chosen], dim=-1)
+
+    heads = config.vision_config.num_attention_heads
+    makers = {
+        "cls_attention": lambda: seen.attentions[last][:, :, 0].mean(1)[:, first:],
+        "vision_features": lambda: states()[:, first:],
+        "vision_keys": lambda: keys[0].unflatten(-1, (heads, -1)).mean(2)[:, first:],
+        "cls_feature": lambda: projector(states()[:, :1])[:, 0],
+        "shallow_attention": lambda: received(shallow - 1) if shallow is not None else None,
+        "deep_attention": lambda: received(last),
+    }
+    return {name: makers[name]().numpy() for name in wanted if name in makers}
