@@ -17,7 +17,8 @@ from trtprune.pruning.base import PROMPT_TOKENS, TEXT_SPANS, Option
 from trtprune.pruning.graph import build_pruner
 from trtprune.pruning.inputs import INPUTS
 
-BEFORE = ["none", "random", "fastervlm", "adafv", "zspaprune"]
+BEFORE = ["none", "random", "uniform", "downsample", "fastervlm", "adafv", "zspaprune"]
+BEFORE += ["visionzip", "hiprune", "vispruner", "trim", "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr"]
 INSIDE = ["sparsevlm", "fastv", "pyramiddrop"]
 NAMES = BEFORE + INSIDE
 

@@ -13,20 +13,53 @@ import difflib
 from trtprune.errors import BudgetError
 from trtprune.pruning.adafv import AdaFv
 from trtprune.pruning.base import TEXT_SPANS, Method, Option
+from trtprune.pruning.cdpruner import CdPruner
+from trtprune.pruning.dart import Dart
+from trtprune.pruning.divprune import DivPrune
+from trtprune.pruning.downsample import Downsample
 from trtprune.pruning.fastervlm import FasterVlm
 from trtprune.pruning.fastv import FastV
+from trtprune.pruning.hiprune import HiPrune
 from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.mmr import Mmr
+from trtprune.pruning.mmtok import MmTok
 from trtprune.pruning.none import NoPruning
 from trtprune.pruning.pyramiddrop import PyramidDrop
 from trtprune.pruning.random import RandomTokens
+from trtprune.pruning.scope import Scope
 from trtprune.pruning.sparsevlm import SparseVlm
+from trtprune.pruning.trim import Trim
+from trtprune.pruning.uniform import Uniform
+from trtprune.pruning.visionzip import VisionZip
+from trtprune.pruning.vispruner import VisPruner
 from trtprune.pruning.zspaprune import ZspaPrune
 
 __all__ = ["TEXT_SPANS", "InLlmMethod", "Method", "Option", "all_methods", "get", "names"]
 
 _METHODS: dict[str, Method] = {
     method.name: method
-    for method in (NoPruning(), RandomTokens(), FasterVlm(), AdaFv(), ZspaPrune(), SparseVlm(), FastV(), PyramidDrop())
+    for method in (
+        NoPruning(),
+        RandomTokens(),
+        Uniform(),
+        Downsample(),
+        FasterVlm(),
+        AdaFv(),
+        ZspaPrune(),
+        VisionZip(),
+        HiPrune(),
+        VisPruner(),
+        Trim(),
+        DivPrune(),
+        CdPruner(),
+        MmTok(),
+        Scope(),
+        Dart(),
+        Mmr(),
+        SparseVlm(),
+        FastV(),
+        PyramidDrop(),
+    )
 }
 
 
