@@ -1,4 +1,4 @@
-"""The commands ``trtprune bench`` and ``trtprune frontier``: what is fast, and what of it is worth having."""
+"""The command ``trtprune bench``: what every method and budget takes, and how fast that makes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trtprune._console import logger, progress
 from trtprune._options import PATH, run_options
 from trtprune.errors import InputError
 
-__all__ = ["bench"]
+__all__ = ["bench", "check_writable"]
 
 
 class Budgets(click.ParamType):

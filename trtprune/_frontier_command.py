@@ -1,0 +1,76 @@
+"""The command ``trtprune frontier``: the reports of eval and bench in one picture and one line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from trtprune._bench_command import check_writable
+from trtprune._console import echo_json, log_options, logger
+from trtprune._options import PATH
+from trtprune.errors import InputError
+
+__all__ = ["frontier"]
+
+
+@click.command()
+@click.argument("eval_report", type=PATH, metavar="EVAL.json")
+@click.argument("bench_report", type=PATH, metavar="BENCH.json")
+@click.option("-o", "--output", type=PATH, default="frontier.png", show_default=True, help="The picture to write.")
+@click.option("--no-plot", is_flag=True, help="No picture.")
+@click.option("--max-loss", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="Points of accuracy.")
+@click.option(
+    "--limit",
+    type=click.Choice(["low", "high"]),
+    default="low",
+    show_default=True,
+    help="The limit of the change's 95 % interval that --max-loss bounds: low takes what is shown to lose no more, "
+    "high what is not shown to lose more.",
+)
+@click.option("--set", "sets", multiple=True, help="Only this set of questions; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
+@log_options
+def frontier(
+    eval_report: Path,
+    bench_report: Path,
+    output: Path,
+    no_plot: bool,
+    max_loss: float,
+    limit: str,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Put accuracy and time together, and say which method and budget to take.
+
+    \b
+    trtprune eval out --data questions.jsonl --methods adafv,divprune --keep 192,64 --json eval.json
+    trtprune bench out --methods adafv,divprune --keep 192,64 --json bench.json
+    trtprune frontier eval.json bench.json -o frontier.png
+    """
+    from trtprune.frontier import Rule, join, read_report
+    from trtprune.frontier.report import render, to_json
+
+    rule = Rule(max_loss, "low" if limit == "low" else "high")
+    if not no_plot:
+        from trtprune.bench.plot import require_matplotlib
+
+        check_writable("-o", output)
+        require_matplotlib("-o", output)
+    joined = join(read_report(eval_report, "eval"), read_report(bench_report, "bench"))
+    unknown = [name for name in sets if name not in joined.sets]
+    if unknown:
+        raise InputError(f"--set {unknown[0]}: not in {eval_report}", hint=f"it has {', '.join(joined.sets)}")
+    if sets:
+        joined.sets = {name: joined.sets[name] for name in sets}
+    if not no_plot:
+        from trtprune.frontier.plot import draw_frontier
+
+        draw_frontier(joined, rule, output)
+        logger.info("%-9s %s", "plot", output)
+    if as_json:
+        echo_json(to_json(joined, rule, shlex.join(["trtprune", *sys.argv[1:]])))
+    else:
+        click.echo(render(joined, rule))
