@@ -141,10 +141,13 @@ def digest_of(rows: Iterable[Row], metric: str) -> str:
     """SHA-256 over all that decides the marks; pictures on disk by name and size, as hashing them would take longer
     than answering."""
     state = hashlib.sha256(metric.encode())
+    files: dict[Path, list[Any]] = {}
     for row in rows:
         picture: Any = None
         if isinstance(row.image, Path):
-            picture = [row.image.name, row.image.stat().st_size if row.image.is_file() else -1]
+            if row.image not in files:
+                files[row.image] = [row.image.name, row.image.stat().st_size if row.image.is_file() else -1]
+            picture = files[row.image]
         elif isinstance(row.image, Drawn):
             picture = repr(row.image)
         else:
