@@ -16,6 +16,7 @@ import click
 from trtprune._bench_command import bench
 from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
+from trtprune._eval_command import evaluate
 from trtprune._frontier_command import frontier
 from trtprune._options import ATTENTION, PATH, build_options, engine_options, run_options, take_engine_options
 from trtprune._version import __version__
@@ -251,6 +252,7 @@ def doctor(as_json: bool) -> None:
 
 main.add_command(compare)
 main.add_command(bench)
+main.add_command(evaluate)
 main.add_command(frontier)
 
 if __name__ == "__main__":

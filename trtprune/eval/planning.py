@@ -1,0 +1,202 @@
+"""What is asked of which build: points (a method at a budget), and pictures with the questions about them.
+
+All that can be refused is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune.bench.planning import choose_budgets, choose_variants, plan_cells
+from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
+from trtprune.runtime.batch import turns_of
+from trtprune.runtime.kv_cache import check_length
+from trtprune.variants import Variant
+
+if TYPE_CHECKING:
+    from trtprune.eval.rows import Row
+    from trtprune.runtime.prompt import PromptEncoder
+    from trtprune.variants import Variants
+
+__all__ = ["CONTROLS", "GREY", "UNPRUNED", "WRONG", "Asked", "Point", "Subject", "fitting", "plan_points", "subjects"]
+
+UNPRUNED = "none"
+WRONG, GREY = "wrong", "grey"
+CONTROLS = (WRONG, GREY)
+"""Blind controls: the question with another question's picture, and with a grey one."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget.
+
+    Attributes:
+        variant: What is built.
+        keep: The budget.
+        label: What results call it; the unpruned run is called "none", whatever build it takes.
+    """
+
+    variant: Variant
+    keep: int
+    label: str
+
+    @property
+    def inside(self) -> bool:
+        """Whether it prunes inside the decoder, and so has a decoder of its own."""
+        return isinstance(pruning.get(self.variant.method), pruning.InLlmMethod)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a picture, and whether that is the question's own (empty) or a control's."""
+
+    row: Row
+    control: str = ""
+
+
+@dataclass
+class Subject:
+    """A picture with all that is asked about it.
+
+    Attributes:
+        source: A row that shows it; None is the grey picture.
+        seed: For methods that draw: a picture's tokens are drawn once, for all questions about it.
+        asked: The questions.
+    """
+
+    source: Row | None
+    seed: int
+    asked: list[Asked] = field(default_factory=list)
+
+
+def plan_points(
+    variants: Variants, methods: str | None, keeps: Sequence[int] | None, report: Callable[[str, str], None]
+) -> list[Point]:
+    """The unpruned run first, then those that share its decoder, then those that prune inside theirs.
+
+    Args:
+        variants: Of the engine directory.
+        methods: ``a,b:option=value``; ``all``; None: as built.
+        keeps: Budgets; None: a third and a ninth of all tokens, and as built.
+        report: Told (what, message) of what is left out of ``all``.
+
+    Raises:
+        BudgetError: for an unknown method, an option or a budget that cannot be served, or if nothing is pruned.
+    """
+    total = variants.base.model.visual_tokens
+    chosen, named = choose_variants(methods, variants.own)
+    budgets = choose_budgets(keeps, variants.base)
+    if not chosen:
+        what = f"--methods {methods}" if methods else f"{variants.base.root} (method none)"
+        raise BudgetError(f"{what}: prunes nothing, there is nothing to report", hint="--methods with one that prunes")
+    if not budgets:
+        given = ",".join(map(str, keeps)) if keeps else str(variants.base.pruning.keep)
+        raise BudgetError(
+            f"--keep {given}: keeps all {total} visual tokens, there is nothing to report", hint="a smaller --keep"
+        )
+    cells, left_out = plan_cells(variants, chosen, budgets, named=named)
+    unable = set()
+    for variant in dict.fromkeys(variant for variant, _ in cells):
+        try:
+            variants.config(variant)
+        except BudgetError as error:
+            if named:
+                raise
+            left_out.append(f"{variant.label}: {error.message}")
+            unable.add(variant)
+    for reason in left_out:
+        report("left out", reason)
+    points = [Point(variant, keep, variant.label) for variant, keep in cells if variant not in unable]
+    if not points:
+        raise BudgetError("--keep: no method can serve any of the budgets", hint="trtprune methods")
+    base = Point(_unpruned(variants), total, UNPRUNED)
+    variants.config(base.variant)
+    return [base, *(p for p in points if not p.inside), *(p for p in points if p.inside)]
+
+
+def _unpruned(variants: Variants) -> Variant:
+    """What answers with all tokens: method none; where that cannot be built, the base, if it serves all of them."""
+    base, none = variants.base, Variant.make("none")
+    try:
+        variants.config(none)
+    except (BackendError, CheckpointError):
+        method = pruning.get(base.pruning.method)
+        passes = not method.merges and not isinstance(method, pruning.InLlmMethod)
+        # adafv's mode=official may choose a token twice and another not at all, whatever the budget.
+        passes &= base.pruning.options.get("mode") != "official"
+        if not passes or base.pruning.keep_range[1] < base.model.visual_tokens:
+            raise
+        return variants.own
+    return none
+
+
+def subjects(rows: Sequence[Row], *, controls: bool, seed: int) -> list[Subject]:
+    """Pictures in the order the rows bring them up; the grey one last.
+
+    Args:
+        rows: The questions.
+        controls: Ask each once more about another picture and about a grey one.
+        seed: Of the draw of other pictures and of the subjects' seeds.
+    """
+    found: dict[Any, Subject] = {}
+    for row in rows:
+        if row.picture_key not in found:
+            found[row.picture_key] = Subject(row, zlib.crc32(f"{seed} {row.id}".encode()))
+        found[row.picture_key].asked.append(Asked(row))
+    if not controls:
+        return list(found.values())
+    grey = Subject(None, seed)
+    for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group]
+        keys = list(dict.fromkeys(row.picture_key for row in members))
+        # Pictures of the same part of the set, so that only the picture is wrong and not its kind.
+        if len(keys) < 2:
+            keys = list(found)
+        if len(keys) < 2:
+            raise InputError("--controls: all questions are about one picture; there is no wrong one")
+        random.Random(f"trtprune controls {seed} {group}").shuffle(keys)
+        following = dict(zip(keys, [*keys[1:], keys[0]], strict=True))
+        for row in members:
+            found[following[row.picture_key]].asked.append(Asked(row, WRONG))
+            grey.asked.append(Asked(row, GREY))
+    return [*found.values(), grey]
+
+
+def fitting(
+    rows: Sequence[Row],
+    ask: Callable[[Row], str],
+    encoder: PromptEncoder,
+    *,
+    visual_tokens: int,
+    max_new_tokens: int,
+    capacity: int,
+    positions: int,
+) -> tuple[list[Row], dict[str, InputError]]:
+    """The rows whose prompt can be answered without pruning, and of the others (by id) why not.
+
+    A row that only fits when pruned cannot be paired; it is left out of all runs.
+
+    Args:
+        rows: The questions.
+        ask: What the model is asked for a row.
+        encoder: Tokenizer and chat template.
+        visual_tokens, max_new_tokens: Of a picture and an answer.
+        capacity: Of the KV cache.
+        positions: Of the model.
+    """
+    good, bad = [], {}
+    for row in rows:
+        try:
+            length = len(encoder.encode(turns_of(ask(row), 1, None)).ids) - 1 + visual_tokens
+            check_length(length, max_new_tokens, capacity)
+            check_length(length, max_new_tokens, positions, "positions")
+        except InputError as error:
+            bad[row.id] = error
+        else:
+            good.append(row)
+    return good, bad

@@ -1,0 +1,106 @@
+"""How far a long run is: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Meter"]
+
+LINE_SECONDS = 60.0
+
+logger = logging.getLogger("trtprune")
+
+
+class Meter:
+    """Counts answers; a context manager.
+
+    Args:
+        total: Answers there are to be.
+        done: Of them, answers there were before.
+        clock: Seconds.
+        terminal: Whether stderr is one; None: look.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        terminal: bool | None = None,
+    ) -> None:
+        self.total, self.done = total, done
+        self._before = done
+        self._clock = clock
+        self._start = self._said = clock()
+        quiet = any(h.level >= logging.WARNING for h in logger.handlers if type(h) is logging.StreamHandler)
+        self._bar: Any = None
+        if (sys.stderr.isatty() if terminal is None else terminal) and not quiet and total > done:
+            self._bar = _bar(total, done)
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, answers: int) -> None:
+        """So many more are there."""
+        self.done += answers
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], advance=answers)
+        elif self._clock() - self._said >= LINE_SECONDS:
+            self._said = self._clock()
+            logger.info("%-9s %s", "answers", self.describe())
+
+    def describe(self) -> str:
+        """Such as ``1,200 of 10,000 (12.0 %), 8.3 a second, 18 min left``."""
+        seconds = self._clock() - self._start
+        fresh = self.done - self._before
+        text = f"{self.done:,} of {self.total:,} ({100 * self.done / max(1, self.total):.1f} %)"
+        if fresh and seconds > 0:
+            rate = fresh / seconds
+            text += f", {rate:.1f} a second, {_duration((self.total - self.done) / rate)} left"
+        return text
+
+
+def _bar(total: int, done: int) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("answers"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task("answers", total=total, completed=done)
+    return bar
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,248 @@
+"""From marks to figures: accuracy with its interval, and what the pruning broke and repaired, question by question."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtprune.errors import BudgetError, InputError
+from trtprune.eval.planning import CONTROLS, UNPRUNED, Point
+from trtprune.eval.rows import DataSet, Row
+from trtprune.eval.statistics import interval, paired
+from trtprune.eval.store import Record, Store
+
+__all__ = ["ALL", "Evaluation", "Example", "Figure", "evaluate_marks", "write_files"]
+
+ALL = "all"
+"""The set of all rows, beside the groups."""
+EXAMPLES = 5
+"""Of each kind in the report's JSON, the first ones in the data's order."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question whose mark the pruning changed."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    unpruned: str
+    pruned: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A method at a budget, on one set.
+
+    Attributes:
+        method, keep: Which; "none" is the unpruned run.
+        set: A group of the data, or "all".
+        n: Questions both it and the unpruned run answered.
+        accuracy, low, high: Mean mark and its 95 % interval: Wilson's, or the bootstrap's for soft marks.
+        unpruned: Mean mark of the unpruned run on the same questions.
+        mcnemar_p: Two-sided exact p of "as many broken as repaired"; for soft marks that is the sign test.
+        broken, repaired: Questions with a lower and a higher mark than unpruned.
+        change, change_low, change_high: accuracy - unpruned and its 95 % paired bootstrap interval.
+        kept: Visual tokens a layer processed, on average over layers and questions.
+        visual: Visual tokens of a picture.
+        cut: Answers that --max-new-tokens ended.
+        controls: Mean mark with a wrong and a grey picture, where that was asked.
+        broken_examples, repaired_examples: The first few.
+    """
+
+    method: str
+    keep: int
+    set: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    unpruned: float
+    mcnemar_p: float
+    broken: int
+    repaired: int
+    change: float
+    change_low: float
+    change_high: float
+    kept: float
+    visual: int
+    cut: int
+    controls: dict[str, float] = field(default_factory=dict)
+    broken_examples: tuple[Example, ...] = ()
+    repaired_examples: tuple[Example, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Part of the visual tokens that was kept."""
+        return self.kept / self.visual
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``trtprune eval`` found.
+
+    Attributes:
+        command: That was run; empty from Python.
+        engine: Model and build.
+        data: Name, digest, counts and metric of the questions, with what was left out and why.
+        settings: Of the answers.
+        figures: The unpruned run first in each set.
+        notes: What a reader must know.
+    """
+
+    command: str
+    engine: Mapping[str, Any]
+    data: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets there are figures of."""
+        return tuple(dict.fromkeys(figure.set for figure in self.figures))
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json`` and report.json."""
+        rows = [asdict(figure) | {"share": figure.share} for figure in self.figures]
+        return {
+            "schema": 1,
+            "command": self.command,
+            "engine": dict(self.engine),
+            "data": dict(self.data),
+            "settings": dict(self.settings),
+            "rows": rows,
+            "notes": list(self.notes),
+        }
+
+
+def evaluate_marks(
+    store: Store, data: DataSet, points: Sequence[Point], *, seed: int = 0
+) -> tuple[list[Figure], list[str]]:
+    """The figures of all points on all sets, and what is to be said about them.
+
+    Args:
+        store: The answers; rows without an answer of both runs of a pair do not count.
+        data: The questions.
+        points: The unpruned run and others.
+        seed: Of the bootstrap.
+
+    Raises:
+        BudgetError: if none of the runs dropped a single token of any picture.
+        InputError: if nothing was answered.
+    """
+    notes, pruned = [], []
+    base, others = points[0], points[1:]
+    for point in others:
+        marks = [r for row in data.rows if (r := store.get((row.id, point.label, point.keep, "")))]
+        if marks and all(record.kept >= record.visual for record in marks):
+            notes.append(f"{point.label} at {point.keep} dropped no token of any picture: not reported")
+        else:
+            pruned.append(point)
+    if not pruned:
+        keeps = ",".join(str(point.keep) for point in others)
+        raise BudgetError(
+            f"--keep {keeps}: no token was dropped from any picture; nothing is reported", hint="a smaller --keep"
+        )
+    groups = {name: [row for row in data.rows if row.group == name] for name in data.groups}
+    sets = {**(groups if len(groups) > 1 else {}), ALL: list(data.rows)}
+    if len(groups) == 1 and all(row.group for row in data.rows):
+        sets = groups
+    figures = [
+        figure
+        for name, rows in sets.items()
+        for point in (base, *pruned)
+        if (figure := _figure(store, name, rows, base, point, seed)) is not None
+    ]
+    if not figures:
+        raise InputError("nothing was answered: there is nothing to report")
+    cut = max(figures, key=lambda figure: figure.cut / figure.n)
+    if cut.cut:
+        notes.append(f"up to {100 * cut.cut / cut.n:.1f} % of a run's answers were ended by --max-new-tokens")
+    return figures, notes
+
+
+def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Point, seed: int) -> Figure | None:
+    pairs: list[tuple[Row, Record, Record]] = []
+    for row in rows:
+        before = store.get((row.id, UNPRUNED, base.keep, ""))
+        after = store.get((row.id, point.label, point.keep, ""))
+        if before is not None and after is not None:
+            pairs.append((row, before, after))
+    if not pairs:
+        return None
+    before_marks, marks = [b.score for _, b, _ in pairs], [a.score for _, _, a in pairs]
+    low, high = interval(marks, seed=seed)
+    change = paired(before_marks, marks, seed=seed)
+    controls = {}
+    for control in CONTROLS:
+        found = [r.score for row in rows if (r := store.get((row.id, point.label, point.keep, control)))]
+        if found:
+            controls[control] = sum(found) / len(found)
+    return Figure(
+        method=point.label,
+        keep=point.keep,
+        set=name,
+        n=len(pairs),
+        accuracy=sum(marks) / len(marks),
+        low=low,
+        high=high,
+        unpruned=sum(before_marks) / len(marks),
+        mcnemar_p=change.p,
+        broken=change.broken,
+        repaired=change.repaired,
+        change=change.difference,
+        change_low=change.low,
+        change_high=change.high,
+        kept=sum(a.kept for _, _, a in pairs) / len(pairs),
+        visual=pairs[0][2].visual,
+        cut=sum(a.finish == "length" for _, _, a in pairs),
+        controls=controls,
+        broken_examples=_examples(pairs, -1),
+        repaired_examples=_examples(pairs, 1),
+    )
+
+
+def _examples(pairs: Sequence[tuple[Row, Record, Record]], sign: int) -> tuple[Example, ...]:
+    found = (
+        Example(row.id, row.question, row.answers, before.answer, after.answer)
+        for row, before, after in pairs
+        if sign * (after.score - before.score) > 0
+    )
+    return tuple(example for example, _ in zip(found, range(EXAMPLES), strict=False))
+
+
+COLUMNS = (
+    "set", "method", "keep", "kept", "share", "n", "accuracy", "low", "high", "unpruned", "change", "change_low",
+    "change_high", "mcnemar_p", "broken", "repaired", "cut", "wrong", "grey",
+)  # fmt: skip
+
+
+def write_files(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Writes report.json and report.csv.
+
+    Raises:
+        InputError: if they cannot be written.
+    """
+    as_json, as_csv = folder / "report.json", folder / "report.csv"
+    rows = evaluation.to_json()
+    try:
+        _replace(as_json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        with (folder / "report.csv.part").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(row | row["controls"] for row in rows["rows"])
+        (folder / "report.csv.part").replace(as_csv)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}", hint="choose another -o") from None
+    return [as_json, as_csv]
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    part.replace(path)

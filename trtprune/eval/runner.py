@@ -1,0 +1,207 @@
+"""Asks everything that was not answered yet: method by method where memory demands it, else picture by picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trtprune.errors import InputError
+from trtprune.eval.answering import Answerer
+from trtprune.eval.scoring import score
+from trtprune.eval.store import Record
+
+if TYPE_CHECKING:
+    from trtprune.eval.planning import Asked, Point, Subject
+    from trtprune.eval.rows import Row
+    from trtprune.eval.store import Key, Store
+    from trtprune.runtime import Features, Result
+    from trtprune.variants import Variant, Variants
+
+__all__ = ["Builds", "Responder", "run", "sessions_of"]
+
+GREY_LEVEL = 127
+
+
+class Responder(Protocol):
+    """What answers, for the points of one group."""
+
+    def ask(self, point: Point, subject: Subject, question: str) -> Result:
+        """The answer to a question about a picture; questions about one picture come together."""
+
+
+Opener = Callable[[Sequence["Point"]], "contextlib.AbstractContextManager[Responder]"]
+
+
+def sessions_of(points: Sequence[Point]) -> list[list[Point]]:
+    """Points that are in memory together: all that share the whole decoder, then each in-LLM method alone."""
+    together = [point for point in points if not point.inside]
+    inside: dict[Variant, list[Point]] = {}
+    for point in points:
+        if point.inside:
+            inside.setdefault(point.variant, []).append(point)
+    return [group for group in (together, *inside.values()) if group]
+
+
+def run(
+    points: Sequence[Point],
+    subjects: Sequence[Subject],
+    store: Store,
+    opener: Opener,
+    *,
+    ask: Callable[[Row], str],
+    metric: Callable[[Row], str],
+    strict: bool = False,
+    advance: Callable[[int], None] = lambda answers: None,
+) -> dict[str, str]:
+    """Answers what the store has no answer to.
+
+    Args:
+        points: Methods and budgets.
+        subjects: Pictures with their questions.
+        store: Takes each answer as soon as it is there.
+        opener: Opens what answers for the points of a group.
+        ask: What the model is asked for a row.
+        metric: How a row is marked.
+        strict: A picture that cannot be read is an error.
+        advance: Told of answers given, or not to be had.
+
+    Returns:
+        Of each row that could not be asked (by id), why.
+
+    Raises:
+        InputError: with ``strict``, for a picture that cannot be read; if the disk is full.
+    """
+    unread: dict[str, str] = {}
+    for group in sessions_of(points):
+        todo = {id(s): _missing(group, s, store) for s in subjects}
+        wanted = [point for point in group if any(point in missing for missing in todo.values())]
+        if not wanted:
+            continue
+        with opener(wanted) as responder:
+            for subject in subjects:
+                try:
+                    _answer(todo[id(subject)], subject, store, responder, ask, metric, advance)
+                except _UnreadPicture as error:
+                    if strict:
+                        raise error.reason from None
+                    unread |= {asked.row.id: error.reason.message for asked in subject.asked if not asked.control}
+                    advance(sum(_key(p, a) not in store for p, asks in todo[id(subject)].items() for a in asks))
+    return unread
+
+
+def _key(point: Point, asked: Asked) -> Key:
+    return asked.row.id, point.label, point.keep, asked.control
+
+
+class _UnreadPicture(Exception):
+    def __init__(self, reason: InputError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+def _missing(group: Sequence[Point], subject: Subject, store: Store) -> dict[Point, list[Asked]]:
+    found: dict[Point, list[Asked]] = {}
+    for point in group:
+        asked = [a for a in subject.asked if _key(point, a) not in store]
+        if asked:
+            found[point] = asked
+    return found
+
+
+def _answer(
+    todo: dict[Point, list[Asked]],
+    subject: Subject,
+    store: Store,
+    responder: Responder,
+    ask: Callable[[Row], str],
+    metric: Callable[[Row], str],
+    advance: Callable[[int], None],
+) -> None:
+    for point, asks in todo.items():
+        for asked in asks:
+            result = responder.ask(point, subject, ask(asked.row))
+            mark = score(asked.row, result.text, metric(asked.row))
+            store.add(
+                Record(
+                    id=asked.row.id,
+                    method=point.label,
+                    keep=point.keep,
+                    answer=result.text,
+                    score=mark,
+                    # An in-LLM method's last segment says little of the work: the average over the layers does.
+                    kept=result.tokens_per_layer or result.kept_tokens,
+                    visual=result.visual_tokens,
+                    finish=result.finish_reason,
+                    control=asked.control,
+                )
+            )
+            advance(1)
+
+
+class Builds:
+    """Answers with builds of one engine directory; :meth:`open` is an opener for :func:`run`.
+
+    Args:
+        variants: The builds.
+        max_new_tokens: Longest answer.
+        stop: Texts that end one.
+        reuse: As for :class:`Answerer`.
+    """
+
+    def __init__(
+        self, variants: Variants, *, max_new_tokens: int, stop: Sequence[str] = (), reuse: bool = True
+    ) -> None:
+        self._variants, self._max_new_tokens, self._stop, self._reuse = variants, max_new_tokens, stop, reuse
+        self._answerers: dict[Variant, Answerer] = {}
+        self._subject: Subject | None = None
+        self._looks: dict[str, Features] = {}
+
+    @contextlib.contextmanager
+    def open(self, points: Sequence[Point]) -> Iterator[Builds]:
+        """Holds the builds of these points in memory."""
+        try:
+            for variant in dict.fromkeys(point.variant for point in points):
+                self._answerers[variant] = Answerer(
+                    self._variants.open(variant),
+                    max_new_tokens=self._max_new_tokens,
+                    stop=self._stop,
+                    reuse=self._reuse,
+                )
+            yield self
+        finally:
+            self._looks.clear()
+            self._subject = None
+            for variant, answerer in self._answerers.items():
+                answerer.close()
+                self._variants.release(variant)
+            self._answerers.clear()
+
+    def ask(self, point: Point, subject: Subject, question: str) -> Result:
+        """See :class:`Responder`."""
+        answerer = self._answerers[point.variant]
+        return answerer.ask(self._look(answerer, subject), question, point.keep, subject.seed)
+
+    def _look(self, answerer: Answerer, subject: Subject) -> Features:
+        """A picture's features; builds whose vision graphs are the same file look at it once together."""
+        if subject is not self._subject:
+            self._looks.clear()
+            self._subject = subject
+        config = answerer.vlm.config
+        graph = config.files[config.component("vision").onnx]
+        if graph not in self._looks:
+            try:
+                if subject.source is None:
+                    picture: Any = _grey(config.model.image_size)
+                else:
+                    picture = subject.source.picture()
+                self._looks[graph] = answerer.vlm.features([picture])[0]
+            except InputError as error:
+                raise _UnreadPicture(error) from None
+        return self._looks[graph]
+
+
+def _grey(size: Sequence[int]) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (int(size[1]), int(size[0])), (GREY_LEVEL,) * 3)

@@ -1,0 +1,261 @@
+"""Answers on disk, one line each, so that hours of work survive whatever ends them.
+
+The file is only ever appended to.  Its first line says what the answers are answers to; a file of something else is
+refused.  A line that was cut off by a crash is dropped when the file is opened again, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trtprune.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks here.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Key", "Record", "Store"]
+
+SCHEMA = 1
+KIND = "trtprune eval answers"
+SYNC_SECONDS = 5.0
+
+Key = tuple[str, str, int, str]
+"""Row id, method label, budget, control (empty for the question's own picture)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer.
+
+    Attributes:
+        id: Of the row.
+        method: Label of the variant.
+        keep: The budget of the picture.
+        answer: What the model said.
+        score: Its mark, in [0, 1].
+        kept: Visual tokens a decoder layer processed, on average over the layers.
+        visual: Visual tokens of the picture.
+        finish: ``stop`` or ``length``.
+        control: ``wrong`` or ``grey``, if the question was asked about another picture; else empty.
+    """
+
+    id: str
+    method: str
+    keep: int
+    answer: str
+    score: float
+    kept: float
+    visual: int
+    finish: str = "stop"
+    control: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What the answer is an answer to."""
+        return self.id, self.method, self.keep, self.control
+
+    def to_json(self) -> dict[str, Any]:
+        """The line; a control is only named where there is one."""
+        line = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not self.control:
+            del line["control"]
+        return line
+
+
+class Store:
+    """The answers in a file; a context manager that holds the file's lock.
+
+    Args:
+        path: The file; made if it is not there.
+        fingerprint: What must be the same for answers to belong together; JSON values by name.
+        force: Start anew, whatever answers the file holds; a file that is none of ours is refused all the same.
+
+    Raises:
+        InputError: if another process writes the file, it belongs to something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], *, force: bool = False) -> None:
+        self.path = path
+        self.fingerprint = dict(fingerprint)
+        self.dropped = 0
+        """Bytes of a torn last line that were dropped."""
+        self._records: dict[Key, Record] = {}
+        self._synced = time.monotonic()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}", hint="choose another -o") from None
+        try:
+            self._lock()
+            self._open(force)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: Key) -> Record | None:
+        """The answer to ``key``, if there is one."""
+        return self._records.get(key)
+
+    def records(self) -> list[Record]:
+        """All answers, in the order they were given."""
+        return list(self._records.values())
+
+    def add(self, record: Record) -> None:
+        """Writes an answer; when this returns, no end of this process can lose it.
+
+        Raises:
+            ValueError: if the question was answered before.
+            InputError: if the disk is full.
+        """
+        if record.key in self._records:
+            raise ValueError(f"{record.key} was answered before")
+        self._write(record.to_json())
+        self._records[record.key] = record
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        """Writes everything through to the disk and lets go of the file."""
+        if self._file < 0:
+            return
+        try:
+            self._sync()
+        finally:
+            os.close(self._file)
+            self._file = -1
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{self.path}: another process is writing answers there", hint="wait for it, or choose another -o"
+            ) from None
+
+    def _open(self, force: bool) -> None:
+        data = _all(self._file)
+        if not data.startswith(KIND_LINE) and not KIND_LINE.startswith(data):
+            raise InputError(f"{self.path}: is not a file of answers", hint="choose another -o")
+        if force:
+            os.ftruncate(self._file, 0)
+        else:
+            self._read(data)
+        if os.fstat(self._file).st_size == 0:
+            self._write({"kind": KIND, "schema": SCHEMA, "fingerprint": self.fingerprint})
+            self._sync()
+
+    def _read(self, data: bytes) -> None:
+        """Takes in what the file holds and cuts off what is behind its last whole line."""
+        whole = data.rfind(b"\n") + 1
+        lines = data[:whole].split(b"\n")[:-1]
+        if not lines:
+            self._cut(data, 0)
+            return
+        header = _parse(lines[0])
+        if not isinstance(header, dict):
+            raise self._foreign("line 1 is damaged")
+        if header.get("schema") != SCHEMA:
+            raise self._foreign(f"it is of schema {header.get('schema')}, this is {SCHEMA}")
+        theirs = header.get("fingerprint")
+        theirs = theirs if isinstance(theirs, dict) else {}
+        ours = json.loads(json.dumps(self.fingerprint))
+        if theirs != ours:
+            names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+            raise self._foreign(f"its answers were given with another {', '.join(names)}")
+        for number, line in enumerate(lines[1:], 2):
+            record = _record(_parse(line))
+            if record is None:
+                raise self._foreign(f"line {number} is damaged")
+            if record.key in self._records:
+                raise self._foreign(f"line {number} repeats the answer to {record.id!r}")
+            self._records[record.key] = record
+        self._cut(data, whole)
+
+    def _cut(self, data: bytes, whole: int) -> None:
+        self.dropped = len(data) - whole
+        if self.dropped:
+            os.ftruncate(self._file, whole)
+
+    def _foreign(self, why: str) -> InputError:
+        return InputError(f"{self.path}: {why}", hint="choose another -o, or --force to start anew there")
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            # One call a line: what a killed process leaves is whole lines, and at most one part of one.
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written: {error.strerror}", hint="what was answered is kept; go on later"
+            ) from None
+
+    def _sync(self) -> None:
+        # Some file systems cannot; the answers are with the kernel in any case.
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        self._synced = time.monotonic()
+
+
+KIND_LINE = json.dumps({"kind": KIND})[:-1].encode()
+"""How a file of answers begins."""
+
+
+def _all(file: int) -> bytes:
+    """The whole file; an answer is some hundred bytes, so that even a million of them fit in memory."""
+    parts, place = [], 0
+    while part := os.pread(file, 1 << 24, place):
+        parts.append(part)
+        place += len(part)
+    return b"".join(parts)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _record(line: Any) -> Record | None:
+    """The answer a line holds; None if it holds none."""
+    if not isinstance(line, dict):
+        return None
+    try:
+        record = Record(**line)
+    except TypeError:
+        return None
+    texts = (record.id, record.method, record.answer, record.finish, record.control)
+    numbers = (record.keep, record.visual, record.score, record.kept)
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        return None
+    return record

@@ -1,0 +1,86 @@
+"""An evaluation on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from trtprune.eval.planning import CONTROLS, UNPRUNED
+from trtprune.eval.report import Evaluation, Example, Figure
+
+__all__ = ["describe_examples", "show_evaluation"]
+
+# A pipe has no width; most that read one can take this.
+PIPE_WIDTH = 140
+NAMES = {"wrong": "wrong picture", "grey": "grey picture"}
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Prints the table to stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    controls = [name for name in CONTROLS if any(name in f.controls for f in evaluation.figures)]
+    table = Table(box=None, pad_edge=False)
+    sets = len(evaluation.sets) > 1
+    if sets:
+        table.add_column("set", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for name in ("kept", "accuracy", "95 % interval", "change", "95 % interval", "p", "broken", "repaired"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in controls:
+        table.add_column(NAMES[name], justify="right", no_wrap=True)
+    last = ""
+    for figure in evaluation.figures:
+        if sets and last and figure.set != last:
+            table.add_section()
+        label = [f"{escape(figure.set)} ({figure.n})" if figure.set != last else ""] if sets else []
+        last = figure.set
+        blind = [f"{100 * figure.controls[c]:.1f}" if c in figure.controls else "" for c in controls]
+        table.add_row(*label, escape(figure.method), *_cells(figure), *blind)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console.print(table)
+    for note in evaluation.notes:
+        console.print(note, markup=False)
+
+
+def _cells(figure: Figure) -> list[str]:
+    cells = [
+        f"{figure.kept:g} ({100 * figure.share:.1f} %)" if figure.kept.is_integer() else
+        f"{figure.kept:.1f} ({100 * figure.share:.1f} %)",
+        f"{100 * figure.accuracy:.1f}",
+        f"{100 * figure.low:.1f} to {100 * figure.high:.1f}",
+    ]  # fmt: skip
+    if figure.method == UNPRUNED:
+        return [*cells, "", "", "", "", ""]
+    return [
+        *cells,
+        f"{100 * figure.change:+.1f}",
+        f"{100 * figure.change_low:+.1f} to {100 * figure.change_high:+.1f}",
+        f"{figure.mcnemar_p:.2g}",
+        str(figure.broken),
+        str(figure.repaired),
+    ]
+
+
+def describe_examples(evaluation: Evaluation) -> list[str]:
+    """Lines about the first questions each run broke and repaired, over all sets."""
+    lines = []
+    last = evaluation.sets[-1]
+    for figure in evaluation.figures:
+        if figure.set != last:
+            continue
+        kinds: tuple[tuple[str, Any], ...] = (
+            ("broken", figure.broken_examples),
+            ("repaired", figure.repaired_examples),
+        )
+        for kind, examples in kinds:
+            lines += [f"{figure.method} {figure.keep}, {kind}: {_example(example)}" for example in examples]
+    return lines
+
+
+def _example(example: Example) -> str:
+    wanted = ", ".join(dict.fromkeys(example.answers))
+    question = " ".join(example.question.split())
+    return f"{example.id}: {question} [{wanted}] unpruned {example.unpruned!r}, pruned {example.pruned!r}"
