@@ -17,7 +17,7 @@ cosine to the other tokens).
 
 A kernel whose rank is below ``keep``, and duplicates of chosen tokens, have determinants of rounding noise, whose
 square root the code takes; how that is handled here is said at :func:`trtprune.pruning.greedy.determinant`.  Where all
-r are equal, r = 1.
+r are within 1e-6, r = 1.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CdPruner(Method):
         cosine = ops.cosine(patches, patch_norm, text, text_norm)
         sign = np.float32(-1 if inputs["relevance"] == "negative" else 1)
         good = good & seen
-        factor = min_max((sign * cosine).sum(axis=1) / np.float32(len(text)), good, above=_ABOVE)
+        factor = min_max((sign * cosine).sum(axis=1) / np.float32(len(text)), good, above=_ABOVE, least=_ABOVE)
         slope = _slope(inputs["theta"])
         if slope is not None:
             factor = np.exp(np.minimum(np.float32(slope) * factor, np.float32(_STEEPEST)))
@@ -102,7 +102,7 @@ class CdPruner(Method):
         good = op.And(good, op.Squeeze(seen, g.ints(2)))
         total = op.ReduceSum(op.Neg(cosine) if options["relevance"] == "negative" else cosine, g.ints(2), keepdims=0)
         segments = op.Cast(op.Shape(inputs["clip_text_embeds"], start=1, end=2), to=int(ir.DataType.FLOAT))
-        factor = write_min_max(g, op.Div(total, segments), good, above=_ABOVE)
+        factor = write_min_max(g, op.Div(total, segments), good, above=_ABOVE, least=_ABOVE)
         slope = _slope(options["theta"])
         if slope is not None:
             factor = op.Exp(op.Min(op.Mul(factor, ops.f32(g, slope)), ops.f32(g, _STEEPEST)))

@@ -4,6 +4,9 @@ Mean-centred features (Cen-Prune): tokens of one image share a large common part
 without the mean the cosines use their whole range.  The paper also weights a token by how little it resembles the
 others, :func:`rarity`; its mean cosine is one product with the sum of the unit vectors, no matrix.
 
+A range of values that is no wider than rounding makes it counts as none: where all tokens are alike, or there are two,
+their mean cosines are equal in exact arithmetic.
+
 Tokens whose features are not finite have cosine 0 with everything and no part in the mean.  A token that is left with
 rounding noise when the mean is taken off counts as the zero vector.
 """
@@ -26,7 +29,7 @@ __all__ = ["CENTER", "cosines", "min_max", "rarity", "write_cosines", "write_min
 CENTER = Option("center", "false", "take the image's mean off its features before cosines", choices=("false", "true"))
 """The option of the methods that compare an image's tokens with one another."""
 _NOISE = 1e-5
-"""Length of a centred vector, relative to the token's own, up to which it is rounding noise."""
+"""Up to here a centred vector's length, relative to the token's own, and the range of mean cosines are rounding."""
 
 
 # -- NumPy ------------------------------------------------------------------------------------------------------
@@ -53,20 +56,23 @@ def rarity(features: np.ndarray, good: np.ndarray) -> np.ndarray:
     vectors, norm, _ = ops.norms(features)
     unit = vectors / norm[:, None]
     together = (unit * unit.sum(axis=0)).sum(axis=-1) - (unit * unit).sum(axis=-1)
-    return min_max(-together.astype(np.float32), good)
+    return min_max(-together.astype(np.float32) / np.float32(len(good)), good, least=_NOISE)
 
 
-def min_max(values: np.ndarray, good: np.ndarray, above: float = 0.0, widen: float = 0.0) -> np.ndarray:
-    """``(values - min + above) / (max - min + widen)`` over the ``good`` of [N]; 1 where that divides by 0, 0 for bad.
+def min_max(
+    values: np.ndarray, good: np.ndarray, above: float = 0.0, widen: float = 0.0, least: float = 0.0
+) -> np.ndarray:
+    """``(values - min + above) / (max - min + widen)`` over the ``good`` of [N]; 0 for bad ones.
 
-    ``values`` must be finite.
+    1 where the divisor is not above ``least``.  ``values`` must be finite.
     """
     import numpy as np
 
     low = np.where(good, values, np.float32(ops.BAR)).min()
     span = np.where(good, values, -np.float32(ops.BAR)).max() - low + np.float32(widen)
-    scaled = (values - low + np.float32(above)) / (span if span > 0 else np.float32(1))
-    return np.where(good, scaled if span > 0 else np.float32(1), np.float32(0)).astype(np.float32)
+    wide = span > np.float32(least)
+    scaled = (values - low + np.float32(above)) / (span if wide else np.float32(1))
+    return np.where(good, scaled if wide else np.float32(1), np.float32(0)).astype(np.float32)
 
 
 # -- graph ------------------------------------------------------------------------------------------------------
@@ -91,22 +97,27 @@ def write_cosines(g: Graph, features: ir.Value, center: bool = False) -> tuple[i
 
 def write_rarity(g: Graph, features: ir.Value, good: ir.Value) -> ir.Value:
     """:func:`rarity` for [batch, N, D] and bool [batch, N]: [batch, N]."""
+    import onnx_ir as ir
+
     op = g.op
     vectors, norm, _ = ops.write_norms(g, features)
     unit = op.Div(vectors, norm)
     total = op.ReduceSum(unit, g.ints(1), keepdims=1)
     together = op.ReduceSum(op.Mul(unit, total), g.ints(-1), keepdims=0)
     own = op.ReduceSum(op.Mul(unit, unit), g.ints(-1), keepdims=0)
-    return write_min_max(g, op.Neg(op.Sub(together, own)), good)
+    count = op.Cast(op.Shape(good, start=1, end=2), to=int(ir.DataType.FLOAT))
+    return write_min_max(g, op.Div(op.Neg(op.Sub(together, own)), count), good, least=_NOISE)
 
 
-def write_min_max(g: Graph, values: ir.Value, good: ir.Value, above: float = 0.0, widen: float = 0.0) -> ir.Value:
+def write_min_max(
+    g: Graph, values: ir.Value, good: ir.Value, above: float = 0.0, widen: float = 0.0, least: float = 0.0
+) -> ir.Value:
     """:func:`min_max` for float32 and bool [batch, N]."""
     op = g.op
     zero, one = ops.f32(g, 0.0), ops.f32(g, 1.0)
     low = op.ReduceMin(op.Where(good, values, ops.f32(g, ops.BAR)), g.ints(1), keepdims=1)
     high = op.ReduceMax(op.Where(good, values, ops.f32(g, -ops.BAR)), g.ints(1), keepdims=1)
     span = op.Add(op.Sub(high, low), ops.f32(g, widen))
-    wide = op.Greater(span, zero)
+    wide = op.Greater(span, ops.f32(g, least))
     scaled = op.Div(op.Add(op.Sub(values, low), ops.f32(g, above)), op.Where(wide, span, one))
     return op.Where(good, op.Where(wide, scaled, one), zero)
