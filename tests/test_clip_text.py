@@ -45,8 +45,7 @@ class Nearest(Method):
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], **options: Any) -> ir.Value | None:
         text = g.op.ReduceMean(inputs["clip_text_embeds"], g.ints(1), keepdims=1)
-        product = g.op.MatMul(inputs["clip_image_embeds"], g.op.Transpose(text, perm=[0, 2, 1]))
-        return g.op.Squeeze(product, g.ints(2))
+        return g.op.ReduceSum(g.op.Mul(inputs["clip_image_embeds"], text), g.ints(2), keepdims=0)
 
 
 @pytest.fixture(autouse=True)
