@@ -85,9 +85,15 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
 
         from trtprune.variants import Variant, Variants
 
-        chosen = None if method is None else Variant.parse(str(method))
+        chosen = None if method is None else Variant.parse(str(method))  # before anything is opened
         self._variants = Variants(str(directory), provider=provider, threads=threads)
         self.variant = chosen or self._variants.own
+        base = self._variants.base.pruning
+        if keep is None and self.variant not in (self._variants.own, Variant.make("none")):
+            # What a variant is built with is every token: without a budget, a method would be marked unpruned.
+            if base.method == "none":
+                raise BudgetError(f"--model_args: method={method} without keep", hint="keep=64, for instance")
+            keep = base.keep
         self.vlm = self._variants.open(self.variant)
         self.keep = self.vlm.chain.check_keep(keep)
         self._longest, self._system, self._seed = max_new_tokens, system, seed
@@ -157,10 +163,14 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         """How long an answer may get: what the cache and the positions leave."""
         from trtprune.runtime.batch import turns_of
 
-        model, words = self.vlm.config.model, len(self.vlm.encoder.encode(turns_of(question, images, self._system)).ids)
-        cached = model.visual_tokens if self.vlm.chain.segments else self.keep
-        by_cache = self.vlm.config.kv.capacity - words - images * (cached - 1)
-        return min(by_cache, model.max_positions - words - images * (model.visual_tokens - 1))
+        config = self.vlm.config
+        words = len(self.vlm.encoder.encode(turns_of(question, images, self._system)).ids)  # one id for each picture
+        whole, kept = (words + images * (tokens - 1) for tokens in (config.model.visual_tokens, self.keep))
+        if self.vlm.chain.segments:  # all of a picture's tokens enter the decoder
+            kept = whole
+        by_cache = config.kv.capacity - kept
+        by_position = config.model.max_positions - (kept if config.pruning.positions == "compact" else whole)
+        return min(by_cache, by_position) + 1  # an answer's last token needs no place
 
 
 def manifest() -> Any:
