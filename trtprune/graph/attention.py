@@ -169,10 +169,13 @@ def mean_attention(g: Graph, q: ir.Value, k: ir.Value, *, head_dim: int) -> ir.V
     Args:
         q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.
     """
-    op = g.op
-    # Without float32 matrix products (TensorRT-RTX on Turing) the scores are rounded like those of the layer itself.
-    dtype = ir.DataType.FLOAT if g.lowering.products == "op" else g.dtype
-    query = op.Mul(g.cast(q, dtype), g.scalar(head_dim**-0.5, dtype))
-    scores = op.MatMul(query, op.Transpose(g.cast(k, dtype), perm=[0, 1, 3, 2]))
-    weights = op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1)
-    return op.ReduceMean(weights, g.ints(1, 2), keepdims=0)
+    op, scale = g.op, head_dim**-0.5
+    if g.lowering.products == "op":
+        # The scale stands behind the product, not before it as in the layer's own attention: TensorRT-RTX 1.7, which
+        # writes that one out in float32, makes one product of the two and then fails on it (Myelin, utils.cpp:3613).
+        q, k = g.cast(q, ir.DataType.FLOAT), g.cast(k, ir.DataType.FLOAT)
+        scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), g.scalar(scale, ir.DataType.FLOAT))
+    else:  # no float32 products (TensorRT-RTX on Turing): rounded like those of the layer itself
+        scores = op.MatMul(op.Mul(q, g.scalar(scale)), op.Transpose(k, perm=[0, 1, 3, 2]))
+        scores = g.cast(scores, ir.DataType.FLOAT)
+    return op.ReduceMean(op.Softmax(scores, axis=-1), g.ints(1, 2), keepdims=0)
