@@ -1,8 +1,10 @@
-"""Peak memory of one cell: what a process that does nothing else has ever had resident.
+"""Peak memory of a build at a budget: what a process that does nothing else has ever had resident.
 
-A cell of the interleaved run cannot say it: its process holds all builds, and shares sessions between them.  So each is
-run once more in a process of its own, and the peak is that process's ``VmHWM``: interpreter, libraries, mapped weight
-files and all.  (``ru_maxrss`` would not do: a child begins with what its parent had.)  Memory of a GPU is not in it.
+A cell of the interleaved run cannot say it: its process holds all builds, and shares sessions between them.  So each
+build is run once more in a process of its own, budget after budget from the smallest up, and the peak of a budget is
+what that process's ``VmHWM`` has come to when it is done: interpreter, libraries, mapped weight files and all.  As a
+larger budget takes more at every step, what the smaller ones before it leave behind is a few megabytes at most.
+(``ru_maxrss`` would not do: a child begins with what its parent had.)  Memory of a GPU is not in it.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import trtprune
 
-__all__ = ["measure_peak", "peak_of_this_process"]
+__all__ = ["measure_peaks", "peak_of_this_process"]
 
 TIME_LIMIT = 600
+MARK = "peak "
 
 
 def peak_of_this_process() -> int | None:
@@ -34,14 +37,14 @@ def peak_of_this_process() -> int | None:
     return None
 
 
-def measure_peak(job: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Runs one cell in a process of its own.
+def measure_peaks(job: Mapping[str, Any]) -> tuple[dict[int, int | None], str]:
+    """Runs one build in a process of its own.
 
     Args:
         job: As :func:`run_job` takes it; plain values.
 
     Returns:
-        Its peak in bytes and "", or None and why not.
+        Budget → bytes, as far as it came; and "", or what went wrong.
     """
     home = str(Path(trtprune.__file__).parent.parent)
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
@@ -56,19 +59,24 @@ def measure_peak(job: Mapping[str, Any]) -> tuple[int | None, str]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, str(error).splitlines()[0]
+        return {}, str(error).splitlines()[0][:300]
+    peaks: dict[int, int | None] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            keep, peak = json.loads(line.removeprefix(MARK))
+            peaks[int(keep)] = peak
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
-        return None, f"exit code {done.returncode}: {last}"[:300]
-    try:
-        found = json.loads(done.stdout.splitlines()[-1])["peak"]
-        return (None if found is None else int(found)), ""
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None, "the process said nothing"
+        return peaks, f"exit code {done.returncode}: {last}"[:300]
+    return peaks, ""
 
 
-def run_job(job: Mapping[str, Any]) -> None:
-    """Answers one question with a build (``directory``) or with transformers (``checkpoint``, ``dtype``)."""
+def run_job(job: Mapping[str, Any]) -> Iterator[int]:
+    """Answers one question with a build (``directory``) or with transformers (``checkpoint``, ``dtype``).
+
+    Yields:
+        Each of ``keeps`` when it is done, in ascending order.
+    """
     from PIL import Image
 
     from trtprune.bench.cells import BuildCell, Question
@@ -78,6 +86,7 @@ def run_job(job: Mapping[str, Any]) -> None:
         from trtprune.bench.transformers_peer import TransformersPeer
 
         TransformersPeer(Path(job["checkpoint"]), job["dtype"], question, threads=job["threads"]).run()
+        yield from job["keeps"]
         return
     vlm = trtprune.load(
         job["directory"],
@@ -86,9 +95,11 @@ def run_job(job: Mapping[str, Any]) -> None:
         provider_options=job["provider_options"],
         verify="none",
     )
-    BuildCell(vlm, "", job["keep"], question).run()
+    for keep in sorted(job["keeps"]):
+        BuildCell(vlm, "", keep, question).run()
+        yield keep
 
 
 if __name__ == "__main__":
-    run_job(json.load(sys.stdin))
-    print(json.dumps({"peak": peak_of_this_process()}))
+    for done in run_job(json.load(sys.stdin)):
+        print(f"{MARK}{json.dumps([done, peak_of_this_process()])}", flush=True)

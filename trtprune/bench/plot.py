@@ -94,6 +94,7 @@ def draw_stages(result: dict[str, Any], path: Path) -> None:
         )  # fmt: skip
     axis.set_yticks(places, [f"{row['method']} {row['keep']}" for row in rows], fontsize=8)
     axis.set_xlim(0, 1.22 * max(row["first_token_ms"]["p90"] for row in rows))
+    axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.set_xlabel("milliseconds to the first token: medians of each stage; the line reaches to the 90th percentile")
     axis.grid(True, axis="x", alpha=0.25)
     axis.set_axisbelow(True)

@@ -14,7 +14,7 @@ from trtprune.bench.cells import BuildCell, Cell, Question, Sample
 from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
 from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
 from trtprune.bench.interleave import interleave
-from trtprune.bench.memory import measure_peak
+from trtprune.bench.memory import measure_peaks
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
 from trtprune.variants import Variant, Variants
 
@@ -137,6 +137,11 @@ def run_bench(
         budgets = planning.choose_budgets(settings.keeps, variants.base)
         plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
         _check_peer(settings.against, provider)
+        source = None
+        if settings.against == "transformers":
+            from trtprune.compare.transformers_side import find_checkpoint
+
+            source = find_checkpoint(variants.base, checkpoint).path
         question = Question(load_question_image(settings.image), settings.prompt, settings.tokens)
         cells = [_baseline(variants, question, notes)]
         for variant, keep in plan:
@@ -152,7 +157,7 @@ def run_bench(
                 continue
             cells.append(Measured(BuildCell(vlm, variant.label, keep, question)))
         threads = _threads(threads, cells[0])
-        cells += _peers(settings, variants, question, threads, checkpoint, provider_options)
+        cells += _peers(settings.against, variants, question, threads, source)
         products, copy = _count(cells, threads, provider_options)
         say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds")
         probes: list[Probe] = [*products, *([copy] if copy else [])]
@@ -168,7 +173,7 @@ def run_bench(
             measured.samples = samples
         notes += _same_question(cells)
         if settings.memory:
-            notes += _peaks(cells, question, threads, provider, provider_options, variants, checkpoint, report)
+            notes += _peaks(cells, question, threads, provider, provider_options, source, report)
         base = variants.base
         engine = {"model": base.model.id, "digest": base.model.digest, "build_digest": base.build_digest}
         engine |= {"method": variants.own.label, "dtype": base.weight_dtype or base.dtype, "backend": base.backend}
@@ -238,20 +243,13 @@ def _openvino(name: str, threads: int | None) -> Any:
 
 
 def _peers(
-    settings: Settings,
-    variants: Variants,
-    question: Question,
-    threads: int | None,
-    checkpoint: str | None,
-    provider_options: Mapping[str, str] | None,
+    against: str | None, variants: Variants, question: Question, threads: int | None, source: Path | None
 ) -> list[Measured]:
-    if settings.against == "transformers":
+    if source is not None:
         from trtprune.bench.transformers_peer import DTYPES, TransformersPeer
-        from trtprune.compare.transformers_side import find_checkpoint
 
-        path = find_checkpoint(variants.base, checkpoint).path
-        return [Measured(TransformersPeer(path, dtype, question, threads=threads)) for dtype in DTYPES]
-    if settings.against == "openvino":
+        return [Measured(TransformersPeer(source, dtype, question, threads=threads)) for dtype in DTYPES]
+    if against == "openvino":
         from trtprune.runtime import Vlm
         from trtprune.runtime.pictures import max_pixels_from
 
@@ -316,32 +314,35 @@ def _peaks(
     threads: int | None,
     provider: str | None,
     options: Mapping[str, str] | None,
-    variants: Variants,
-    checkpoint: str | None,
+    checkpoint: Path | None,
     report: Callable[[str, str], None] | None,
 ) -> list[str]:
-    """Runs each cell in a process of its own; what could not be measured."""
+    """Runs each build in a process of its own; what could not be measured."""
     notes, live = [], getattr(report, "live", lambda text: None)
+    groups: dict[str, list[Measured]] = {}
+    for measured in cells:
+        groups.setdefault(measured.cell.method, []).append(measured)
     with tempfile.TemporaryDirectory(prefix="trtprune-") as folder:
         picture = Path(folder) / "picture.png"
         question.image.save(picture)
-        for number, measured in enumerate(cells, 1):
-            cell = measured.cell
-            live(f"peak memory, {number} of {len(cells)}: {cell.method} {cell.keep}")
+        for number, (label, group) in enumerate(groups.items(), 1):
+            live(f"peak memory, {number} of {len(groups)}: {label}")
+            cell = group[0].cell
             job: dict[str, Any] = {
-                "image": str(picture), "prompt": question.prompt, "tokens": question.tokens, "threads": threads
+                "image": str(picture), "prompt": question.prompt, "tokens": question.tokens, "threads": threads,
+                "keeps": [measured.cell.keep for measured in group],
             }  # fmt: skip
-            if isinstance(cell, BuildCell):
-                job |= {"directory": str(cell.vlm.config.root), "keep": cell.keep, "provider": provider}
-                job["provider_options"] = dict(options or {})
-                if cell.peer:
-                    job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[cell.method]}}
+            if not isinstance(cell, BuildCell):
+                job |= {"checkpoint": str(checkpoint), "dtype": label.split()[-1]}
+            elif cell.peer:
+                job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[label]}}
+                job["directory"] = str(cell.vlm.config.root)
             else:
-                from trtprune.compare.transformers_side import find_checkpoint
-
-                path = find_checkpoint(variants.base, checkpoint).path
-                job |= {"checkpoint": str(path), "dtype": cell.method.split()[-1]}
-            measured.peak, why = measure_peak(job)
+                job |= {"provider": provider, "provider_options": dict(options or {})}
+                job["directory"] = str(cell.vlm.config.root)
+            peaks, why = measure_peaks(job)
+            for measured in group:
+                measured.peak = peaks.get(measured.cell.keep)
             if why:
-                notes.append(f"peak memory of {cell.method} {cell.keep}: {why}")
+                notes.append(f"peak memory of {label}: {why}")
     return notes

@@ -95,6 +95,9 @@ class TransformersPeer:
                 f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:300]}"
             ) from None
         self.model = model.eval()
+        # Nothing ends an answer before its length. A least length would do so too, but forbid the token that ends one,
+        # and so make the answer another.
+        self.model.generation_config.eos_token_id = None
         text = self.model.config.text_config
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -128,9 +131,7 @@ class TransformersPeer:
             start = self._clock()
             inputs = self._inputs()
             ready = self._clock()
-            out = self.model.generate(
-                **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, streamer=seen
-            )
+            out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, streamer=seen)
             end = self._clock()
         prompt = inputs["input_ids"].shape[1]
         first = 1000 * (seen.times[1] - start)

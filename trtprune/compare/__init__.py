@@ -3,7 +3,8 @@
     from trtprune.compare import compare
     compare("out", "transformers", layerwise=True).passed
 
-Built on Polygraphy: its Comparator, runners, tolerances and files.  Nothing else of trtprune imports this package.
+Built on Polygraphy: its Comparator, runners, tolerances and files.  Nothing else of trtprune imports this
+package, but for ``bench``, which finds checkpoints the same way.
 """
 
 from __future__ import annotations
