@@ -121,11 +121,14 @@ def test_command(llava: Kit, clip: ClipKit, tmp_path: Path) -> None:
     arguments = ["build", "-m", llava.path, "-o", tmp_path / "out", "--method", Nearest.name, "--keep", 5]
     result = CliRunner().invoke(main, [*map(str, arguments), "--clip", str(clip.path)])
     assert result.exit_code == 0, result.output
-    (tmp_path / "cat.png").parent.mkdir(exist_ok=True)
     picture(1).save(tmp_path / "cat.png")
     run = ["run", tmp_path / "out", "--image", tmp_path / "cat.png", "--prompt", QUESTION, "--json"]
     result = CliRunner().invoke(main, [*map(str, run), "--max-new-tokens", "2"])
     assert json.loads(result.stdout)["kept_tokens"] == 5
+    compare = ["compare", tmp_path / "out", "--against", tmp_path / "out", "--component", "clip_text", "--json"]
+    result = CliRunner().invoke(main, [*map(str, compare)])
+    assert result.exit_code == 0, result.output
+    assert "clip_text_embeds" in result.stdout
     result = CliRunner().invoke(main, [*map(str, arguments[:-4]), "--method", Nearest.name, "--force"])
     assert result.exit_code == 1
     assert "--clip" in result.output

@@ -32,6 +32,8 @@ PAST, PRESENT = "past_key_values.", "present."
 EMBEDDED = ("inputs_embeds", "text_embeds")
 # Inputs whose numbers are positive and add up to 1.
 ATTENTION = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention", "rater_weights")
+# Tokens of a question to CLIP's text tower, which reads 77 at most.
+CLIP_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,15 @@ def random_feeds(
         "tokens": draw.text_tokens,
         "text_tokens": draw.text_tokens,
         "text_segments": 1,
+        "clip_tokens": min(draw.text_tokens, CLIP_TOKENS),
         "visual_tokens": made.model.visual_tokens,
         "sequence": prompt,
         "logits_rows": 1,
         "raters": min(4, prompt),
         "capacity": min(made.kv.capacity, -(-(prompt + draw.decode_steps) // 16) * 16),
     }
+    table = _table(made, component) if any(spec.name == "input_ids" for spec in component.inputs) else None
+    vocab = made.model.vocab_size if table is None else min(table.dims[0], made.model.vocab_size)
     if decodes and prompt + draw.decode_steps > dims["capacity"]:
         raise InputError(
             f"--text-tokens {draw.text_tokens} with {keep} kept tokens does not fit the cache of {made.kv.capacity}",
@@ -102,7 +107,7 @@ def random_feeds(
                 if spec.name in EMBEDDED and embed is not None:
                     array = embed(rng.randint(0, made.model.vocab_size, shape[:-1]))
                 else:
-                    array = _value(rng, spec, shape, made.model.vocab_size, facts)
+                    array = _value(rng, spec, shape, vocab, facts)
                 feed[spec.name] = narrow(array, dtypes) if array.dtype == np.float32 else array
             feeds.append(feed)
             names.append(f"decode {step}{suffix}" if step else f"prefill{suffix}" if decodes else f"random{suffix}")
@@ -163,6 +168,15 @@ def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> N
                     feed[name] = narrow(cache, dtypes)
 
 
+def _table(made: EngineDir, component: ComponentInfo) -> Any:
+    """What a component looks ids up in, an ``onnx.TensorProto`` of at least one dimension; None if it has no such."""
+    import onnx
+
+    graph = onnx.load(made.path(component.onnx), load_external_data=False).graph
+    gather = next((node for node in graph.node if node.op_type == "Gather"), None)
+    return next((t for t in graph.initializer if gather is not None and t.name == gather.input[0] and t.dims), None)
+
+
 def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
     """The model's embedding table as a function of ids, float32; None if the directory has no such component."""
     import onnx
@@ -170,9 +184,7 @@ def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
     component = next((c for c in made.components if c.name == "embed"), None)
     if component is None:
         return None
-    graph = onnx.load(made.path(component.onnx), load_external_data=False).graph
-    gather = next((node for node in graph.node if node.op_type == "Gather"), None)
-    table = next((t for t in graph.initializer if gather is not None and t.name == gather.input[0]), None)
+    table = _table(made, component)
     if table is None or table.data_location != onnx.TensorProto.EXTERNAL:
         return None
     where = {entry.key: entry.value for entry in table.external_data}
