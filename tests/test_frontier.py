@@ -17,7 +17,7 @@ from PIL import Image
 
 from trtprune.cli import main
 from trtprune.errors import InputError
-from trtprune.frontier import Point, Rule, front, join, read_report, recommend
+from trtprune.frontier import Joined, Point, Rule, front, join, read_report, recommend
 from trtprune.frontier.joining import paired_interval
 from trtprune.frontier.report import recommendation, render, to_json
 
@@ -43,6 +43,11 @@ def bench_row(method: str, keep: int, first: float, **more: Any) -> dict[str, An
 def report(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A report with these rows."""
     return {"schema": 1, "command": "", "engine": ENGINE, "rows": list(rows), **more}
+
+
+def both(evaluated: dict[str, Any], benched: dict[str, Any]) -> Joined:
+    """One report of each kind."""
+    return join([evaluated], benched)
 
 
 def two() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,8 +163,8 @@ def test_paired_interval_covers(worse: float, better: float, n: int) -> None:
 # -- joining
 
 
-def test_join() -> None:
-    joined = join(*two())
+def test_both() -> None:
+    joined = both(*two())
     assert list(joined.sets) == ["all", "easy", "scenes"]
     assert joined.notes == []
     easy = {p.label: p for p in joined.sets["easy"]}
@@ -181,7 +186,7 @@ def test_join() -> None:
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(700, 2000)), min_size=2, max_size=4))
 def test_pooling_is_counting_all_questions(sets: list[tuple[int, int, int]]) -> None:
     rows = [eval_row("a", 8, b, min(c, n // 10), set_=f"s{i}", n=n) for i, (b, c, n) in enumerate(sets)]
-    joined = join(report(*rows), report(bench_row("none", 16, 9.0, unpruned=True), bench_row("a", 8, 5.0)))
+    joined = both(report(*rows), report(bench_row("none", 16, 9.0, unpruned=True), bench_row("a", 8, 5.0)))
     pooled = joined.sets["all"][1]
     total = sum(r["n"] for r in rows)
     right = sum(round(0.9 * r["n"]) - r["broken"] + r["repaired"] for r in rows)
@@ -195,12 +200,12 @@ def test_soft_marks_need_the_reports_interval() -> None:
     row = eval_row("a", 8, 100, 50) | {"accuracy": 0.88}  # 50 fewer right would be 0.85
     benched = report(bench_row("none", 16, 9.0, unpruned=True), bench_row("a", 8, 5.0))
     with pytest.raises(InputError, match="not just right and wrong"):
-        join(report(row), benched)
+        both(report(row), benched)
     row |= {"change_low": -0.035, "change_high": -0.005}
-    point = join(report(row), benched).sets["easy"][1]
+    point = both(report(row), benched).sets["easy"][1]
     assert (point.low, point.high) == (-0.035, -0.005)
     other = eval_row("a", 8, 0, 0, set_="other", n=3000)
-    pooled = join(report(row, other), benched).sets["all"][1]
+    pooled = both(report(row, other), benched).sets["all"][1]
     assert pooled.change == pytest.approx(-0.02 / 4)
     # Half the width of the second is that of a difference of none in 3000; variances add up.
     halves = (0.015 / 4, paired_interval(0, 0, 3000)[1] * 3 / 4)
@@ -211,41 +216,63 @@ def test_what_does_not_go_together_is_named() -> None:
     evaluated, benched = two()
     other = {**benched, "engine": {**ENGINE, "digest": "sha256:" + "9" * 64, "model": "other"}}
     with pytest.raises(InputError, match=r"different models: eval of demo .* bench of other"):
-        join(evaluated, other)
+        both(evaluated, other)
     rebuilt = {**benched, "engine": {**ENGINE, "build_digest": "x"}}
-    assert join(evaluated, rebuilt).notes == ["the reports are of different builds of the same model"]
+    assert both(evaluated, rebuilt).notes == ["the reports are of different builds of the same model"]
     silent = {key: value for key, value in benched.items() if key != "engine"}
-    assert "not checked" in join(evaluated, silent).notes[0]
+    assert "not checked" in both(evaluated, silent).notes[0]
     evaluated["rows"].append(eval_row("mmr", 64, 1, 1))
     benched["rows"].append(bench_row("dart", 192, 3.0))
-    notes = join(evaluated, benched).notes
+    notes = both(evaluated, benched).notes
     assert "the bench report lacks mmr 64" in notes
     assert "the eval report lacks dart 192" in notes
     with pytest.raises(InputError, match="no method and budget in common"):
-        join(report(eval_row("mmr", 64, 1, 1)), benched)
+        both(report(eval_row("mmr", 64, 1, 1)), benched)
     with pytest.raises(InputError, match="answers nothing right"):
-        join(report(eval_row("adafv", 64, 0, 0) | {"accuracy": 0.0, "unpruned": 0.0}), benched)
+        both(report(eval_row("adafv", 64, 0, 0) | {"accuracy": 0.0, "unpruned": 0.0}), benched)
     # A method that only one of the sets has is not in all of them.
     evaluated, benched = two()
     evaluated["rows"].pop()
-    assert "random 64" not in [p.label for p in join(evaluated, benched).sets["all"]]
+    assert "random 64" not in [p.label for p in both(evaluated, benched).sets["all"]]
     without = {**benched, "rows": [row for row in benched["rows"] if row["method"] != "none"]}
-    assert "no unpruned row" in join(evaluated, without).notes[-1]
+    assert "no unpruned row" in both(evaluated, without).notes[-1]
+
+
+def test_several_eval_reports() -> None:
+    """Sets bear the data's name; all of them together count every question once, not once a group."""
+    evaluated, benched = two()
+    pooled = {p.label: p for p in both(evaluated, benched).sets["all"]}
+    easy = report(*(row for row in evaluated["rows"] if row["set"] == "easy"), data={"name": "easy-vqa"})
+    scenes = [row for row in evaluated["rows"] if row["set"] == "scenes"]
+    groups = [{**row, "set": name, "n": 1500} for row in scenes for name in ("small", "large")]
+    for row in groups:  # halves, so that they add up
+        row |= {"broken": row["broken"] // 2, "repaired": row["repaired"] // 2}
+        row["accuracy"] = row["unpruned"] + (row["repaired"] - row["broken"]) / 1500
+    second = report(*groups, *({**row, "set": "all"} for row in scenes), data={"name": "scenes"})
+    joined = join([easy, second], benched)
+    assert list(joined.sets) == ["all", "easy-vqa", "scenes: small", "scenes: large", "scenes"]
+    found = {p.label: p for p in joined.sets["all"]}
+    assert found["adafv 64"] == pooled["adafv 64"]
+    assert joined.notes == []
+    # One report with a set of all questions is not added up a second time.
+    assert list(both(second, benched).sets) == ["all", "small", "large"]
+    twice = join([easy, easy], benched)
+    assert list(twice.sets) == ["all", "easy-vqa", "easy-vqa 2"]
 
 
 def test_order_of_rows_does_not_matter() -> None:
     evaluated, benched = two()
-    expected = to_json(join(evaluated, benched), Rule(), "")
+    expected = to_json(both(evaluated, benched), Rule(), "")
     rng = random.Random(0)
     rng.shuffle(benched["rows"])
-    assert to_json(join(evaluated, benched), Rule(), "") == expected
+    assert to_json(both(evaluated, benched), Rule(), "") == expected
 
 
 # -- what is printed
 
 
 def test_lines() -> None:
-    joined = join(*two())
+    joined = both(*two())
     assert recommendation("easy", joined.sets["easy"], Rule(0.5)).startswith("easy: unpruned (400 ms): nothing faster")
     line = recommendation("easy", joined.sets["easy"], Rule(1.5))
     assert line == (
@@ -306,7 +333,7 @@ def test_command(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> N
         (lambda a, b: b.write_bytes(a.read_bytes()), [], "bench.json: row 1: 'first_token_ms' is missing"),
         (lambda a, b: a.write_text(a.read_text().replace('"n": 1000', '"n": 0')), [], "row 1: accuracies and counts"),
         (lambda a, b: b.write_text(b.read_text().replace("400.0", "NaN")), [], "row 1: first_token_ms.p50 is nan"),
-        (lambda a, b: None, ["--set", "vqa"], "--set vqa: not in"),
+        (lambda a, b: None, ["--set", "vqa"], "--set vqa: none of the sets"),
         (lambda a, b: None, ["-o", "nowhere/x.png"], "there is no directory"),
         (lambda a, b: None, ["-o", "x.docx"], "not a kind of picture"),
     ],

@@ -17,7 +17,7 @@ __all__ = ["frontier"]
 
 
 @click.command()
-@click.argument("eval_report", type=PATH, metavar="EVAL.json")
+@click.argument("eval_reports", type=PATH, metavar="EVAL.json…", nargs=-1, required=True)
 @click.argument("bench_report", type=PATH, metavar="BENCH.json")
 @click.option("-o", "--output", type=PATH, default="frontier.png", show_default=True, help="The picture to write.")
 @click.option("--no-plot", is_flag=True, help="No picture.")
@@ -34,7 +34,7 @@ __all__ = ["frontier"]
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 @log_options
 def frontier(
-    eval_report: Path,
+    eval_reports: tuple[Path, ...],
     bench_report: Path,
     output: Path,
     no_plot: bool,
@@ -59,10 +59,10 @@ def frontier(
 
         check_writable("-o", output)
         require_matplotlib("-o", output)
-    joined = join(read_report(eval_report, "eval"), read_report(bench_report, "bench"))
+    joined = join([read_report(path, "eval") for path in eval_reports], read_report(bench_report, "bench"))
     unknown = [name for name in sets if name not in joined.sets]
     if unknown:
-        raise InputError(f"--set {unknown[0]}: not in {eval_report}", hint=f"it has {', '.join(joined.sets)}")
+        raise InputError(f"--set {unknown[0]}: none of the sets of questions", hint=f"it has {', '.join(joined.sets)}")
     if sets:
         joined.sets = {name: joined.sets[name] for name in sets}
     if not no_plot:

@@ -32,12 +32,17 @@ class Rule:
         return point.baseline or 100 * (point.low if self.limit == "low" else point.high) >= -self.max_loss - EPSILON
 
     @property
+    def tolerance(self) -> str:
+        """``1 point``, ``1.5 points``."""
+        return f"{self.max_loss:g} point{'' if self.max_loss == 1 else 's'}"
+
+    @property
     def words(self) -> str:
         """In full."""
         name = {"low": "lower", "high": "upper"}[self.limit]
         return (
             f"the fastest to the first token (median) of those where the {name} limit of the 95 % paired interval of "
-            f"(accuracy - unpruned accuracy) is at least -{self.max_loss:g} points; unpruned, if none of them is faster"
+            f"(accuracy - unpruned accuracy) is at least -{self.tolerance}; unpruned, if none of them is faster"
         )
 
 

@@ -141,13 +141,24 @@ def _check_numbers(row: Mapping[str, Any], where: str, kind: str) -> None:
         raise InputError(f"{where}: accuracies and counts do not go together", hint="run trtprune eval again")
 
 
-def join(evaluated: Mapping[str, Any], benched: Mapping[str, Any]) -> Joined:
-    """Rows that both reports have, set by set; several sets are also put together as :data:`ALL`.
+def join(evaluated: Sequence[Mapping[str, Any]], benched: Mapping[str, Any]) -> Joined:
+    """Rows that the reports have in common, set by set.
+
+    Args:
+        evaluated: One report of ``eval``, or several of different questions, whose sets then bear the data's name.
+        benched: The report of ``bench``.
+
+    Sets that have no question in common are also put together as :data:`ALL`, unless a report has done so.
 
     Raises:
         InputError: if the reports are of different models, or have no method and budget in common.
     """
-    joined = Joined(notes=_compare_engines(evaluated.get("engine"), benched.get("engine")))
+    joined = Joined()
+    for found in evaluated:
+        for note in _compare_engines(found.get("engine"), benched.get("engine")):
+            if note not in joined.notes:
+                joined.notes.append(note)
+    asked, parts = _merge(evaluated)
     rows = [row for row in benched["rows"] if not row.get("peer")]
     unpruned = next((row for row in rows if row.get("unpruned") or row["method"] == "none"), None)
     times = {(row["method"], row["keep"]): row["first_token_ms"]["p50"] for row in rows if row is not unpruned}
@@ -156,20 +167,18 @@ def join(evaluated: Mapping[str, Any], benched: Mapping[str, Any]) -> Joined:
         for ratio in benched.get("ratios", [])
         if ratio.get("against") == "unpruned"
     }
-    found = {(row["method"], row["keep"]) for row in evaluated["rows"] if row["method"] != "none"}
-    _name_lonely(joined.notes, found - times.keys(), "the bench report lacks")
-    _name_lonely(joined.notes, times.keys() - found, "the eval report lacks")
-    if not found & times.keys():
+    have = {(row["method"], row["keep"]) for row in asked if row["method"] != "none"}
+    _name_lonely(joined.notes, have - times.keys(), "the bench report lacks")
+    _name_lonely(joined.notes, times.keys() - have, "the eval report lacks")
+    if not have & times.keys():
         raise InputError(
-            "the two reports have no method and budget in common",
-            hint="give eval and bench the same --methods and --keep",
+            "the reports have no method and budget in common", hint="give eval and bench the same --methods and --keep"
         )
-    for name in dict.fromkeys(row["set"] for row in evaluated["rows"]):
-        mine = [row for row in evaluated["rows"] if row["set"] == name]
+    for name in dict.fromkeys(row["set"] for row in asked):
         points = []
-        for row in mine:
+        for row in asked:
             key = (row["method"], row["keep"])
-            if row["method"] != "none" and key in times:
+            if row["set"] == name and row["method"] != "none" and key in times:
                 points.append(_point(row, times[key], speed.get(key)))
         if not points:
             joined.notes.append(f"{name}: nothing of it was timed")
@@ -178,13 +187,35 @@ def join(evaluated: Mapping[str, Any], benched: Mapping[str, Any]) -> Joined:
         if unpruned is not None:
             points.insert(0, _all_tokens(unpruned, points))
         joined.sets[name] = points
-    if ALL not in joined.sets and len(joined.sets) > 1:
-        pooled = _pool(list(joined.sets.values()), evaluated["rows"])
+    parts = [name for name in parts if name in joined.sets]
+    if ALL in joined.sets:
+        joined.sets = {ALL: joined.sets.pop(ALL), **joined.sets}
+    elif len(parts) > 1:
+        pooled = _pool([joined.sets[name] for name in parts], [row for row in asked if row["set"] in parts])
         if pooled:
             joined.sets = {ALL: pooled, **joined.sets}
     if unpruned is None:
         joined.notes.append("the bench report has no unpruned row: nothing is compared with its time")
     return joined
+
+
+def _merge(reports: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows, no two sets of one name; and the sets that together are all questions, each once."""
+    rows: list[dict[str, Any]] = []
+    parts: list[str] = []
+    taken: set[str] = set()
+    for number, found in enumerate(reports, 1):
+        sets = list(dict.fromkeys(row["set"] for row in found["rows"]))
+        names = {name: name for name in sets}
+        if len(reports) > 1:
+            data = found.get("data")
+            title = str((data.get("name") if isinstance(data, Mapping) else data) or f"data {number}")
+            title = title if title not in taken else f"{title} {number}"
+            taken.add(title)
+            names = {name: title if name == ALL or len(sets) == 1 else f"{title}: {name}" for name in sets}
+        rows += [{**row, "set": names[row["set"]]} for row in found["rows"]]
+        parts += [names[ALL]] if ALL in names else list(names.values())
+    return rows, parts
 
 
 def _compare_engines(first: Any, second: Any) -> list[str]:

@@ -32,7 +32,7 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
     columns = min(COLUMNS, len(names))
     height = -(-len(names) // columns)
     figure, axes = pyplot.subplots(
-        height, columns, figsize=(1.6 + 5.4 * columns, 4.4 * height), squeeze=False, sharex=True
+        height, columns, figsize=(1.6 + 5.4 * columns, 4.4 * height), squeeze=False, sharex=False
     )
     methods = list(dict.fromkeys(p.method for points in joined.sets.values() for p in points if not p.baseline))
     colours = pyplot.get_cmap("tab10" if len(methods) <= 10 else "tab20")
@@ -46,7 +46,6 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
         axis.set_visible(False)
     for axis in flat[max(0, len(names) - columns) : len(names)]:
         axis.set_xlabel("milliseconds to the first token")
-        axis.tick_params(labelbottom=True)
     for row in axes:
         row[0].set_ylabel("% of the unpruned accuracy")
     found: dict[str, Any] = {}
@@ -59,6 +58,7 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
 
 
 def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[str, dict[str, Any]]) -> None:
+    best = front(points)
     for method, style in styles.items():
         mine = sorted((p for p in points if p.method == method and not p.baseline), key=lambda p: p.keep)
         if not mine:
@@ -67,8 +67,12 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
         # A set's accuracy can lie outside the interval of its change by the rounding of a report.
         below = [max(0.0, k - 100 * p.kept_limits[0]) for p, k in zip(mine, kept, strict=True)]
         above = [max(0.0, 100 * p.kept_limits[1] - k) for p, k in zip(mine, kept, strict=True)]
-        axis.errorbar(times, kept, yerr=[below, above], lw=1, ms=4.5, elinewidth=0.6, alpha=0.85, label=method, **style)
-    best = front(points)
+        # Twenty lines are too many to look at: those that nobody needs stand back.
+        strong = any(p in best for p in mine)
+        axis.errorbar(
+            times, kept, yerr=[below, above], lw=1, ms=4.5, elinewidth=0.6, alpha=0.9 if strong else 0.35,
+            zorder=2.5 if strong else 2, label=method, **style,
+        )  # fmt: skip
     axis.step(
         [p.first_token_ms for p in best], [100 * p.kept for p in best], where="post", color="#222222", lw=1.4,
         ls=(0, (4, 2)), label="front", zorder=1,
@@ -77,7 +81,7 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
     if whole:
         axis.plot([whole[0].first_token_ms], [100], "*", ms=12, color="#222222", label="unpruned")
     base = points[0].unpruned
-    axis.axhline(100 - rule.max_loss / base, color="#c8352b", lw=0.8, ls=":", label=f"{rule.max_loss:g} points less")
+    axis.axhline(100 - rule.max_loss / base, color="#c8352b", lw=0.8, ls=":", label=f"{rule.tolerance} less")
     chosen = recommend(points, rule)
     title = f"{name}, {max(p.n for p in points)} questions, {100 * base:.1f} % unpruned"
     if chosen is not None and not chosen.baseline:
@@ -87,8 +91,24 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
         )  # fmt: skip
         title += f"\nrecommended: {chosen.label}"
     axis.set_title(title, fontsize=9, loc="left")
-    axis.set_xlim(left=0)
+    axis.set_xlim(left=0.85 * min(p.first_token_ms for p in points))
     axis.grid(True, alpha=0.25)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+    _name(axis, best)
+
+
+def _name(axis: Any, best: list[Point]) -> None:
+    """Writes method and budget beside the points of the front, from the most accurate down, where there is room."""
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for p in sorted(best, key=lambda p: -p.accuracy):
+        place = (p.first_token_ms - left) / (right - left), (100 * p.kept - bottom) / (top - bottom)
+        if p.baseline or any(abs(place[0] - x) < 0.25 and abs(place[1] - y) < 0.045 for x, y in taken):
+            continue
+        taken.append(place)
+        axis.annotate(
+            p.label, (p.first_token_ms, 100 * p.kept), (8, -10), textcoords="offset points", fontsize=7,
+            color="#222222", bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
+        )  # fmt: skip

@@ -47,9 +47,9 @@ def recommendation(name: str, points: list[Point], rule: Rule) -> str:
     """One line."""
     chosen = recommend(points, rule)
     if chosen is None:
-        return f"{name}: none: no method and budget is within {rule.max_loss:g} points of unpruned"
+        return f"{name}: none: no method and budget is within {rule.tolerance} of unpruned"
     if chosen.baseline:
-        return f"{name}: unpruned ({chosen.first_token_ms:.0f} ms): nothing faster is within {rule.max_loss:g} points"
+        return f"{name}: unpruned ({chosen.first_token_ms:.0f} ms): nothing faster is within {rule.tolerance}"
     faster = f"{chosen.speedup:.2f} x as fast to the first token, " if chosen.speedup is not None else ""
     return (
         f"{name}: {chosen.label}: {chosen.first_token_ms:.0f} ms, {faster}{100 * chosen.kept:.1f} % of the accuracy "
