@@ -106,6 +106,7 @@ class AdaFv(Method):
     paper = "https://arxiv.org/abs/2501.09532"
     source = "https://github.com/JiayiV/AdaV @ 58d1f8d"
     needs = frozenset({"cls_attention", "text_embeds"})
+    cost = "T x N cosines, two TopK and sums over their lists"
     options = {  # noqa: RUF012
         "mode": Option(
             "mode",

@@ -36,6 +36,7 @@ class FasterVlm(Method):
     paper = "https://arxiv.org/abs/2412.01818"
     source = "https://github.com/Theia-4869/FasterVLM @ f5d5f12"
     needs = frozenset({"cls_attention"})
+    cost = "one TopK"
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np

@@ -31,6 +31,7 @@ class FastV(InLlmMethod):
 
     name = "fastv"
     summary = "what the prompt's last token attends to after the first layers of the decoder"
+    cost = "one attention row and one TopK"
     paper = "https://arxiv.org/abs/2403.06764"
     source = "https://github.com/pkunlp-icler/FastV"
     positions = "original"

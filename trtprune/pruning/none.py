@@ -26,6 +26,7 @@ class NoPruning(Method):
 
     name = "none"
     summary = "keep every visual token"
+    cost = "nothing"
 
     def check_keep(self, keep: int, tokens: int) -> int:
         if keep != tokens:

@@ -35,6 +35,7 @@ class PyramidDrop(InLlmMethod):
 
     name = "pyramiddrop"
     summary = "visual tokens thin out in three stages, by the last token's attention"
+    cost = "one attention row of the next layer and one TopK at each point"
     paper = "https://arxiv.org/abs/2410.17247"
     source = "https://github.com/Cooperx521/PyramidDrop"
     point_needs: ClassVar[frozenset[str]] = frozenset({"rater_index", "position_ids"})

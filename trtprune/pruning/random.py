@@ -46,6 +46,7 @@ class RandomTokens(Method):
     name = "random"
     summary = "a random subset, repeatable from --seed"
     needs = frozenset({"seed"})
+    cost = "N hashes and one TopK"
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np

@@ -57,6 +57,7 @@ class SparseVlm(InLlmMethod):
 
     name = "sparsevlm"
     summary = "text tokens rate the visual ones at three depths of the decoder; removed ones are recycled"
+    cost = "the raters' attention rows, one TopK and a clustering of the removed tokens at each point"
     paper = "https://arxiv.org/abs/2410.04417"
     source = "https://github.com/Gumpest/SparseVLMs"
     needs = frozenset({"text_embeds"})
