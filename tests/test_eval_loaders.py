@@ -79,9 +79,10 @@ def scienceqa(root: Path) -> None:
     two = {"question": "What?", "choices": ["x", "y"], "answer": 5, "hint": "", "image": "image.png"}
     blind = {"question": "Why?", "choices": ["x", "y"], "answer": 0, "hint": "", "image": None}
     subject = {"subject": "natural science"}
-    put(root / "problems.json", {"4": one | subject, "5": blind, "6": two, "7": one})
-    put(root / "pid_splits.json", {"train": ["7"], "test": ["4", "5", "6", "99"]})
+    put(root / "problems.json", {"4": one | subject, "5": blind, "6": two, "7": one, "8": one | {"answer": -1}})
+    put(root / "pid_splits.json", {"train": ["7"], "test": ["4", "5", "6", "99", "8"]})
     draw(root / "images" / "test" / "4" / "image.png", root / "images" / "test" / "6" / "image.png")
+    draw(root / "images" / "test" / "8" / "image.png")
 
 
 MAKERS = {"vqav2": vqav2, "gqa": gqa, "pope": pope, "textvqa": textvqa, "scienceqa": scienceqa}
@@ -147,7 +148,11 @@ def test_scienceqa(tmp_path: Path) -> None:
     )
     assert (row.answers, row.choices, row.group) == (("B",), ("a cat", "a dog"), "natural science")
     assert score(row, "B. a dog", data.metric) == 1
-    assert [item.line for item in data.rejected] == [2, 3]  # an answer beyond the choices; an unknown problem
+    assert [item.line for item in data.rejected] == [
+        2,
+        3,
+        4,
+    ]  # answers beyond the choices on either side; an unknown problem
 
 
 @pytest.mark.parametrize("name", MAKERS)

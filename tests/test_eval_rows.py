@@ -59,6 +59,13 @@ def test_good_rows(folder: Path) -> None:
     assert first.picture_key == third.picture_key
 
 
+def test_pictures_in_another_folder(folder: Path) -> None:
+    elsewhere = folder / "pictures"
+    elsewhere.mkdir()
+    (folder / "p.png").rename(elsewhere / "p.png")
+    assert read_rows(write(folder, GOOD), images=elsewhere).rows[0].image == elsewhere / "p.png"
+
+
 def test_byte_order_mark_and_crlf(folder: Path) -> None:
     path = folder / "d.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD | {"id": "b"}).encode())

@@ -123,6 +123,7 @@ def test_pope_figures() -> None:
         ("I think. The answer is C because", "C"),
         ("A\nbecause", "A"),
         ("D", None),  # three choices only
+        ("The answer is D. No: The answer is B.", None),  # the script reads D, then finds no such choice
         ("Because B", None),
         ("(B)", None),
         ("", None),
