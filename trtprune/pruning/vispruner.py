@@ -102,13 +102,11 @@ class VisPruner(Method):
         # 1 for what is kept.  Places that are not in use repeat a kept token, so that none is marked by mistake.
         first = op.Where(op.Greater(important, zero), order, residual)
         first = op.Slice(first, zero, one, one)
-        kept = op.Concat(
-            op.Where(op.Less(place, important), order, first),
-            op.Where(op.Less(place, diverse), residual, first),
-            axis=1,
-        )
-        marks = op.Expand(ops.f32(g, 1.0), op.Shape(kept))
-        return op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(attention)), kept, marks, axis=1)
+        marks = op.Expand(ops.f32(g, 0.0), op.Shape(attention))
+        each = op.Expand(ops.f32(g, 1.0), op.Shape(attention))
+        for ranked, used in ((order, important), (residual, diverse)):
+            marks = op.ScatterElements(marks, op.Where(op.Less(place, used), ranked, first), each, axis=1)
+        return marks
 
     @staticmethod
     def _thin_out(g: Graph, features: ir.Value, residual: ir.Value, count: ir.Value, diverse: ir.Value) -> ir.Value:
