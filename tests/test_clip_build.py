@@ -168,6 +168,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "smaller tokenizer": (lambda path: write_tokenizer(path, 525), r"puts tokens \[523, 524\] around a text"),
     "bare tokenizer": (edit_tokenizer(post_processor=None), r"puts tokens \[\] around"),
     "cut off": (truncate, "model.safetensors"),
+    "no weights": (lambda path: (path / "model.safetensors").unlink(), "neither model.safetensors"),
     "no config": (lambda path: (path / "config.json").unlink(), "config.json: missing"),
     "not a CLIP": (lambda path: tiny.edit_config(path, model_type="siglip"), "model_type is 'siglip', not 'clip'"),
     "no text tower": (lose("text_model.final_layer_norm.weight"), "lacks tensor 'text_model.final_layer_norm.weight'"),
@@ -207,6 +208,7 @@ def test_a_clip_that_does_not_fit(llava: Kit, clip: ClipKit, tmp_path: Path, nam
     assert caught.value.message.startswith("--clip")
     assert "\n" not in caught.value.message
     assert "clip.text" not in caught.value.message
+    assert name != "no weights" or "CLIPModel.from_pretrained" in (caught.value.hint or "")
     assert not (tmp_path / "out").exists()
 
 

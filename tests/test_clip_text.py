@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -219,6 +221,34 @@ def test_any_text(pair: Pair, vlm: Vlm, text: str, times: int) -> None:
     assert ids.shape[1] <= LENGTH
     assert (ids[:, 0] == VOCAB - 2).all()
     assert rows_of(vlm, text * times) == pair.segments(text * times)
+
+
+def test_segments_of_older_files(pair: Pair, tmp_path: Path) -> None:
+    """tokenizer.json as transformers 4 wrote it: another post-processor, and a truncation of its own."""
+    shutil.copytree(pair.clip.path, tmp_path / "clip", ignore=shutil.ignore_patterns("engine"))
+    file = tmp_path / "clip" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["post_processor"] = {
+        "type": "RobertaProcessing",
+        "sep": ["<|endoftext|>", END],
+        "cls": ["<|startoftext|>", VOCAB - 2],
+        "trim_offsets": False,
+        "add_prefix_space": False,
+    }
+    data["truncation"] = {"direction": "Left", "max_length": 20, "strategy": "LongestFirst", "stride": 5}
+    data["padding"] = {
+        "strategy": {"Fixed": 77},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": END,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
+    file.write_text(json.dumps(data))
+    trtprune.build(pair.llava.path, tmp_path / "out", method=Nearest.name, keep=4, clip=tmp_path / "clip")
+    vlm = trtprune.load(tmp_path / "out", threads=1)
+    for text in (LONG, QUESTION, ""):
+        assert rows_of(vlm, text) == pair.segments(text)
 
 
 def test_a_long_text_is_read_in_several_runs(pair: Pair, vlm: Vlm) -> None:

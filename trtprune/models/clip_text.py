@@ -46,6 +46,7 @@ ROOT = "clip."
 TEXT, VISION = ROOT + "text_model.", ROOT + "vision_model."
 TEXT_PROJECTION, VISUAL_PROJECTION = ROOT + "text_projection", ROOT + "visual_projection"
 
+DIGEST_VALUES = 128
 SAMPLES = 4096
 # Weights that were only rounded correlate to 1 and those of another training not at all; fine-tuning moves them little.
 SAME_TOWER = 0.9
@@ -109,7 +110,13 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
             message = message.replace("--model", "--clip", 1)
         elif not message.startswith(flag):
             message = f"{flag}: {message}"
-        raise CheckpointError(message, hint=error.hint and error.hint.replace("--model", "--clip")) from None
+        hint = error.hint and error.hint.replace("--model", "--clip")
+        if "neither model.safetensors" in message or "only pickled weights" in message:
+            hint = (
+                "in transformers: CLIPModel.from_pretrained(ID).save_pretrained(DIR) and "
+                "AutoTokenizer.from_pretrained(ID).save_pretrained(DIR), then --clip DIR"
+            )
+        raise CheckpointError(message, hint=hint) from None
 
 
 def clip_of_build(made: EngineDir) -> Clip | None:
@@ -161,8 +168,9 @@ def _read(checkpoint: Checkpoint, tokenizer: str) -> Clip:
         digest.update(hashlib.sha256(part.encode()).digest())
     for name in sorted(required):
         info = tensors[name]
-        values = checkpoint.read(name[len(ROOT) :])
-        digest.update(f"{name}:{info.dtype}:{info.shape}\n".encode() + _sample(values, 64).tobytes())
+        values = checkpoint.read(info.name).reshape(-1)
+        middle = values[len(values) // 2 :][:DIGEST_VALUES]
+        digest.update(f"{name}:{info.dtype}:{info.shape}\n".encode() + middle.tobytes())
     return Clip(checkpoint, text, vision, tensors, prepared, "sha256:" + digest.hexdigest())
 
 
@@ -281,13 +289,13 @@ def check_tower(
     return []
 
 
-def _sample(values: np.ndarray, count: int = SAMPLES) -> np.ndarray:
-    """About ``count`` numbers of a tensor, float32, evenly spread."""
+def _sample(values: np.ndarray) -> np.ndarray:
+    """About :data:`SAMPLES` numbers of a tensor, float32, evenly spread."""
     import numpy as np
 
     flat = values.reshape(-1)
     with np.errstate(over="ignore"):
-        return flat[:: max(1, len(flat) // count)].astype(np.float32)
+        return flat[:: max(1, len(flat) // SAMPLES)].astype(np.float32)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
