@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trtprune.graph import Lowering
@@ -27,3 +29,18 @@ def test_builds(method: str, option: str, dtype: str) -> None:
     network = rtx.Network(graph.to_bytes(), None)
     assert "keep" in network.shape_inputs()
     assert network.build(values={"keep": (1, 64, 576)}) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("cdpruner", {"center": "true", "theta": "0.5"}),
+        ("scope", {"combine": "add", "alpha": 2.0}),
+        ("mmtok", {"center": "true"}),
+        ("dart", {"text_pivots": 0}),
+    ],
+)
+def test_greedy_methods_build_for_turing_too(method: str, options: dict[str, object]) -> None:
+    lowering = replace(Lowering.for_backend("tensorrt-rtx"), products="primitives")
+    network = rtx.Network(build_pruner(method, 64, "float32", lowering, options, num_tokens=576).to_bytes(), None)
+    assert network.build(values={"keep": (1, 64, 576)}, targets=("sm75", "sm89")) > 0
