@@ -79,7 +79,6 @@ def scene_items(count: int) -> list[Item]:
     found: dict[str, list[Item]] = {"large": [], "small": []}
     number = FIRST_SCENE
     while min(map(len, found.values())) < count:
-        rng = random.Random(SEED * 1_000_003 + number)
         scene = scenes.generate(number, split="test")
         for name, items in found.items():
             kinds: dict[str, list[scenes.Question]] = defaultdict(list)
@@ -87,6 +86,7 @@ def scene_items(count: int) -> list[Item]:
                 if question.salient is (name == "large") and question.kind in ("color", "shape", "position"):
                     kinds[question.kind].append(question)
             if kinds and len(items) < count:
+                rng = random.Random(f"{SEED} {number} {name}")
                 # The kind is drawn first: there are twice as many questions about places.
                 asked = rng.choice(kinds[rng.choice(sorted(kinds))])
                 items.append(Item(name, scene.image, asked.text, asked.answer))
