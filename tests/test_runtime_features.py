@@ -68,6 +68,13 @@ def test_of_a_build_with_another_method(kit: Kit, expected: list[Any], blind: Vl
     assert same(blind.generate(other.features([picture(1)])[0], "Why?", max_new_tokens=9), expected[0])
 
 
+def test_where_the_decoder_prunes(kit: Kit) -> None:
+    inside = kit.load("fastv", method="fastv", keep=12)
+    seen = inside.features([picture(1)])
+    expected = inside.generate(picture(1), "Why?", max_new_tokens=6)
+    assert same(inside.generate(Features(seen[0].image), "Why?", max_new_tokens=6), expected)
+
+
 def test_features_of_another_kind(kit: Kit, vlm: Vlm, seen: list[Features]) -> None:
     image = np.asarray(seen[0].image)
     for wrong in (image[:-1], image[:, :-1], image.astype(np.float16)):
