@@ -53,14 +53,14 @@ def scaled(values: Array, good: Array, above: float = 0.0, widen: float = 0.0, l
     return np.where(good, result, 0)
 
 
-def rarity(features: Array) -> tuple[Array, float]:
-    """Cen-Prune's g from its definition, and its error."""
+def rarity(features: Array, good: Array) -> tuple[Array, float]:
+    """Cen-Prune's g from its definition, and its error; ``good`` are the tokens that can be chosen."""
     vectors = Vectors(features)
     similarity, count = vectors.cosines(), len(features)
     np.fill_diagonal(similarity, 0)
     mean = np.round(similarity.sum(axis=1) / count, 11)
-    span = np.ptp(mean[vectors.good]) if vectors.good.any() else 0
-    return scaled(-mean, vectors.good, least=1e-5), 4 * UNIT * (vectors.width + count + 8) / span if span else 0.0
+    span = np.ptp(mean[good]) if good.any() else 0
+    return scaled(-mean, good, least=1e-5), 4 * UNIT * (vectors.width + count + 8) / span if span else 0.0
 
 
 class Oracle:
@@ -104,7 +104,7 @@ class DivPruneOracle(Oracle):
         vectors = Vectors(self.row["image_features"], center)
         self.good, self.distance, self.slack = vectors.good, 1 - vectors.cosines(), vectors.error
         if center:
-            factor, error = rarity(self.row["image_features"])
+            factor, error = rarity(self.row["image_features"], self.good)
             self.distance = factor[None, :] * self.distance
             self.slack += 2 * error
 
@@ -185,7 +185,7 @@ class CdPrunerOracle(Oracle):
             slope = float(self.options["theta"]) / (2 * (1 - float(self.options["theta"])))
             factor, error = np.exp(slope * factor), error * slope * np.exp(slope * factor.max())
         if center:
-            rare, more = rarity(self.row["image_features"])
+            rare, more = rarity(self.row["image_features"], self.good)
             factor, error = factor * rare, error + more * factor.max(initial=0)
         factor = np.where(self.good, factor, 0)
         self.kernel = factor[:, None] * vectors.cosines() * factor
