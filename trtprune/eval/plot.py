@@ -13,6 +13,8 @@ from trtprune.eval.report import Evaluation, Figure
 __all__ = ["draw_accuracy"]
 
 COLUMNS = 3
+LEGEND = 2.2
+"""Inches."""
 # Of Okabe and Ito, told apart by colour-blind readers; then again with another dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
@@ -35,10 +37,10 @@ def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
     """
     pyplot = require_matplotlib("--plot", path)
     sets = evaluation.sets
-    columns = min(COLUMNS, len(sets))
+    columns = 2 if len(sets) == 4 else min(COLUMNS, len(sets))
     rows = -(-len(sets) // columns)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(1.7 + 4.3 * columns, 0.9 + 3.6 * rows), squeeze=False, sharex=True
+        rows, columns, figsize=(LEGEND + 4.3 * columns, 0.9 + 3.6 * rows), squeeze=False, sharex=True
     )
     labels = list(dict.fromkeys(f.method for f in evaluation.figures if f.method != UNPRUNED))
     for place, axis in enumerate(axes.flat):
@@ -56,7 +58,7 @@ def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.suptitle(f"{evaluation.data['name']}, {evaluation.engine['model']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1 - 1.6 / figure.get_figwidth(), 1))
+    figure.tight_layout(rect=(0, 0, 1 - LEGEND / figure.get_figwidth(), 1))
     figure.legend(
         handles.values(), handles.keys(), fontsize=8, loc="center right", frameon=False, title="95 % intervals",
         title_fontsize=8,

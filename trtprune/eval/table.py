@@ -11,7 +11,7 @@ from trtprune.eval.report import Evaluation, Example, Figure
 __all__ = ["describe_examples", "show_evaluation"]
 
 # A pipe has no width; most that read one can take this.
-PIPE_WIDTH = 140
+PIPE_WIDTH = 160
 NAMES = {"wrong": "wrong picture", "grey": "grey picture"}
 
 
@@ -27,10 +27,11 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if sets:
         table.add_column("set", no_wrap=True)
     table.add_column("method", no_wrap=True)
-    for name in ("kept", "accuracy", "95 % interval", "change", "95 % interval", "p", "broken", "repaired"):
-        table.add_column(name, justify="right", no_wrap=True)
+    # In a narrow terminal cells wrap: a figure cut short would be a wrong one.
+    for name in ("kept", "accuracy (95 %)", "change (95 %)", "p", "broken", "repaired"):
+        table.add_column(name, justify="right", overflow="fold")
     for name in controls:
-        table.add_column(NAMES[name], justify="right", no_wrap=True)
+        table.add_column(NAMES[name], justify="right", overflow="fold")
     last = ""
     for figure in evaluation.figures:
         if sets and last and figure.set != last:
@@ -46,19 +47,17 @@ def show_evaluation(evaluation: Evaluation) -> None:
 
 
 def _cells(figure: Figure) -> list[str]:
+    kept = f"{figure.kept:.0f}" if figure.kept.is_integer() else f"{figure.kept:.1f}"
     cells = [
-        f"{figure.kept:g} ({100 * figure.share:.1f} %)" if figure.kept.is_integer() else
-        f"{figure.kept:.1f} ({100 * figure.share:.1f} %)",
-        f"{100 * figure.accuracy:.1f}",
-        f"{100 * figure.low:.1f} to {100 * figure.high:.1f}",
-    ]  # fmt: skip
+        f"{kept} ({100 * figure.share:.1f} %)",
+        f"{100 * figure.accuracy:.1f} ({100 * figure.low:.1f} to {100 * figure.high:.1f})",
+    ]
     if figure.method == UNPRUNED:
-        return [*cells, "", "", "", "", ""]
+        return [*cells, "", "", "", ""]
     return [
         *cells,
-        f"{100 * figure.change:+.1f}",
-        f"{100 * figure.change_low:+.1f} to {100 * figure.change_high:+.1f}",
-        f"{figure.mcnemar_p:.2g}",
+        f"{100 * figure.change:+.1f} ({100 * figure.change_low:+.1f} to {100 * figure.change_high:+.1f})",
+        f"{figure.mcnemar_p:.3f}" if figure.mcnemar_p >= 0.001 else "< 0.001",
         str(figure.broken),
         str(figure.repaired),
     ]
