@@ -20,6 +20,7 @@ from PIL import Image
 import trtprune
 from tests import bench_kit as kit
 from tests.runtime_kit import picture
+from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.bench import planning, running
 from trtprune.bench.cells import BuildCell, Question
 from trtprune.bench.floor import CopyProbe, ProductProbe
@@ -282,6 +283,22 @@ def test_against_transformers(place: Path) -> None:
         "unpruned", "transformers float32", "transformers bfloat16"
     }  # fmt: skip
     assert "transformers float32: answers the same 3 tokens as unpruned" in found["notes"]
+
+
+def test_against_openvino(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, with another provider in its place: where there is no processor of Intel's there is none."""
+    monkeypatch.setattr(running, "_openvino", lambda name, threads: OrtBackend("cpu", 1))
+    settings = Settings(keeps=[4], methods="random", against="openvino", rounds=1, warmup=1, tokens=3, memory=False)
+    result = to_json(running.run_bench(place / "out", settings, threads=1), "")
+    assert [(row["method"], row["keep"], row["peer"]) for row in result["rows"]] == [
+        ("none", 16, False),
+        ("random", 4, False),
+        ("openvino float32", 16, True),
+        ("openvino bf16", 16, True),
+    ]
+    assert "openvino float32: answers the same 3 tokens as unpruned" in result["notes"]
+    assert {ratio["against"] for ratio in result["ratios"]} == {"unpruned", "openvino float32", "openvino bf16"}
+    assert result["rows"][2]["floor_ms"] is None
 
 
 # -- what is refused, and that nothing was done before

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +356,14 @@ def test_swapped_files_are_noticed(files: tuple[Path, Path]) -> None:
     with pytest.raises(InputError) as error:
         read_report(files[1], "eval")
     assert "the order is EVAL BENCH" in str(error.value)
+
+
+def test_the_documented_commands_are_commands() -> None:
+    """Every line of docs/bench.md is one that the command line takes."""
+    text = (Path(__file__).parent.parent / "docs" / "bench.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(lines) >= 6
+    for line in lines:
+        program, name, *arguments = shlex.split(line)
+        assert program == "trtprune"
+        assert main.commands[name].make_context(name, arguments).params

@@ -54,6 +54,7 @@ def check_writable(flag: str, path: Path | None) -> None:
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
 )
+@click.option("--clip", metavar="CHECKPOINT", help="For methods that read CLIP's text; see `trtprune build --help`.")
 @click.option("--image", help="The picture.  [default: a generated scene]")
 @click.option("--prompt", help="The question.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of all cells in turn.")
@@ -95,6 +96,7 @@ def bench(directory: Path, json_file: Path | None, plot: Path | None, others: tu
             verify=given["verify"],
             checkpoint=given["checkpoint"],
             others=others,
+            build_options={"clip": given["clip"]} if given["clip"] else None,
             report=report,
         )
     result = to_json(run, command)

@@ -43,12 +43,12 @@ def frontier(
     sets: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Put accuracy and time together, and say which method and budget to take.
+    """Put reports of eval and of bench together, and say which method and budget to take.
 
     \b
-    trtprune eval out --data questions.jsonl --methods adafv,divprune --keep 192,64 --json eval.json
+    trtprune eval out --data scenes --methods adafv,divprune --keep 192,64
     trtprune bench out --methods adafv,divprune --keep 192,64 --json bench.json
-    trtprune frontier eval.json bench.json -o frontier.png
+    trtprune frontier out-eval/report.json bench.json -o frontier.png
     """
     from trtprune.frontier import Rule, join, read_report
     from trtprune.frontier.report import render, to_json

@@ -74,7 +74,7 @@ def _row(measured: Measured, run: Run) -> dict[str, Any]:
     }
     if measured.prompt:
         row |= _costs(measured)
-    if measured.prompt and run.copy is not None:
+    if measured.prompt and run.copy is not None and not cell.peer:
         floors = _floors(measured, run.copy.rate.median)
         times = {stage: row["stages_ms"][stage]["p50"] for stage in floors if stage in row["stages_ms"]}
         times |= {"first_token": first["p50"], TOKEN: per_token["p50"]}

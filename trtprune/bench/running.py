@@ -144,18 +144,17 @@ def run_bench(
             source = find_checkpoint(variants.base, checkpoint).path
         question = Question(load_question_image(settings.image), settings.prompt, settings.tokens)
         cells = [_baseline(variants, question, notes)]
-        for variant, keep in plan:
-            if keep == max(budgets):
-                say("build", variant.label)
+        for variant in dict.fromkeys(variant for variant, _ in plan):
+            say("build", variant.label)
             try:
                 vlm = variants.open(variant)
-                vlm.chain.check_keep(keep)
             except BudgetError as error:
                 if named:
                     raise
-                notes.append(f"{variant.label} {keep}: {error.message}")
+                notes.append(f"{variant.label}: {error.message}")
                 continue
-            cells.append(Measured(BuildCell(vlm, variant.label, keep, question)))
+            for keep in (keep for other, keep in plan if other == variant):
+                cells.append(Measured(BuildCell(vlm, variant.label, vlm.chain.check_keep(keep), question)))
         threads = _threads(threads, cells[0])
         cells += _peers(settings.against, variants, question, threads, source)
         products, copy = _count(cells, threads, provider_options)
