@@ -125,7 +125,7 @@ def test_from_a_picture_to_an_answer(kits: dict[str, Kit], tower: str, name: str
         {"cls_attention"} if tower != "siglip" else set()
     )
     inputs = Inputs(vlm)
-    for seed, image in enumerate((picture(5), picture(9, (60, 120)))):
+    for seed, image in enumerate((picture(5), picture(9, (60, 120)))[: 2 if tower == "clip" else 1]):
         inputs.embeds.clear()
         result = vlm.generate(image, QUESTION, max_new_tokens=TOKENS, seed=seed)
         kept, rows, embeds = reference(kit, vlm, image, seed)

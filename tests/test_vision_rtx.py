@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,28 +30,25 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
-def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    t, wanted = CASES[request.param]
-    path = tmp_path_factory.mktemp("vision-rtx")
-    tiny.make(path, t)
-    link_weights(open_checkpoint(path), path / "engine")
-    return path, wanted
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("vision-rtx")
+    for name, (t, _) in CASES.items():
+        tiny.make(folder / name, t)
+        link_weights(open_checkpoint(folder / name), folder / name / "engine")
+    return {name: folder / name for name in CASES}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "targets", "lowering"),
-    [
-        ("float16", ("sm89",), LOWERING),
-        ("bfloat16", ("sm89",), LOWERING),
-        ("float32", ("sm89",), LOWERING),
-        ("float16", ALL, Lowering(**{**vars(LOWERING), "products": "primitives"})),
-    ],
-    ids=["float16", "bfloat16", "float32", "all-gpus"],
+    ("tower", "dtype", "targets"),
+    [(tower, "float16", ("sm89",)) for tower in CASES]
+    + [("clip", "bfloat16", ("sm89",)), ("clip", "float32", ("sm89",)), ("dinov2", "float32", ("sm89",))]
+    + [("clip", "float16", ALL), ("siglip", "float16", ALL)],
 )
-def test_every_output(vision: tuple[Path, list[str]], dtype: str, targets: tuple[str, ...], lowering: Lowering) -> None:
+def test_every_output(towers: dict[str, Path], tower: str, dtype: str, targets: tuple[str, ...]) -> None:
     """The attention of the layers stays an operator; beside it stands what has the weights to read."""
-    path, wanted = vision
+    path, wanted = towers[tower], CASES[tower][1]
+    lowering = replace(LOWERING, products="primitives") if "sm75" in targets else LOWERING
     checkpoint = open_checkpoint(path)
     family = get_family(checkpoint.config)
     graphs = family.build_components(checkpoint, dtype=dtype, lowering=lowering, vision_outputs=wanted, shallow_layer=1)
@@ -64,14 +62,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return complete(tmp_path_factory.mktemp("checkpoint") / "clip", tiny.Tiny(seed=55))
 
 
-READING = [
-    name
-    for name in pruning.names(inside=False)
-    if pruning.get(name).needs & ({*TOWER} - {"cls_attention"}) and not pruning.get(name).needs & set(FROM_CLIP)
-]
+def readers() -> list[str]:
+    """Methods that together read everything of the tower; that each one's pruner builds is tested elsewhere."""
+    found, left = [], {*TOWER} - {"cls_attention"}
+    for method in pruning.all_methods():
+        if method.needs & left and not method.needs & set(FROM_CLIP):
+            found.append(method.name)
+            left -= method.needs
+    assert not left
+    return found
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", readers())
 def test_whole_builds(checkpoint: Path, tmp_path: Path, name: str) -> None:
     method = pruning.get(name)
     options = {option: 2 for option in method.options if option.endswith("_layer")}
