@@ -154,6 +154,7 @@ class Builds:
     ) -> None:
         self._variants, self._max_new_tokens, self._stop, self._reuse = variants, max_new_tokens, stop, reuse
         self._answerers: dict[Variant, Answerer] = {}
+        self._last: Answerer | None = None
         self._subject: Subject | None = None
         self._looks: dict[str, Features] = {}
 
@@ -171,7 +172,7 @@ class Builds:
             yield self
         finally:
             self._looks.clear()
-            self._subject = None
+            self._subject = self._last = None
             for variant, answerer in self._answerers.items():
                 answerer.close()
                 self._variants.release(variant)
@@ -180,6 +181,11 @@ class Builds:
     def ask(self, point: Point, subject: Subject, question: str) -> Result:
         """See :class:`Responder`."""
         answerer = self._answerers[point.variant]
+        if answerer is not self._last:
+            # Its cache is of no more use before the next picture; another build can have the memory.
+            if self._last is not None:
+                self._last.close()
+            self._last = answerer
         return answerer.ask(self._look(answerer, subject), question, point.keep, subject.seed)
 
     def _look(self, answerer: Answerer, subject: Subject) -> Features:

@@ -1,0 +1,225 @@
+"""``trtprune eval`` as it is typed: what it writes, refuses and goes on with; every documented command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import trtprune
+from tests.runtime_kit import Kit, picture
+from trtprune.cli import main
+from trtprune.eval import evaluate
+
+DOCS = Path(__file__).parent.parent / "docs" / "eval.md"
+ASKED = ("What is it ?", "Where ?", "How many ?")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine directory ``out``, and questions of which the unpruned model answers half rightly."""
+    place = tmp_path_factory.mktemp("place")
+    kit = Kit.make(place / "model")
+    trtprune.build(str(kit.path), place / "out", method="adafv", keep=5)
+    vlm = trtprune.load(place / "out", threads=1)
+    lines = []
+    for number in range(8):
+        picture(number % 4).save(place / f"{number % 4}.png")
+        question = ASKED[number % 3]
+        said = vlm.generate(place / f"{number % 4}.png", question, keep=16, max_new_tokens=4).text
+        answer = said if number % 2 and said.strip() else "something else"
+        lines.append({"id": f"q{number}", "image": f"{number % 4}.png", "question": question, "answer": answer})
+    (place / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    bad = [*lines, {"id": "q0", "image": "0.png", "question": "Again ?", "answer": "x"}, {"image": "none.png"}]
+    (place / "bad.jsonl").write_text("\n".join(map(json.dumps, bad)) + "\n{broken\n")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def command(*words: Any) -> tuple[int, str, str]:
+    given = ["eval", "out", "--max-new-tokens", "4", "--threads", "1", *(str(word) for word in words)]
+    found = CliRunner().invoke(main, given)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found.exit_code, found.stdout, found.stderr
+
+
+def test_answers_report_and_what_is_added_later(place: Path) -> None:
+    code, stdout, stderr = command("--data", "questions.jsonl", "--methods", "adafv,random", "--keep", "6,3", "-o", "r")
+    assert code == 0, stderr
+    assert "8 questions, 5 runs: 40 answers" in stderr
+    assert stdout.splitlines()[0].split()[:3] == ["method", "kept", "accuracy"]
+    assert {path.name for path in (place / "r").iterdir()} == {
+        "results.jsonl", "report.json", "report.csv", "accuracy.png",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (place / "r/results.jsonl").read_text().splitlines()]
+    assert len(lines) == 41
+    assert {"id", "method", "keep", "answer", "score"} <= lines[1].keys()
+    vlm = trtprune.load("out", threads=1)
+    rows = {row["id"]: row for row in map(json.loads, (place / "questions.jsonl").read_text().splitlines())}
+    for line in lines[1:]:
+        if line["method"] != "random":
+            row = rows[line["id"]]
+            said = vlm.generate(row["image"], row["question"], keep=line["keep"], max_new_tokens=4)
+            assert line["answer"] == said.text
+    report = json.loads((place / "r/report.json").read_text())
+    base = report["rows"][0]
+    assert (base["method"], base["keep"], base["n"], base["set"]) == ("none", 16, 8, "all")
+    assert base["accuracy"] == sum(line["score"] for line in lines[1:] if line["method"] == "none") / 8
+    assert 0 < base["accuracy"] <= 0.5
+
+    # Another method: only that is asked. Nothing new: nothing is asked. The report is of what this command named.
+    before = (place / "r/results.jsonl").read_bytes()
+    code, stdout, stderr = command("--data", "questions.jsonl", "--methods", "adafv,fastv:k=1", "--keep", 6, "-o", "r",
+                                   "--json")  # fmt: skip
+    assert code == 0, stderr
+    assert "24 answers, 16 of them there already" in stderr
+    assert (place / "r/results.jsonl").read_bytes().startswith(before)
+    found = json.loads(stdout)
+    assert [(row["method"], row["keep"]) for row in found["rows"]] == [("none", 16), ("adafv", 6), ("fastv k=1", 6)]
+    assert found["rows"][0] == {**base, **{k: found["rows"][0][k] for k in ("broken_examples", "repaired_examples")}}
+    after = (place / "r/results.jsonl").read_bytes()
+    assert command("--data", "questions.jsonl", "--methods", "fastv:k=1", "--keep", 6, "-o", "r", "--no-plot")[0] == 0
+    assert (place / "r/results.jsonl").read_bytes() == after
+
+    # Other settings, other answers.
+    code, _, stderr = command("--data", "questions.jsonl", "--keep", 6, "-o", "r", "--prompt-suffix", "Say it.")
+    assert code == 1
+    assert "another prompt_suffix" in stderr
+    assert "--force" in stderr
+    assert (place / "r/results.jsonl").read_bytes() == after
+    code, _, stderr = command(
+        "--data", "questions.jsonl", "--keep", 6, "-o", "r", "--prompt-suffix", "Say it.", "--force", "--no-plot"
+    )
+    assert code == 0, stderr
+    assert len((place / "r/results.jsonl").read_text().splitlines()) == 17
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "adafw"], "did you mean adafv"),
+        (["--methods", "adafv:quote=1"], "quote"),
+        (["--keep", "99"], "--keep 99"),
+        (["--keep", "16"], "nothing to report"),
+        (["--methods", "none", "--keep", "4"], "prunes nothing"),
+        (["--metric", "guess"], "guess"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["--data", "bad.jsonl", "--strict"], "3 rows"),
+        (["--keep", "x"], "list of numbers"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(place: Path, words: list[str], said: str) -> None:
+    code, stdout, stderr = command("--data", "questions.jsonl", "-o", "refused", *words)
+    assert code in (1, 2)
+    assert said in stderr
+    assert not stdout
+    assert not (place / "refused").exists()
+    assert not list(place.glob(".variants-*"))
+
+
+def test_rows_that_cannot_be_used_are_listed(place: Path) -> None:
+    code, stdout, stderr = command("--data", "bad.jsonl", "--keep", 4, "-o", "listed", "--no-plot")
+    assert code == 0
+    assert "3 rows cannot be used" in stderr
+    assert "q0" in stderr
+    assert "3 rows of the data could not be used" in stdout
+    report = json.loads((place / "listed/report.json").read_text())
+    assert [item["line"] for item in report["data"]["rejected"]] == [9, 10, 11]
+    assert not (place / "listed/accuracy.png").exists()
+
+
+def test_without_matplotlib_nothing_is_begun(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, stderr = command("--data", "questions.jsonl", "--keep", 4, "-o", "plain")
+    assert code == 1
+    assert "pip install 'trtprune[compare]'" in stderr
+    assert not (place / "plain").exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(place: Path, end: signal.Signals) -> None:
+    folder = place / f"ended-{end.name}"
+    many = "\n".join(
+        json.dumps({"id": f"m{i}", "image": f"{i % 4}.png", "question": f"What is {i} ?", "answer": "x"})
+        for i in range(300)
+    )
+    (place / "many.jsonl").write_text(many)
+    words = ["eval", "out", "--data", "many.jsonl", "--keep", "4", "--max-new-tokens", "1", "--threads", "1"]
+    words += ["--no-plot", "--force", "-o", folder.name]
+    tool = str(Path(sys.executable).parent / "trtprune")
+    process = subprocess.Popen([tool, *words], cwd=place, stderr=subprocess.PIPE, text=True)
+    answers = folder / "results.jsonl"
+    while process.poll() is None and not (answers.exists() and answers.read_bytes().count(b"\n") > 12):
+        time.sleep(0.02)
+    process.send_signal(end)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + end
+    assert f"what was answered is in {folder.name}/results.jsonl" in stderr
+    shown = stderr.strip().splitlines()[-1].strip()
+    assert shlex.split(shown)[1:] == [word for word in words if word != "--force"]
+    done = answers.read_bytes()
+    count = len(done.splitlines()) - 1
+    assert 12 <= count < 600
+    assert not list(place.glob(".variants-*"))
+    if end == signal.SIGTERM:
+        return
+    # Goes on: a few more, then the same again.
+    process = subprocess.Popen([tool, *shlex.split(shown)[1:]], cwd=place, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and answers.stat().st_size <= len(done) + 500:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert f"600 answers, {count:,} of them there already" in stderr
+    assert answers.read_bytes().startswith(done)
+    keys = [(r["id"], r["keep"]) for r in map(json.loads, answers.read_text().splitlines()[1:])]
+    assert len(keys) == len(set(keys)) > count
+
+
+def test_from_python(place: Path, tmp_path: Path) -> None:
+    found = evaluate("out", "questions.jsonl", tmp_path, methods="fastervlm", keeps=[8, 4], max_new_tokens=4,
+                     limit=6, controls=True, plot=False, threads=1)  # fmt: skip
+    assert [(f.method, f.keep, f.n) for f in found.figures] == [
+        ("none", 16, 6),
+        ("fastervlm", 8, 6),
+        ("fastervlm", 4, 6),
+    ]
+    assert all(set(f.controls) == {"wrong", "grey"} for f in found.figures)
+    assert found.figures[1].share == 0.5
+
+
+def test_the_documented_commands_parse(place: Path) -> None:
+    """Options and methods of every documented command exist; those on questions.jsonl also run."""
+    text = DOCS.read_text().replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
+    lines = [line.partition("  #")[0] for line in blocks.splitlines() if line.startswith("trtprune eval ")]
+    assert len(lines) >= 5
+    known = {flag for param in main.commands["eval"].params for flag in param.opts + param.secondary_opts}
+    for line in lines:
+        words = shlex.split(line)[2:]
+        assert {word for word in words if word.startswith("-")} <= known, line
+        if words[:3] == ["out", "--data", "questions.jsonl"]:
+            keep = [] if "--keep" in words else ["--keep", "8,4"]
+            words = ["6,4" if word == "192,64,16" else word for word in words]
+            code, _, stderr = command(*words[1:], *keep, "--limit", 3, "--force", "--no-plot")
+            assert code == 0, f"{line}\n{stderr}"
+
+
+def test_help_is_instant() -> None:
+    heavy = "{'numpy', 'onnx', 'PIL', 'rich.table'}"
+    code = f"import sys; from trtprune.cli import main; assert not {heavy} & set(sys.modules)"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
