@@ -100,10 +100,14 @@ def draw_stages(result: dict[str, Any], path: Path) -> None:
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    figure.suptitle(f"{result['engine']['model']}, {result['provider']}, {result['machine']['cpu']}", fontsize=10)
-    figure.legend(*axis.get_legend_handles_labels(), ncols=6, fontsize=8, loc="upper center", frameon=False,
-                  bbox_to_anchor=(0.5, 1 - 0.28 / figure.get_figheight()))  # fmt: skip
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / figure.get_figheight()))
+    inch = 1 / figure.get_figheight()
+    title = f"{result['engine']['model']}, {result['provider']}, {result['machine']['cpu']}"
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 * inch, va="top")
+    handles = axis.get_legend_handles_labels()
+    figure.legend(
+        *handles, ncols=6, fontsize=8, loc="upper center", frameon=False, bbox_to_anchor=(0.5, 1 - 0.3 * inch)
+    )
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 * inch))
     save_figure(figure, "--plot", path)
 
 
