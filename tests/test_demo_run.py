@@ -17,7 +17,18 @@ from tests.runtime_kit import record
 from trtprune.cli import main
 
 PROMPT = "What color is the star?"
-PICTURE = Path(__file__).parent.parent / "examples" / "scene.png"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PICTURE = EXAMPLES / "scene.png"
+# What a newcomer would ask; the objects of the scene but the green circle are small.
+KNOWN = (
+    ("shape.png", "What shape is in the image?", "triangle"),
+    ("shape.png", "What color is the shape?", "blue"),
+    ("scene.png", "What color is the star?", "red"),
+    ("scene.png", "What shape is the blue object?", "circle"),
+    ("scene.png", "Is the star on the left or on the right?", "right"),
+    ("scene.png", "Is the black object at the top or at the bottom?", "top"),
+    ("scene.png", "What color is the largest object?", "green"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +91,12 @@ def test_readme_commands(out: Path, tmp_path: Path) -> None:
     arguments = ("show", out, "--image", PICTURE, "--prompt", PROMPT, "--keep", 64, "--keep", 16)
     assert command(*arguments, "--method", "adafv", "--method", "fastervlm", "-o", picture)[0] == 0
     assert Image.open(picture).width > 336
+
+
+def test_it_knows_what_it_was_trained_for(out: Path) -> None:
+    vlm = trtprune.load(out)
+    found = [(name, q, vlm.generate(EXAMPLES / name, q, keep=576).text) for name, q, _ in KNOWN]
+    assert found == list(KNOWN)
 
 
 def test_a_moved_directory_still_runs(out: Path, tmp_path: Path) -> None:
