@@ -132,8 +132,9 @@ def test_like_the_published_steps_on_real_weights(
         if name in ("sparsevlm-1", "sparsevlm-rank"):
             merged = wanted.merged[k].numpy()
             assert len(merged) > 0
-            # Some channels of this decoder are above 100: there a float32 has 1e-5 of its own.
-            np.testing.assert_allclose(out["merged_features"][0], merged, rtol=1e-6, atol=1e-4)
+            # Some channels are above 100, where both sides' float32 is 1e-5 apart from one operation to the next.
+            error = np.abs(out["merged_features"][0] - merged).max(1) / np.abs(merged).max(1)
+            assert error.max() <= 1e-5
         else:
             assert "merged_features" not in out
     per_layer = [
