@@ -44,7 +44,7 @@ __all__ = ["evaluate"]
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
 )
-@click.option("--model", type=PATH, help="The checkpoint, where OUT's weights cannot stand for it (quantised ones).")
+@click.option("--model", help="The checkpoint, where OUT's weights cannot stand for it (quantised ones).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, instead of the table.")
 @run_options
 def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, **given: Any) -> None:
