@@ -30,7 +30,7 @@ UNPRUNED = "unpruned"
     help="onnxruntime (engines beside their own graphs), transformers (graphs beside the checkpoint), "
     "another engine directory, or unpruned (answers).  [default: onnxruntime with engines, else transformers]",
 )
-@click.option("--component", "components", multiple=True, help="vision, embed, pruner, decoder; repeatable.")
+@click.option("--component", "components", multiple=True, help="vision, embed, clip_text, pruner, decoder; repeatable.")
 @click.option("--checkpoint", help="For transformers: directory, alias or hub id.  [default: as recorded at build]")
 @click.option("--allow-other-weights", is_flag=True, help="The reference may have other weights of the same sizes.")
 @click.option("--image", "images", multiple=True, help="A real input: a picture; repeat for several in one prompt.")

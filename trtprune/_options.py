@@ -100,8 +100,8 @@ def build_options(command: Any) -> Any:
             "--lowering",
             type=KeyValue(),
             multiple=True,
-            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also with -float32); "
-            "repeatable.",
+            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also with -float32), "
+            "coverage=every|lazy; repeatable.",
         ),
         click.option(
             "--weights",
