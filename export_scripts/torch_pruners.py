@@ -8,6 +8,9 @@ Inputs ``image_features`` [B, N, D]; of ``cls_attention`` [B, N], ``text_embeds`
 [B, T] (1 = a real token) what the method needs; ``keep`` int64 [1].  Outputs ``kept_indices`` int64 [B, keep],
 ascending, and ``pruned_features`` [B, keep, D].  Features and embeddings must be finite; NaN in ``cls_attention`` ranks
 last.
+
+The other methods of trtprune have no export here, and zspaprune no ``center``: its cosines are those of the features
+as they are.
 """
 
 from __future__ import annotations

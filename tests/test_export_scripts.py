@@ -375,10 +375,11 @@ def test_planted_error_is_found(
 
 
 def test_every_method_has_the_options_of_trtprune() -> None:
-    """The torch pruners' defaults are ours; prompt_tokens is the runtime's affair."""
+    """The torch pruners' defaults are ours; prompt_tokens is the runtime's affair, and center is not exported."""
     for name, kind in METHODS.items():
         defaults = pruning.get(name).validate_options()
         defaults.pop("prompt_tokens", None)
+        assert defaults.pop("center", "false") == "false"
         assert kind.options == defaults
         needed = pruning.get(name).needs | ({"text_mask"} if "text_embeds" in pruning.get(name).needs else set())
         assert set(kind.inputs) == needed | {"image_features", "keep"}
