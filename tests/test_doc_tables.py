@@ -1,0 +1,51 @@
+"""Tables in README and docs are what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("doc_tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_documents_say_what_was_measured(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 0
+    found = [m[2] for name in tables.DOCUMENTS for m in tables.MARK.finditer((ROOT / name).read_text())]
+    assert sorted(found) == sorted(tables.TABLES), "every table stands in one document"
+
+
+def test_a_changed_figure_is_noticed(
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "doc.md"
+    document.write_text("before\n<!-- table pruners -->\n| typed | 1.0 |\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "DOCUMENTS", ("doc.md",))
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 1
+    assert "doc.md" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    assert tables.main() == 0
+    text = document.read_text()
+    rows = json.loads((ROOT / "benchmarks/results/pruners.json").read_text())["rows"]
+    first = rows[0]
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "typed" not in text
+    assert f"{first['ms']['median']:.1f} ms, {100 * first['share_of_prefill']:.1f} %" in text
