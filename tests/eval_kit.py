@@ -46,10 +46,13 @@ class Planted:
         self.opened.append([f"{point.label} {point.keep}" for point in points])
         yield self
 
-    def ask(self, point: Point, subject: Subject, question: str) -> Result:
-        self.calls.append((point.label, point.keep, question))
-        said = self.say(point, subject, question)
-        return said if isinstance(said, Result) else result(said, point.keep)
+    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> list[Result]:
+        found = []
+        for point in points:
+            self.calls.append((point.label, point.keep, question))
+            said = self.say(point, subject, question)
+            found.append(said if isinstance(said, Result) else result(said, point.keep))
+        return found
 
 
 def rows(count: int, pictures: int = 0, groups: Sequence[str] = ("",)) -> list[Row]:

@@ -18,7 +18,7 @@ import trtprune
 from tests import eval_kit as kit
 from tests.runtime_kit import Kit, picture, record, same
 from trtprune.errors import BudgetError, InputError
-from trtprune.eval.answering import Answerer
+from trtprune.eval.answering import Answerer, batches
 from trtprune.eval.planning import GREY, WRONG, Point, fitting, plan_points, subjects
 from trtprune.eval.rows import Row
 from trtprune.eval.runner import Builds, run, sessions_of
@@ -59,13 +59,13 @@ def base(model: Kit) -> Path:
 def test_answers_are_those_of_generate(model: Kit, method: str, positions: Any, keep: int, blind: bool) -> None:
     options = {"k": 1} if method == "fastv" else {}
     vlm = model.load(f"{method}-{positions}", method=method, keep=keep, options=options, positions=positions)
-    answerer = Answerer(vlm, max_new_tokens=9, stop=["k"])
+    answerer = Answerer([vlm], max_new_tokens=9, stop=["k"])
     reused = []
     for number in range(3):
         features = vlm.features([picture(number)])[0]
         for question in QUESTIONS:
             before = answerer.reused
-            found = answerer.ask(features, question, keep, seed=number)
+            found = answerer.ask([features], question, keep, seed=number)[0]
             wanted = vlm.generate(picture(number), question, keep=keep, max_new_tokens=9, seed=number, stop=["k"])
             assert same(found, wanted), (number, question)
             reused.append(answerer.reused - before)
@@ -76,6 +76,45 @@ def test_answers_are_those_of_generate(model: Kit, method: str, positions: Any, 
     if vlm.chain.segments:
         assert not any(reused)
     answerer.close()
+
+
+def test_builds_with_one_decoder_answer_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of a batch are those of its builds alone; a picture is cut once where the question is not read."""
+    names = ["adafv", "fastervlm", "random", "divprune", "visionzip", "zspaprune", "fastv:k=1"]
+    with Variants(base, threads=1) as variants:
+        vlms = [variants.open(Variant.parse(name)) for name in names]
+        groups = batches(vlms, 40)
+        assert [[names[i] for i in group] for group in groups] == [
+            ["adafv", "zspaprune"],
+            ["fastervlm", "random", "divprune", "visionzip"],
+            ["fastv:k=1"],
+        ]
+        monkeypatch.setattr("trtprune.eval.answering.CACHE_BYTES", 3 * 40 * vlms[0].config.kv.bytes_per_token)
+        assert [len(group) for group in batches(vlms, 40)] == [2, 3, 1, 1]
+        monkeypatch.undo()
+        cuts: list[str] = []
+        prune = Vlm.prune
+        monkeypatch.setattr(
+            Vlm, "prune", lambda self, *given: cuts.append(self.config.pruning.method) or prune(self, *given)
+        )
+        for group in groups:
+            together = [vlms[i] for i in group]
+            answerer = Answerer(together, max_new_tokens=9, stop=["k"])
+            for number, keep in ((0, 8), (1, 8), (1, 6)):
+                looks = [vlm.features([picture(number)])[0] for vlm in together]
+                cuts.clear()
+                found = [answerer.ask(looks, question, keep, seed=number) for question in QUESTIONS]
+                counts = {names[i]: cuts.count(vlms[i].config.pruning.method) for i in group}
+                read = ("adafv", "zspaprune", "fastv:k=1")
+                assert counts == {names[i]: len(QUESTIONS) if names[i] in read else 1 for i in group}
+                for question, results in zip(QUESTIONS, found, strict=True):
+                    for vlm, result in zip(together, results, strict=True):
+                        wanted = vlm.generate(
+                            picture(number), question, keep=keep, max_new_tokens=9, seed=number, stop=["k"]
+                        )
+                        assert same(result, wanted), (vlm.config.pruning.method, number, question)
+            assert (answerer.reused > 0) == (names[group[0]] == "fastervlm")
+            answerer.close()
 
 
 def test_what_the_cache_holds_is_not_computed_again(model: Kit) -> None:
@@ -92,9 +131,9 @@ def test_what_the_cache_holds_is_not_computed_again(model: Kit) -> None:
     features = vlm.features([picture(5)])[0]
     logits = []
     for reuse in (True, False):
-        answerer = Answerer(vlm, max_new_tokens=1, reuse=reuse)
+        answerer = Answerer([vlm], max_new_tokens=1, reuse=reuse)
         for question in QUESTIONS[:2]:
-            answerer.ask(features, question, 6)
+            answerer.ask([features], question, 6)
             logits.append(recorder.logits[-1])
         answerer.close()
     first, second, _, whole = widths
@@ -106,21 +145,21 @@ def test_what_the_cache_holds_is_not_computed_again(model: Kit) -> None:
 def test_the_cache_of_another_picture_is_not_taken(model: Kit) -> None:
     """Same question, same kept indices, other features: only the rows tell."""
     vlm = model.load("other", method="random", keep=4)
-    answerer = Answerer(vlm, max_new_tokens=6)
+    answerer = Answerer([vlm], max_new_tokens=6)
     first = vlm.features([picture(1)])[0]
     second = replace(first, image=first.image.copy())
     second.image[:] = vlm.features([picture(2)])[0].image
     for features in (first, second, first):
-        found = answerer.ask(features, "Who ?", 4, seed=3)
+        found = answerer.ask([features], "Who ?", 4, seed=3)[0]
         assert same(found, vlm.generate(features, "Who ?", keep=4, max_new_tokens=6, seed=3))
     assert answerer.reused == 0
 
 
 def test_an_interrupted_answer_leaves_nothing_to_go_on_from(model: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = model.load("interrupted", method="fastervlm", keep=4)
-    answerer = Answerer(vlm, max_new_tokens=6)
+    answerer = Answerer([vlm], max_new_tokens=6)
     features = vlm.features([picture(1)])[0]
-    answerer.ask(features, QUESTIONS[0], 4)
+    answerer.ask([features], QUESTIONS[0], 4)
     decode = vlm.chain.decode
 
     def interrupted(*given: Any) -> Any:
@@ -129,9 +168,9 @@ def test_an_interrupted_answer_leaves_nothing_to_go_on_from(model: Kit, monkeypa
 
     monkeypatch.setattr(vlm.chain, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        answerer.ask(features, QUESTIONS[1], 4)
+        answerer.ask([features], QUESTIONS[1], 4)
     monkeypatch.undo()
-    found = answerer.ask(features, QUESTIONS[2], 4)
+    found = answerer.ask([features], QUESTIONS[2], 4)[0]
     assert same(found, vlm.generate(features, QUESTIONS[2], keep=4, max_new_tokens=6))
     assert answerer.reused == 0
 

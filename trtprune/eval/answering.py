@@ -1,17 +1,23 @@
-"""Questions about pictures, one after the other, without computing twice what two of them have in common.
+"""Questions about pictures to several builds at once, without computing twice what two of them have in common.
 
-The answers are those of :meth:`trtprune.runtime.Vlm.generate`: greedy, ended by the same rules, from the same graphs.
-Where consecutive questions share the beginning of their prompt, which with a question-blind method holds the whole
-picture, the cache keeps it and only the rest goes through the decoder, as in a conversation with ``repick=False``.
+The answers are those of :meth:`trtprune.runtime.Vlm.generate`, up to the rounding of larger matrix products: greedy,
+ended by the same rules, from the same graphs.  Three things are shared:
+
+* Builds with one decoder answer side by side, as a batch.
+* What a method selects without reading the question is selected once a picture.
+* Where consecutive questions share the beginning of their prompt, which with such a method holds the whole picture,
+  the cache keeps it and only the rest goes through the decoder, as in a conversation with ``repick=False``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.batch import Answer, check_stop, turns_of
 from trtprune.runtime.chain import Clock
 from trtprune.runtime.sampling import Sampling
@@ -21,36 +27,79 @@ if TYPE_CHECKING:
     from trtprune.runtime import Features, Result, Vlm
     from trtprune.runtime.layout import Layout
 
-__all__ = ["Answerer"]
+__all__ = ["Answerer", "batches", "reads_question"]
+
+CACHE_BYTES = 1 << 30
+"""Cache of a batch, at most, where it has more than one row."""
+
+
+def reads_question(vlm: Vlm) -> bool:
+    """Whether what this build keeps of a picture depends on the question."""
+    sources = {INPUTS[name].source for name in vlm.config.pruning.needs if name in INPUTS}
+    return bool(vlm.chain.segments) or bool(sources & {"embed", "clip_text"})
+
+
+def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
+    """Which builds can answer side by side, as places in ``vlms``: in order, each once.
+
+    Args:
+        vlms: Builds of one checkpoint.
+        tokens: That a row may come to hold.
+    """
+    found: dict[Any, list[list[int]]] = {}
+    for place, vlm in enumerate(vlms):
+        # A segmented decoder is its method's own; rows of it that keep differently would be padded to the longest.
+        own = ("build", place) if vlm.chain.segments else ("decoder", id(vlm.chain.session("decoder")))
+        # A batch goes on from what the cache holds of a picture only if all of its rows do.
+        groups = found.setdefault((*own, reads_question(vlm)), [[]])
+        limit = min(vlm.chain.max_batch, max(1, CACHE_BYTES // max(1, vlm.config.kv.bytes_per_token * tokens)))
+        if len(groups[-1]) >= limit:
+            groups.append([])
+        groups[-1].append(place)
+    return [group for groups in found.values() for group in groups]
+
+
+@dataclass
+class _Lane:
+    """What is known of a build's row between two questions."""
+
+    vlm: Vlm
+    blind: bool
+    features: Features | None = None
+    keep: int = 0
+    seed: int = 0
+    kept: list[np.ndarray] | None = None
+    rows: list[Array] | None = None
+    cached: Layout | None = None
 
 
 class Answerer:
-    """Answers questions about one picture each.
+    """Answers questions about one picture each, with some builds that share a decoder; see :func:`batches`.
 
     Args:
-        vlm: What answers; nothing else may use it in between.
+        vlms: What answers; nothing else may use them in between.
         max_new_tokens: Longest answer.
         stop: Texts that end an answer.
         reuse: Keep what consecutive prompts have in common.  Without it every prompt is computed in full.
     """
 
-    def __init__(self, vlm: Vlm, *, max_new_tokens: int, stop: Sequence[str] = (), reuse: bool = True) -> None:
-        self.vlm = vlm
+    def __init__(
+        self, vlms: Sequence[Vlm], *, max_new_tokens: int, stop: Sequence[str] = (), reuse: bool = True
+    ) -> None:
         self.reused = 0
         """Prompt tokens that did not have to be computed."""
+        self._lanes = [_Lane(vlm, not reads_question(vlm)) for vlm in vlms]
+        self._chain = vlms[0].chain
         self._max_new_tokens = max_new_tokens
         self._stop = check_stop(stop)
-        # A method that prunes inside the decoder rates the picture by the question: there is nothing in common.
-        self._reuse = reuse and not vlm.chain.segments
+        self._reuse = reuse and all(lane.blind for lane in self._lanes)
         self._cache: Any = None
-        self._cached: Layout | None = None
-        self._rows: Array | None = None
 
-    def ask(self, features: Features, question: str, keep: int, seed: int = 0) -> Result:
-        """The answer to a question about a picture that was looked at.
+    def ask(self, features: Sequence[Features], question: str, keep: int, seed: int = 0) -> list[Result]:
+        """The builds' answers to a question about a picture that was looked at.
 
         Args:
-            features: Of the picture, from this build's vision graph.
+            features: Of the picture, for each build from its vision graph.
             question: Goes through the chat template.
             keep: Visual tokens to keep.
             seed: Of method ``random``.
@@ -58,64 +107,79 @@ class Answerer:
         Raises:
             InputError: if the prompt does not fit.
         """
-        vlm, clock = self.vlm, Clock()
-        prompt = vlm.encoder.encode(turns_of(question, 1, None))
-        embeds, kept, rows = vlm.cut(prompt, [features], keep, seed, clock)
-        layout = vlm.lay_out(prompt, embeds, rows, kept, keep)
-        vlm.chain.check(layout, self._max_new_tokens)
-        known = self._known(layout, rows[0])
-        cache = self._room(known, len(layout.ids) + self._max_new_tokens - 1)
-        # Until the answer is complete the cache is nobody's: what an interrupt leaves of it must not be used.
-        self._cached = None
+        chain, clock, lanes = self._chain, Clock(), self._lanes
+        prompt = lanes[0].vlm.encoder.encode(turns_of(question, 1, None))
+        embeds = lanes[0].vlm.embed(prompt, clock)
+        layouts, known = [], []
+        for lane, seen in zip(lanes, features, strict=True):
+            before = lane.rows[0] if lane.rows else None
+            kept, rows = self._pick(lane, seen, prompt, embeds, keep, seed, clock)
+            layout = lane.vlm.lay_out(prompt, embeds, rows, kept, keep)
+            lane.vlm.chain.check(layout, self._max_new_tokens)
+            known.append(_known(lane.cached, layout, before is rows[0]))
+            layouts.append(layout)
+        # A cache that is not zeroed for a new picture is for rows that all go on.
+        start = known if all(known) else [0] * len(known)
+        cache = self._room(start, max(len(layout.ids) for layout in layouts) + self._max_new_tokens - 1)
+        # Until the answers are complete the cache is nobody's: what an interrupt leaves of it must not be used.
+        for lane in lanes:
+            lane.cached = None
         with clock.stage("prefill"):
-            logits = vlm.chain.prefill([layout], cache, [known])
-        answer = Answer(vlm, layout, prompt.ids, kept, self._max_new_tokens, Sampling(), self._stop)
-        for answer.kept, answer.segment_tokens in vlm.chain.selected(cache):
-            pass
-        for _ in vlm.chain.decode([answer.row], logits, cache, clock):
+            logits = chain.prefill(layouts, cache, start)
+        answers = [
+            Answer(lane.vlm, layout, prompt.ids, lane.kept or [], self._max_new_tokens, Sampling(), self._stop)
+            for lane, layout in zip(lanes, layouts, strict=True)
+        ]
+        for answer, selected in zip(answers, chain.selected(cache), strict=False):
+            answer.kept, answer.segment_tokens = selected
+        for _ in chain.decode([answer.row for answer in answers], logits, cache, clock):
             pass
         if self._reuse:
-            self._cached, self._rows = layout, rows[0]
-        self.reused += known
-        return answer.result(clock, cache.nbytes)
+            for lane, layout in zip(lanes, layouts, strict=True):
+                lane.cached = layout
+        self.reused += sum(start)
+        return [answer.result(clock, cache.nbytes // len(lanes)) for answer in answers]
 
     def close(self) -> None:
         """Gives the cache back."""
         if self._cache is not None:
-            self.vlm.chain.pool.give_back(self._cache)
-        self._cache = self._cached = self._rows = None
+            self._chain.pool.give_back(self._cache)
+        self._cache = None
+        for lane in self._lanes:
+            lane.cached = lane.features = lane.kept = lane.rows = None
 
-    def _known(self, layout: Layout, rows: Array) -> int:
-        """How many of the prompt's tokens the cache holds with exactly these embeddings at these positions."""
-        if self._cached is None:
-            return 0
-        # The last token is always computed: its logits are wanted.
-        length = min(len(layout.ids) - 1, len(self._cached.ids))
-        same = self._cached.ids[:length] == layout.ids[:length]
-        same &= self._cached.positions[:length] == layout.positions[:length]
-        different = np.flatnonzero(~same)
-        known = int(different[0]) if len(different) else length
-        end = layout.pictures[0][1]
-        # Placeholders are all alike: what tells pictures and selections apart are the rows in their places.
-        if known < end or not self._same_rows(rows):
-            # The words before the picture are too few to be worth a cache that is not zeroed for a new picture.
-            return 0
-        return known
+    def _pick(
+        self, lane: _Lane, features: Features, prompt: Any, embeds: Array, keep: int, seed: int, clock: Clock
+    ) -> tuple[list[np.ndarray], list[Array]]:
+        """What the build keeps of the picture; of one it was asked about last, what it kept then."""
+        same = lane.features is features and (lane.keep, lane.seed) == (keep, seed)
+        if not (lane.blind and same and lane.kept and lane.rows):
+            lane.features, lane.keep, lane.seed = features, keep, seed
+            lane.kept, lane.rows = lane.vlm.prune(prompt, embeds, [features], keep, seed, clock)
+        return lane.kept, lane.rows
 
-    def _same_rows(self, rows: Array) -> bool:
-        if rows is self._rows or self._rows is None:
-            return rows is self._rows
-        fetch = self.vlm.chain.memory.to_host
-        before, now = fetch(self._rows), fetch(rows)
-        return before.shape == now.shape and before.tobytes() == now.tobytes()
-
-    def _room(self, known: int, tokens: int) -> Any:
-        """A cache for so many tokens, with the first ``known`` of the last prompt in it."""
-        pool = self.vlm.chain.pool
-        if known:
+    def _room(self, start: Sequence[int], tokens: int) -> Any:
+        """A cache for so many tokens a row, with the first ``start`` of each row's last prompt in it."""
+        pool = self._chain.pool
+        if all(start):
             self._cache = pool.grow(self._cache, tokens)
         else:
             if self._cache is not None:
                 pool.give_back(self._cache)
-            self._cache = pool.take(1, tokens)
+            self._cache = pool.take(len(start), tokens)
         return self._cache
+
+
+def _known(cached: Layout | None, layout: Layout, same_rows: bool) -> int:
+    """How many of a prompt's tokens the cache holds with exactly these embeddings at these positions."""
+    # Placeholders are all alike: what tells pictures and selections apart are the rows in their places.
+    if cached is None or not same_rows:
+        return 0
+    # The last token is always computed: its logits are wanted.
+    length = min(len(layout.ids) - 1, len(cached.ids))
+    same = cached.ids[:length] == layout.ids[:length]
+    same &= cached.positions[:length] == layout.positions[:length]
+    different = np.flatnonzero(~same)
+    known = int(different[0]) if len(different) else length
+    # The words before the picture are too few to be worth a cache that is not zeroed for a new picture.
+    return known if known >= layout.pictures[0][1] else 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trtprune.errors import InputError
-from trtprune.eval.answering import Answerer
+from trtprune.eval.answering import Answerer, batches
 from trtprune.eval.scoring import score
 from trtprune.eval.store import Record
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtprune.eval.planning import Asked, Point, Subject
     from trtprune.eval.rows import Row
     from trtprune.eval.store import Key, Store
-    from trtprune.runtime import Features, Result
+    from trtprune.runtime import Features, Result, Vlm
     from trtprune.variants import Variant, Variants
 
 __all__ = ["Builds", "Responder", "run", "sessions_of"]
@@ -26,8 +26,11 @@ GREY_LEVEL = 127
 class Responder(Protocol):
     """What answers, for the points of one group."""
 
-    def ask(self, point: Point, subject: Subject, question: str) -> Result:
-        """The answer to a question about a picture; questions about one picture come together."""
+    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> Sequence[Result]:
+        """Answers to a question about a picture, of points with one budget.
+
+        Questions about one picture come together, and those to points of one budget among them.
+        """
 
 
 Opener = Callable[[Sequence["Point"]], "contextlib.AbstractContextManager[Responder]"]
@@ -118,25 +121,28 @@ def _answer(
     metric: Callable[[Row], str],
     advance: Callable[[int], None],
 ) -> None:
-    for point, asks in todo.items():
-        for asked in asks:
-            result = responder.ask(point, subject, ask(asked.row))
-            mark = score(asked.row, result.text, metric(asked.row))
-            store.add(
-                Record(
-                    id=asked.row.id,
-                    method=point.label,
-                    keep=point.keep,
-                    answer=result.text,
-                    score=mark,
-                    # An in-LLM method's last segment says little of the work: the average over the layers does.
-                    kept=result.tokens_per_layer or result.kept_tokens,
-                    visual=result.visual_tokens,
-                    finish=result.finish_reason,
-                    control=asked.control,
+    for keep in dict.fromkeys(point.keep for point in todo):
+        alike = [point for point in todo if point.keep == keep]
+        for asked in subject.asked:
+            points = [point for point in alike if _key(point, asked) not in store]
+            results = responder.ask(points, subject, ask(asked.row)) if points else []
+            for point, result in zip(points, results, strict=True):
+                mark = score(asked.row, result.text, metric(asked.row))
+                store.add(
+                    Record(
+                        id=asked.row.id,
+                        method=point.label,
+                        keep=point.keep,
+                        answer=result.text,
+                        score=mark,
+                        # An in-LLM method's last segment says little of the work: the average over the layers does.
+                        kept=result.tokens_per_layer or result.kept_tokens,
+                        visual=result.visual_tokens,
+                        finish=result.finish_reason,
+                        control=asked.control,
+                    )
                 )
-            )
-            advance(1)
+                advance(1)
 
 
 class Builds:
@@ -153,9 +159,9 @@ class Builds:
         self, variants: Variants, *, max_new_tokens: int, stop: Sequence[str] = (), reuse: bool = True
     ) -> None:
         self._variants, self._max_new_tokens, self._stop, self._reuse = variants, max_new_tokens, stop, reuse
-        self._answerers: dict[Variant, Answerer] = {}
-        self._last: Answerer | None = None
-        self._subject: Subject | None = None
+        self._vlms: dict[Variant, Vlm] = {}
+        self._answerers: dict[tuple[Variant, ...], Answerer] = {}
+        self._at: tuple[Subject, int] | None = None
         self._looks: dict[str, Features] = {}
 
     @contextlib.contextmanager
@@ -163,37 +169,54 @@ class Builds:
         """Holds the builds of these points in memory."""
         try:
             for variant in dict.fromkeys(point.variant for point in points):
-                self._answerers[variant] = Answerer(
-                    self._variants.open(variant),
-                    max_new_tokens=self._max_new_tokens,
-                    stop=self._stop,
-                    reuse=self._reuse,
-                )
+                self._vlms[variant] = self._variants.open(variant)
             yield self
         finally:
+            self._close()
             self._looks.clear()
-            self._subject = self._last = None
-            for variant, answerer in self._answerers.items():
-                answerer.close()
+            self._at = None
+            for variant in self._vlms:
                 self._variants.release(variant)
-            self._answerers.clear()
+            self._vlms.clear()
 
-    def ask(self, point: Point, subject: Subject, question: str) -> Result:
+    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> list[Result]:
         """See :class:`Responder`."""
-        answerer = self._answerers[point.variant]
-        if answerer is not self._last:
-            # Its cache is of no more use before the next picture; another build can have the memory.
-            if self._last is not None:
-                self._last.close()
-            self._last = answerer
-        return answerer.ask(self._look(answerer, subject), question, point.keep, subject.seed)
-
-    def _look(self, answerer: Answerer, subject: Subject) -> Features:
-        """A picture's features; builds whose vision graphs are the same file look at it once together."""
-        if subject is not self._subject:
+        keep = points[0].keep
+        if self._at is None or self._at[0] is not subject:
             self._looks.clear()
-            self._subject = subject
-        config = answerer.vlm.config
+        if self._at is None or self._at[0] is not subject or self._at[1] != keep:
+            # What the caches hold is of no more use; other batches can have the memory.
+            self._close()
+        self._at = subject, keep
+        vlms = [self._vlms[point.variant] for point in points]
+        features = [self._look(vlm, subject) for vlm in vlms]
+        found: dict[int, Result] = {}
+        for places in batches(vlms, vlms[0].config.model.visual_tokens + self._max_new_tokens):
+            results = self._answerer([points[i].variant for i in places]).ask(
+                [features[i] for i in places], question, keep, subject.seed
+            )
+            found |= zip(places, results, strict=True)
+        return [found[i] for i in range(len(points))]
+
+    def _answerer(self, variants: Sequence[Variant]) -> Answerer:
+        key = tuple(variants)
+        if key not in self._answerers:
+            self._answerers[key] = Answerer(
+                [self._vlms[variant] for variant in variants],
+                max_new_tokens=self._max_new_tokens,
+                stop=self._stop,
+                reuse=self._reuse,
+            )
+        return self._answerers[key]
+
+    def _close(self) -> None:
+        for answerer in self._answerers.values():
+            answerer.close()
+        self._answerers.clear()
+
+    def _look(self, vlm: Vlm, subject: Subject) -> Features:
+        """A picture's features; builds whose vision graphs are the same file look at it once together."""
+        config = vlm.config
         graph = config.files[config.component("vision").onnx]
         if graph not in self._looks:
             try:
@@ -201,7 +224,7 @@ class Builds:
                     picture: Any = _grey(config.model.image_size)
                 else:
                     picture = subject.source.picture()
-                self._looks[graph] = answerer.vlm.features([picture])[0]
+                self._looks[graph] = vlm.features([picture])[0]
             except InputError as error:
                 raise _UnreadPicture(error) from None
         return self._looks[graph]

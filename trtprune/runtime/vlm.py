@@ -326,9 +326,15 @@ class Vlm:
             them, where the decoder prunes.
         """
         embeds = self.embed(prompt, clock)
+        return embeds, *self.prune(prompt, embeds, features, keep, seed, clock)
+
+    def prune(
+        self, prompt: Prompt, embeds: Array, features: Sequence[Features], keep: int, seed: int, clock: Clock
+    ) -> tuple[list[np.ndarray], list[Array]]:
+        """As :meth:`cut`, of a prompt whose embeddings are there already."""
         if self.chain.segments:  # the decoder does it
             everything = np.arange(self.config.model.visual_tokens)
-            return embeds, [everything for _ in features], [f.image for f in features]
+            return [everything for _ in features], [f.image for f in features]
         with clock.stage("prune"):
             text = None
             if "text_embeds" in self.config.pruning.needs:
@@ -336,7 +342,7 @@ class Vlm:
             given = self.clip_text.read(prompt)
             # Several pictures of one request must not draw alike.
             found = [self.chain.prune(f, text, keep, seed + i, given) for i, f in enumerate(features)]
-        return embeds, [indices for indices, _ in found], [rows for _, rows in found]
+        return [indices for indices, _ in found], [rows for _, rows in found]
 
     def lay_out(
         self, prompt: Prompt, embeds: Array, rows: Sequence[Array], kept: Sequence[np.ndarray], keep: int = 0
