@@ -120,6 +120,8 @@ def test_answers_report_and_what_is_added_later(place: Path) -> None:
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["--data", "bad.jsonl", "--strict"], "3 rows"),
         (["--keep", "x"], "list of numbers"),
+        (["--so-far"], "refused holds no answers"),
+        (["--so-far", "--force"], "--force leaves nothing"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(place: Path, words: list[str], said: str) -> None:
@@ -177,6 +179,17 @@ def test_an_interrupted_run_says_how_to_go_on(place: Path, end: signal.Signals) 
     assert not list(place.glob(".variants-*"))
     if end == signal.SIGTERM:
         return
+    # What there is can be looked at, with nothing asked.
+    found = subprocess.run(
+        [tool, *shlex.split(shown)[1:], "--so-far", "--json"], cwd=place, capture_output=True, text=True, check=True
+    )
+    report = json.loads(found.stdout)
+    unpruned = sum(b'"none"' in line for line in done.splitlines()[1:])
+    assert {row["method"]: row["n"] for row in report["rows"]} == {
+        method: n for method, n in (("none", unpruned), ("adafv", count - unpruned)) if n
+    }
+    assert any(f"{count:,} of 600 answers" in note for note in report["notes"])
+    assert answers.read_bytes() == done
     # Goes on: a few more, then the same again.
     process = subprocess.Popen([tool, *shlex.split(shown)[1:]], cwd=place, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and answers.stat().st_size <= len(done) + 500:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtprune.eval.statistics import bootstrap, interval, mcnemar_exact, paired, wilson
+from trtprune.eval.statistics import (
+    bootstrap,
+    design_effect,
+    interval,
+    mcnemar_exact,
+    paired,
+    paired_interval,
+    wilson,
+)  # fmt: skip
 
 
 def binomial_p(b: int, c: int) -> Fraction:
@@ -121,3 +129,61 @@ def test_paired_counts() -> None:
     with pytest.raises(ValueError):
         paired([1], [])
     assert paired([], []).p == 1
+
+
+# -- several questions about one picture
+
+
+def _clustered(rng: np.random.Generator, pictures: int, each: int, p: float) -> tuple[list[int], list[int]]:
+    """Marks that are alike within a picture: half of them are its own draw."""
+    common, own, takes = (rng.random((pictures, k)) for k in (1, each, each))
+    marks = np.where(takes < 0.5, common < p, own < p).astype(int)
+    return marks.ravel().tolist(), np.repeat(np.arange(pictures), each).tolist()
+
+
+def test_the_design_effect_of_equal_clusters() -> None:
+    """Of clusters of one size m it is 1 + (m - 1) ICC; marks that are all alike in a picture count once."""
+    rng = np.random.default_rng(0)
+    marks = rng.integers(0, 2, 200)
+    five, labels = np.repeat(marks, 5).tolist(), np.repeat(np.arange(200), 5).tolist()
+    assert design_effect(five, labels) == pytest.approx(5, rel=0.01)
+    low, high = interval(five, clusters=labels)
+    assert (low, high) == pytest.approx(wilson(int(marks.sum()), 200), abs=2e-3)
+    found = np.mean([design_effect(*_clustered(rng, 400, 5, 0.7)) for _ in range(50)])
+    # ICC: two marks of a picture are the same draw with probability 1/4.
+    assert found == pytest.approx(1 + 4 * 0.25, rel=0.05)
+    assert design_effect(five, None) == design_effect([1, 1, 1], [0, 0, 1]) == design_effect([1, 0], [0, 0]) == 1
+    assert design_effect([1], [0]) == design_effect([], []) == 1
+
+
+def test_clustered_intervals_cover() -> None:
+    """Those that take the questions for independent do not."""
+    rng = np.random.default_rng(4)
+    inside, naive, change = 0, 0, 0
+    for _ in range(400):
+        marks, labels = _clustered(rng, 120, 5, 0.7)
+        before = [1] * len(marks)
+        low, high = interval(marks, clusters=labels)
+        inside += low <= 0.7 <= high
+        low, high = interval(marks)
+        naive += low <= 0.7 <= high
+        result = paired(before, marks, clusters=labels)
+        change += result.low <= -0.3 <= result.high
+    assert 0.92 <= inside / 400 <= 0.98
+    assert 0.92 <= change / 400 <= 0.98
+    assert naive / 400 < 0.9
+
+
+def test_clustered_bootstrap_draws_pictures() -> None:
+    rng = np.random.default_rng(5)
+    scores = np.repeat(rng.choice([0.3, 0.6, 1.0], 100), 4).tolist()
+    labels = np.repeat(np.arange(100), 4).tolist()
+    wide, narrow = bootstrap(scores, clusters=labels), bootstrap(scores)
+    assert wide[1] - wide[0] == pytest.approx(2 * (narrow[1] - narrow[0]), rel=0.15)
+    assert interval(scores, clusters=labels) == wide
+
+
+def test_a_change_that_nobody_saw_has_a_width() -> None:
+    few, many = paired([1] * 10, [1] * 10), paired([1] * 1000, [1] * 1000)
+    assert (few.low, few.high) == paired_interval(0, 0, 10)
+    assert few.low < many.low < 0 < many.high < few.high

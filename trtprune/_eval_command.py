@@ -39,6 +39,7 @@ __all__ = ["evaluate"]
 @click.option("--strict", is_flag=True, help="A row that cannot be used is an error.")
 @click.option("-o", "--output", type=PATH, help="Directory of the results.  [default: OUT-eval]")
 @click.option("--force", is_flag=True, help="Start anew where the directory holds answers.")
+@click.option("--so-far", is_flag=True, help="Ask nothing; report on the answers that the directory holds.")
 @click.option("--plot/--no-plot", default=True, help="Draw accuracy.png.")
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option(

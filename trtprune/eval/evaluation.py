@@ -46,6 +46,7 @@ def evaluate(
     stop: Sequence[str] = (),
     controls: bool = False,
     force: bool = False,
+    so_far: bool = False,
     plot: bool = True,
     others: Sequence[str | os.PathLike[str]] = (),
     model: str | os.PathLike[str] | None = None,
@@ -78,6 +79,7 @@ def evaluate(
         stop: Texts that end an answer.
         controls: Ask each question about a wrong and about a grey picture, too.
         force: Start anew where ``output`` holds answers.
+        so_far: Ask nothing, report on the answers that ``output`` holds.
         plot: Draw accuracy.png, which needs matplotlib.
         others, model, provider, provider_options, threads, verify, max_pixels: As for
             :class:`trtprune.variants.Variants`.
@@ -94,6 +96,9 @@ def evaluate(
         from trtprune.bench.plot import require_matplotlib
 
         require_matplotlib("--plot", folder / PICTURE)
+    if so_far and (force or not (folder / ANSWERS).is_file()):
+        reason = "--force leaves nothing to report on" if force else f"{folder} holds no answers"
+        raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
     if methods is not None and methods.strip() != ALL:
@@ -136,13 +141,17 @@ def evaluate(
             report("answers", _plan_line(points, usable, missing, total))
             if store.dropped:
                 report("answers", f"{store.path}: the last line was cut off and is asked again")
-            builds = Builds(variants, max_new_tokens=max_new_tokens, stop=stop)
-            with Meter(total, total - missing) as meter:
-                unread = run(
-                    points, asked, store, builds.open,
-                    ask=ask, metric=usable.metric_of, strict=strict, advance=meter.advance,
-                )  # fmt: skip
+            unread: dict[str, str] = {}
+            if not so_far:
+                builds = Builds(variants, max_new_tokens=max_new_tokens, stop=stop)
+                with Meter(total, total - missing) as meter:
+                    unread = run(
+                        points, asked, store, builds.open,
+                        ask=ask, metric=usable.metric_of, strict=strict, advance=meter.advance,
+                    )  # fmt: skip
             figures, notes = evaluate_marks(store, usable, points, seed=seed)
+    if so_far and missing:
+        notes.append(f"{total - missing:,} of {total:,} answers: --so-far asked nothing; n says of how many questions")
     left_out = unfit | unread
     for key, reason in list(left_out.items())[:LISTED]:
         report("left out", f"{key}: {reason}")

@@ -42,11 +42,12 @@ class Figure:
         method, keep: Which; "none" is the unpruned run.
         set: A group of the data, or "all".
         n: Questions both it and the unpruned run answered.
+        pictures: Different pictures they are about; the intervals take questions about one picture as dependent.
         accuracy, low, high: Mean mark and its 95 % interval: Wilson's, or the bootstrap's for soft marks.
         unpruned: Mean mark of the unpruned run on the same questions.
         mcnemar_p: Two-sided exact p of "as many broken as repaired"; for soft marks that is the sign test.
         broken, repaired: Questions with a lower and a higher mark than unpruned.
-        change, change_low, change_high: accuracy - unpruned and its 95 % paired bootstrap interval.
+        change, change_low, change_high: accuracy - unpruned and its 95 % paired interval.
         kept: Visual tokens a layer processed, on average over layers and questions.
         visual: Visual tokens of a picture.
         cut: Answers that --max-new-tokens ended.
@@ -58,6 +59,7 @@ class Figure:
     keep: int
     set: str
     n: int
+    pictures: int
     accuracy: float
     low: float
     high: float
@@ -176,8 +178,9 @@ def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Po
     if not pairs:
         return None
     before_marks, marks = [b.score for _, b, _ in pairs], [a.score for _, _, a in pairs]
-    low, high = interval(marks, seed=seed)
-    change = paired(before_marks, marks, seed=seed)
+    pictures = [row.picture_key for row, _, _ in pairs]
+    low, high = interval(marks, seed=seed, clusters=pictures)
+    change = paired(before_marks, marks, seed=seed, clusters=pictures)
     controls = {}
     for control in CONTROLS:
         found = [r.score for row in rows if (r := store.get((row.id, point.label, point.keep, control)))]
@@ -188,6 +191,7 @@ def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Po
         keep=point.keep,
         set=name,
         n=len(pairs),
+        pictures=len(set(pictures)),
         accuracy=sum(marks) / len(marks),
         low=low,
         high=high,
@@ -217,8 +221,8 @@ def _examples(pairs: Sequence[tuple[Row, Record, Record]], sign: int) -> tuple[E
 
 
 COLUMNS = (
-    "set", "method", "keep", "kept", "share", "n", "accuracy", "low", "high", "unpruned", "change", "change_low",
-    "change_high", "mcnemar_p", "broken", "repaired", "cut", "wrong", "grey",
+    "set", "method", "keep", "kept", "share", "n", "pictures", "accuracy", "low", "high", "unpruned", "change",
+    "change_low", "change_high", "mcnemar_p", "broken", "repaired", "cut", "wrong", "grey",
 )  # fmt: skip
 
 

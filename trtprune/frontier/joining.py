@@ -1,15 +1,7 @@
 """Reads the reports of ``eval`` and ``bench`` and puts their rows together, by method and budget.
 
-The interval of a change of accuracy is that of the *paired* difference, as both were asked the same questions.  Where
-every mark was right or wrong it follows from how many questions broke and how many were repaired: D. G. Bonett and
-R. M. Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data", Journal
-of Educational and Behavioral Statistics 37 (2012): with b broken and c repaired of n,
-
-    p12 = (b + 1) / (n + 2),  p21 = (c + 1) / (n + 2),
-    (p21 - p12) ± z sqrt((p12 + p21 - (p21 - p12)²) / (n + 2)).
-
-It has a width even where nothing changed, which matters: ten questions that all stayed right prove little.  Where marks
-lie between right and wrong, the report's own interval of the change is taken.
+The interval of a change of accuracy is that of the *paired* difference, as both were asked the same questions: the
+report's own, or where it has none, what follows from its counts (:func:`trtprune.eval.statistics.paired_interval`).
 """
 
 from __future__ import annotations
@@ -22,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trtprune.errors import InputError
+from trtprune.eval.statistics import paired_interval
 
-__all__ = ["ALL", "Joined", "Point", "join", "paired_interval", "read_report"]
+__all__ = ["ALL", "Joined", "Point", "join", "read_report"]
 
 ALL = "all"
-Z95 = 1.959963984540054
 MAX_BYTES = 1 << 28
 NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "eval": {
@@ -88,14 +80,6 @@ class Joined:
 
     sets: dict[str, list[Point]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def paired_interval(broken: int, repaired: int, n: int) -> tuple[float, float]:
-    """95 % limits of the change of accuracy; see the module's docstring."""
-    worse, better = (broken + 1) / (n + 2), (repaired + 1) / (n + 2)
-    centre = better - worse
-    reach = Z95 * math.sqrt((worse + better - centre**2) / (n + 2))
-    return max(-1.0, centre - reach), min(1.0, centre + reach)
 
 
 def read_report(path: Path, kind: str) -> dict[str, Any]:
@@ -252,10 +236,10 @@ def _binary(row: Mapping[str, Any]) -> bool:
 def _point(row: Mapping[str, Any], first_token_ms: float, speedup: float | None) -> Point:
     change = row["accuracy"] - row["unpruned"]
     limits = [row.get("change_low"), row.get("change_high")]
-    if _binary(row):
-        low, high = paired_interval(row["broken"], row["repaired"], row["n"])
-    elif all(isinstance(limit, int | float) for limit in limits):
+    if all(isinstance(limit, int | float) for limit in limits):
         low, high = (float(limit) for limit in limits if limit is not None)
+    elif _binary(row):
+        low, high = paired_interval(row["broken"], row["repaired"], row["n"])
     else:
         raise InputError(
             f"{row['set']}: {row['method']} {row['keep']}: its marks are not just right and wrong, and the report "
@@ -301,7 +285,7 @@ def _pool(sets: Sequence[Sequence[Point]], rows: Sequence[Mapping[str, Any]]) ->
         )
         if first.baseline:
             low = high = 0.0
-        elif all(_binary(row) for row in counts[first.method, first.keep]):
+        elif all(_binary(row) and "change_low" not in row for row in counts[first.method, first.keep]):
             mine = counts[first.method, first.keep]
             low, high = paired_interval(sum(r["broken"] for r in mine), sum(r["repaired"] for r in mine), n)
         else:  # of independent sets, variances add up
