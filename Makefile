@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo_out
-IMAGE  ?= examples/shape.png
-PROMPT ?= What shape is in the image?
+IMAGE  ?= examples/scene.png
+PROMPT ?= What color is the star?
 
 .PHONY: demo test lint format plugins clean
 

@@ -12,13 +12,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/methods.md", "docs/bench.md", "docs/eval.md")
+DOCUMENTS = ("README.md", "docs/methods.md", "docs/bench.md", "docs/eval.md", "docs/eval-demo.md")
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -94,7 +94,74 @@ def methods() -> str:
     return markdown([*head, "first token, ms", "ms/token", "KV, MB", "GFLOP"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed, "pruners": pruners, "methods": methods}
+def percent(row: Any, key: str = "accuracy") -> str:
+    """``93.1 [92, 94]``."""
+    return f"{100 * row[key]:.1f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def evaluated(name: str, sets: Sequence[str]) -> str:
+    """docs/eval-demo.md: all methods at all budgets, on some sets of one test set."""
+    found = result(f"eval-{name}.json")
+    blind = {row["set"]: row for row in found.get("controls", []) if row["method"] == "none"}
+    text = []
+    for part in sets:
+        rows = [row for row in found["rows"] if row["set"] == part]
+        base = next(row for row in rows if row["method"] == "none")
+        keeps = sorted({row["keep"] for row in rows if row is not base}, reverse=True)
+        by = {(row["method"], row["keep"]): row for row in rows if row is not base}
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in rows if row is not base):
+            cells = []
+            for keep in keeps:
+                row = by.get((method, keep))
+                bold = "**" if row and 100 * row["change_low"] >= -1 else ""
+                cells.append(f"{bold}{percent(row)}{bold}" if row else "–")
+            count = sorted({by[method, keep]["n"] for keep in keeps if (method, keep) in by})
+            lines.append([f"`{method}`", *cells, "–".join(f"{n:,}" for n in dict.fromkeys((count[0], count[-1])))])
+        said = (
+            f"{name}, {part}: unpruned {percent(base)} of {base['n']:,} questions about {base['pictures']:,} pictures"
+        )
+        if part in blind:
+            row = blind[part]
+            said += "".join(f"; {100 * mark:.1f} with a {kind} picture" for kind, mark in row["controls"].items())
+            said += f" (n = {row['n']})"
+        text.append(f"{said}\n\n" + markdown(["method", *map(str, keeps), "n"], lines))
+    return "\n".join(text)
+
+
+def claim() -> str:
+    """docs/eval-demo.md: text-aware methods less those that only look at the picture."""
+    found = result("claim.json")["rows"]
+    columns = list(dict.fromkeys((row["saliency"], row["set"]) for row in found))
+    lines = []
+    for keep, method in dict.fromkeys((row["keep"], row["text_aware"]) for row in found):
+        mine = {(r["saliency"], r["set"]): r for r in found if (r["keep"], r["text_aware"]) == (keep, method)}
+        cells = []
+        for column in columns:
+            row = mine[column]
+            bold = "**" if row["low"] > 0 or row["high"] < 0 else ""
+            cells.append(
+                f"{bold}{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{bold}"
+            )
+        lines.append([f"`{method}`", str(keep), *cells])
+    return markdown(["", "keep", *(f"less `{other}`, {part}" for other, part in columns)], lines)
+
+
+def frontier() -> str:
+    """README: what the frontier recommends."""
+    found = result("frontier.json")["sets"]
+    return "".join(f"* {part['words']}\n" for part in found.values())
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "pruners": pruners,
+    "methods": methods,
+    "scenes": lambda: evaluated("scenes", ("non-salient", "salient", "count", "yes/no", "all")),
+    "easy": lambda: evaluated("easy-vqa", ("open", "yes/no", "all")),
+    "claim": claim,
+    "frontier": frontier,
+}
 
 
 def main() -> int:

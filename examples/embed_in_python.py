@@ -2,7 +2,7 @@
 """trtprune inside a Python program: load an engine directory once, ask, stream, ask on.
 
     trtprune build --model demo --keep 64 -o demo_out
-    python examples/embed_in_python.py demo_out examples/shape.png "What shape is in the image?" "What color is it?"
+    python examples/embed_in_python.py demo_out examples/scene.png "What color is the star?" "What color is the circle?"
 
 The first question is answered at three budgets out of the same directory; the answer to it is then streamed, and the
 others follow as turns of one conversation, which goes through the vision tower once.

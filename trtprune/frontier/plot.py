@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
         # Twenty lines are too many to look at: those that nobody needs stand back.
         strong = any(p in best for p in mine)
         axis.errorbar(
-            times, kept, yerr=[below, above], lw=1, ms=4.5, elinewidth=0.6, alpha=0.9 if strong else 0.35,
-            zorder=2.5 if strong else 2, label=method, **style,
+            times, kept, yerr=[below, above] if strong else None, lw=1, ms=4.5 if strong else 3, elinewidth=0.6,
+            alpha=0.9 if strong else 0.35, zorder=2.5 if strong else 2, label=method, **style,
         )  # fmt: skip
     axis.step(
         [p.first_token_ms for p in best], [100 * p.kept for p in best], where="post", color="#222222", lw=1.4,
@@ -91,7 +92,7 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
         )  # fmt: skip
         title += f"\nrecommended: {chosen.label}"
     axis.set_title(title, fontsize=9, loc="left")
-    axis.set_xlim(left=0.85 * min(p.first_token_ms for p in points))
+    _scale(axis, [p.first_token_ms for p in points])
     axis.grid(True, alpha=0.25)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
@@ -99,12 +100,25 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: dict[s
     _name(axis, best)
 
 
+def _scale(axis: Any, times: list[float]) -> None:
+    """A logarithmic axis of times: budgets are a few times faster than unpruned, and near each other."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xlim(0.9 * min(times), 1.15 * max(times))
+    steps = [step * 10**power for power in range(-3, 8) for step in (1, 1.5, 2, 3, 4, 6, 8)]
+    axis.set_xticks([step for step in steps if 0.9 * min(times) <= step <= 1.15 * max(times)])
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _name(axis: Any, best: list[Point]) -> None:
     """Writes method and budget beside the points of the front, from the most accurate down, where there is room."""
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     taken: list[tuple[float, float]] = []
     for p in sorted(best, key=lambda p: -p.accuracy):
-        place = (p.first_token_ms - left) / (right - left), (100 * p.kept - bottom) / (top - bottom)
+        place = math.log(p.first_token_ms / left) / math.log(right / left), (100 * p.kept - bottom) / (top - bottom)
         if p.baseline or any(abs(place[0] - x) < 0.25 and abs(place[1] - y) < 0.045 for x, y in taken):
             continue
         taken.append(place)

@@ -1,0 +1,146 @@
+"""Every method on the demo model's two test sets: the tables of docs/eval-demo.md and the picture of the README.
+
+    python benchmarks/eval_demo.py OUT --folder DIR [--minutes 90] [--so-far]
+
+``OUT`` is an engine directory of the demo model, built with any method.  The answers go to ``DIR`` as they come (some
+ten hours on two cores; what was ended goes on), then results/eval-SET.json, results/claim.json, results/frontier.json
+and docs/frontier.png are written from what is there.  Afterwards: ``python benchmarks/tables.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trtprune import pruning
+from trtprune.eval import evaluate
+from trtprune.eval.loaders import load_data
+from trtprune.eval.statistics import paired
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SETS = ("scenes", "easy-vqa")
+QUESTIONS = 2000
+KEEPS = (192, 128, 64, 32, 16)
+INSIDE_KEEPS = (192, 128, 64)
+"""Averages over the layers that methods inside a 30-layer decoder can reach at the layers they are known for."""
+INSIDE = ("sparsevlm", "fastv", "pyramiddrop:first=2")
+NEED_CLIP = ("cdpruner", "trim")
+"""The demo model's tower is DINOv2."""
+CONTROLS = {"methods": "adafv", "keeps": [64], "limit": 200, "controls": True}
+TEXT_AWARE = ("adafv", "zspaprune", "mmtok")
+SALIENCY = ("fastervlm", "visionzip", "vispruner")
+CLAIM_KEEPS = (64, 32, 16)
+PANELS = ("scenes", "scenes: non-salient", "scenes: salient", "easy-vqa")
+
+
+def before_the_decoder() -> list[str]:
+    """All methods that prune there, but for those the demo model cannot serve."""
+    inside = [name.partition(":")[0] for name in INSIDE]
+    return [name for name in pruning.names() if name not in ("none", *NEED_CLIP, *inside)]
+
+
+def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -> None:
+    """Asks what is missing of a set and writes its results file."""
+    settings: dict[str, Any] = {"plot": False, "threads": threads, "report": say}
+    parts: tuple[tuple[Sequence[str], Sequence[int]], ...] = ((before_the_decoder(), KEEPS), (INSIDE, INSIDE_KEEPS))
+    found: dict[str, Any] = {}
+    for methods, keeps in parts:
+        given = f"--methods {','.join(methods)} --keep {','.join(map(str, keeps))}"
+        command = f"trtprune eval OUT --data {name} {given} --limit {QUESTIONS} --seed 0"
+        part = evaluate(
+            out, name, folder / name, methods=",".join(methods), keeps=keeps, limit=QUESTIONS, so_far=so_far,
+            command=command, **settings,
+        ).to_json()  # fmt: skip
+        rows = [bare(row) for row in part["rows"] if not found or row["method"] != "none"]
+        if not found:
+            found = part | {"command": "python benchmarks/eval_demo.py", "commands": [], "rows": [], "notes": []}
+        found["commands"].append(command)
+        found["rows"] += rows
+        found["notes"] += part["notes"]
+    blind = folder / f"{name}-controls"
+    if blind.exists() or not so_far:
+        controls = evaluate(out, name, blind, so_far=so_far, **CONTROLS, **settings).to_json()
+        wanted = ("set", "method", "keep", "n", "accuracy", "controls")
+        found["controls"] = [{key: row[key] for key in wanted} for row in controls["rows"]]
+    write(f"eval-{name}.json", found)
+
+
+def bare(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a report without its examples, which would be most of the file."""
+    return {key: value for key, value in row.items() if not key.endswith("_examples") and key != "controls"}
+
+
+def claim(folder: Path) -> None:
+    """Text-aware methods against those that only look at the picture, question by question, on the scenes."""
+    rows = {row.id: row for row in load_data("scenes", limit=QUESTIONS, seed=0).rows}
+    marks: dict[tuple[str, int], dict[str, float]] = {}
+    with (folder / "scenes" / "results.jsonl").open(encoding="utf-8") as stream:
+        next(stream)
+        for line in stream:
+            if line.endswith("\n"):
+                one = json.loads(line)
+                marks.setdefault((one["method"], one["keep"]), {})[one["id"]] = one["score"]
+    found = []
+    for keep in CLAIM_KEEPS:
+        for aware in TEXT_AWARE:
+            for other in SALIENCY:
+                for group in ("non-salient", "salient"):
+                    mine, theirs = marks.get((aware, keep), {}), marks.get((other, keep), {})
+                    ids = [key for key in rows if key in mine and key in theirs and rows[key].group == group]
+                    pictures = [rows[key].picture_key for key in ids]
+                    pair = paired([theirs[i] for i in ids], [mine[i] for i in ids], clusters=pictures)
+                    found.append(
+                        {
+                            "keep": keep, "text_aware": aware, "saliency": other, "set": group, "n": len(ids),
+                            "text_aware_accuracy": sum(mine[i] for i in ids) / max(1, len(ids)),
+                            "saliency_accuracy": sum(theirs[i] for i in ids) / max(1, len(ids)),
+                            "difference": pair.difference, "low": pair.low, "high": pair.high,
+                            "better": pair.repaired, "worse": pair.broken, "mcnemar_p": pair.p,
+                        }
+                    )  # fmt: skip
+    write("claim.json", {"command": f"python benchmarks/eval_demo.py OUT --folder DIR ({QUESTIONS} questions, seed 0)",
+                         "rows": found})  # fmt: skip
+
+
+def say(what: str, message: str) -> None:
+    print(f"{what:9} {message}", file=sys.stderr)
+
+
+def write(name: str, data: dict[str, Any]) -> None:
+    (RESULTS / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    say("wrote", name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="of the answers")
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--minutes", type=int, help="stop asking after so long, as with Ctrl-C")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--so-far", action="store_true", help="ask nothing")
+    given = parser.parse_args()
+    if given.minutes:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.alarm(60 * given.minutes)
+    for name in given.sets.split(","):
+        ask(given.out, name, given.folder, given.threads, given.so_far)
+    claim(given.folder)
+    reports = [str(RESULTS / f"eval-{name}.json") for name in SETS]
+    command = [sys.executable, "-m", "trtprune", "frontier", *reports, str(RESULTS / "bench-demo.json"), "--json"]
+    command += ["-o", str(ROOT / "docs" / "frontier.png"), *(word for name in PANELS for word in ("--set", name))]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    sets = {name: {"words": part["words"]} for name, part in json.loads(found.stdout)["sets"].items()}
+    write("frontier.json", {"command": "python benchmarks/eval_demo.py", "sets": sets})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
