@@ -94,6 +94,23 @@ def methods() -> str:
     return markdown([*head, "first token, ms", "ms/token", "KV, MB", "GFLOP"], rows)
 
 
+def survival() -> str:
+    """docs/methods.md: what pruning inside the decoder leaves of the largest object."""
+    rows = [
+        [
+            f"`{row['variant']}`",
+            *(f"{row[key]} of {row['scenes']}" for key in ("right_largest", "right_other")),
+            f"{row['left_asked']:.1f} of {row['tokens']:.1f}",
+            f"{row['left_not_asked']:.1f}",
+            f"{row['left_if_drawn']:.1f}",
+            f"{row['jaccard']:.2f}",
+        ]
+        for row in result("in-llm-survival.json")["rows"]
+    ]
+    head = ["", "right, largest", "right, another", "left when asked", "when another is", "of a draw", "Jaccard"]
+    return markdown(head, rows)
+
+
 def percent(row: Any, key: str = "accuracy") -> str:
     """``93.1 [92, 94]``."""
     return f"{100 * row[key]:.1f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
@@ -157,6 +174,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "pruners": pruners,
     "methods": methods,
+    "survival": survival,
     "scenes": lambda: evaluated("scenes", ("non-salient", "salient", "count", "yes/no", "all")),
     "easy": lambda: evaluated("easy-vqa", ("open", "yes/no", "all")),
     "claim": claim,

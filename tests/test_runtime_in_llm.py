@@ -217,3 +217,14 @@ def test_a_budget_the_build_does_not_serve(one: Kit) -> None:
     assert 1 < low < 30 < high <= 64
     with pytest.raises(BudgetError, match=f"outside {low} to {high}"):
         vlm.generate(picture(0), "What?", keep=low - 1)
+
+
+def test_a_schedule_by_hand_serves_one_budget(one: Kit) -> None:
+    options = {"schedule": "1:20,2:9"}
+    vlm = one.load("by-hand", method="sparsevlm", options=options)
+    low, high = vlm.config.pruning.keep_range
+    assert low == high
+    with pytest.raises(BudgetError, match=f"--keep 60: outside {low} to {low}") as caught:
+        vlm.generate(picture(0), "What?", keep=60)
+    assert caught.value.hint == f"leave out --keep; this build's schedule makes it {low}"
+    assert vlm.generate(picture(0), "What?", max_new_tokens=2).kept_tokens <= 20

@@ -184,6 +184,8 @@ class Chain:
                 )
             total = self.config.model.visual_tokens
             hint = "build with a wider --keep-range" if 1 <= keep <= total else f"an image has {total} visual tokens"
+            if low == high and info.options.get("schedule", "auto") != "auto":
+                hint = f"leave out --keep; this build's schedule makes it {low}"
             raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
         return int(keep)
 
