@@ -30,6 +30,7 @@ from trtprune.bench.report import render, to_json
 from trtprune.bench.running import Measured, Run, Settings
 from trtprune.bench.transformers_peer import TransformersPeer
 from trtprune.cli import main
+from trtprune.errors import BudgetError
 from trtprune.variants import Variants
 
 times = st.lists(st.floats(0.01, 1e5), min_size=1, max_size=30)
@@ -252,6 +253,11 @@ def test_methods_options_and_all(place: Path) -> None:
     cells, left_out = planning.plan_cells(Variants(place / "out"), variants, [4], named=False)
     assert {text.split()[0] for text in left_out} >= {"fastv", "pyramiddrop", "sparsevlm"}
     assert len(cells) + len(left_out) == len(variants)
+    more, named = planning.choose_variants("all, divprune:center=true,adafv", Variants(place / "out").own)
+    assert not named
+    assert [v.label for v in more] == [*(v.label for v in variants), "divprune center=true"]
+    with pytest.raises(BudgetError, match="adafw"):
+        planning.choose_variants("all,adafw", Variants(place / "out").own)
 
 
 def test_transformers_is_asked_the_same(place: Path) -> None:

@@ -47,7 +47,7 @@ def check_writable(flag: str, path: Path | None) -> None:
 @click.option(
     "--methods",
     metavar="A,B:OPTION=VALUE",
-    help="Methods, or all; unpruned is always measured too.  [default: as built]",
+    help="Methods; all, and what follows it besides; unpruned is always measured too.  [default: as built]",
 )
 @click.option("--against", type=click.Choice(["transformers", "openvino"]), help="A peer in the same run, unpruned.")
 @click.option("--checkpoint", "--model", help="For transformers: directory, alias or hub id.  [default: as recorded]")

@@ -25,7 +25,9 @@ __all__ = ["evaluate"]
     "scienceqa:DIR.",
 )
 @click.option(
-    "--methods", metavar="A,B:OPTION=VALUE", help="Methods, or all; unpruned is always asked.  [default: as built]"
+    "--methods",
+    metavar="A,B:OPTION=VALUE",
+    help="Methods; all, with what follows it besides; unpruned is always asked.  [default: as built]",
 )
 @click.option("--keep", "keeps", type=Budgets(), help="Budgets, such as 192,64.  [default: N/3, N/9 and as built]")
 @click.option("--limit", type=click.IntRange(1), help="At most so many questions, drawn with --seed.")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
     from trtprune.variants import Variants
 
-__all__ = ["ALL", "choose_budgets", "choose_variants", "plan_cells"]
+__all__ = ["ALL", "choose_budgets", "choose_variants", "parse_methods", "plan_cells"]
 
 ALL = "all"
 
@@ -26,12 +26,25 @@ def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], b
     """
     if methods is None:
         found, named = [own], True
-    elif methods.strip() == ALL:
-        # The build's own options, where its method is reached.
-        found, named = [own if name == own.method else Variant.make(name) for name in pruning.names()], False
     else:
-        found, named = parse_variants(methods), True
+        found, named = parse_methods(methods)
+        if not named:
+            # The build's own options, where its method is reached.
+            every = [own if name == own.method else Variant.make(name) for name in pruning.names()]
+            found = list(dict.fromkeys([*every, *found]))
     return [variant for variant in found if variant.method != "none"], named
+
+
+def parse_methods(methods: str) -> tuple[list[Variant], bool]:
+    """What ``--methods`` names beside ``all``, and whether it does without ``all``: ``all,divprune:center=true``.
+
+    Raises:
+        BudgetError: for an unknown method or option.
+    """
+    first, _, rest = methods.partition(",")
+    if first.strip() != ALL:
+        return parse_variants(methods), True
+    return parse_variants(rest) if rest.strip() else [], False
 
 
 def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:

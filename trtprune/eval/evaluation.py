@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.bench.planning import ALL
+from trtprune.bench.planning import parse_methods
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
 from trtprune.eval.planning import Point, Subject, fitting, plan_points, subjects
@@ -17,7 +17,7 @@ from trtprune.eval.report import Evaluation, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
 from trtprune.eval.runner import Builds, run
 from trtprune.eval.store import Store
-from trtprune.variants import Variants, parse_variants
+from trtprune.variants import Variants
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -101,8 +101,8 @@ def evaluate(
         raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
-    if methods is not None and methods.strip() != ALL:
-        parse_variants(methods)  # a typo should not cost the reading of a large set
+    if methods is not None:
+        parse_methods(methods)  # a typo should not cost the reading of a large set
     questions = _questions(data, metric, limit, seed, strict, prompt_suffix is None, images)
     _say_rejected(questions, report)
 
