@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trtprune.backends.base import Array, Memory, Session
     from trtprune.engine_dir import EngineDir
     from trtprune.pruning import Method
-    from trtprune.runtime.chain import Layout
+    from trtprune.runtime.layout import Layout
 
 __all__ = ["SegmentCaches", "Segments", "segment_names"]
 
