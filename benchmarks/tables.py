@@ -143,6 +143,7 @@ def evaluated(name: str, sets: Sequence[str]) -> str:
             said += "".join(f"; {100 * mark:.1f} with a {kind} picture" for kind, mark in row["controls"].items())
             said += f" (n = {row['n']})"
         text.append(f"{said}\n\n" + markdown(["method", *map(str, keeps), "n"], lines))
+    text.append("Asked with:\n\n```\n" + "".join(f"{line}\n" for line in found["commands"]) + "```\n")
     return "\n".join(text)
 
 
