@@ -275,10 +275,13 @@ def test_order_of_rows_does_not_matter() -> None:
 
 def test_lines() -> None:
     joined = both(*two())
-    assert recommendation("easy", joined.sets["easy"], Rule(0.5)).startswith("easy: unpruned (400 ms): nothing faster")
+    assert recommendation("easy", joined.sets["easy"], Rule(0.5)) == (
+        "easy, 1,000 questions: unpruned (400 ms): nothing faster is within 0.5 points for certain; adafv 64 (160 ms) "
+        "changed -0.2 points, but its interval begins at -1.4: ask more questions"
+    )
     line = recommendation("easy", joined.sets["easy"], Rule(1.5))
     assert line == (
-        "easy: adafv 64: 160 ms, 2.51 x as fast to the first token, 99.8 % of the accuracy "
+        "easy, 1,000 questions: adafv 64: 160 ms, 2.51 x as fast to the first token, 99.8 % of the accuracy "
         "(-0.2 points, 95 % -1.4 to +1.0)"
     )
     text = render(joined, Rule(1.5))
@@ -308,7 +311,7 @@ def test_command(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(files[0].parent)
     code, out, err = command(*files, "--max-loss", 1.5)
     assert code == 0, err
-    assert "all: adafv 192" in out
+    assert "all, 4,000 questions: adafv 192" in out
     with Image.open("frontier.png") as drawn:
         assert drawn.width > 800
         colours = drawn.convert("RGB").getcolors(1 << 24)

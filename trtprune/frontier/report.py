@@ -46,14 +46,30 @@ def to_json(joined: Joined, rule: Rule, command: str) -> dict[str, Any]:
 def recommendation(name: str, points: list[Point], rule: Rule) -> str:
     """One line."""
     chosen = recommend(points, rule)
+    named = f"{name}, {max(point.n for point in points):,} questions"
     if chosen is None:
-        return f"{name}: none: no method and budget is within {rule.tolerance} of unpruned"
+        return f"{named}: none: no method and budget is within {rule.tolerance} of unpruned{_unproven(points, rule)}"
     if chosen.baseline:
-        return f"{name}: unpruned ({chosen.first_token_ms:.0f} ms): nothing faster is within {rule.tolerance}"
+        return (
+            f"{named}: unpruned ({chosen.first_token_ms:.0f} ms): nothing faster is within {rule.tolerance}"
+            f"{_unproven(points, rule)}"
+        )
     faster = f"{chosen.speedup:.2f} x as fast to the first token, " if chosen.speedup is not None else ""
     return (
-        f"{name}: {chosen.label}: {chosen.first_token_ms:.0f} ms, {faster}{100 * chosen.kept:.1f} % of the accuracy "
+        f"{named}: {chosen.label}: {chosen.first_token_ms:.0f} ms, {faster}{100 * chosen.kept:.1f} % of the accuracy "
         f"({100 * chosen.change:+.1f} points, 95 % {100 * chosen.low:+.1f} to {100 * chosen.high:+.1f})"
+    )
+
+
+def _unproven(points: list[Point], rule: Rule) -> str:
+    """What would be recommended if the change were known and not estimated: then more questions are the way on."""
+    likely = [p for p in points if not p.baseline and 100 * p.change >= -rule.max_loss and not rule.admits(p)]
+    if not likely:
+        return ""
+    best = min(likely, key=lambda p: (p.first_token_ms, -p.accuracy))
+    return (
+        f" for certain; {best.label} ({best.first_token_ms:.0f} ms) changed {100 * best.change:+.1f} points, but its "
+        f"interval begins at {100 * best.low:+.1f}: ask more questions"
     )
 
 
