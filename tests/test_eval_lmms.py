@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.clip_kit import ClipKit
 from tests.runtime_kit import Kit, picture
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Vlm
@@ -147,6 +148,15 @@ def test_another_method_and_the_builds_own_budget(harness: Harness, vlm: Vlm, ki
     with pytest.raises(BudgetError, match="method=random without keep"):
         harness.model(out=str(unpruned), method="random")
     assert harness.model(out=str(unpruned), method="random", keep=3).keep == 3
+
+
+def test_a_method_that_reads_clips_text(harness: Harness, vlm: Vlm, kit: Kit) -> None:
+    clip = ClipKit.make(kit.path.parent / "text", kit.tiny, kit.model.model.vision_tower)
+    model = harness.model(out=str(vlm.config.root), method="cdpruner", keep=4, clip=str(clip.path))
+    built = kit.load("cdpruner", method="cdpruner", keep=4, clip=clip.path)
+    assert model.generate_until(requests(model)) == expected(built, max_new_tokens=4)
+    with pytest.raises(BudgetError, match="CLIP's text tower"):
+        harness.model(out=str(vlm.config.root), method="cdpruner", keep=4)
 
 
 def test_an_answer_is_as_long_as_fits(harness: Harness, vlm: Vlm) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from trtprune._console import logger, progress
-from trtprune._options import PATH, run_options
+from trtprune._options import CLIP, PATH, run_options
 from trtprune.errors import InputError
 
 __all__ = ["bench", "check_writable"]
@@ -54,7 +54,7 @@ def check_writable(flag: str, path: Path | None) -> None:
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
 )
-@click.option("--clip", metavar="CHECKPOINT", help="For methods that read CLIP's text; see `trtprune build --help`.")
+@CLIP
 @click.option("--image", help="The picture.  [default: a generated scene]")
 @click.option("--prompt", help="The question.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of all cells in turn.")

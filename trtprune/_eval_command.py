@@ -11,7 +11,7 @@ import click
 
 from trtprune._bench_command import Budgets
 from trtprune._console import echo_json, logger
-from trtprune._options import PATH, run_options
+from trtprune._options import CLIP, PATH, run_options
 
 __all__ = ["evaluate"]
 
@@ -47,6 +47,7 @@ __all__ = ["evaluate"]
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
 )
+@CLIP
 @click.option("--model", help="The checkpoint, where OUT's weights cannot stand for it (quantised ones).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, instead of the table.")
 @run_options

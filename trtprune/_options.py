@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION",
+    "CLIP",
     "PATH",
     "KeepRange",
     "KeyValue",
@@ -24,6 +25,10 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
+
+CLIP = click.option(
+    "--clip", metavar="CHECKPOINT", help="For methods that read CLIP's text; see `trtprune build --help`."
+)
 
 
 class KeepRange(click.ParamType):

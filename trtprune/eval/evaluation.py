@@ -50,6 +50,7 @@ def evaluate(
     plot: bool = True,
     others: Sequence[str | os.PathLike[str]] = (),
     model: str | os.PathLike[str] | None = None,
+    clip: str | os.PathLike[str] | None = None,
     provider: str | None = None,
     provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
@@ -83,11 +84,13 @@ def evaluate(
         plot: Draw accuracy.png, which needs matplotlib.
         others, model, provider, provider_options, threads, verify, max_pixels: As for
             :class:`trtprune.variants.Variants`.
+        clip: The CLIP checkpoint of the vision tower, for methods that read its text; see :func:`trtprune.build`.
         command: For the report.
         report: Told (what, message).
 
     Raises:
         BudgetError: for a method, option or budget that cannot be served, or if nothing is pruned.
+        CheckpointError: for a ``clip`` that is none, or none of this model's tower.
         InputError: for data that cannot be used, or an ``output`` that holds something else.
         BackendError: if something needed is not installed.
     """
@@ -118,6 +121,8 @@ def evaluate(
         verify=verify,
         max_pixels=max_pixels,
         model=model,
+        build_options=None if clip is None else {"clip": clip},
+        report=_warnings(report),
     ) as variants:
         points = plan_points(variants, methods, keeps, report)
         settings = {
@@ -134,6 +139,8 @@ def evaluate(
             "data": questions.digest,
             **settings,
         }
+        if clip is not None:
+            fingerprint["clip"] = _digest_of_clip(clip, report)
         with Store(folder / ANSWERS, fingerprint, force=force) as store:
             usable, unfit = _fitting(variants, points, questions, ask, max_new_tokens, strict)
             asked = subjects(usable.rows, controls=controls, seed=seed)
@@ -197,6 +204,24 @@ def _say_rejected(questions: DataSet, report: Callable[[str, str], None]) -> Non
         report("data", f"{item.line}: {item.reason}")
     if len(questions.rejected) > LISTED:
         report("data", f"… and {len(questions.rejected) - LISTED} more, all of them in report.json")
+
+
+def _digest_of_clip(clip: str | os.PathLike[str], report: Callable[[str, str], None]) -> str:
+    from trtprune.models.clip_text import open_clip
+
+    return open_clip(clip, progress=lambda text: report("clip", text)).digest
+
+
+def _warnings(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """Of what the builds on the way say, the warnings, each once: every one of them reads the same CLIP."""
+    said = set()
+
+    def say(what: str, message: str) -> None:
+        if message.startswith("warning") and (what, message) not in said:
+            said.add((what, message))
+            report(what, message)
+
+    return say
 
 
 def _engine(base: EngineDir) -> dict[str, Any]:

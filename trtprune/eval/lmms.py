@@ -41,6 +41,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         out: Engine directory; ``pretrained`` is the same.
         keep: Visual tokens to keep; None: the build's own.
         method: ``METHOD[:OPTION=VALUE]…`` instead of the build's own, on the same weights.
+        clip: The CLIP checkpoint of the vision tower, for a method that reads its text.
         provider: Execution provider of ONNX Runtime.
         threads: Processor threads.
         max_new_tokens: Goes before what tasks ask for.
@@ -63,6 +64,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         pretrained: str | None = None,
         keep: int | None = None,
         method: str | None = None,
+        clip: str | None = None,
         provider: str | None = None,
         threads: int | None = None,
         max_new_tokens: int | None = None,
@@ -75,7 +77,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
     ) -> None:
         super().__init__()
         if unknown:
-            hint = "out, keep, method, provider, threads, max_new_tokens, system, seed"
+            hint = "out, keep, method, clip, provider, threads, max_new_tokens, system, seed"
             raise InputError(f"--model_args: {', '.join(sorted(unknown))}: no such argument", hint=hint)
         if str(batch_size) != "1":
             raise InputError(f"--batch_size {batch_size}: requests run one at a time", hint="--batch_size 1")
@@ -86,7 +88,9 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         from trtprune.variants import Variant, Variants
 
         chosen = None if method is None else Variant.parse(str(method))  # before anything is opened
-        self._variants = Variants(str(directory), provider=provider, threads=threads)
+        self._variants = Variants(
+            str(directory), provider=provider, threads=threads, build_options=None if clip is None else {"clip": clip}
+        )
         self.variant = chosen or self._variants.own
         base = self._variants.base.pruning
         if keep is None and self.variant not in (self._variants.own, Variant.make("none")):
