@@ -9,14 +9,12 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trtprune.eval.rows import Row
+from typing import Protocol
 
 __all__ = [
     "LETTERS",
     "METRICS",
+    "Known",
     "YesNo",
     "letter",
     "normalise",
@@ -153,7 +151,20 @@ def letter(text: str, choices: int) -> str | None:
     return found if found and found in LETTERS[:choices] else None
 
 
-def score(row: Row, text: str, metric: str) -> float:
+class Known(Protocol):
+    """What marking needs of a question."""
+
+    @property
+    def answers(self) -> Sequence[str]: ...
+
+    @property
+    def choices(self) -> Sequence[str]: ...
+
+    @property
+    def metric(self) -> str: ...
+
+
+def score(row: Known, text: str, metric: str) -> float:
     """The mark of an answer.
 
     Args:
