@@ -109,7 +109,7 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
         if message.startswith("--model"):
             message = message.replace("--model", "--clip", 1)
         elif not message.startswith(flag):
-            message = f"{flag}: {message}"
+            message = f"{flag}: {message.removeprefix(f'{os.fspath(name)}: ')}"
         hint = error.hint and error.hint.replace("--model", "--clip")
         if "neither model.safetensors" in message or "only pickled weights" in message:
             hint = (
