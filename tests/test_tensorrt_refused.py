@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,22 +211,49 @@ def test_an_interrupt_stops_the_builder(checkpoint: Path, tmp_path: Path) -> Non
     build(checkpoint, tmp_path / "out", keep=4)  # and the library is none the worse for it
 
 
+def test_an_interrupt_waits_for_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls back into Python until it ends: were it left behind, the process would end with an abort."""
+    from types import SimpleNamespace
+
+    from trtprune.backends.tensorrt import building
+
+    events: list[str] = []
+    monitor = SimpleNamespace(cancelled=threading.Event())
+
+    def write(network: Any, config: Any, path: Path) -> bool:
+        for _ in range(2):  # whoever is impatient presses it again
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(0.3)
+        events.append("cancelled" if monitor.cancelled.wait(10) else "not cancelled")
+        time.sleep(0.3)
+        events.append("ended")
+        return True
+
+    monkeypatch.setattr(building, "_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        building._run(SimpleNamespace(), None, tmp_path / "engine", monitor)
+    assert events == ["cancelled", "ended"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_build_leaves_nothing(checkpoint: Path, tmp_path: Path, number: int) -> None:
     arguments = ("build", "-m", checkpoint, "-o", tmp_path / "out", "--keep", 4, "--backend",
                  "tensorrt-rtx", "--compute-capability", ",".join(ALL))  # fmt: skip
     command = [sys.executable, "-m", "trtprune", *map(str, arguments)]
-    for _ in range(5):
+    for attempt in range(5):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("vision    engine"):
                 break
+        time.sleep((0.3, 0.2, 0.1, 0, 0)[attempt])  # in the midst of the decoder's engine, where it is not done by then
         process.send_signal(number)
-        process.communicate(timeout=60)
+        said = process.communicate(timeout=60)[1]
         if process.returncode:
             break
         shutil.rmtree(tmp_path / "out")  # it was done before the signal arrived
+    if number == signal.SIGINT:
+        assert said.splitlines()[-1] == "trtprune: interrupted; nothing was left half-written"
     assert process.returncode in (130, 128 + number)
     assert list(tmp_path.iterdir()) == []
 

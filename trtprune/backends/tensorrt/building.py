@@ -214,22 +214,31 @@ def _make_monitor(trt: Any, live: Callable[[str], None] | None) -> Any:
 def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
     """Builds in a thread; True if an engine was written."""
     outcome: list[Any] = []
+    # Not Thread.join: interrupted, it takes the thread for ended in Python 3.9 to 3.12 (github.com/python/cpython
+    # issue 90882), and a builder that calls back into an interpreter that is gone ends the process.
+    ended = threading.Event()
 
     def work() -> None:
         try:
             outcome.append(_write(network, config, path))
         except BaseException as error:  # handed to the caller's thread
             outcome.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
     thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-    except BaseException:  # Ctrl-C, SIGTERM: the builder must have let go of everything before it is torn down
-        monitor.cancelled.set()
-        thread.join()
-        raise
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            while not ended.wait(0.1):
+                pass
+            break
+        except BaseException as error:  # Ctrl-C, SIGTERM, perhaps again: the builder must let go of everything first
+            interrupt = interrupt or error
+            monitor.cancelled.set()
+    if interrupt is not None:
+        raise interrupt
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return bool(outcome[0])
