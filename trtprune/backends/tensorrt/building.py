@@ -6,9 +6,11 @@ thread of its own: an interrupt reaches the waiting main thread, which has the m
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,10 +229,13 @@ def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
             ended.set()
 
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    thread.start()
     interrupt: BaseException | None = None
+    with _signals_into([]) as early:
+        thread.start()  # waits for the thread to come up; ended in there by a signal, it would be left behind
     while True:
         try:
+            if early:
+                signal.raise_signal(early.pop())
             while not ended.wait(0.1):
                 pass
             break
@@ -242,6 +247,21 @@ def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return bool(outcome[0])
+
+
+@contextlib.contextmanager
+def _signals_into(caught: list[int]) -> Iterator[list[int]]:
+    """Notes SIGINT and SIGTERM instead of raising what their handlers raise; only the main thread has any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write(network: Network, config: Any, path: Path) -> bool:
