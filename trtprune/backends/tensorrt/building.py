@@ -234,7 +234,7 @@ def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
         thread.start()  # waits for the thread to come up; ended in there by a signal, it would be left behind
     while True:
         try:
-            if early:
+            while early:
                 signal.raise_signal(early.pop())
             while not ended.wait(0.1):
                 pass
@@ -255,7 +255,8 @@ def _signals_into(caught: list[int]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    # A handler that is not Python's (None) could not be put back.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in numbers}
     try:
         yield caught
