@@ -235,6 +235,32 @@ def test_an_interrupt_waits_for_the_builder(tmp_path: Path, monkeypatch: pytest.
     assert events == ["cancelled", "ended"]
 
 
+def test_an_interrupt_while_the_builder_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from trtprune.backends.tensorrt import building
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            signal.raise_signal(signal.SIGINT)
+
+    events: list[str] = []
+    monitor = SimpleNamespace(cancelled=threading.Event())
+
+    def write(network: Any, config: Any, path: Path) -> bool:
+        events.append("cancelled" if monitor.cancelled.wait(10) else "not cancelled")
+        return True
+
+    monkeypatch.setattr(building, "_write", write)
+    monkeypatch.setattr(building.threading, "Thread", Interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        building._run(SimpleNamespace(), None, tmp_path / "engine", monitor)
+    assert events == ["cancelled"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_build_leaves_nothing(checkpoint: Path, tmp_path: Path, number: int) -> None:
     arguments = ("build", "-m", checkpoint, "-o", tmp_path / "out", "--keep", 4, "--backend",
