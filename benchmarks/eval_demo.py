@@ -74,7 +74,9 @@ def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -
 
 def bare(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a report without its examples, which would be most of the file."""
-    return {key: value for key, value in row.items() if not key.endswith("_examples") and key != "controls"}
+    return {
+        key: value for key, value in row.items() if not key.endswith("_examples") and key not in ("controls", "yes_no")
+    }
 
 
 def claim(folder: Path) -> None:

@@ -152,6 +152,52 @@ def test_soft_marks(tmp_path: Path) -> None:
     store.close()
 
 
+def test_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """POPE's figures, of each part and of all; 40 questions, of which every fourth is to be answered with no."""
+    questions = [
+        Row(f"q{i}", Path(f"{i}.png"), f"question {i} ?", ("no" if i % 4 == 0 else "yes",), "ab"[i % 2])
+        for i in range(40)
+    ]
+    data = kit.data_of(questions, "pope")
+    store = Store(tmp_path / "a.jsonl", {})
+
+    def say(point: Point, subject: Any, question: str) -> str:
+        number = int(question.split()[1])
+        return ("No", "Yes, there is.")[number % 4 != 0 if point.label == "none" else number % 8 != 1]
+
+    asked = subjects(questions, controls=False, seed=0)
+    run(POINTS[:2], asked, store, kit.Planted(say).open, ask=lambda row: row.question, metric=data.metric_of)
+    figures, notes = evaluate_marks(store, data, POINTS[:2])
+    assert pick(figures, "none", 16).yes_no == {"precision": 1, "recall": 1, "f1": 1, "yes_ratio": 0.75}
+    # Pruned, it says no to 1, 9, 17, 25 and 33 only: 25 hits, 10 false alarms, 5 misses.
+    lost = pick(figures, "adafv", 8)
+    assert lost.accuracy == 25 / 40
+    wanted = {"precision": 25 / 35, "recall": 25 / 30, "f1": 2 * 25 / (2 * 25 + 10 + 5), "yes_ratio": 35 / 40}
+    assert lost.yes_no == pytest.approx(wanted)
+    # Part b, of the odd questions, has no question to be answered with no: precision is 1, five are missed.
+    assert pick(figures, "adafv", 8, "b").yes_no == pytest.approx(
+        {"precision": 1, "recall": 0.75, "f1": 1.5 / 1.75, "yes_ratio": 0.75}
+    )
+    _, table = write_files(as_evaluation(figures, notes), tmp_path)
+    with table.open(newline="") as stream:
+        last = list(csv.DictReader(stream))[-1]
+    assert {name: float(last[name]) for name in wanted} == pytest.approx(wanted)
+    show_evaluation(as_evaluation(figures, notes))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-3:] == ["F1", "says", "yes"]
+    assert lines[-1].split()[-2:] == ["76.9", "87.5"]
+
+    # A set with other questions in it has no such figures.
+    data = kit.data_of([*questions, Row("q40", Path("40.png"), "question 40 ?", ("yes",), "b", metric="exact")], "pope")
+    run(POINTS[:2], subjects(data.rows, controls=False, seed=0), store, kit.Planted(say).open,
+        ask=lambda row: row.question, metric=data.metric_of)  # fmt: skip
+    figures, notes = evaluate_marks(store, data, POINTS[:2])
+    assert pick(figures, "adafv", 8).yes_no == pick(figures, "adafv", 8, "b").yes_no == {}
+    assert pick(figures, "adafv", 8, "a").yes_no
+    assert write_files(as_evaluation(figures, notes), tmp_path)
+    store.close()
+
+
 def test_only_questions_both_runs_answered_count(tmp_path: Path) -> None:
     store, data = answered(tmp_path / "a.jsonl", lambda *_: True, kit.rows(10))
     store.close()

@@ -12,6 +12,7 @@ from typing import Any
 from trtprune.errors import BudgetError, InputError
 from trtprune.eval.planning import CONTROLS, UNPRUNED, Point
 from trtprune.eval.rows import DataSet, Row
+from trtprune.eval.scoring import yes_no_report
 from trtprune.eval.statistics import interval, paired
 from trtprune.eval.store import Record, Store
 
@@ -52,6 +53,8 @@ class Figure:
         visual: Visual tokens of a picture.
         cut: Answers that --max-new-tokens ended.
         controls: Mean mark with a wrong and a grey picture, where that was asked.
+        yes_no: Where every question is of metric pope: precision, recall and F1 of the answer yes, and how often the
+            model gave it (yes_ratio); see :class:`trtprune.eval.scoring.YesNo`.
         broken_examples, repaired_examples: The first few.
     """
 
@@ -74,6 +77,7 @@ class Figure:
     visual: int
     cut: int
     controls: dict[str, float] = field(default_factory=dict)
+    yes_no: dict[str, float] = field(default_factory=dict)
     broken_examples: tuple[Example, ...] = ()
     repaired_examples: tuple[Example, ...] = ()
 
@@ -158,7 +162,7 @@ def evaluate_marks(
         figure
         for name, rows in sets.items()
         for point in (base, *pruned)
-        if (figure := _figure(store, name, rows, base, point, seed)) is not None
+        if (figure := _figure(store, data, name, rows, base, point, seed)) is not None
     ]
     if not figures:
         raise InputError("nothing was answered: there is nothing to report")
@@ -168,7 +172,9 @@ def evaluate_marks(
     return figures, notes
 
 
-def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Point, seed: int) -> Figure | None:
+def _figure(
+    store: Store, data: DataSet, name: str, rows: Sequence[Row], base: Point, point: Point, seed: int
+) -> Figure | None:
     pairs: list[tuple[Row, Record, Record]] = []
     for row in rows:
         before = store.get((row.id, UNPRUNED, base.keep, ""))
@@ -186,6 +192,10 @@ def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Po
         found = [r.score for row in rows if (r := store.get((row.id, point.label, point.keep, control)))]
         if found:
             controls[control] = sum(found) / len(found)
+    yes_no: dict[str, float] = {}
+    if all(data.metric_of(row) == "pope" for row, _, _ in pairs):
+        yes_no = asdict(yes_no_report((after.answer, row.answers[0].strip().lower()) for row, _, after in pairs))
+        del yes_no["accuracy"]
     return Figure(
         method=point.label,
         keep=point.keep,
@@ -206,6 +216,7 @@ def _figure(store: Store, name: str, rows: Sequence[Row], base: Point, point: Po
         visual=pairs[0][2].visual,
         cut=sum(a.finish == "length" for _, _, a in pairs),
         controls=controls,
+        yes_no=yes_no,
         broken_examples=_examples(pairs, -1),
         repaired_examples=_examples(pairs, 1),
     )
@@ -223,6 +234,7 @@ def _examples(pairs: Sequence[tuple[Row, Record, Record]], sign: int) -> tuple[E
 COLUMNS = (
     "set", "method", "keep", "kept", "share", "n", "pictures", "accuracy", "low", "high", "unpruned", "change",
     "change_low", "change_high", "mcnemar_p", "broken", "repaired", "cut", "wrong", "grey",
+    "precision", "recall", "f1", "yes_ratio",
 )  # fmt: skip
 
 
@@ -239,7 +251,7 @@ def write_files(evaluation: Evaluation, folder: Path) -> list[Path]:
         with (folder / "report.csv.part").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(row | row["controls"] for row in rows["rows"])
+            writer.writerows(row | row["controls"] | row["yes_no"] for row in rows["rows"])
         (folder / "report.csv.part").replace(as_csv)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}", hint="choose another -o") from None

@@ -12,7 +12,7 @@ __all__ = ["describe_examples", "show_evaluation"]
 
 # A pipe has no width; most that read one can take this.
 PIPE_WIDTH = 160
-NAMES = {"wrong": "wrong picture", "grey": "grey picture"}
+NAMES = {"wrong": "wrong picture", "grey": "grey picture", "f1": "F1", "yes_ratio": "says yes"}
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
@@ -32,6 +32,10 @@ def show_evaluation(evaluation: Evaluation) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for name in controls:
         table.add_column(NAMES[name], justify="right", overflow="fold")
+    # What POPE's tables show; precision and recall are in the files.
+    yes_no = [name for name in ("f1", "yes_ratio") if any(name in f.yes_no for f in evaluation.figures)]
+    for name in yes_no:
+        table.add_column(NAMES[name], justify="right", overflow="fold")
     last = ""
     for figure in evaluation.figures:
         if sets and last and figure.set != last:
@@ -39,6 +43,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         label = [f"{escape(figure.set)} ({figure.n})" if figure.set != last else ""] if sets else []
         last = figure.set
         blind = [f"{100 * figure.controls[c]:.1f}" if c in figure.controls else "" for c in controls]
+        blind += [f"{100 * figure.yes_no[name]:.1f}" if name in figure.yes_no else "" for name in yes_no]
         table.add_row(*label, escape(figure.method), *_cells(figure), *blind)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     console.print(table)
