@@ -143,13 +143,6 @@ class Ledger:
         activations = sum(_size(spec, dims) for spec in (*component.inputs, *component.outputs))
         return Cost(counted.flops, _weight_bytes(counted), kv, activations)
 
-    def by_component(self, made: EngineDir, calls: list[Call], *, token: bool = False) -> dict[str, Cost]:
-        """Of all calls, component by component."""
-        found: dict[str, Cost] = {}
-        for call in calls:
-            found[call.component] = found.get(call.component, Cost()) + self.cost(made, call, token=token)
-        return found
-
 
 def _read(made: EngineDir, component: str) -> Any:
     import onnx

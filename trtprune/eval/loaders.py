@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trtprune.demo import scenes
 
-__all__ = ["DATA_HELP", "ScenePicture", "data_names", "load_data"]
+__all__ = ["DATA_HELP", "ScenePicture", "load_data"]
 
 DATA_HELP = f"FILE.jsonl, easy-vqa, scenes, or {', '.join(f'{name}:DIR' for name in LAYOUTS)}"
 
@@ -46,11 +46,6 @@ class ScenePicture:
         from trtprune.demo import scenes
 
         return scenes.generate(self.number, split="test").image
-
-
-def data_names() -> list[str]:
-    """What a ``--data`` value can begin with, other than a file's name."""
-    return [*OWN, *(f"{name}:DIR" for name in LAYOUTS)]
 
 
 def load_data(

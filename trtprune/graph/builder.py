@@ -179,9 +179,6 @@ class Graph:
         )
         return self.builder.initializer(tensor, info.name, qualify=False)
 
-    def weight_shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self.tensors[key].shape)
-
     def constant(self, array: np.ndarray | Sequence[Any], name: str | None = None) -> ir.Value:
         """A small constant stored in the graph itself."""
         array = np.asarray(array)
