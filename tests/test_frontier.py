@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -353,6 +354,48 @@ def test_bad_input(
     assert out == ""
     assert words in err
     assert "Traceback" not in err
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Of everything in a report, where it is."""
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in ((*at, key), *places(inner, (*at, key)))]
+
+
+EVALUATED, BENCHED = two()
+EVALUATED["rows"][0] |= {"change_low": -0.01, "change_high": 0.02}
+STRANGE: list[Any] = [None, True, 0, -1, 1.5, 10**30, math.nan, math.inf, "", "x", [], [None], {}, {"p50": "a"}]
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.tuples(st.just("eval"), st.sampled_from(places(EVALUATED))),
+        st.tuples(st.just("bench"), st.sampled_from(places(BENCHED))),
+    ),
+    st.sampled_from(["gone", *STRANGE]),
+)
+def test_a_damaged_report_is_refused_or_put_together(
+    tmp_path: Path, place: tuple[str, tuple[Any, ...]], value: Any
+) -> None:
+    """With any one thing of either report gone or of another kind: one clear line, or finite figures."""
+    found = {"eval": copy.deepcopy(EVALUATED), "bench": copy.deepcopy(BENCHED)}
+    kind, (*way, last) = place
+    inner: Any = found[kind]
+    for key in way:
+        inner = inner[key]
+    if value == "gone":
+        del inner[last]
+    else:
+        inner[last] = value
+    for name, content in found.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    try:
+        joined = join([read_report(tmp_path / "eval", "eval")], read_report(tmp_path / "bench", "bench"))
+    except InputError:
+        return
+    text = render(joined, Rule()) + json.dumps(to_json(joined, Rule(), ""), allow_nan=False)
+    assert "recommended" in text
 
 
 def test_swapped_files_are_noticed(files: tuple[Path, Path]) -> None:

@@ -110,19 +110,41 @@ def read_report(path: Path, kind: str) -> dict[str, Any]:
                 hint = "the order is EVAL BENCH" if swapped else f"the JSON that trtprune {kind} wrote"
                 raise InputError(f"{path}: row {number}: '{name}' is missing or not valid", hint=hint)
         _check_numbers(row, f"{path}: row {number}", kind)
+    if kind == "bench":
+        _check_ratios(data.get("ratios", []), path)
     return dict(data)
 
 
 def _check_numbers(row: Mapping[str, Any], where: str, kind: str) -> None:
     if kind == "bench":
         first = row["first_token_ms"].get("p50")
-        if isinstance(first, bool) or not isinstance(first, int | float) or not 0 < first < math.inf:
+        if not _within(first, 0, math.inf):
             raise InputError(f"{where}: first_token_ms.p50 is {first}", hint="measure it again")
         return
     shares = all(0 <= row[name] <= 1 for name in ("accuracy", "unpruned"))
     counts = row["n"] > 0 and min(row["broken"], row["repaired"]) >= 0 and row["broken"] + row["repaired"] <= row["n"]
-    if not shares or not counts:
+    limits = [row.get("change_low"), row.get("change_high")]
+    known = limits == [None, None] or all(_within(limit, -1.001, 1.001) for limit in limits)
+    if not shares or not counts or not known:
         raise InputError(f"{where}: accuracies and counts do not go together", hint="run trtprune eval again")
+
+
+def _check_ratios(ratios: Any, path: Path) -> None:
+    """Those against the unpruned row, as only these are read."""
+    rows = ratios if isinstance(ratios, list) else [None]
+    for number, row in enumerate(rows, 1):
+        valid = isinstance(row, dict)
+        if valid and row.get("against") == "unpruned":
+            first = row.get("first_token")
+            valid = isinstance(row.get("method"), str) and isinstance(row.get("keep"), int)
+            valid &= isinstance(first, dict) and _within(first.get("p50"), 0, math.inf)
+        if not valid:
+            raise InputError(f"{path}: ratio {number} is not valid", hint="the JSON that trtprune bench wrote")
+
+
+def _within(number: Any, low: float, high: float) -> bool:
+    """Whether it is a number between the two; NaN is not."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and low < number < high
 
 
 def join(evaluated: Sequence[Mapping[str, Any]], benched: Mapping[str, Any]) -> Joined:
