@@ -367,7 +367,7 @@ EVALUATED["rows"][0] |= {"change_low": -0.01, "change_high": 0.02}
 STRANGE: list[Any] = [None, True, 0, -1, 1.5, 10**30, math.nan, math.inf, "", "x", [], [None], {}, {"p50": "a"}]
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.tuples(st.just("eval"), st.sampled_from(places(EVALUATED))),
