@@ -20,7 +20,6 @@ from PIL import Image
 import trtprune
 from tests import bench_kit as kit
 from tests.runtime_kit import picture
-from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.bench import planning, running
 from trtprune.bench.cells import BuildCell, Question
 from trtprune.bench.floor import CopyProbe, ProductProbe
@@ -291,20 +290,38 @@ def test_against_transformers(place: Path) -> None:
     assert "transformers float32: answers the same 3 tokens as unpruned" in found["notes"]
 
 
-def test_against_openvino(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cells, with another provider in its place: where there is no processor of Intel's there is none."""
-    monkeypatch.setattr(running, "_openvino", lambda name, threads: OrtBackend("cpu", 1))
-    settings = Settings(keeps=[4], methods="random", against="openvino", rounds=1, warmup=1, tokens=3, memory=False)
-    result = to_json(running.run_bench(place / "out", settings, threads=1), "")
+@pytest.mark.parametrize("method", ["none", "random"])
+def test_against_openvino(place: Path, tmp_path: Path, method: str) -> None:
+    """Its cells run in OpenVINO, on a build of their own, whatever the directory was built with."""
+    if method == "none":
+        kit.build(place / "model", tmp_path / "out", method="none")
+    settings = Settings(keeps=[4], methods="random", against=["openvino"], rounds=1, warmup=1, tokens=3, memory=False)
+    run = running.run_bench(tmp_path / "out" if method == "none" else place / "out", settings, threads=1)
+    result = to_json(run, "")
     assert [(row["method"], row["keep"], row["peer"]) for row in result["rows"]] == [
         ("none", 16, False),
         ("random", 4, False),
         ("openvino float32", 16, True),
         ("openvino bf16", 16, True),
     ]
+    backends = [type(cell.cell.vlm.chain.session("decoder")).__name__ for cell in run.cells]  # type: ignore[attr-defined]
+    assert backends == ["OrtSession", "OrtSession", "OpenVinoSession", "OpenVinoSession"]
     assert "openvino float32: answers the same 3 tokens as unpruned" in result["notes"]
     assert {ratio["against"] for ratio in result["ratios"]} == {"unpruned", "openvino float32", "openvino bf16"}
     assert result["rows"][2]["floor_ms"] is None
+
+
+def test_both_peers_and_their_memory(place: Path) -> None:
+    code, out, err = command(
+        "bench", place / "out", "--rounds", 1, "--warmup", 1, "--max-new-tokens", 2, "--threads", 1, "--keep", 4,
+        "--against", "openvino", "--against", "transformers", "--checkpoint", place / "model", "--json", "-", "-q",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    peers = {row["method"]: row for row in found["rows"] if row["peer"]}
+    assert list(peers) == ["transformers float32", "transformers bfloat16", "openvino float32", "openvino bf16"]
+    assert all(row["peak_memory_bytes"] > 50e6 for row in peers.values()), found["notes"]
+    assert "openvino" in found["machine"]["versions"]
 
 
 # -- what is refused, and that nothing was done before
@@ -325,7 +342,6 @@ def test_against_openvino(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--plot", "b.docx"], "not a kind of picture"),
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--against", "transformers", "--checkpoint", "nowhere"], "nowhere"),
-        (["--provider", "openvino", "--against", "openvino"], "openvino"),
     ],
 )
 def test_refused_before_any_work(
@@ -347,7 +363,7 @@ def test_refused_before_any_work(
     [
         ("transformers", ["--against", "transformers"], "pip install 'trtprune[torch]'"),
         ("matplotlib", ["--plot", "b.png"], "pip install 'trtprune[compare]'"),
-        ("onnxruntime_ep_openvino", ["--against", "openvino"], "pip install 'trtprune[openvino]'"),
+        ("openvino", ["--against", "openvino"], "pip install 'trtprune[openvino]'"),
     ],
 )
 def test_what_is_not_installed(

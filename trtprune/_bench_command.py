@@ -49,7 +49,10 @@ def check_writable(flag: str, path: Path | None) -> None:
     metavar="A,B:OPTION=VALUE",
     help="Methods; all, and what follows it besides; unpruned is always measured too.  [default: as built]",
 )
-@click.option("--against", type=click.Choice(["transformers", "openvino"]), help="A peer in the same run, unpruned.")
+@click.option(
+    "--against", type=click.Choice(["transformers", "openvino"]), multiple=True,
+    help="A peer in the same run, unpruned; repeatable.",
+)  # fmt: skip
 @click.option("--checkpoint", "--model", help="For transformers: directory, alias or hub id.  [default: as recorded]")
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."

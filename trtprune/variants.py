@@ -116,6 +116,7 @@ class Variants:
         self._build_options = dict(build_options or {})
         self._report = report
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
         self._built: dict[Variant, EngineDir] = {variant_of(self.base): self.base}
         self._open: dict[Variant, Vlm] = {}
         self._sessions: dict[tuple[str, ...], Session] = {}
@@ -168,6 +169,10 @@ class Variants:
             self._built[variant] = self._build(variant)
         return self._built[variant]
 
+    def build_for(self, provider: str, variant: Variant) -> EngineDir:
+        """A new build of a variant as another provider takes it best; raises as :meth:`config`."""
+        return self._build(variant, provider)
+
     def open(self, variant: Variant) -> Vlm:
         """A variant, ready to answer; the same one again as long as it is not released. Raises as :meth:`config`."""
         from trtprune.runtime import Vlm
@@ -191,7 +196,7 @@ class Variants:
             if not self._users[key]:
                 del self._users[key], self._sessions[key]
 
-    def _build(self, variant: Variant) -> EngineDir:
+    def _build(self, variant: Variant, provider: str | None = None) -> EngineDir:
         from trtprune._build import build
 
         base = self.base
@@ -209,17 +214,18 @@ class Variants:
         positions = None
         if variant.method == base.pruning.method and not isinstance(pruning.get(variant.method), pruning.InLlmMethod):
             positions = base.pruning.positions
+        self._count += 1
         return build(
             self._model if self._model is not None else base.root,
-            Path(self._folder.name) / f"{len(self._built)}-{variant.method}",
+            Path(self._folder.name) / f"{self._count}-{variant.method}",
             method=variant.method,
             options=dict(variant.options),
             positions=positions,
-            provider=self._provider or base.built_with.get("provider", "cpu"),
+            provider=provider or self._provider or base.built_with.get("provider", "cpu"),
             dtype=base.dtype,
             weight_dtype=base.weight_dtype,
             max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
-            lowering=base.lowering,
+            lowering=base.lowering if provider is None else None,
             report=self._report,
             **self._build_options,
         )

@@ -29,7 +29,6 @@ PEERS = ("transformers", "openvino")
 PROMPT = "What is the color of the largest shape?"
 SCENE = 1000
 """Which of the generated scenes is looked at where no picture is given."""
-PRECISIONS = {"openvino float32": "float32", "openvino bf16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Settings:
 
     keeps: Sequence[int] | None = None
     methods: str | None = None
-    against: str | None = None
+    against: Sequence[str] = ()
     image: str | Path | None = None
     prompt: str = PROMPT
     rounds: int = 10
@@ -119,8 +118,9 @@ def run_bench(
         raise InputError(
             f"--max-new-tokens {settings.tokens}: at least 2", hint="the second one is what ms/token is of"
         )
-    if settings.against not in (None, *PEERS):
-        raise InputError(f"--against {settings.against}: unknown", hint=f"one of {', '.join(PEERS)}")
+    for peer in settings.against:
+        if peer not in PEERS:
+            raise InputError(f"--against {peer}: unknown", hint=f"of {', '.join(PEERS)}")
     with ExitStack() as stack:
         variants = Variants(
             directory,
@@ -136,9 +136,15 @@ def run_bench(
         chosen, named = planning.choose_variants(settings.methods, variants.own)
         budgets = planning.choose_budgets(settings.keeps, variants.base)
         plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
-        _check_peer(settings.against, provider)
         source = None
-        if settings.against == "transformers":
+        if "openvino" in settings.against:
+            from trtprune.bench.openvino_peer import require_openvino
+
+            require_openvino()
+        if "transformers" in settings.against:
+            from trtprune.bench.transformers_peer import require_transformers
+
+            require_transformers()
             from trtprune.compare.transformers_side import find_checkpoint
 
             source = find_checkpoint(variants.base, checkpoint).path
@@ -217,47 +223,19 @@ def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measu
         return Measured(BuildCell(variants.open(own), own.label, total, question), baseline=True)
 
 
-def _check_peer(against: str | None, provider: str | None) -> None:
-    """Refuses a peer that is not installed."""
-    if against == "transformers":
-        from trtprune.bench.transformers_peer import require_transformers
-
-        require_transformers()
-    if against == "openvino":
-        if provider == "openvino":
-            raise InputError("--against openvino: --provider openvino is the same", hint="leave out one of them")
-        for name in PRECISIONS:
-            _openvino(name, None)
-
-
-def _openvino(name: str, threads: int | None) -> Any:
-    from trtprune.backends.onnxruntime import OrtBackend
-
-    try:
-        return OrtBackend("openvino", threads, {"precision": PRECISIONS[name]})
-    except BackendError as error:
-        message = error.message.replace("--provider openvino", "--against openvino")
-        hint = error.hint if error.hint and "pip" in error.hint else "a machine with an Intel processor"
-        raise BackendError(message, hint=hint) from None
-
-
 def _peers(
-    against: str | None, variants: Variants, question: Question, threads: int | None, source: Path | None
+    against: Sequence[str], variants: Variants, question: Question, threads: int | None, source: Path | None
 ) -> list[Measured]:
+    found: list[Cell] = []
     if source is not None:
         from trtprune.bench.transformers_peer import DTYPES, TransformersPeer
 
-        return [Measured(TransformersPeer(source, dtype, question, threads=threads)) for dtype in DTYPES]
-    if against == "openvino":
-        from trtprune.runtime import Vlm
-        from trtprune.runtime.pictures import max_pixels_from
+        found += [TransformersPeer(source, dtype, question, threads=threads) for dtype in DTYPES]
+    if "openvino" in against:
+        from trtprune.bench.openvino_peer import openvino_cells
 
-        config, found = variants.config(Variant.make("none")), []
-        for name in PRECISIONS:
-            vlm = Vlm(config, _openvino(name, threads), max_pixels=max_pixels_from(None))
-            found.append(Measured(BuildCell(vlm, name, config.model.visual_tokens, question, peer=True)))
-        return found
-    return []
+        found += openvino_cells(variants, question, threads)
+    return [Measured(cell) for cell in found]
 
 
 def _count(
@@ -334,8 +312,7 @@ def _peaks(
             if not isinstance(cell, BuildCell):
                 job |= {"checkpoint": str(checkpoint), "dtype": label.split()[-1]}
             elif cell.peer:
-                job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[label]}}
-                job["directory"] = str(cell.vlm.config.root)
+                job |= {"directory": str(cell.vlm.config.root), "openvino": label}
             else:
                 job |= {"provider": provider, "provider_options": dict(options or {})}
                 job["directory"] = str(cell.vlm.config.root)

@@ -1,0 +1,56 @@
+"""OpenVINO's own runtime on our unpruned graphs, asked the same question, with the same clock around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtprune.bench.cells import BuildCell, Question
+from trtprune.errors import BackendError
+from trtprune.variants import Variant, Variants
+
+if TYPE_CHECKING:
+    from trtprune.backends.openvino import OpenVinoBackend
+    from trtprune.engine_dir import EngineDir
+    from trtprune.runtime import Vlm
+
+__all__ = ["PRECISIONS", "open_peer", "openvino_cells", "require_openvino"]
+
+PRECISIONS = {"openvino float32": "float32", "openvino bf16": "bf16"}
+"""Peer → precision of its products."""
+
+
+def require_openvino(name: str = "openvino float32", threads: int | None = None) -> OpenVinoBackend:
+    """What runs a peer.
+
+    Raises:
+        BackendError: if OpenVINO is missing.
+    """
+    from trtprune.backends.openvino import OpenVinoBackend
+
+    try:
+        return OpenVinoBackend(PRECISIONS[name], threads)
+    except BackendError as error:
+        raise BackendError(f"--against openvino: {error.message}", hint=error.hint) from None
+
+
+def openvino_cells(variants: Variants, question: Question, threads: int | None) -> list[BuildCell]:
+    """A cell for each precision, of one build in the operators that OpenVINO knows.
+
+    Raises:
+        BackendError, CheckpointError: as :meth:`trtprune.variants.Variants.config`, or if OpenVINO refuses a graph.
+    """
+    made = variants.build_for("openvino", Variant.make("none"))
+    total = made.model.visual_tokens
+    return [BuildCell(open_peer(made, name, threads), name, total, question, peer=True) for name in PRECISIONS]
+
+
+def open_peer(made: EngineDir, name: str, threads: int | None) -> Vlm:
+    """A build as a peer, ready to answer.
+
+    Raises:
+        BackendError: if OpenVINO is missing or refuses a graph.
+    """
+    from trtprune.runtime import Vlm
+    from trtprune.runtime.pictures import max_pixels_from
+
+    return Vlm(made, require_openvino(name, threads), max_pixels=max_pixels_from(None))
