@@ -380,6 +380,21 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     assert path.read_text() == "my diary\n"
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"id": "1", "meth'])
+def test_a_file_without_answers_belongs_to_nobody(tmp_path: Path, torn: bytes) -> None:
+    """A run that failed before its first answer does not stand in the way of the next one."""
+    path = tmp_path / "answers.jsonl"
+    Store(path, {"provider": "cuda"}).close()
+    path.write_bytes(path.read_bytes() + torn)
+    with Store(path, {"provider": "cpu"}) as store:
+        assert store.dropped == 0
+        store.add(_answer(0))
+    with Store(path, {"provider": "cpu"}) as store:
+        assert len(store) == 1
+    with pytest.raises(InputError, match="another provider"):
+        Store(path, {"provider": "cuda"})
+
+
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with Store(path, {}) as store:
