@@ -174,22 +174,6 @@ def test_growing(session: OrtSession) -> None:
     assert not found[:, :, 16:].any()
 
 
-def test_providers_that_cannot_write_where_they_read(session: OrtSession) -> None:
-    """Two sets of buffers that change places give the same."""
-    twin = OrtSession(session._ort, session._session, ("cpu", 0), INPUTS, OUTPUTS, in_place=False)
-    caches = session.new_cache(2, 16), twin.new_cache(2, 16)
-    assert caches[1].nbytes == 2 * caches[0].nbytes
-    for step in range(5):
-        update = np.full((2, HEADS, 2, DIM), step + 1, np.float32)
-        inputs = {"update": update, "write_index": np.array([step, 2 * step])}
-        found = [s.run(inputs, cache)["row_sum"] for s, cache in zip((session, twin), caches, strict=True)]
-        np.testing.assert_array_equal(*found)
-    contents = [cache.values["past_key_values.0.key"].numpy() for cache in caches]
-    np.testing.assert_array_equal(*contents)
-    grown = twin.grow_cache(caches[1], 24)
-    np.testing.assert_array_equal(grown.values["past_key_values.0.key"].numpy()[:, :, :16], contents[0])
-
-
 def test_a_cache_beyond_memory(session: OrtSession) -> None:
     with pytest.raises(BackendError, match="no memory"):
         session.new_cache(1 << 20, 1 << 30)
@@ -266,15 +250,6 @@ def test_refused_settings(arguments: dict[str, Any], message: str) -> None:
         OrtBackend(**arguments)
 
 
-def test_openvino_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
-    with pytest.raises(BackendError, match="openvino") as caught:
-        OrtBackend("openvino")
-    assert "trtprune[openvino]" in str(caught.value)
-    with pytest.raises(BackendError, match="precision=int3"):
-        OrtBackend("openvino", options={"precision": "int3"})
-
-
 def wheels(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     def version(name: str) -> str:
         if name not in names:
@@ -294,7 +269,7 @@ def test_two_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "uninstall -y onnxruntime " in str(caught.value)
 
 
-@pytest.mark.parametrize(("provider", "extra"), [("cpu", "cpu"), ("cuda", "cuda"), ("openvino", "openvino")])
+@pytest.mark.parametrize(("provider", "extra"), [("cpu", "cpu"), ("cuda", "cuda")])
 def test_no_wheel(monkeypatch: pytest.MonkeyPatch, provider: str, extra: str) -> None:
     wheels(monkeypatch)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -118,7 +118,7 @@ def planted_run() -> Run:
         measured.samples = samples
     copy = CopyProbe(1, 8)
     copy.rate.samples = [1e9, 3e9, 2e9]
-    probe = ProductProbe("MatMul", 1.0, None, None, [], kit.Ticks(1.0))
+    probe = ProductProbe("MatMul", 1.0, lambda: None, {}, kit.Ticks(1.0))
     probe.rate.samples = [4e9, 5e9, 9e9]
     from trtprune.bench.cost import Call, Cost
 

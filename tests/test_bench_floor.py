@@ -15,6 +15,7 @@ import trtprune
 from tests import bench_kit as kit
 from tests.runtime_kit import picture
 from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.backends.opening import open_provider
 from trtprune.bench import count_chain
 from trtprune.bench.cells import BuildCell, Question
 from trtprune.bench.cost import Call, Cost, Ledger, listen, stage_of, token_calls
@@ -165,16 +166,17 @@ def test_costs_add_up() -> None:
     assert Cost(1, 2, 3, 4).nbytes == 9
 
 
-@pytest.mark.parametrize("weight_dtype", [None, "int8"])
-def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None) -> None:
+@pytest.mark.parametrize(("weight_dtype", "provider"), [(None, "cpu"), ("int8", "cpu"), (None, "openvino")])
+def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, provider: str) -> None:
     """The probe computes what the graph does: its input times a matrix of the checkpoint."""
-    out = place / f"product-{weight_dtype}"
-    vlm = trtprune.load(kit.build(place / "model", out, keep=5, weight_dtype=weight_dtype), threads=1)
+    out = place / f"product-{weight_dtype}-{provider}"
+    built = kit.build(place / "model", out, keep=5, weight_dtype=weight_dtype, provider=provider)
+    vlm = trtprune.load(built, threads=1)
     calls, result = run(vlm, 7)
-    ledger, probes = Ledger(), ProductProbes(OrtBackend("cpu", 1))
+    ledger, probes = Ledger(), ProductProbes(open_provider(provider, 1))
     call = calls[-1]
     counted = ledger.counted(vlm.config, call)
-    probe = probes.of(counted, vlm.config.root)
+    probe = probes.of(counted, vlm.config.root, "decoder")
     assert probe is not None
     # Three matrices of 64 x 128 a layer, two of them this way round, are more than any other shape.
     length = result.prompt_tokens
@@ -182,17 +184,16 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None) 
     inner = next(t for n, t in tensors.items() if n.endswith("layers.0.mlp.gate_proj.weight")).shape[0]
     assert probe.rate.work == 2 * length * 64 * inner
     probe.once()
-    arrays = [held for held in probe._held if isinstance(held, np.ndarray)]
-    given, out_rows = arrays[0], probe._binding.copy_outputs_to_cpu()[0]
+    given, out_rows = probe.arrays.values()
     candidates = [t for n, t in tensors.items() if n.startswith("language_model") and t.shape == (inner, 64)]
     closest = min(float(np.abs(given.astype(np.float64) @ t.T.astype(np.float64) - out_rows).max()) for t in candidates)
     size = float(np.abs(out_rows).max())
     assert closest < (1e-5 if weight_dtype is None else 0.05) * size
     # The same weights at another shape are not loaded again; the same shape is the same probe.
-    other = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root)
+    other = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root, "decoder")
     assert other is not probe
-    assert len(probes._sessions) == 1
-    assert probes.of(counted, vlm.config.root) is probe
+    assert len(probes._opened) == 1
+    assert probes.of(counted, vlm.config.root, "decoder") is probe
     assert len(list(probes)) == 2
 
 
@@ -200,7 +201,7 @@ def test_a_graph_without_products_has_no_probe(place: Path) -> None:
     vlm = trtprune.load(place / "out", threads=1)
     calls, _ = run(vlm, 5)
     embed = next(call for call in calls if call.component == "embed")
-    assert ProductProbes(OrtBackend("cpu", 1)).of(Ledger().counted(vlm.config, embed), vlm.config.root) is None
+    assert ProductProbes(OrtBackend("cpu", 1)).of(Ledger().counted(vlm.config, embed), vlm.config.root, "embed") is None
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -141,10 +141,10 @@ def test_random_inputs_repeat_and_fit_the_graph(out: Path) -> None:
 def test_a_decoders_caches_are_what_the_reference_wrote(out: Path) -> None:
     """Prompt, token and token as one sequence, in ONNX Runtime alone."""
     from trtprune.compare._require import polygraphy
-    from trtprune.compare.sides import OrtSide
+    from trtprune.compare.sides import GraphSide
 
     polygraphy()
-    side = OrtSide(open_engine_dir(out))
+    side = GraphSide(open_engine_dir(out))
     feeds, _ = decoder_feeds(out, iterations=2)
     teach_caches(side.runner(side.made.component("decoder")), feeds, ["float32"])
     decoder = session(out, "decoder")
@@ -381,9 +381,9 @@ def test_a_graph_that_fails_at_run_time_is_one_line(out: Path) -> None:
     """ONNX Runtime raises classes of its own."""
     feeds, _ = decoder_feeds(out)
     from trtprune.compare.numerics import run_both
-    from trtprune.compare.sides import OrtSide
+    from trtprune.compare.sides import GraphSide
 
-    side = OrtSide(open_engine_dir(out))
+    side = GraphSide(open_engine_dir(out))
     component = side.made.component("decoder")
     feeds[0]["write_index"] = np.array([10**6])  # far behind the cache
     with pytest.raises(BackendError, match="onnxruntime:out against"):

@@ -86,7 +86,7 @@ def build(
         method: A name from ``trtprune.pruning.names()``; ``options`` are its options.
         positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
         backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        provider: The ONNX Runtime provider the graphs are written for and run on by default.
+        provider: What the graphs are written for and run on by default: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
         weight_dtype: ``"int8"`` or ``"int4"`` stores the decoder's matrices quantised; None as in the checkpoint.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of

@@ -92,7 +92,7 @@ def build_options(command: Any) -> Any:
             type=click.Choice(["cpu", "cuda", "openvino"]),
             default="cpu",
             show_default=True,
-            help="ONNX Runtime provider to write the graphs for.",
+            help="What to write the graphs for: ONNX Runtime on a CPU or a GPU, or OpenVINO.",
         ),
         click.option(
             "--max-seq-len",
@@ -199,7 +199,7 @@ def run_options(command: Any) -> Any:
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "openvino"]),
-            help="Run in ONNX Runtime on this; of TensorRT engines, the graphs they were built from."
+            help="Run in ONNX Runtime on this, or in OpenVINO; of TensorRT engines, the graphs they were built from."
             "  [default: as built]",
         ),
         click.option(
@@ -207,9 +207,10 @@ def run_options(command: Any) -> Any:
             "provider_options",
             type=KeyValue(),
             multiple=True,
-            help="Of the provider, or TensorRT's: device_id, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+            help="Of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 (openvino); or "
+            "TensorRT's: device_id, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads, in ONNX Runtime.  [default: all cores]"),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of the provider.  [default: all cores]"),
         click.option(
             "--verify",
             type=click.Choice(["auto", "none", "fast", "full"]),

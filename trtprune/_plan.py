@@ -31,7 +31,6 @@ __all__ = ["Plan", "Report", "plan_build"]
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 WEIGHT_DTYPES = ("int8", "int4")
-PROVIDERS = ("cpu", "cuda", "openvino")
 Report = Callable[[str, str], None]
 
 
@@ -173,6 +172,8 @@ def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[s
 def _check_target(backend: str, provider: str, dtype: str | None) -> str:
     if backend not in BACKENDS:
         raise BuildError(f"--backend {backend}: unknown", hint=f"one of {', '.join(BACKENDS)}")
+    from trtprune.backends.opening import PROVIDERS
+
     if provider not in PROVIDERS:
         raise BuildError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
     if dtype is None:
@@ -183,7 +184,7 @@ def _check_target(backend: str, provider: str, dtype: str | None) -> str:
         raise BuildError(f"--dtype {dtype}: unknown", hint=f"one of {', '.join(DTYPES)}")
     if dtype == "bfloat16" and backend == "onnxruntime" and provider != "cuda":
         raise BuildError(
-            f"--dtype bfloat16: ONNX Runtime's {provider} provider has no bfloat16 kernels",
+            f"--dtype bfloat16: ONNX Runtime has no bfloat16 kernels for provider {provider}",
             hint="--dtype float32 computes in float32 from the same bfloat16 weights",
         )
     return dtype
@@ -221,7 +222,7 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, at
     from trtprune.graph import Lowering
     from trtprune.graph.lowering import FORMS
 
-    # The GPU and the plug-in provider run other spellings fast than the CPU does.
+    # The GPU and OpenVINO run other spellings fast than ONNX Runtime's CPU kernels do.
     lowering = Lowering.for_backend(backend if backend != "onnxruntime" or provider == "cpu" else provider)
     forms: dict[str, Any] = dict(changes or {})
     for name, form in forms.items():

@@ -38,7 +38,7 @@ def _provider(name: str) -> dict[str, Any]:
     import numpy as np
     from onnx import TensorProto, helper
 
-    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.backends.opening import open_provider
     from trtprune.engine_dir import TensorSpec
 
     one, two = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, 8]) for n in "xy")
@@ -48,11 +48,10 @@ def _provider(name: str) -> dict[str, Any]:
     )
     x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        # A graph of that name must be taken by the provider, at least in part.
-        path = Path(folder) / "decoder.onnx"
+        path = Path(folder) / "probe.onnx"
         path.write_bytes(model.SerializeToString())
         spec = TensorSpec("x", "float32", (8, 8)), TensorSpec("y", "float32", (8, 8))
-        session = OrtBackend(name, threads=1).open(path, path.parent, spec[:1], spec[1:])
+        session = open_provider(name, threads=1).open(path, path.parent, spec[:1], spec[1:])
         y = session.run({"x": x})["y"]
     error = float(np.abs(np.asarray(y, np.float32) - x @ x).max())
     # CUDA may multiply in TF32; anything beyond that is a wrong answer.

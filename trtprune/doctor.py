@@ -81,7 +81,7 @@ def _to_probe(gpus: list[Gpu]) -> list[str]:
         names.append("cpu")
         if "onnxruntime-gpu" in wheels:
             names.append("cuda")
-        if _version("onnxruntime-ep-openvino"):
+        if _version("openvino"):
             names.append("openvino")
     for library, packages in (("tensorrt_rtx", RTX), ("tensorrt", FULL)):
         if any(map(_version, packages)):
@@ -222,8 +222,8 @@ def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[
     if "openvino" in tried:
         yield _tried("provider openvino", tried["openvino"], "pip install -U 'trtprune[openvino]'", broken=PROBLEM)
     elif package == "onnxruntime":
-        bfloat16 = " (bfloat16 on AMX here)" if "amx_bf16" in _cpu_info()[1] else ""
-        enables = f"--provider openvino, faster on Intel CPUs{bfloat16}"
+        fast = {"amx_bf16", "avx512_bf16"} & _cpu_info()[1]
+        enables = "--provider openvino" + (", faster in bfloat16, which this CPU has instructions for" if fast else "")
         yield Check("provider openvino", MISSING, "not installed", "pip install 'trtprune[openvino]'", enables)
 
 

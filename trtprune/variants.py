@@ -214,6 +214,8 @@ class Variants:
         positions = None
         if variant.method == base.pruning.method and not isinstance(pruning.get(variant.method), pruning.InLlmMethod):
             positions = base.pruning.positions
+        built_for = base.built_with.get("provider", "cpu")
+        provider = provider or self._provider or built_for
         self._count += 1
         return build(
             self._model if self._model is not None else base.root,
@@ -221,11 +223,12 @@ class Variants:
             method=variant.method,
             options=dict(variant.options),
             positions=positions,
-            provider=provider or self._provider or base.built_with.get("provider", "cpu"),
+            provider=provider,
             dtype=base.dtype,
             weight_dtype=base.weight_dtype,
             max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
-            lowering=base.lowering if provider is None else None,
+            # How graphs are written out is the provider's choice, and then that of whoever built the base for it.
+            lowering=base.lowering if provider == built_for else None,
             report=self._report,
             **self._build_options,
         )

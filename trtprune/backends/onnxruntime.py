@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU and CUDA providers of its wheels, and Intel's OpenVINO plug-in provider.
+"""ONNX Runtime: the CPU and CUDA providers of its wheels.
 
 A provider that was asked for is the one that runs, or there is an error: no falling back in silence.  The KV cache
 is bound once as input and as output of the decoder, so that a step writes its rows in place and copies nothing.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -30,29 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
 
-PROVIDERS = ("cpu", "cuda", "openvino")
-EXTRAS = {"cpu": "cpu", "cuda": "cuda", "openvino": "openvino"}
-OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit"), "openvino": ("precision",)}
+PROVIDERS = ("cpu", "cuda")
+OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit")}
 logger = logging.getLogger("trtprune")
 
 # Long enough to bridge the gap between two operators.  Segments whose threads spun on would take the processors from
 # the next one: a token then takes a fifth longer (benchmarks/bench_segments.py).
 BRIEF_SPIN_US = "50"
-CACHE_UPDATES = ("TensorScatter", "ScatterElements")
 
 
 class OrtBackend:
     """Opens graphs in ONNX Runtime.
 
     Args:
-        provider: ``"cpu"``, ``"cuda"`` or ``"openvino"``.
+        provider: ``"cpu"`` or ``"cuda"``.
         threads: For work inside one operator; None takes what the container allows.
         options: Of the provider. ``cpu``: ``activations`` = ``int8`` (default) or ``float32``, for graphs with
             quantised weights: the kernels that keep such weights small round what is multiplied with them to 8 bits
             too, in blocks; ``float32`` dequantises the weights at load instead and computes as the graph says, at the
-            speed and in the memory of unquantised weights. ``openvino``: ``precision`` = ``float32`` (default) or
-            ``bf16``, which lets Intel CPUs with AMX compute in bfloat16: faster, and no longer equal to float32.
-            ``cuda``: ``device_id``, ``gpu_mem_limit``.
+            speed and in the memory of unquantised weights. ``cuda``: ``device_id``, ``gpu_mem_limit``.
 
     Raises:
         BackendError: if ONNX Runtime or the provider is missing, or two wheels of ONNX Runtime are installed.
@@ -81,7 +76,11 @@ class OrtBackend:
         self._ort = _import_onnxruntime(provider)
         if provider == "cuda":
             _preload_cuda(self._ort)
-        self._devices = self._find_devices()
+            if "CUDAExecutionProvider" not in self._ort.get_available_providers():
+                raise BackendError(
+                    "--provider cuda: this onnxruntime has no CUDA provider",
+                    hint="pip uninstall onnxruntime && pip install 'trtprune[cuda]'",
+                )
 
     def session(self, component: ComponentInfo, root: Path) -> OrtSession:
         """Opens a component of an engine directory.
@@ -129,10 +128,8 @@ class OrtBackend:
             model = onnx_path.read_bytes()
         except OSError as error:
             raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
-        session, in_place = self.inference_session(
-            model, onnx_path, weights_root, threads=threads, spin=spin, brief=brief
-        )
-        return OrtSession(self._ort, session, self._device(), inputs, outputs, in_place=in_place)
+        session = self.inference_session(model, onnx_path, weights_root, threads=threads, spin=spin, brief=brief)
+        return OrtSession(self._ort, session, self._device(), inputs, outputs)
 
     def inference_session(
         self,
@@ -143,7 +140,7 @@ class OrtBackend:
         threads: int | None = None,
         spin: bool = True,
         brief: bool = False,
-    ) -> tuple[Any, bool]:
+    ) -> Any:
         """The graph ``model`` as ONNX Runtime's own ``InferenceSession``, on this provider and no other.
 
         Args:
@@ -153,9 +150,6 @@ class OrtBackend:
             threads: Other than the backend's.
             spin: Whether idle threads wait for the next run busily.
             brief: Whether they do so only for the time between two operators.
-
-        Returns:
-            The session, and whether it can update a cache in place.
 
         Raises:
             BackendError: if ONNX Runtime refuses the graph, or the provider falls away.
@@ -181,43 +175,15 @@ class OrtBackend:
             raise BackendError(
                 f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {_first_line(error)}"
             ) from None
-        return session, self._check_provider(session, onnx_path)
+        if self.name == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError(
+                f"{onnx_path}: the CUDA provider did not load (no GPU, or CUDA and cuDNN libraries are missing)",
+                hint="trtprune doctor; --provider cpu runs without a GPU",
+            )
+        return session
 
     def _device(self) -> tuple[str, int]:
         return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
-
-    def _find_devices(self) -> list[Any]:
-        """The plug-in provider's devices; empty for the providers that are part of the wheel."""
-        ort = self._ort
-        if self.name == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise BackendError(
-                "--provider cuda: this onnxruntime has no CUDA provider",
-                hint="pip uninstall onnxruntime && pip install 'trtprune[cuda]'",
-            )
-        if self.name != "openvino":
-            return []
-        precision = self.options.get("precision", "float32")
-        if precision not in ("float32", "bf16"):
-            raise BackendError(f"--provider-option precision={precision}: unknown", hint="float32 or bf16")
-        try:
-            import onnxruntime_ep_openvino as plugin
-        except ImportError as error:
-            raise BackendError(
-                f"--provider openvino: {_first_line(error)}", hint="pip install 'trtprune[openvino]'"
-            ) from None
-        try:
-            if not any(device.ep_name == plugin.get_ep_name() for device in ort.get_ep_devices()):
-                ort.register_execution_provider_library("trtprune_openvino", plugin.get_library_path())
-            found = [device for device in ort.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
-        except Exception as error:
-            raise BackendError(f"--provider openvino: the plug-in does not load: {_first_line(error)}") from None
-        devices = [device for device in found if device.device.type == ort.OrtHardwareDeviceType.CPU]
-        if not devices:
-            raise BackendError(
-                "--provider openvino: the plug-in finds no processor it serves here (it serves Intel's)",
-                hint="--provider cpu",
-            )
-        return devices[:1]
 
     def _configure(self, options: Any) -> dict[str, Any]:
         """Adds the provider to the session options; what the session's constructor needs in addition."""
@@ -230,30 +196,8 @@ class OrtBackend:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
             options.add_session_config_entry("session.qdq_matmulnbits_block_size", "64")
             return {"providers": ["CPUExecutionProvider"]}
-        if self.name == "cuda":
-            # Operators that run better on the CPU (shape arithmetic) may stay there, so the CPU is in the list.
-            return {"providers": [("CUDAExecutionProvider", self.options), "CPUExecutionProvider"]}
-        hint = {"float32": "f32", "bf16": "bf16"}[self.options.get("precision", "float32")]
-        config = {"CPU": {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": options.intra_op_num_threads}}
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        options.add_provider_for_devices(self._devices, {"load_config": json.dumps(config)})
-        return {}
-
-    def _check_provider(self, session: Any, path: Path) -> bool:
-        """Whether the cache can be updated in place; raises BackendError if the provider fell away."""
-        if self.name == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            raise BackendError(
-                f"{path}: the CUDA provider did not load (no GPU, or CUDA and cuDNN libraries are missing)",
-                hint="trtprune doctor; --provider cpu runs without a GPU",
-            )
-        if self.name != "openvino":
-            return True
-        parts = [p for p in session.get_provider_graph_assignment_info() if p.ep_name.startswith("OpenVINO")]
-        # Nothing to accelerate in a lone Gather: that is no failure of the provider.
-        if not parts and path.stem.startswith(("vision", "decoder")):
-            raise BackendError(f"{path}: the OpenVINO provider took no part of the graph", hint="--provider cpu")
-        # ONNX Runtime's own kernels notice that input and output are one buffer; a compiled OpenVINO part need not.
-        return not any(node.op_type in CACHE_UPDATES for part in parts for node in part.get_nodes())
+        # Operators that run better on the CPU (shape arithmetic) may stay there, so the CPU is in the list.
+        return {"providers": [("CUDAExecutionProvider", self.options), "CPUExecutionProvider"]}
 
 
 class OrtSession:
@@ -268,11 +212,8 @@ class OrtSession:
         device: tuple[str, int],
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        *,
-        in_place: bool = True,
     ) -> None:
         self._ort = ort
-        self.in_place = in_place
         self._session = session
         self._device = device
         self.pairs: tuple[CachePair, ...] = cache_pairs(inputs, outputs)
@@ -318,8 +259,6 @@ class OrtSession:
             if cache is not None:
                 cache.binding = None
             raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
-        if cache is not None and cache.spare is not None:
-            cache.values, cache.spare = cache.spare, cache.values
         # Outputs come in the order they were bound; those of the cache are last and are not wanted.
         for spec, value in zip(self.outputs, binding.get_outputs(), strict=False):
             if spec.name not in results:
@@ -339,15 +278,13 @@ class OrtSession:
         if cache is not None:
             for pair in self.pairs:
                 binding.bind_ortvalue_input(pair.past, cache.values[pair.past])
-                binding.bind_ortvalue_output(pair.present, (cache.spare or cache.values)[pair.past])
-            if cache.spare is None:
-                cache.binding = binding
+                binding.bind_ortvalue_output(pair.present, cache.values[pair.past])
+            cache.binding = binding
         return binding
 
     def new_cache(self, batch: int, capacity: int, reuse: OrtCache | None = None) -> OrtCache:
         """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each."""
-        sets = 1 if self.in_place else 2
-        return new_cache(self._ort, self.pairs, batch, capacity, sets=sets, device=self._device, reuse=reuse)
+        return new_cache(self._ort, self.pairs, batch, capacity, device=self._device, reuse=reuse)
 
     def grow_cache(self, cache: OrtCache, capacity: int) -> OrtCache:
         """A larger cache that begins with the content of ``cache``."""
@@ -360,7 +297,6 @@ class OrtSession:
 
 
 def _import_onnxruntime(provider: str) -> Any:
-    extra = EXTRAS[provider]
     wheels = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
     if len(wheels) == 2:
         drop = "onnxruntime" if provider == "cuda" else "onnxruntime-gpu"
@@ -376,7 +312,7 @@ def _import_onnxruntime(provider: str) -> Any:
             reason = f"onnxruntime does not load: {_first_line(error)}"
         else:
             reason = f"--provider {provider} needs ONNX Runtime, which is not installed"
-        raise BackendError(reason, hint=f"pip install 'trtprune[{extra}]'") from None
+        raise BackendError(reason, hint=f"pip install 'trtprune[{provider}]'") from None
     return onnxruntime
 
 

@@ -9,9 +9,33 @@ from trtprune.errors import BackendError
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Backend
+    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.backends.openvino import OpenVinoBackend
     from trtprune.engine_dir import EngineDir
 
-__all__ = ["open_backend"]
+__all__ = ["PROVIDERS", "open_backend", "open_provider"]
+
+PROVIDERS = ("cpu", "cuda", "openvino")
+"""What runs graphs: ONNX Runtime on a CPU or an NVIDIA GPU, or OpenVINO."""
+
+
+def open_provider(
+    provider: str, threads: int | None = None, options: Mapping[str, str] | None = None
+) -> OrtBackend | OpenVinoBackend:
+    """What runs graphs as they are.
+
+    Raises:
+        BackendError: if there is no such provider, it is missing, or has no such option.
+    """
+    if provider not in PROVIDERS:
+        raise BackendError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+    if provider == "openvino":
+        from trtprune.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(threads, options)
+    from trtprune.backends.onnxruntime import OrtBackend
+
+    return OrtBackend(provider, threads, options)
 
 
 def open_backend(
@@ -25,17 +49,15 @@ def open_backend(
 
     Args:
         config: The engine directory.
-        provider: Of ONNX Runtime.  A directory of engines holds their graphs, too: with a provider those run.
-        threads: Processor threads, in ONNX Runtime.
+        provider: One of :data:`PROVIDERS`.  A directory of engines holds their graphs, too: with a provider those run.
+        threads: Processor threads, for a provider.
         options: Of the provider, or of the TensorRT backend.
 
     Raises:
         BackendError: if it is missing or cannot run the directory.
     """
     if config.backend == "onnxruntime" or provider is not None:
-        from trtprune.backends.onnxruntime import OrtBackend
-
-        return OrtBackend(provider or config.built_with.get("provider", "cpu"), threads, options)
+        return open_provider(provider or config.built_with.get("provider", "cpu"), threads, options)
     if threads is not None:
         raise BackendError(
             f"--threads {threads}: {config.root} holds {config.backend} engines, which run on the GPU",

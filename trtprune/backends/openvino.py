@@ -1,7 +1,9 @@
-"""OpenVINO's own runtime, without ONNX Runtime: a peer for ``bench``, on any processor it runs on.
+"""OpenVINO's own runtime, on any processor it serves, for graphs built for it (primitive operators, opset 20).
 
-It reads graphs built for ``openvino`` (primitive operators, opset 20).  The KV cache becomes state inside a request,
-OpenVINO's way of leaving it where it is between steps, so every cache has a request of its own.
+What a request spends its time in runs there: the vision tower and the decoder, whose KV cache becomes state inside a
+request, OpenVINO's way of leaving it where it is between steps, so that every cache has a request of its own.  Pruners
+and embedding lookups run in ONNX Runtime, in float32: OpenVINO does not know the functions of ours in their graphs, and
+which tokens are kept should not hang on a precision chosen for speed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,83 +20,155 @@ import numpy as np
 
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.host import HostMemory, HostStep
-from trtprune.backends.ort_threads import available_threads
+from trtprune.backends.onnxruntime import OrtBackend, OrtSession
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Memory
+    from trtprune.backends.base import Memory, Session
     from trtprune.engine_dir import ComponentInfo, TensorSpec
 
 __all__ = ["HINTS", "OpenVinoBackend", "OpenVinoCache", "OpenVinoSession"]
 
 HINTS = {"float32": "f32", "bf16": "bf16"}
-"""Precision → what OpenVINO calls it.  Its own default depends on the processor."""
+"""Option ``precision`` → what OpenVINO calls it.  Its own default depends on the processor."""
+ACTIVATIONS = {"int8": "32", "float32": "0"}
+"""Option ``activations`` → OpenVINO's group size for quantising them; 0 leaves them as they are."""
+HEAVY = ("vision", "decoder")
+"""Components that OpenVINO runs, and those with a number behind such a name."""
 
 
 class OpenVinoBackend:
     """Opens graphs in OpenVINO, on the CPU.
 
     Args:
-        precision: Of products: ``float32``, or ``bf16`` (products of bfloat16, no longer equal to float32).
-        threads: None takes what the container allows.
+        threads: For work inside one operator; None takes what the container allows.
+        options: ``precision`` = ``float32`` (default), or ``bf16`` for products of bfloat16: faster where the processor
+            has instructions for them (AVX512-BF16, AMX), and no longer equal to float32. ``activations`` = ``int8``
+            (default) or ``float32``, for graphs with quantised weights, as of provider ``cpu``.
 
     Raises:
-        BackendError: if OpenVINO is missing, does not load or has no such precision.
+        BackendError: if OpenVINO or ONNX Runtime is missing or does not load, or for an option it does not have.
     """
 
-    def __init__(self, precision: str = "float32", threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, options: Mapping[str, str] | None = None) -> None:
+        self.name = "openvino"
+        self.options = dict(options or {})
+        for name in self.options:
+            if name not in ("precision", "activations"):
+                raise BackendError(
+                    f"--provider-option {name}: provider openvino has no such option",
+                    hint="it has: precision, activations",
+                )
+        precision, activations = self.options.get("precision", "float32"), self.options.get("activations", "int8")
         if precision not in HINTS:
-            raise BackendError(f"precision {precision}: unknown", hint=" or ".join(HINTS))
+            raise BackendError(f"--provider-option precision={precision}: unknown", hint=" or ".join(HINTS))
+        if activations not in ACTIVATIONS:
+            raise BackendError(f"--provider-option activations={activations}: unknown", hint=" or ".join(ACTIVATIONS))
         try:
             import openvino
         except ImportError as error:
-            raise BackendError(f"OpenVINO: {_reason(error)}", hint="pip install 'trtprune[openvino]'") from None
-        self.name = "openvino"
+            raise BackendError(
+                f"--provider openvino: {_reason(error)}", hint="pip install 'trtprune[openvino]'"
+            ) from None
+        self.small = OrtBackend("cpu", threads)
+        """Runs what OpenVINO does not."""
         self.memory: Memory = HostMemory()
-        self.threads = threads if threads is not None else available_threads()
+        self.threads = self.small.threads
         self._openvino, self._core = openvino, openvino.Core()
-        self._hint = HINTS[precision]
+        self._properties = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATIONS[activations],
+        }
 
-    def session(self, component: ComponentInfo, root: Path) -> OpenVinoSession:
+    def runs(self, component: str) -> bool:
+        """Whether OpenVINO runs the component of that name; ONNX Runtime runs the others."""
+        return component.partition(".")[0] in HEAVY
+
+    def session(self, component: ComponentInfo, root: Path) -> Session:
         """Opens a component of an engine directory.
 
         Raises:
-            BackendError: if OpenVINO cannot run the graph.
+            BackendError: if it cannot be run.
             EngineDirError: if the graph cannot be read, or its inputs are not those of config.json.
         """
-        path = root / component.onnx
-        pairs = cache_pairs(component.inputs, component.outputs)
+        if not self.runs(component.name):
+            return self.small.session(component, root)
+        if component.dtype == "bfloat16":
+            raise BackendError(
+                f"{root}: built in bfloat16, which this version does not run in OpenVINO",
+                hint="build it with --dtype float32, and run it with --provider-option precision=bf16",
+            )
+        return self.open(root / component.onnx, root, component.inputs, component.outputs)
+
+    def step(self, embed: OrtSession, decoder: OpenVinoSession, cache: OpenVinoCache) -> HostStep:
+        """The decode step over one cache."""
+        return HostStep(embed, decoder, cache)
+
+    def open(
+        self, path: Path, root: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> OpenVinoSession:
+        """Opens the graph in ``path``, whose external data locations are relative to ``root``."""
         try:
             graph = path.read_bytes()
         except OSError as error:
             raise EngineDirError(f"{path}: cannot be read: {error}", hint="build it again") from None
-        properties = {
-            "INFERENCE_PRECISION_HINT": self._hint,
-            "INFERENCE_NUM_THREADS": self.threads,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        pairs = cache_pairs(inputs, outputs)
+        compiled = self.compile(graph, path, root, pairs)
+        bound = {name for pair in pairs for name in (pair.past, pair.present)}
+        for specs, ports in ((inputs, compiled.inputs), (outputs, compiled.outputs)):
+            # A port has several names, where the graph only renames something.
+            wanted, names = {spec.name for spec in specs} - bound, [port.get_names() for port in ports]
+            if wanted <= set().union(*names) and len(ports) <= len(wanted):
+                continue
+            raise EngineDirError(
+                f"{path}: the graph's inputs or outputs are not those of config.json", hint="build it again"
+            )
+        return OpenVinoSession(self._openvino, compiled, pairs, inputs, outputs)
+
+    def compile(self, graph: bytes, path: Path, root: Path, pairs: Sequence[CachePair] = ()) -> Any:
+        """The serialised graph as OpenVINO's own ``CompiledModel``.
+
+        Args:
+            graph: The serialised graph.
+            path: What to call it in errors.
+            root: External data locations are relative to it.
+            pairs: Inputs and outputs that become states.
+
+        Raises:
+            BackendError: if OpenVINO refuses it.
+        """
         try:
             with _inside(root):
                 model = self._core.read_model(graph)
-            have = {port.get_any_name() for port in (*model.inputs, *model.outputs)}
-            if have != {spec.name for spec in (*component.inputs, *component.outputs)}:
-                raise EngineDirError(
-                    f"{path}: the graph's inputs or outputs are not those of config.json", hint="build it again"
-                )
             if pairs:
                 from openvino.passes import MakeStateful, Manager
 
                 manager = Manager()
                 manager.register_pass(MakeStateful({pair.past: pair.present for pair in pairs}))
                 manager.run_passes(model)
-            compiled = self._core.compile_model(model, "CPU", properties)
+            return self._core.compile_model(model, "CPU", self._properties)
         except RuntimeError as error:
-            raise BackendError(f"{path}: OpenVINO cannot open it: {_reason(error)}") from None
-        return OpenVinoSession(self._openvino, compiled, pairs, component.inputs, component.outputs)
+            raise BackendError(
+                f"{path}: OpenVINO cannot open it: {_reason(error)}",
+                hint="trtprune build --provider openvino writes graphs it knows",
+            ) from None
 
-    def step(self, embed: OpenVinoSession, decoder: OpenVinoSession, cache: OpenVinoCache) -> HostStep:
-        """The decode step over one cache."""
-        return HostStep(embed, decoder, cache)
+    def runner(
+        self, graph: bytes, path: Path, root: Path, outputs: Sequence[str]
+    ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Runs a graph by itself, its cache as inputs and outputs like any other; arrays by name in and out.
+
+        Raises:
+            BackendError: if OpenVINO refuses it.
+        """
+        request = self.compile(graph, path, root).create_infer_request()
+
+        def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return _infer(self._openvino, request, inputs, outputs)
+
+        return run
 
 
 class OpenVinoCache:
@@ -161,15 +235,7 @@ class OpenVinoSession:
         request = self._request if cache is None else cache.request
         if request is None:
             raise BackendError("a graph with a KV cache was run without one")
-        held = [np.ascontiguousarray(array) for array in inputs.values()]  # shared, so alive until the run is over
-        try:
-            for name, array in zip(inputs, held, strict=True):
-                request.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
-            request.infer()
-            # The request writes its next results into the same memory.
-            return {spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs}
-        except RuntimeError as error:
-            raise BackendError(f"OpenVINO: {_reason(error)}") from None
+        return _infer(self._openvino, request, inputs, [spec.name for spec in self.outputs])
 
     def new_cache(self, batch: int, capacity: int, reuse: OpenVinoCache | None = None) -> OpenVinoCache:
         """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each; ``reuse`` lends its request."""
@@ -185,6 +251,20 @@ class OpenVinoSession:
             new[:, :, : cache.capacity] = old
             grown.write(name, new)
         return grown
+
+
+def _infer(
+    openvino: Any, request: Any, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    held = [np.ascontiguousarray(array) for array in inputs.values()]  # shared, so alive until the run is over
+    try:
+        for name, array in zip(inputs, held, strict=True):
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        # The request writes its next results into the same memory.
+        return {name: np.array(request.get_tensor(name).data) for name in outputs}
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO: {_reason(error)}") from None
 
 
 @contextlib.contextmanager

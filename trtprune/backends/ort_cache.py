@@ -28,11 +28,7 @@ def to_value(ort: Any, array: np.ndarray) -> Any:
 
 
 class OrtCache:
-    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim] of ``kinds[name]``.
-
-    ``spare`` are as many again, where a provider cannot write into what it reads; after a step they change places.
-    ``nbytes`` counts both.
-    """
+    """KV buffers as OrtValues: ``values[input name]``, each [batch, heads, capacity, head_dim] of ``kinds[name]``."""
 
     def __init__(
         self,
@@ -44,11 +40,9 @@ class OrtCache:
         nbytes: int,
         *,
         slab: np.ndarray | None = None,
-        spare: dict[str, Any] | None = None,
     ) -> None:
         self._ort = ort
         self.values = values
-        self.spare = spare
         self.binding: Any = None  # of the session that made it, with these buffers bound
         self.kinds = kinds
         self.batch = batch
@@ -61,9 +55,8 @@ class OrtCache:
         if self.slab is not None:
             self.slab[:] = 0
             return
-        for buffers in (self.values, self.spare or {}):
-            for name, value in buffers.items():
-                value.update_inplace(to_value(self._ort, np.zeros(value.shape(), self.kinds[name])))
+        for name, value in self.values.items():
+            value.update_inplace(to_value(self._ort, np.zeros(value.shape(), self.kinds[name])))
 
     def read(self, name: str) -> np.ndarray:
         """A copy of one buffer."""
@@ -78,7 +71,6 @@ def new_cache(
     batch: int,
     capacity: int,
     *,
-    sets: int = 1,
     device: tuple[str, int] = ("cpu", 0),
     reuse: OrtCache | None = None,
 ) -> OrtCache:
@@ -89,7 +81,6 @@ def new_cache(
         pairs: The graph's cache inputs.
         batch: Rows.
         capacity: Tokens a row.
-        sets: 2 for buffers that change places with each step.
         device: Type and number.
         reuse: A cache nobody needs any more; its memory is taken if it suffices.
 
@@ -105,28 +96,26 @@ def new_cache(
         shapes[pair.past] = shape
     kinds = {pair.past: numpy_dtype(pair.spec.dtype) for pair in pairs}
     sizes = {name: math.prod(shape) * kinds[name].itemsize for name, shape in shapes.items()}
-    total = sets * sum(sizes.values())
+    total = sum(sizes.values())
     try:
         if device[0] != "cpu":
             if reuse is not None and (reuse.batch, reuse.capacity) == (batch, capacity):
                 reuse.zero()
                 return reuse
-            found = [_on_device(ort, shapes, kinds, device) for _ in range(sets)]
-            slab = None
+            found, slab = _on_device(ort, shapes, kinds, device), None
         else:
-            padded = sets * sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())
+            padded = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())
             block = reuse.slab if reuse is not None else None
             # A much larger block would stay in memory for good, because of one long request.
             if block is None or not padded <= block.nbytes <= 4 * padded:
                 block = np.empty(padded, np.uint8)
-            found, slab = _views(ort, block, shapes, kinds, sizes, sets), block
+            found, slab = _views(ort, block, shapes, kinds, sizes), block
     except (MemoryError, RuntimeError) as error:
         raise BackendError(
             f"no memory for a KV cache of {total / 1e6:.0f} MB ({error})".splitlines()[0],
             hint="a smaller batch, --keep or --max-new-tokens",
         ) from None
-    spare = found[1] if sets == 2 else None
-    cache = OrtCache(ort, found[0], kinds, batch, capacity, total, slab=slab, spare=spare)
+    cache = OrtCache(ort, found, kinds, batch, capacity, total, slab=slab)
     cache.zero()
     return cache
 
@@ -137,16 +126,13 @@ def _views(
     shapes: dict[str, tuple[int, ...]],
     kinds: dict[str, np.dtype],
     sizes: dict[str, int],
-    sets: int,
-) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     start = 0
-    for _ in range(sets):
-        found.append({})
-        for name, shape in shapes.items():
-            view = block[start : start + sizes[name]].view(kinds[name]).reshape(shape)
-            found[-1][name] = to_value(ort, view)
-            start += -(-sizes[name] // ALIGNMENT) * ALIGNMENT
+    for name, shape in shapes.items():
+        view = block[start : start + sizes[name]].view(kinds[name]).reshape(shape)
+        found[name] = to_value(ort, view)
+        start += -(-sizes[name] // ALIGNMENT) * ALIGNMENT
     return found
 
 

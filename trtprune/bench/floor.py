@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.backends.openvino import OpenVinoBackend
     from trtprune.bench.flops import Counted
 
 __all__ = ["CopyProbe", "Probe", "ProductProbe", "ProductProbes", "Rate", "floor_ms"]
@@ -116,14 +117,20 @@ class ProductProbe(Probe):
     """One product at one shape; its work is its operations."""
 
     def __init__(
-        self, name: str, work: float, session: Any, binding: Any, held: list[Any], clock: Callable[[], float]
+        self,
+        name: str,
+        work: float,
+        run: Callable[[], Any],
+        arrays: dict[str, np.ndarray],
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(name, work, clock)
-        self._session, self._binding = session, binding
-        self._held = held  # what is bound has to live as long as the binding
+        self._run = run
+        self.arrays = arrays
+        """What is multiplied and, last, the product; bound by ``run``, so they live as long."""
 
     def once(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        self._run()
 
 
 class ProductProbes:
@@ -134,20 +141,21 @@ class ProductProbes:
         clock: Seconds.
     """
 
-    def __init__(self, backend: OrtBackend, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, backend: OrtBackend | OpenVinoBackend, clock: Callable[[], float] = time.perf_counter) -> None:
         self._backend, self._clock = backend, clock
-        self._sessions: dict[bytes, Any] = {}
+        self._opened: dict[tuple[bool, bytes], Any] = {}
         self._probes: dict[tuple[Any, ...], ProductProbe] = {}
 
     def __iter__(self) -> Iterator[ProductProbe]:
         return iter(self._probes.values())
 
-    def of(self, counted: Counted, root: Path) -> ProductProbe | None:
+    def of(self, counted: Counted, root: Path, component: str) -> ProductProbe | None:
         """The product that most of a graph's operations are in, at its shapes; None for a graph without products.
 
         Args:
             counted: The graph.
             root: Of its weights.
+            component: Whose graph it is; some backends run components in different libraries.
 
         Raises:
             BackendError: if it does not run by itself.
@@ -157,28 +165,50 @@ class ProductProbes:
             return None
         model, inputs = _cut_out(counted, node)
         content = model.SerializeToString()
-        key = (content, *(counted.shapes[name] for name in inputs))
+        plain = self._backend.name != "openvino"
+        backend: Any = self._backend
+        if not plain and not backend.runs(component):
+            plain, backend = True, backend.small
+        key = (plain, content, *(counted.shapes[name] for name in inputs))
         if key not in self._probes:
-            if content not in self._sessions:  # the same weights are opened once for all shapes
-                opened = self._backend.inference_session(content, root / "product.onnx", root)
-                self._sessions[content] = opened[0]
-            self._probes[key] = self._bind(counted, node, work, inputs, self._sessions[content])
+            if (plain, content) not in self._opened:  # the same weights are opened once for all shapes
+                opener = backend.inference_session if plain else backend.compile
+                self._opened[plain, content] = opener(content, root / "product.onnx", root)
+            rng, opened = np.random.default_rng(0), self._opened[plain, content]
+            arrays = {
+                name: rng.standard_normal(counted.shapes[name] or ()).astype(_dtype(counted.kinds[name]))
+                for name in [*inputs, node.output[0]]
+            }
+            run = (_in_onnxruntime if plain else _in_openvino)(opened, arrays, node.output[0])
+            sizes = " x ".join(str(list(counted.shapes[name] or ())) for name in node.input[:2])
+            self._probes[key] = ProductProbe(f"{node.op_type} {sizes}", work, run, arrays, self._clock)
         return self._probes[key]
 
-    def _bind(self, counted: Counted, node: Any, work: int, inputs: list[str], session: Any) -> ProductProbe:
-        from trtprune.backends.ort_cache import to_value
 
-        import onnxruntime as ort  # isort: skip  behind our backends: they keep it from reporting usage
+def _in_onnxruntime(session: Any, arrays: dict[str, np.ndarray], output: str) -> Callable[[], Any]:
+    from trtprune.backends.ort_cache import to_value
 
-        binding, rng = session.io_binding(), np.random.default_rng(0)
-        held = []
-        for name in [*inputs, node.output[0]]:
-            array = rng.standard_normal(counted.shapes[name] or ()).astype(_dtype(counted.kinds[name]))
-            value = to_value(ort, array)
-            held += [array, value]
-            (binding.bind_ortvalue_output if name == node.output[0] else binding.bind_ortvalue_input)(name, value)
-        sizes = " x ".join(str(list(counted.shapes[name] or ())) for name in node.input[:2])
-        return ProductProbe(f"{node.op_type} {sizes}", work, session, binding, held, self._clock)
+    import onnxruntime as ort  # isort: skip  behind our backends: they keep it from reporting usage
+
+    binding, values = session.io_binding(), {name: to_value(ort, array) for name, array in arrays.items()}
+    for name, value in values.items():
+        (binding.bind_ortvalue_output if name == output else binding.bind_ortvalue_input)(name, value)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        assert values  # they have to live as long as the binding
+
+    return run
+
+
+def _in_openvino(compiled: Any, arrays: dict[str, np.ndarray], output: str) -> Callable[[], Any]:
+    import openvino
+
+    request = compiled.create_infer_request()
+    for name, array in arrays.items():
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+    found: Callable[[], Any] = request.infer
+    return found
 
 
 def _largest(counted: Counted) -> tuple[Any, int]:

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["machine"]
 
 PACKAGES = (
-    "trtprune", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt-rtx-cu13",
+    "trtprune", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx-cu13",
     "tensorrt-cu13", "cuda-bindings", "polygraphy", "torch", "transformers",
 )  # fmt: skip
 ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}

@@ -28,9 +28,10 @@ def require_openvino(name: str = "openvino float32", threads: int | None = None)
     from trtprune.backends.openvino import OpenVinoBackend
 
     try:
-        return OpenVinoBackend(PRECISIONS[name], threads)
+        return OpenVinoBackend(threads, {"precision": PRECISIONS[name]})
     except BackendError as error:
-        raise BackendError(f"--against openvino: {error.message}", hint=error.hint) from None
+        message = error.message.replace("--provider openvino", "--against openvino")
+        raise BackendError(message, hint=error.hint) from None
 
 
 def openvino_cells(variants: Variants, question: Question, threads: int | None) -> list[BuildCell]:

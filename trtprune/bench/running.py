@@ -242,13 +242,13 @@ def _count(
     cells: Sequence[Measured], threads: int | None, options: Mapping[str, str] | None
 ) -> tuple[list[ProductProbe], CopyProbe | None]:
     """Runs every build's prompt once and notes what it takes; the probes of what bounds it."""
-    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.backends.opening import open_provider
 
     ledger, products = Ledger(), None
     provider = _vlm(cells[0]).provider
     # A GPU's rates cannot be had from here: its products would be timed with their way there and back.
     if provider in ("cpu", "openvino"):
-        products = ProductProbes(OrtBackend(provider, threads, options))
+        products = ProductProbes(open_provider(provider, threads, options))
     for measured in cells:
         if not isinstance(measured.cell, BuildCell):
             continue
@@ -260,7 +260,7 @@ def _count(
         measured.token = [(call, ledger.cost(made, call, token=True)) for call in token_calls(calls)]
         for call, _ in (*measured.prompt, *measured.token):
             if products is not None and not measured.cell.peer:
-                probe = products.of(ledger.counted(made, call), made.root)
+                probe = products.of(ledger.counted(made, call), made.root, call.component)
                 if probe is not None:
                     measured.products[call] = probe
     if products is None:

@@ -143,7 +143,7 @@ def compare(
 def _sides(
     made: EngineDir, against: str, checkpoint: str | None, allow_other: bool, running: Running
 ) -> tuple[Side, Side, EngineDir | None]:
-    from trtprune.compare.sides import EngineSide, OrtSide, native_side
+    from trtprune.compare.sides import EngineSide, GraphSide, native_side
 
     how: dict[str, Any] = {
         "provider": running.provider,
@@ -153,12 +153,12 @@ def _sides(
     if checkpoint is not None and against != "transformers":
         raise InputError(f"--checkpoint goes with --against transformers, not {against}", hint="leave it out")
     if against == "onnxruntime":
-        return EngineSide(made), OrtSide(made, **how), None
+        return EngineSide(made), GraphSide(made, **how), None
     if against == "transformers":
         from trtprune.compare.transformers_side import TransformersSide, find_checkpoint
 
         found = find_checkpoint(made, checkpoint, allow_other=allow_other)
-        return OrtSide(made, **how), TransformersSide(made, found.path, running.threads), None
+        return GraphSide(made, **how), TransformersSide(made, found.path, running.threads), None
     path = Path(against)
     if not path.exists():
         raise InputError(
@@ -196,9 +196,9 @@ def _feeds(
         return {component.name: loaded}, {component.name: names}, str(load_inputs)
     if question is not None:
         from trtprune.compare.recorded import record
-        from trtprune.compare.sides import OrtSide
+        from trtprune.compare.sides import GraphSide
 
-        side = OrtSide(made, provider=running.provider, threads=running.threads, options=running.provider_options)
+        side = GraphSide(made, provider=running.provider, threads=running.threads, options=running.provider_options)
         found, labels = record(
             made,
             side.backend,

@@ -1,6 +1,6 @@
 """What the components of a chain are fed when it answers a real question.
 
-The chain runs once in ONNX Runtime, with sessions that remember their inputs, and the decoder's cache as it was before
+The chain runs once, with sessions that remember their inputs, and the decoder's cache as it was before
 each run.  Both sides of a comparison are then fed the same.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from trtprune.compare.numerics import Feed
 
 if TYPE_CHECKING:
-    from trtprune.backends.onnxruntime import OrtBackend
+    from trtprune.backends.base import Backend
     from trtprune.engine_dir import ComponentInfo, EngineDir
 
 __all__ = ["record"]
@@ -45,7 +45,7 @@ class _Session:
 class _Backend:
     """A backend whose sessions remember."""
 
-    def __init__(self, backend: OrtBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.seen: dict[str, list[Feed]] = {}
 
@@ -59,7 +59,7 @@ class _Backend:
 
 def record(
     made: EngineDir,
-    backend: OrtBackend,
+    backend: Backend,
     images: Sequence[str],
     prompt: str,
     *,
@@ -72,12 +72,12 @@ def record(
     Raises:
         InputError: for a picture or prompt that cannot be used.
         BudgetError: for a budget the build does not serve.
-        BackendError: if ONNX Runtime cannot run the graphs.
+        BackendError: if the graphs cannot be run.
     """
     from trtprune.runtime.pictures import max_pixels_from
     from trtprune.runtime.vlm import Vlm
 
-    # Whatever the directory was built for, its graphs run in ONNX Runtime.
+    # Whatever the directory was built for, it is its graphs that run.
     plain = dataclasses.replace(made, backend="onnxruntime", engines=None)
     recorder: Any = _Backend(backend)
     vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.backends.opening import open_provider
 from trtprune.compare.points import Point, find_points, mark
 from trtprune.errors import BackendError, EngineDirError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from trtprune.engine_dir import ComponentInfo, EngineDir
 
-__all__ = ["EngineSide", "OrtSide", "Side", "native_side", "read_model"]
+__all__ = ["EngineSide", "GraphSide", "Side", "native_side", "read_model"]
 
 
 class Side(Protocol):
@@ -52,8 +53,8 @@ def read_model(made: EngineDir, component: ComponentInfo) -> bytes:
         raise EngineDirError(f"{path}: cannot be read: {error.strerror or error}", hint="build it again") from None
 
 
-class OrtSide:
-    """The graphs of an engine directory in ONNX Runtime.
+class GraphSide:
+    """The graphs of an engine directory, in ONNX Runtime or OpenVINO.
 
     Args:
         made: The directory.
@@ -76,8 +77,8 @@ class OrtSide:
         built_for = made.built_with.get("provider", "cpu") if made.backend == "onnxruntime" else "cpu"
         self.made = made
         self.dtype = made.dtype
-        self.backend = OrtBackend(provider or built_for, threads, options)
-        self.name = f"onnxruntime:{made.root.name}"
+        self.backend = open_provider(provider or built_for, threads, options)
+        self.name = f"{'openvino' if self.backend.name == 'openvino' else 'onnxruntime'}:{made.root.name}"
         if made.dtype == "bfloat16":
             # Neither Polygraphy nor ONNX Runtime's arrays know the dtype; and the CPU has no kernels for it.
             raise BackendError(
@@ -117,8 +118,14 @@ class OrtSide:
     def _open(self, component: ComponentInfo, model: bytes) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        path = self.made.root / self._mine(component).onnx
-        return OnnxrtRunner(lambda: self.backend.inference_session(model, path, self.made.root)[0], name=self.name)
+        path, backend = self.made.root / self._mine(component).onnx, self.backend
+        if not isinstance(backend, OrtBackend):
+            if backend.runs(component.name):
+                from trtprune.compare.openvino_runner import openvino_runner
+
+                return openvino_runner(backend, model, path, self.made.root, self.name)
+            backend = backend.small
+        return OnnxrtRunner(lambda: backend.inference_session(model, path, self.made.root), name=self.name)
 
 
 class EngineSide:
@@ -174,8 +181,8 @@ class EngineSide:
 
 def native_side(
     made: EngineDir, *, provider: str | None, threads: int | None, options: Mapping[str, str] | None
-) -> OrtSide | EngineSide:
-    """What ``trtprune run`` runs: its engines if it has any and no provider is asked for, else ONNX Runtime."""
+) -> GraphSide | EngineSide:
+    """What ``trtprune run`` runs: its engines if it has any and no provider is asked for, else its graphs."""
     if provider is None and any(component.engine for component in made.components):
         return EngineSide(made)
-    return OrtSide(made, provider=provider, threads=threads, options=options)
+    return GraphSide(made, provider=provider, threads=threads, options=options)

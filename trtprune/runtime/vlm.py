@@ -53,11 +53,12 @@ def load(
 
     Args:
         path: What ``build`` wrote.
-        provider: ``cpu``, ``cuda`` or ``openvino`` of ONNX Runtime; None takes what it was built for.  A directory of
-            TensorRT engines holds their graphs, too: with a provider, ONNX Runtime runs those.
-        threads: Processor threads in ONNX Runtime; None takes what the container allows.
+        provider: ``cpu`` or ``cuda`` of ONNX Runtime, or ``openvino``; None takes what it was built for.  A directory
+            of TensorRT engines holds their graphs, too: with a provider, those run.
+        threads: Processor threads of a provider; None takes what the container allows.
         verify: How thoroughly files are checked: ``auto``, ``none``, ``fast``, ``full``.
-        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend` and
+        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend`,
+            :class:`trtprune.backends.openvino.OpenVinoBackend` and
             :class:`trtprune.backends.tensorrt.backend.TrtBackend`.
         max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
 
