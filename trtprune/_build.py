@@ -285,7 +285,8 @@ def _built_with(plan: Plan) -> dict[str, str]:
         versions["clip"] = plan.clip.checkpoint.id
     if plan.engines is not None:
         versions[plan.backend] = plan.engines.target.version
-    for package in ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"):
+    runtimes = ("openvino",) if plan.provider == "openvino" else ()
+    for package in ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", *runtimes):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
