@@ -201,6 +201,11 @@ def test_caches_are_apart(pair: tuple[Vlm, Vlm]) -> None:
     assert again.read(name).shape[2] == 12
 
 
+def test_a_cache_beyond_memory(pair: tuple[Vlm, Vlm]) -> None:
+    with pytest.raises(BackendError, match="no memory"):
+        pair[1].chain.session("decoder").new_cache(1 << 20, 1 << 30)
+
+
 # -- the commands
 
 

@@ -189,7 +189,13 @@ class OpenVinoCache:
                 raise BackendError(f"{pair.past}: shape {list(pair.spec.shape)} has unknown dimensions")
             self._shapes[pair.past] = shape
             self.nbytes += math.prod(shape) * self._kinds[pair.past].itemsize
-        self.zero()
+        try:
+            self.zero()
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise BackendError(
+                f"no memory for a KV cache of {self.nbytes / 1e6:.0f} MB ({_reason(error)})",
+                hint="a smaller batch, --keep or --max-new-tokens",
+            ) from None
 
     def zero(self) -> None:
         """Sets every byte to 0."""
