@@ -192,14 +192,15 @@ def placement(folder: Path, provider: str) -> dict[str, dict[str, dict[str, int]
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             return super()._configure(options)
 
-        def _check_provider(self, session: Any, path: Path) -> bool:
+        def inference_session(self, model: bytes, onnx_path: Path, weights_root: Path, **settings: Any) -> Any:
+            session = super().inference_session(model, onnx_path, weights_root, **settings)
             parts: dict[str, dict[str, int]] = {}
             for part in session.get_provider_graph_assignment_info():
                 ops = parts.setdefault(part.ep_name, {})
                 for node in part.get_nodes():
                     ops[node.op_type] = ops.get(node.op_type, 0) + 1
-            self.found[path.stem] = parts
-            return super()._check_provider(session, path)
+            self.found[onnx_path.stem] = parts
+            return session
 
     checkpoint, out = folder / "placement", folder / "placement-out"
     checkpoint.mkdir(exist_ok=True)
