@@ -33,9 +33,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def speed() -> str:
-    """README: the default method at its budgets, and the peers."""
-    found = result("bench-demo.json")
+def speed(name: str = "bench-demo.json", *, floor: bool = True) -> str:
+    """README, docs/bench.md: the default method at its budgets, and the peers."""
+    found = result(name)
     ratios = {(r["method"], r["keep"], r["against"]): r["first_token"]["p50"] for r in found["ratios"]}
     rows = []
     for row in found["rows"]:
@@ -50,11 +50,12 @@ def speed() -> str:
                 f"{against:.2f} ×",
                 f"{row['tokens_per_second']['p50']:.1f}",
                 f"{row['kv_cache_bytes'] / 1e6:.1f}",
-                f"{row['gap']['first_token']:.2f}" if row.get("gap") else "",
+                *([f"{row['gap']['first_token']:.2f}" if row.get("gap") else ""] if floor else []),
             ]
         )
-    rows.sort(key=lambda row: not row[0].startswith("transformers"))
-    return markdown(["", "time to first token, ms", "speed-up", "tokens/s", "KV cache, MB", "time / floor"], rows)
+    rows.sort(key=lambda row: row[0].startswith("trtprune"))
+    head = ["", "time to first token, ms", "speed-up", "tokens/s", "KV cache, MB"]
+    return markdown([*head, "time / floor"] if floor else head, rows)
 
 
 def pruners() -> str:
@@ -180,6 +181,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "easy": lambda: evaluated("easy-vqa", ("open", "yes/no", "all")),
     "claim": claim,
     "frontier": frontier,
+    "openvino": lambda: speed("bench-openvino.json", floor=False),
+    "peers": lambda: speed("bench-peers.json"),
 }
 
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 import tests.bench  # noqa: F401
 from trtprune.cli import main
+from trtprune.eval.store import Record, Store
 
 import _checkpoints  # isort: skip
 import bench_cuda_chain  # isort: skip
@@ -26,6 +27,7 @@ import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
 import bench_topk_gather  # isort: skip
+import compare_answers  # isort: skip
 import run_gpu  # isort: skip
 
 # -- made-up checkpoints
@@ -256,3 +258,18 @@ def test_preflight() -> None:
         "transformers is not installed, which *chain-* need",
     ]
     assert "no NVIDIA GPU" in run_gpu.preflight({"versions": {}})[0]
+
+
+def test_answers_of_two_runs(tmp_path: Path) -> None:
+    """What only one has, and controls, are left out."""
+    for name, answers in (("one", ["red", "blue", "two"]), ("other", ["red", "green"])):
+        with Store(tmp_path / f"{name}.jsonl", {"data": "x"}) as store:
+            for number, answer in enumerate(answers):
+                store.add(Record(str(number), "adafv", 64, answer, float(answer in ("red", "blue")), 64, 576))
+            store.add(Record("0", "adafv", 64, name, 0.0, 64, 576, control="grey"))
+            store.add(Record("0", name, 64, "red", 1.0, 64, 576))
+    arguments = [sys.executable, compare_answers.__file__, tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    done = subprocess.run(list(map(str, arguments)), check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {
+        "method": "adafv", "keep": 64, "questions": 2, "answers_differ": 1, "right": [2.0, 1.0]
+    }  # fmt: skip
