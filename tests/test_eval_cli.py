@@ -57,6 +57,15 @@ def command(*words: Any) -> tuple[int, str, str]:
     return found.exit_code, found.stdout, found.stderr
 
 
+def test_answers_in_another_precision_are_other_answers() -> None:
+    asked = ("--data", "questions.jsonl", "--methods", "random", "--keep", "3", "--no-plot", "-o", "rounding")
+    assert command(*asked)[0] == 0
+    code, _, stderr = command(*asked, "--provider-option", "activations=float32")
+    assert code == 1
+    assert "its answers were given with another provider_options" in stderr
+    assert command(*asked)[0] == 0
+
+
 def test_answers_report_and_what_is_added_later(place: Path) -> None:
     code, stdout, stderr = command("--data", "questions.jsonl", "--methods", "adafv,random", "--keep", "6,3", "-o", "r")
     assert code == 0, stderr

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 
 ANSWERS, PICTURE = "results.jsonl", "accuracy.png"
+ROUNDING = ("activations", "precision")
+"""Options of providers that change answers, and not only where they are computed."""
 LISTED = 10
 """Left-out rows that are named one by one."""
 
@@ -139,6 +141,9 @@ def evaluate(
             "data": questions.digest,
             **settings,
         }
+        rounding = {name: value for name, value in (provider_options or {}).items() if name in ROUNDING}
+        if rounding:
+            fingerprint["provider_options"] = rounding
         if clip is not None:
             fingerprint["clip"] = _digest_of_clip(clip, report)
         with Store(folder / ANSWERS, fingerprint, force=force) as store:
