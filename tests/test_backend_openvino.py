@@ -106,7 +106,7 @@ def test_other_builds(kit: Kit, settings: dict[str, Any], atol: float) -> None:
 
 @pytest.mark.parametrize(("tower", "name"), zoo.CASES)
 def test_every_method(kits: dict[str, Kit], tower: str, name: str) -> None:
-    """The same tokens kept, and the same answer; but where the reference has ties, any of the tied."""
+    """The same tokens kept, and the same answer, of two pictures beside each other."""
     kit = kits[tower]
     if reason := zoo.lack(kit, name):
         pytest.skip(reason)

@@ -72,8 +72,7 @@ def measure_peaks(job: Mapping[str, Any]) -> tuple[dict[int, int | None], str]:
 
 
 def run_job(job: Mapping[str, Any]) -> Iterator[int]:
-    """Answers one question with a build (``directory``), the same in OpenVINO (``openvino``: which of its peers), or
-    with transformers (``checkpoint``, ``dtype``).
+    """Answers one question with a build (``directory``) or with transformers (``checkpoint``, ``dtype``).
 
     Yields:
         Each of ``keeps`` when it is done, in ascending order.
@@ -89,19 +88,13 @@ def run_job(job: Mapping[str, Any]) -> Iterator[int]:
         TransformersPeer(Path(job["checkpoint"]), job["dtype"], question, threads=job["threads"]).run()
         yield from job["keeps"]
         return
-    if "openvino" in job:
-        from trtprune.bench.openvino_peer import open_peer
-        from trtprune.engine_dir import open_engine_dir
-
-        vlm = open_peer(open_engine_dir(job["directory"], verify="none"), job["openvino"], job["threads"])
-    else:
-        vlm = trtprune.load(
-            job["directory"],
-            provider=job["provider"],
-            threads=job["threads"],
-            provider_options=job["provider_options"],
-            verify="none",
-        )
+    vlm = trtprune.load(
+        job["directory"],
+        provider=job["provider"],
+        threads=job["threads"],
+        provider_options=job["provider_options"],
+        verify="none",
+    )
     for keep in sorted(job["keeps"]):
         BuildCell(vlm, "", keep, question).run()
         yield keep

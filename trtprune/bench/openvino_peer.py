@@ -10,10 +10,8 @@ from trtprune.variants import Variant, Variants
 
 if TYPE_CHECKING:
     from trtprune.backends.openvino import OpenVinoBackend
-    from trtprune.engine_dir import EngineDir
-    from trtprune.runtime import Vlm
 
-__all__ = ["PRECISIONS", "open_peer", "openvino_cells", "require_openvino"]
+__all__ = ["PRECISIONS", "openvino_cells", "require_openvino"]
 
 PRECISIONS = {"openvino float32": "float32", "openvino bf16": "bf16"}
 """Peer → precision of its products."""
@@ -40,18 +38,11 @@ def openvino_cells(variants: Variants, question: Question, threads: int | None) 
     Raises:
         BackendError, CheckpointError: as :meth:`trtprune.variants.Variants.config`, or if OpenVINO refuses a graph.
     """
-    made = variants.build_for("openvino", Variant.make("none"))
-    total = made.model.visual_tokens
-    return [BuildCell(open_peer(made, name, threads), name, total, question, peer=True) for name in PRECISIONS]
-
-
-def open_peer(made: EngineDir, name: str, threads: int | None) -> Vlm:
-    """A build as a peer, ready to answer.
-
-    Raises:
-        BackendError: if OpenVINO is missing or refuses a graph.
-    """
     from trtprune.runtime import Vlm
     from trtprune.runtime.pictures import max_pixels_from
 
-    return Vlm(made, require_openvino(name, threads), max_pixels=max_pixels_from(None))
+    made, found = variants.build_for("openvino", Variant.make("none")), []
+    for name in PRECISIONS:
+        vlm = Vlm(made, require_openvino(name, threads), max_pixels=max_pixels_from(None))
+        found.append(BuildCell(vlm, name, made.model.visual_tokens, question, peer=True))
+    return found

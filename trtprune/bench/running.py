@@ -312,7 +312,10 @@ def _peaks(
             if not isinstance(cell, BuildCell):
                 job |= {"checkpoint": str(checkpoint), "dtype": label.split()[-1]}
             elif cell.peer:
-                job |= {"directory": str(cell.vlm.config.root), "openvino": label}
+                from trtprune.bench.openvino_peer import PRECISIONS
+
+                job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[label]}}
+                job["directory"] = str(cell.vlm.config.root)
             else:
                 job |= {"provider": provider, "provider_options": dict(options or {})}
                 job["directory"] = str(cell.vlm.config.root)
