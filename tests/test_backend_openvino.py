@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,38 @@ def test_a_directory_built_for_onnxruntime(kit: Kit, tmp_path: Path) -> None:
     assert code == 1
     assert "OpenVINO cannot open it" in err
     assert "trtprune build --provider openvino" in err
+
+
+INTERRUPTED = """
+import gc, signal
+from pathlib import Path
+from trtprune.backends.openvino import OpenVinoBackend
+from trtprune.graph import Graph
+
+g = Graph("small", dtype="float32")
+x = g.input("x", "float32", ["batch", 4])
+g.output(g.op.Mul(x, x), "y", "float32", ["batch", 4])
+
+opened = []
+for _ in range(2):
+    backend = OpenVinoBackend(1)
+    opened.append((backend, backend.compile(g.to_bytes(), Path("small.onnx"), Path("."))))
+del backend
+while opened:
+    opened.pop(0)
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_after_backends_were_closed() -> None:
+    """A core of OpenVINO for each would leave signal handlers without a stack, and Ctrl-C a segmentation fault."""
+    arguments = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED]
+    done = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr[-3000:]
 
 
 # -- what is refused

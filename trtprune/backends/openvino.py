@@ -9,6 +9,7 @@ which tokens are kept should not hang on a precision chosen for speed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -74,7 +75,7 @@ class OpenVinoBackend:
         """Runs what OpenVINO does not."""
         self.memory: Memory = HostMemory()
         self.threads = self.small.threads
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, _core()
         self._properties = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": self.threads,
@@ -169,6 +170,19 @@ class OpenVinoBackend:
             return _infer(self._openvino, request, inputs, outputs)
 
         return run
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's core, one for the whole process and never given up.
+
+    Each core's CPU plugin (2026.4) gives the thread a stack for signal handlers and takes it away with itself.  Of two
+    that do not end in the reverse order of their beginning, the second puts back the stack that went with the first,
+    and Python's handlers run there: the next Ctrl-C is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoCache:
