@@ -1,4 +1,4 @@
-"""The sets' own layouts, written small as their descriptions have them, and the two sets that need no download."""
+"""The sets' own layouts, written small as their descriptions have them, and the three sets that need no download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from trtprune.demo import scenes
+from trtprune.demo import scenes, signs
 from trtprune.errors import InputError
 from trtprune.eval.layouts import LAYOUTS
 from trtprune.eval.loaders import DATA_HELP, FIRST_SCENE, load_data
@@ -242,3 +242,25 @@ def test_scenes_are_held_out_and_repeat() -> None:
     picture = first.picture()
     assert isinstance(picture, Image.Image)
     assert ImageChops.difference(picture, scenes.generate(FIRST_SCENE, split="test").image).getbbox() is None
+
+
+def test_signs_are_held_out_and_repeat() -> None:
+    data = load_data("signs", limit=60)
+    assert data == load_data("signs", limit=60)
+    assert data.rows != load_data("signs", limit=60, seed=1).rows
+    assert load_data("signs", limit=20).rows == data.rows[:20]
+    assert set(data.groups) == {"non-salient", "salient", "by number"}
+    assert len({row.id for row in data.rows}) == 60
+    for row in data.rows:
+        number = int(row.id.split("-")[1])
+        found = signs.generate(number, split="test")
+        (question,) = [q for q in found.questions if q.text == row.question]
+        assert (question.answer,) == row.answers
+        heights = [sign.height for sign in found.signs]
+        if row.group != "by number":
+            assert question.answer == signs.DIGITS[found.signs[question.about].digit]
+            assert (heights[question.about] == max(heights)) == (row.group == "salient")
+        assert isinstance(row.image, Drawn)
+    picture = data.rows[-1].picture()
+    assert isinstance(picture, Image.Image)
+    assert ImageChops.difference(picture, found.image).getbbox() is None

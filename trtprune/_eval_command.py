@@ -21,7 +21,7 @@ __all__ = ["evaluate"]
     "--data",
     required=True,
     metavar="DATA",
-    help="FILE.jsonl, easy-vqa, scenes, or a set as downloaded: vqav2:DIR, gqa:DIR, pope:DIR, textvqa:DIR, "
+    help="FILE.jsonl, easy-vqa, scenes, signs, or a set as downloaded: vqav2:DIR, gqa:DIR, pope:DIR, textvqa:DIR, "
     "scienceqa:DIR.",
 )
 @click.option(

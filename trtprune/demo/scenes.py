@@ -140,8 +140,8 @@ def _outline(item: SceneObject) -> list[tuple[float, float]]:
     return points
 
 
-def _draw(objects: tuple[SceneObject, ...], rng: random.Random) -> Image.Image:
-    """Coarse and fine noise, thin strokes, then the objects, drawn at double size for smooth edges."""
+def ground(rng: random.Random) -> Image.Image:
+    """Coarse and fine noise and thin strokes, at double size."""
     dark, light = rng.choice(_GROUNDS)
     coarse, fine = rng.randint(5, 10), rng.randint(40, 84)
     layers = [
@@ -157,6 +157,13 @@ def _draw(objects: tuple[SceneObject, ...], rng: random.Random) -> Image.Image:
         shade = tuple(round(d + (b - d) * rng.random()) for d, b in zip(dark, light, strict=True))
         end = (x + length * math.cos(angle), y + length * math.sin(angle))
         pen.line([(x, y), end], fill=shade, width=rng.randint(2, 5))
+    return image
+
+
+def _draw(objects: tuple[SceneObject, ...], rng: random.Random) -> Image.Image:
+    """The ground, then the objects, drawn at double size for smooth edges."""
+    image = ground(rng)
+    pen = ImageDraw.Draw(image)
     for item in objects:
         fill = tuple(min(255, max(0, c + rng.randint(-10, 10))) for c in COLORS[item.color])
         if item.shape == "circle":

@@ -1,33 +1,35 @@
-"""What ``--data`` takes: a JSON-lines file, a set as downloaded, or one of the two sets that need no download."""
+"""What ``--data`` takes: a JSON-lines file, a set as downloaded, or one of the three sets that need no download."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from trtprune.errors import InputError
 from trtprune.eval.layouts import LAYOUTS
-from trtprune.eval.rows import MAX_ROWS, DataSet, Row, collect, read_rows
+from trtprune.eval.rows import MAX_ROWS, DataSet, Drawn, Row, collect, read_rows
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from trtprune.demo import scenes
+    from trtprune.demo import scenes, signs
 
-__all__ = ["DATA_HELP", "ScenePicture", "load_data"]
+__all__ = ["DATA_HELP", "ScenePicture", "SignsPicture", "load_data"]
 
-DATA_HELP = f"FILE.jsonl, easy-vqa, scenes, or {', '.join(f'{name}:DIR' for name in LAYOUTS)}"
+DATA_HELP = f"FILE.jsonl, easy-vqa, scenes, signs, or {', '.join(f'{name}:DIR' for name in LAYOUTS)}"
 
-SCENE_QUESTIONS = 2000
+DRAWN_QUESTIONS = 2000
 FIRST_SCENE = 1000
 """The training log looks at held-out scenes below this number; marks are taken above it."""
 SCENE_TURN = ("non-salient", "salient", "non-salient", "count", "yes/no")
 """What is asked about one scene.  Twice about objects that are not the largest: what saliency overlooks."""
+SIGN_TURN = ("non-salient", "salient", "non-salient", "by number")
+"""What is asked about one picture of signs."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ class ScenePicture:
         return scenes.generate(self.number, split="test").image
 
 
+@dataclass(frozen=True)
+class SignsPicture:
+    """A held-out picture of signs, drawn when looked at; the same two attributes."""
+
+    number: int
+    style: str
+
+    def draw(self) -> Image.Image:
+        from trtprune.demo import signs
+
+        return signs.generate(self.number, split="test").image
+
+
 def load_data(
     spec: str,
     *,
@@ -63,8 +78,9 @@ def load_data(
     Args:
         spec: As :data:`DATA_HELP` says.
         metric: Instead of the set's own; see ``scoring.METRICS``.
-        limit: At most so many questions, drawn with ``seed``; of ``scenes``, exactly so many (2,000 if None).
-        seed: Of the draw; of ``scenes``, of which questions are asked about each scene.
+        limit: At most so many questions, drawn with ``seed``; of ``scenes`` and ``signs``, exactly so many (2,000 if
+            None).
+        seed: Of the draw; of ``scenes`` and ``signs``, of which questions are asked about each picture.
         strict: A row that cannot be used is an error.
         suffix: End questions as the set's standard evaluation does ("Answer the question using a single word …").
         images: Folder of the pictures, where it is not the usual one.
@@ -115,26 +131,62 @@ def _easy_vqa(metric: str, limit: int | None, seed: int) -> DataSet:
 
 def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
     """Held-out scenes of ``trtprune.demo``, five questions a scene in the order of :data:`SCENE_TURN`."""
-    rows = _scene_rows(SCENE_QUESTIONS if limit is None else limit, seed)
+
+    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, scenes.Question]]]:
+        from trtprune.demo import scenes
+
+        scene = scenes.generate(number, split="test")
+        return scene.image, ((_group(question), question) for question in scene.questions)
+
+    rows = _drawn_rows("scene", limit, f"trtprune eval scenes {seed}", FIRST_SCENE, SCENE_TURN, make, ScenePicture)
     return collect("scenes", enumerate(rows, 1), metric=metric)
 
 
-def _scene_rows(count: int, seed: int) -> Iterator[Row]:
-    from trtprune.demo import scenes
+def _signs(metric: str, limit: int | None, seed: int) -> DataSet:
+    """Held-out signs of ``trtprune.demo``, four questions a picture in the order of :data:`SIGN_TURN`."""
 
-    rng = random.Random(f"trtprune eval scenes {seed}")
-    number, done, style = FIRST_SCENE, 0, ""
+    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, signs.Question]]]:
+        from trtprune.demo import signs
+
+        found = signs.generate(number, split="test")
+        return found.image, ((_sign_group(question), question) for question in found.questions)
+
+    rows = _drawn_rows("signs", limit, f"trtprune eval signs {seed}", 0, SIGN_TURN, make, SignsPicture)
+    return collect("signs", enumerate(rows, 1), metric=metric)
+
+
+class _Question(Protocol):
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def _drawn_rows(
+    name: str,
+    limit: int | None,
+    seed: str,
+    first: int,
+    turns: Sequence[str],
+    make: Callable[[int], tuple[Image.Image, Iterable[tuple[str, _Question]]]],
+    picture: Callable[[int, str], Drawn],
+) -> Iterator[Row]:
+    """Rows about one drawn picture after the other, from number ``first``: of each group in ``turns`` a question."""
+    rng = random.Random(seed)
+    count = DRAWN_QUESTIONS if limit is None else limit
+    number, done, style = first, 0, ""
     while done < count:
-        scene = scenes.generate(number, split="test")
-        style = style or hashlib.sha256(scene.image.tobytes()).hexdigest()[:16]
-        groups: dict[str, list[scenes.Question]] = defaultdict(list)
-        for question in scene.questions:
-            groups[_group(question)].append(question)
-        picture = ScenePicture(number, style)
-        for turn, group in enumerate(SCENE_TURN):
+        image, questions = make(number)
+        style = style or hashlib.sha256(image.tobytes()).hexdigest()[:16]
+        groups: dict[str, list[_Question]] = defaultdict(list)
+        for group, question in questions:
+            groups[group].append(question)
+        drawn = picture(number, style)
+        for turn, group in enumerate(turns):
             if groups[group] and done < count:
                 question = groups[group].pop(rng.randrange(len(groups[group])))
-                yield Row(f"scene-{number}-{turn}", picture, question.text, (question.answer,), group)
+                yield Row(f"{name}-{number}-{turn}", drawn, question.text, (question.answer,), group)
                 done += 1
         number += 1
 
@@ -146,4 +198,14 @@ def _group(question: scenes.Question) -> str:
     return "count" if salient is None else "salient" if salient else "non-salient"
 
 
-OWN: dict[str, Callable[[str, int | None, int], DataSet]] = {"easy-vqa": _easy_vqa, "scenes": _scenes}
+def _sign_group(question: signs.Question) -> str:
+    if question.kind == "color":
+        return "by number"
+    return "salient" if question.salient else "non-salient"
+
+
+OWN: dict[str, Callable[[str, int | None, int], DataSet]] = {
+    "easy-vqa": _easy_vqa,
+    "scenes": _scenes,
+    "signs": _signs,
+}
