@@ -264,6 +264,31 @@ def test_config_is_what_transformers_would_write(demo_checkpoint: Path) -> None:
     assert json.loads((demo_checkpoint / "config.json").read_text())["dtype"] == "float16"
 
 
+def test_the_model_that_reads_signs_differs_where_it_was_trained(demo_checkpoint: Path) -> None:
+    """Its projector and its q, k and v are those of its own file; all else is the demo's, bit for bit."""
+    load = pytest.importorskip("safetensors.numpy").load_file
+    signs = assemble(name="demo-signs")
+    assert sorted(p.name for p in signs.iterdir()) == sorted(FILES)
+    assert signs.name.startswith("demo-signs-")
+    assert (signs / "README.md").read_text() != (demo_checkpoint / "README.md").read_text()
+    data = Path(_files.__file__).parent / "data"
+    own, base = _safetensors.read(data / "signs.safetensors"), _safetensors.read(data / "trained.safetensors")
+    assert own.keys() < base.keys()
+    mine, theirs = load(signs / "model.safetensors"), load(demo_checkpoint / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in own.items():
+        if name.startswith("multi_modal_projector."):
+            np.testing.assert_array_equal(mine[name].astype(np.float32), tensor)
+    layer, rows = "layers.17.qkv", slice(_text.HIDDEN + 192, None)
+    name = "language_model.model.layers.17.self_attn.v_proj.weight"
+    moved = mine[name].astype(np.float32) - theirs[name].astype(np.float32)
+    delta = [(part[f"{layer}.b"] @ part[f"{layer}.a"])[rows] for part in (own, base)]
+    np.testing.assert_allclose(moved, delta[0] - delta[1], atol=2e-3)
+    changed = {name for name, tensor in mine.items() if not np.array_equal(tensor, theirs[name])}
+    wanted = {f"language_model.model.layers.{i}.self_attn.{m}_proj.weight" for i in range(_text.LAYERS) for m in "qkv"}
+    assert changed == wanted | {name for name in own if name.startswith("multi_modal_projector.")}
+
+
 def test_an_incomplete_directory_in_the_cache_is_replaced(demo_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     for package in (_packages.VISION, _packages.TEXT):

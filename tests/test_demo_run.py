@@ -15,6 +15,7 @@ from PIL import Image
 import trtprune
 from tests.runtime_kit import record
 from trtprune.cli import main
+from trtprune.demo import signs
 
 PROMPT = "What color is the star?"
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -97,6 +98,24 @@ def test_it_knows_what_it_was_trained_for(out: Path) -> None:
     vlm = trtprune.load(out)
     found = [(name, q, vlm.generate(EXAMPLES / name, q, keep=576).text) for name, q, _ in KNOWN]
     assert found == list(KNOWN)
+
+
+def test_the_other_model_reads_signs(tmp_path: Path) -> None:
+    """Most numbers, of pictures it never saw; with another picture hardly any."""
+    assert command("build", "--model", "demo-signs", "--keep", 64, "-o", tmp_path / "out")[0] == 0
+    vlm = trtprune.load(tmp_path / "out")
+    assert vlm.config.model.id == "demo-signs"
+    pictures = [signs.generate(number, split="test") for number in range(5000, 5005)]
+    right = blind = total = 0
+    for found, other in zip(pictures, [*pictures[1:], pictures[0]], strict=True):
+        for q in found.questions:
+            if q.kind == "number":
+                total += 1
+                right += vlm.generate(found.image, q.text, keep=576).text == q.answer
+                blind += vlm.generate(other.image, q.text, keep=64).text == q.answer
+    assert total > 15
+    assert right > 0.75 * total
+    assert blind < 0.4 * total
 
 
 def test_a_moved_directory_still_runs(out: Path, tmp_path: Path) -> None:

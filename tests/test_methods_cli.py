@@ -1,4 +1,4 @@
-"""``trtprune methods``: every method, with what it needs in words."""
+"""``trtprune methods`` and ``models``: every method, with what it needs in words; every name ``--model`` takes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from click.testing import CliRunner
 
 from trtprune import pruning
 from trtprune._methods import needs_in_words
+from trtprune.aliases import ALIASES
 from trtprune.cli import main
+from trtprune.demo.assemble import PARTS
 from trtprune.pruning.inputs import INPUTS
 
 
-def output(*arguments: str) -> str:
-    result = CliRunner().invoke(main, ["methods", *arguments])
+def output(*arguments: str, command: str = "methods") -> str:
+    result = CliRunner().invoke(main, [command, *arguments])
     assert result.exit_code == 0
     return result.stdout
 
@@ -59,3 +61,16 @@ def test_every_need_has_words() -> None:
     found = needs_in_words(Everything())
     assert len(found) == len(INPUTS) + 3  # and the flag for CLIP
     assert "--clip" in found[-1]
+
+
+def test_models() -> None:
+    found = json.loads(output("--json", command="models"))
+    assert found["aliases"] == ALIASES
+    # What is listed as assembled here is what can be.
+    assert set(found["demos"]) == set(PARTS)
+    (family,) = found["supported"]
+    lines = output(command="models").splitlines()
+    listed = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line.startswith("  ")}
+    for name, target in {**found["demos"], **ALIASES}.items():
+        assert listed[name] == target
+    assert listed["architecture"] == family["architecture"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ALIASES"]
+__all__ = ["ALIASES", "DEMOS"]
 
 ALIASES: dict[str, str] = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
@@ -11,3 +11,9 @@ ALIASES: dict[str, str] = {
     "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     "llava-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
 }
+
+DEMOS: dict[str, str] = {
+    "demo": "coloured shapes; assembled locally, no hub needed",
+    "demo-signs": "the same, trained further to read digits on signs",
+}
+"""Models that :mod:`trtprune.demo` assembles."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
-from trtprune.aliases import ALIASES
+from trtprune.aliases import ALIASES, DEMOS
 from trtprune.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def resolve(
     """Finds a checkpoint, downloading it if need be.
 
     Args:
-        model: A directory; else an alias; else ``"demo"``; else a hub id ``owner/name``.  Alias and hub id may
-            carry ``@revision``.
+        model: A directory; else an alias; else ``"demo"`` or ``"demo-signs"``; else a hub id ``owner/name``.  Alias
+            and hub id may carry ``@revision``.
         revision: Branch, tag or commit on the hub.
         cache_dir: Where downloads are kept; the hub's own default otherwise (``HF_HOME``).
         token: Access token; the logged-in one otherwise.
@@ -234,12 +234,12 @@ def resolve(
     if at and (not tag or revision not in (None, tag)):
         raise CheckpointError(f"--model {text}: the revision is unclear", hint="write owner/name@revision")
     revision = tag if at else revision
-    if name not in aliases and name == "demo":
+    if name not in aliases and name in DEMOS:
         if revision is not None:
-            raise CheckpointError("--model demo has no revisions", hint="leave --revision out")
+            raise CheckpointError(f"--model {name} has no revisions", hint="leave --revision out")
         from trtprune.demo.assemble import assemble
 
-        return open_checkpoint(assemble(progress=progress), id="demo")
+        return open_checkpoint(assemble(name=name, progress=progress), id=name)
     hub_id = aliases.get(name, name)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
         if "/" in name:
@@ -247,7 +247,7 @@ def resolve(
                 f"--model {text}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
             )
         raise CheckpointError(
-            f"--model {name}: no such alias or directory", hint=_closest(name, ("demo", *aliases), everything=True)
+            f"--model {name}: no such alias or directory", hint=_closest(name, (*DEMOS, *aliases), everything=True)
         )
     from trtprune.hub import download
 

@@ -219,14 +219,16 @@ def methods(as_json: bool) -> None:
 @log_options
 def models(as_json: bool) -> None:
     """List the aliases and architectures that can be built."""
+    from trtprune.aliases import DEMOS
     from trtprune.models import ALIASES, supported
 
     if as_json:
-        echo_json({"aliases": ALIASES, "supported": supported()})
+        echo_json({"demos": DEMOS, "aliases": ALIASES, "supported": supported()})
         return
     click.echo("aliases")
-    for alias, target in {"demo": "assembled locally, no hub needed", **ALIASES}.items():
-        click.echo(f"  {alias:<20} {target}")
+    names = {**DEMOS, **ALIASES}
+    for alias, target in names.items():
+        click.echo(f"  {alias:<{max(map(len, names))}} {target}")
     click.echo("architectures")
     for family in supported():
         for key, value in family.items():

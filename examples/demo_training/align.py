@@ -11,6 +11,7 @@ its context, learns to answer questions in minutes. The decoder's losses train t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ GROUND_SHARE = 0.12  # most of a picture is ground: as many patches of it as of 
 NAMES, PLACES = 1.2, 0.8  # weights of what tells objects apart, against the mean that all words share
 
 
-def word_vectors(model: DemoVlm, prompts: Prompts) -> tuple[dict[str, Tensor], Tensor]:
+def word_vectors(model: DemoVlm, prompts: Prompts, words: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
     """Word → its embedding ``[576]`` less the mean of all of them, and that mean.
 
     The mean of the word with and without a space before it: questions have the one, answers the other. A form that
@@ -38,7 +39,7 @@ def word_vectors(model: DemoVlm, prompts: Prompts) -> tuple[dict[str, Tensor], T
     """
     table = model.table.float()
     raw = {}
-    for word in (*scenes.COLORS, *scenes.SHAPES, *SIDES, GROUND, *EASY_WORDS):
+    for word in words:
         forms = [prompts.ids(form) for form in (word, f" {word}")]
         whole = [table[form[0]] for form in forms if len(form) == 1]
         raw[word] = torch.stack(whole or [table[forms[1]].mean(0)]).mean(0)
@@ -78,7 +79,7 @@ def _scene(seed: int) -> tuple[Image.Image, list[list[str]], tuple[scenes.SceneO
 @torch.no_grad()
 def collect(model: DemoVlm, prompts: Prompts, source: Source, pictures: int) -> tuple[Tensor, Tensor]:
     """Patch features ``[n, 384]`` and what the projector shall make of them ``[n, 576]``, of so many scenes a size."""
-    vectors, mean = word_vectors(model, prompts)
+    vectors, mean = word_vectors(model, prompts, (*scenes.COLORS, *scenes.SHAPES, *SIDES, GROUND, *EASY_WORDS))
     rng = np.random.default_rng(0)
     features: list[Tensor] = []
     targets: list[Tensor] = []

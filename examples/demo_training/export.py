@@ -1,6 +1,7 @@
 """Turn a training checkpoint into the file that ``trtprune.demo.assemble`` takes: float16, statistics folded in.
 
 python examples/demo_training/export.py runs/demo/trained.safetensors trtprune/demo/data/trained.safetensors
+python examples/demo_training/export.py runs/signs/signs.safetensors trtprune/demo/data/signs.safetensors
 """
 
 from __future__ import annotations

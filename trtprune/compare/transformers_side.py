@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune.aliases import DEMOS
 from trtprune.compare.points import Point, module_label
 from trtprune.errors import BackendError, CheckpointError, InputError
 from trtprune.pruning.inputs import INPUTS
@@ -42,7 +43,7 @@ def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = F
     # With its revision an id cannot be taken for a directory of that name.
     source = given or "@".join(part for part in (made.model.id, made.model.revision) if part)
     try:
-        checkpoint = _demo() if given is None and source == "demo" else resolve(source)
+        checkpoint = _demo(source) if given is None and source in DEMOS else resolve(source)
     except CheckpointError as error:
         if given is not None:
             raise
@@ -58,11 +59,11 @@ def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = F
     return checkpoint
 
 
-def _demo() -> Checkpoint:
+def _demo(name: str) -> Checkpoint:
     from trtprune.checkpoint import open_checkpoint
     from trtprune.demo.assemble import assemble
 
-    return open_checkpoint(assemble(), id="demo")
+    return open_checkpoint(assemble(name=name), id=name)
 
 
 class TransformersSide:

