@@ -1,15 +1,18 @@
-"""Every method on the demo model's two test sets: the tables of docs/eval-demo.md and the picture of the README.
+"""Every method on the demo models' test sets: the tables of docs/eval-demo.md and the picture of the README.
 
-    python benchmarks/eval_demo.py OUT --folder DIR [--minutes 90] [--so-far]
+    python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR [--minutes 90] [--so-far]
 
-``OUT`` is an engine directory of the demo model, built with any method.  The answers go to ``DIR`` as they come (some
-ten hours on two cores; what was ended goes on), then results/eval-SET.json, results/claim.json, results/frontier.json
-and docs/frontier.png are written from what is there.  Afterwards: ``python benchmarks/tables.py``.
+``OUT`` is an engine directory of ``demo``, ``SIGNS`` one of ``demo-signs`` built with ``--provider openvino``, each
+with any method.  Signs are asked with bfloat16 products, which takes three fifths of the time.  The answers go to
+``DIR`` as they come (hours a set; what was ended goes on), then results/eval-SET.json, results/claim.json,
+results/frontier.json and docs/frontier.png are written from what is there.  Afterwards: ``python
+benchmarks/tables.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import signal
 import subprocess
@@ -25,7 +28,11 @@ from trtprune.eval.statistics import paired
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SETS = ("scenes", "easy-vqa")
+SETS = ("scenes", "easy-vqa", "signs")
+ROUNDING = {"signs": {"precision": "bf16"}}
+"""Options of the provider."""
+TIMED = ("scenes", "easy-vqa")
+"""Sets of the model that results/bench-demo.json is of."""
 QUESTIONS = 2000
 KEEPS = (192, 128, 64, 32, 16)
 INSIDE_KEEPS = (192, 128, 64)
@@ -37,6 +44,8 @@ CONTROLS = {"methods": "adafv", "keeps": [64], "limit": 200, "controls": True}
 TEXT_AWARE = ("adafv", "zspaprune", "mmtok")
 SALIENCY = ("fastervlm", "visionzip", "vispruner")
 CLAIM_KEEPS = (64, 32, 16)
+CLAIM_SETS = ("scenes", "signs")
+CLAIM_GROUPS = ("non-salient", "salient")
 PANELS = ("scenes", "scenes: non-salient", "scenes: salient", "easy-vqa")
 
 
@@ -48,12 +57,15 @@ def before_the_decoder() -> list[str]:
 
 def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -> None:
     """Asks what is missing of a set and writes its results file."""
-    settings: dict[str, Any] = {"plot": False, "threads": threads, "report": say}
+    options = ROUNDING.get(name, {})
+    settings: dict[str, Any] = {"plot": False, "threads": threads, "provider_options": options, "report": say}
     parts: tuple[tuple[Sequence[str], Sequence[int]], ...] = ((before_the_decoder(), KEEPS), (INSIDE, INSIDE_KEEPS))
     found: dict[str, Any] = {}
     for methods, keeps in parts:
         given = f"--methods {','.join(methods)} --keep {','.join(map(str, keeps))}"
-        command = f"trtprune eval OUT --data {name} {given} --limit {QUESTIONS} --seed 0"
+        given += "".join(f" --provider-option {key}={value}" for key, value in options.items())
+        directory = "SIGNS" if name == "signs" else "OUT"
+        command = f"trtprune eval {directory} --data {name} {given} --limit {QUESTIONS} --seed 0"
         part = evaluate(
             out, name, folder / name, methods=",".join(methods), keeps=keeps, limit=QUESTIONS, so_far=so_far,
             command=command, **settings,
@@ -80,35 +92,38 @@ def bare(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(folder: Path) -> None:
-    """Text-aware methods against those that only look at the picture, question by question, on the scenes."""
-    rows = {row.id: row for row in load_data("scenes", limit=QUESTIONS, seed=0).rows}
+    """Text-aware methods against those that only look at the picture, question by question."""
+    found = [row for name in CLAIM_SETS if (folder / name).exists() for row in compared(folder, name)]
+    command = f"python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR ({QUESTIONS} questions, seed 0)"
+    write("claim.json", {"command": command, "rows": found})
+
+
+def compared(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The same of one set."""
+    rows = {row.id: row for row in load_data(name, limit=QUESTIONS, seed=0).rows}
     marks: dict[tuple[str, int], dict[str, float]] = {}
-    with (folder / "scenes" / "results.jsonl").open(encoding="utf-8") as stream:
+    with (folder / name / "results.jsonl").open(encoding="utf-8") as stream:
         next(stream)
         for line in stream:
             if line.endswith("\n"):
                 one = json.loads(line)
                 marks.setdefault((one["method"], one["keep"]), {})[one["id"]] = one["score"]
     found = []
-    for keep in CLAIM_KEEPS:
-        for aware in TEXT_AWARE:
-            for other in SALIENCY:
-                for group in ("non-salient", "salient"):
-                    mine, theirs = marks.get((aware, keep), {}), marks.get((other, keep), {})
-                    ids = [key for key in rows if key in mine and key in theirs and rows[key].group == group]
-                    pictures = [rows[key].picture_key for key in ids]
-                    pair = paired([theirs[i] for i in ids], [mine[i] for i in ids], clusters=pictures)
-                    found.append(
-                        {
-                            "keep": keep, "text_aware": aware, "saliency": other, "set": group, "n": len(ids),
-                            "text_aware_accuracy": sum(mine[i] for i in ids) / max(1, len(ids)),
-                            "saliency_accuracy": sum(theirs[i] for i in ids) / max(1, len(ids)),
-                            "difference": pair.difference, "low": pair.low, "high": pair.high,
-                            "better": pair.repaired, "worse": pair.broken, "mcnemar_p": pair.p,
-                        }
-                    )  # fmt: skip
-    write("claim.json", {"command": f"python benchmarks/eval_demo.py OUT --folder DIR ({QUESTIONS} questions, seed 0)",
-                         "rows": found})  # fmt: skip
+    for keep, aware, other, group in itertools.product(CLAIM_KEEPS, TEXT_AWARE, SALIENCY, CLAIM_GROUPS):
+        mine, theirs = marks.get((aware, keep), {}), marks.get((other, keep), {})
+        ids = [key for key in rows if key in mine and key in theirs and rows[key].group == group]
+        pictures = [rows[key].picture_key for key in ids]
+        pair = paired([theirs[i] for i in ids], [mine[i] for i in ids], clusters=pictures)
+        found.append(
+            {
+                "data": name, "keep": keep, "text_aware": aware, "saliency": other, "set": group, "n": len(ids),
+                "text_aware_accuracy": sum(mine[i] for i in ids) / max(1, len(ids)),
+                "saliency_accuracy": sum(theirs[i] for i in ids) / max(1, len(ids)),
+                "difference": pair.difference, "low": pair.low, "high": pair.high,
+                "better": pair.repaired, "worse": pair.broken, "mcnemar_p": pair.p,
+            }
+        )  # fmt: skip
+    return found
 
 
 def say(what: str, message: str) -> None:
@@ -123,8 +138,9 @@ def write(name: str, data: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--signs", type=Path, help="engine directory of demo-signs; without it no signs are asked")
     parser.add_argument("--folder", type=Path, required=True, help="of the answers")
-    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--sets", help="default: all there is a model for")
     parser.add_argument("--minutes", type=int, help="stop asking after so long, as with Ctrl-C")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--so-far", action="store_true", help="ask nothing")
@@ -132,10 +148,13 @@ def main() -> int:
     if given.minutes:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.alarm(60 * given.minutes)
-    for name in given.sets.split(","):
-        ask(given.out, name, given.folder, given.threads, given.so_far)
+    models = dict.fromkeys(TIMED, given.out) | ({"signs": given.signs} if given.signs else {})
+    for name in given.sets.split(",") if given.sets else models:
+        if name not in models:
+            parser.error(f"--sets {name}: one of {', '.join(SETS)}; signs need --signs")
+        ask(models[name], name, given.folder, given.threads, given.so_far)
     claim(given.folder)
-    reports = [str(RESULTS / f"eval-{name}.json") for name in SETS]
+    reports = [str(RESULTS / f"eval-{name}.json") for name in TIMED]
     command = [sys.executable, "-m", "trtprune", "frontier", *reports, str(RESULTS / "bench-demo.json"), "--json"]
     command += ["-o", str(ROOT / "docs" / "frontier.png"), *(word for name in PANELS for word in ("--set", name))]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
