@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 OUT    ?= demo_out
 IMAGE  ?= examples/scene.png
 PROMPT ?= What color is the star?
+# Files of tests run side by side, in so many processes of about 3 GB.
+WORKERS ?= 2
 
 .PHONY: demo test lint format plugins clean
 
@@ -27,7 +29,7 @@ demo: $(BIN)/trtprune
 	@echo "kept tokens: $(OUT).png"
 
 test: $(VENV)/.test-extra lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .

@@ -295,8 +295,8 @@ def test_a_file_that_shrinks_after_it_was_checked(single: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message", "hint"),
     [
-        ("llava-1.5-7", "no such alias", "did you mean llava-1.5-7b? known: demo, llava-1.5-7b, llava-1.5-13b"),
-        ("zzz", "no such alias", "known: demo, llava-1.5-7b"),
+        ("llava-1.5-7", "no such alias", "did you mean llava-1.5-7b? known: demo, demo-signs, llava-1.5-7b"),
+        ("zzz", "no such alias", "known: demo, demo-signs, llava-1.5-7b"),
         ("", "empty", "alias"),
         ("  ", "empty", "alias"),
         ("a\nb", "not a name", ""),

@@ -105,7 +105,7 @@ def test_the_other_model_reads_signs(tmp_path: Path) -> None:
     assert command("build", "--model", "demo-signs", "--keep", 64, "-o", tmp_path / "out")[0] == 0
     vlm = trtprune.load(tmp_path / "out")
     assert vlm.config.model.id == "demo-signs"
-    pictures = [signs.generate(number, split="test") for number in range(5000, 5005)]
+    pictures = [signs.generate(number, split="test") for number in range(5000, 5003)]
     right = blind = total = 0
     for found, other in zip(pictures, [*pictures[1:], pictures[0]], strict=True):
         for q in found.questions:
@@ -113,7 +113,7 @@ def test_the_other_model_reads_signs(tmp_path: Path) -> None:
                 total += 1
                 right += vlm.generate(found.image, q.text, keep=576).text == q.answer
                 blind += vlm.generate(other.image, q.text, keep=64).text == q.answer
-    assert total > 15
+    assert total > 9
     assert right > 0.75 * total
     assert blind < 0.4 * total
 
