@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo_out
 IMAGE  ?= examples/scene.png
 PROMPT ?= What color is the star?
-# Files of tests run side by side, in so many processes of about 3 GB.
+# Files of tests run side by side, in so many processes of up to 5 GB; in their order, as the slowest files are of few tests.
 WORKERS ?= 2
 
 .PHONY: demo test lint format plugins clean
@@ -29,7 +29,7 @@ demo: $(BIN)/trtprune
 	@echo "kept tokens: $(OUT).png"
 
 test: $(VENV)/.test-extra lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .
