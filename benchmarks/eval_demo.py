@@ -3,7 +3,7 @@
     python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR [--minutes 90] [--so-far]
 
 ``OUT`` is an engine directory of ``demo``, ``SIGNS`` one of ``demo-signs`` built with ``--provider openvino``, each
-with any method.  Signs are asked with bfloat16 products, which takes three fifths of the time.  The answers go to
+with any method.  Signs are asked with bfloat16 products, which is faster.  The answers go to
 ``DIR`` as they come (hours a set; what was ended goes on), then results/eval-SET.json, results/claim.json,
 results/frontier.json and docs/frontier.png are written from what is there.  Afterwards: ``python
 benchmarks/tables.py``.
