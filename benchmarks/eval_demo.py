@@ -1,12 +1,15 @@
 """Every method on the demo models' test sets: the tables of docs/eval-demo.md and the picture of the README.
 
-    python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR [--minutes 90] [--so-far]
+    python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR [--sets signs] [--minutes 90] [--so-far] [--published]
 
 ``OUT`` is an engine directory of ``demo``, ``SIGNS`` one of ``demo-signs`` built with ``--provider openvino``, each
 with any method.  Signs are asked with bfloat16 products, which is faster.  The answers go to
 ``DIR`` as they come (hours a set; what was ended goes on), then results/eval-SET.json, results/claim.json,
-results/frontier.json and docs/frontier.png are written from what is there.  Afterwards: ``python
-benchmarks/tables.py``.
+results/frontier.json and docs/frontier.png are written from what is there; what they say of other sets stays.
+Afterwards: ``python benchmarks/tables.py``.
+
+The answers of ``PUBLISHED`` sets go to results/answers-SET.jsonl.xz, too.  ``--published`` begins with those instead
+of nothing; with ``--so-far`` the tables come from them in a minute, without asking.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import lzma
 import signal
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from typing import Any
 
 from trtprune import pruning
 from trtprune.eval import evaluate
+from trtprune.eval.evaluation import ANSWERS
 from trtprune.eval.loaders import load_data
 from trtprune.eval.statistics import paired
 
@@ -31,6 +36,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 SETS = ("scenes", "easy-vqa", "signs")
 ROUNDING = {"signs": {"precision": "bf16"}}
 """Options of the provider."""
+PUBLISHED = ("signs",)
+"""Sets whose answers are committed."""
 TIMED = ("scenes", "easy-vqa")
 """Sets of the model that results/bench-demo.json is of."""
 QUESTIONS = 2000
@@ -73,7 +80,8 @@ def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -
         rows = [bare(row) for row in part["rows"] if not found or row["method"] != "none"]
         if not found:
             found = part | {"command": "python benchmarks/eval_demo.py", "commands": [], "rows": [], "notes": []}
-        found["commands"].append(command)
+        if any(row["method"] != "none" for row in rows):
+            found["commands"].append(command)
         found["rows"] += rows
         found["notes"] += part["notes"]
     blind = folder / f"{name}-controls"
@@ -81,6 +89,8 @@ def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -
         controls = evaluate(out, name, blind, so_far=so_far, **CONTROLS, **settings).to_json()
         wanted = ("set", "method", "keep", "n", "accuracy", "controls")
         found["controls"] = [{key: row[key] for key in wanted} for row in controls["rows"]]
+    elif (RESULTS / f"eval-{name}.json").exists():
+        found["controls"] = json.loads((RESULTS / f"eval-{name}.json").read_text(encoding="utf-8")).get("controls", [])
     write(f"eval-{name}.json", found)
 
 
@@ -91,9 +101,29 @@ def bare(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def claim(folder: Path) -> None:
+def publish(folder: Path, name: str) -> None:
+    """Commits a set's answers: in the order of questions, so that the file does not hang on that of asking."""
+    head, *lines = (folder / name / ANSWERS).read_bytes().splitlines(keepends=True)
+    whole = sorted((line for line in lines if line.endswith(b"\n")), key=lambda line: json.loads(line)["id"])
+    (RESULTS / f"answers-{name}.jsonl.xz").write_bytes(lzma.compress(head + b"".join(whole), preset=9))
+    say("wrote", f"answers-{name}.jsonl.xz, {len(whole):,} answers")
+
+
+def begin_with_published(folder: Path, name: str) -> None:
+    """Puts a set's committed answers where they are gone on with, unless there are some already."""
+    path, packed = folder / name / ANSWERS, RESULTS / f"answers-{name}.jsonl.xz"
+    if packed.exists() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lzma.decompress(packed.read_bytes()))
+
+
+def claim(folder: Path, sets: Sequence[str]) -> None:
     """Text-aware methods against those that only look at the picture, question by question."""
-    found = [row for name in CLAIM_SETS if (folder / name).exists() for row in compared(folder, name)]
+    path = RESULTS / "claim.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    found = []
+    for name in CLAIM_SETS:
+        found += compared(folder, name) if name in sets else [row for row in before if row["data"] == name]
     command = f"python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR ({QUESTIONS} questions, seed 0)"
     write("claim.json", {"command": command, "rows": found})
 
@@ -102,7 +132,7 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     """The same of one set."""
     rows = {row.id: row for row in load_data(name, limit=QUESTIONS, seed=0).rows}
     marks: dict[tuple[str, int], dict[str, float]] = {}
-    with (folder / name / "results.jsonl").open(encoding="utf-8") as stream:
+    with (folder / name / ANSWERS).open(encoding="utf-8") as stream:
         next(stream)
         for line in stream:
             if line.endswith("\n"):
@@ -144,22 +174,29 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, help="stop asking after so long, as with Ctrl-C")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--so-far", action="store_true", help="ask nothing")
+    parser.add_argument("--published", action="store_true", help="begin with the committed answers")
     given = parser.parse_args()
     if given.minutes:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.alarm(60 * given.minutes)
     models = dict.fromkeys(TIMED, given.out) | ({"signs": given.signs} if given.signs else {})
-    for name in given.sets.split(",") if given.sets else models:
+    sets = given.sets.split(",") if given.sets else list(models)
+    for name in sets:
         if name not in models:
             parser.error(f"--sets {name}: one of {', '.join(SETS)}; signs need --signs")
+    for name in sets:
+        if given.published:
+            begin_with_published(given.folder, name)
         ask(models[name], name, given.folder, given.threads, given.so_far)
-    claim(given.folder)
+        if name in PUBLISHED:
+            publish(given.folder, name)
+    claim(given.folder, sets)
     reports = [str(RESULTS / f"eval-{name}.json") for name in TIMED]
     command = [sys.executable, "-m", "trtprune", "frontier", *reports, str(RESULTS / "bench-demo.json"), "--json"]
     command += ["-o", str(ROOT / "docs" / "frontier.png"), *(word for name in PANELS for word in ("--set", name))]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
-    sets = {name: {"words": part["words"]} for name, part in json.loads(found.stdout)["sets"].items()}
-    write("frontier.json", {"command": "python benchmarks/eval_demo.py", "sets": sets})
+    words = {name: {"words": part["words"]} for name, part in json.loads(found.stdout)["sets"].items()}
+    write("frontier.json", {"command": "python benchmarks/eval_demo.py", "sets": words})
     return 0
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import lzma
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from trtprune.eval.loaders import load_data
+from trtprune.eval.scoring import score
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,3 +53,25 @@ def test_a_changed_figure_is_noticed(
     assert text.endswith("after\n")
     assert "typed" not in text
     assert f"{first['ms']['median']:.1f} ms, {100 * first['share_of_prefill']:.1f} %" in text
+
+
+@pytest.mark.parametrize("name", ["signs"])
+def test_published_answers_are_behind_the_results(name: str) -> None:
+    """Accuracies of a set, counted from its answers with nothing of the report's code."""
+    results = ROOT / "benchmarks" / "results"
+    report = json.loads((results / f"eval-{name}.json").read_text())
+    questions = {row.id: row for row in load_data(name, limit=2000, seed=0).rows}
+    lines = lzma.decompress((results / f"answers-{name}.jsonl.xz").read_bytes()).decode().splitlines()
+    marks: dict[tuple[str, int], dict[str, float]] = {}
+    for line in map(json.loads, lines[1:]):
+        assert line["score"] == score(questions[line["id"]], line["answer"], "exact")
+        marks.setdefault((line["method"], line["keep"]), {})[line["id"]] = line["score"]
+    unpruned = marks["none", 576]
+    for row in report["rows"]:
+        mine = marks[row["method"], row["keep"]]
+        ids = [i for i in mine if i in unpruned and row["set"] in ("all", questions[i].group)]
+        assert row["n"] == len(ids)
+        assert row["accuracy"] == pytest.approx(sum(mine[i] for i in ids) / len(ids), abs=1e-12)
+        if row["method"] != "none":
+            assert row["broken"] == sum(mine[i] < unpruned[i] for i in ids)
+            assert row["repaired"] == sum(mine[i] > unpruned[i] for i in ids)
