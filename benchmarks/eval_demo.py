@@ -102,7 +102,7 @@ def bare(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish(folder: Path, name: str) -> None:
-    """Commits a set's answers: in the order of questions, so that the file does not hang on that of asking."""
+    """Writes a set's answers among the results, in the order of questions, whichever was asked first."""
     head, *lines = (folder / name / ANSWERS).read_bytes().splitlines(keepends=True)
     whole = sorted((line for line in lines if line.endswith(b"\n")), key=lambda line: json.loads(line)["id"])
     (RESULTS / f"answers-{name}.jsonl.xz").write_bytes(lzma.compress(head + b"".join(whole), preset=9))
