@@ -15,11 +15,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import trtprune
+from tests import eval_kit
 from tests.runtime_kit import Kit, picture
 from trtprune.cli import main
 from trtprune.eval import evaluate
+from trtprune.eval.parts import Part
+from trtprune.eval.planning import subjects
+from trtprune.eval.store import Store
 
 DOCS = Path(__file__).parent.parent / "docs" / "eval.md"
 ASKED = ("What is it ?", "Where ?", "How many ?")
@@ -209,6 +215,83 @@ def test_an_interrupted_run_says_how_to_go_on(place: Path, end: signal.Signals) 
     assert answers.read_bytes().startswith(done)
     keys = [(r["id"], r["keep"]) for r in map(json.loads, answers.read_text().splitlines()[1:])]
     assert len(keys) == len(set(keys)) > count
+
+
+ASK_PARTS = ("--data", "questions.jsonl", "--methods", "adafv,random", "--keep", "6,3", "--no-plot")
+
+
+def test_parts_are_put_together(place: Path) -> None:
+    """Two processes' answers are those of one, and so is the report; nothing is asked twice."""
+    assert command(*ASK_PARTS, "-o", "whole")[0] == 0
+    for part in ("2/2", "1/2"):
+        code, stdout, stderr = command(*ASK_PARTS, "-o", "parts", "--part", part)
+        assert code == 0, stderr
+        assert "4 questions, 5 runs: 20 answers\n" in stderr
+        assert f"part {part} of the pictures" in stdout
+        assert not (place / "parts/report.json").exists()
+    files = {path.name: path.read_bytes() for path in (place / "parts").iterdir()}
+    assert set(files) == {"results-1of2.jsonl", "results-2of2.jsonl"}
+    code, stdout, stderr = command(*ASK_PARTS, "-o", "parts")
+    assert code == 0, stderr
+    assert "40 answers, 40 of them there already" in stderr
+    assert "part" not in stdout
+    assert {name: (place / "parts" / name).read_bytes() for name in files} == files
+    one, other = (json.loads((place / name / "report.json").read_text()) for name in ("whole", "parts"))
+    del one["command"], other["command"]
+    assert one == other
+    lines = [line for data in files.values() for line in data.splitlines()[1:]]
+    assert sorted(lines) == sorted((place / "whole/results.jsonl").read_bytes().splitlines()[1:])
+
+    # A line that a part was writing when it was killed is asked by whoever comes next, in its own file.
+    (place / "parts/results-1of2.jsonl").write_bytes(files["results-1of2.jsonl"][:-5])
+    assert "40 answers, 39 of them" in command(*ASK_PARTS, "-o", "parts", "--so-far")[2]
+    assert "40 answers, 39 of them" in command(*ASK_PARTS, "-o", "parts")[2]
+    assert (place / "parts/results-1of2.jsonl").read_bytes() == files["results-1of2.jsonl"][:-5]
+    # And what the whole run knows, a part knows.
+    assert "20 answers, 20 of them" in command(*ASK_PARTS, "-o", "parts", "--part", "1/2")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "busy", "said"),
+    [
+        (["--part", "3/2"], None, "--part 3/2: is no share"),
+        (["--part", "0/2"], None, "--part 0/2: is no share"),
+        (["--part", "half"], None, "--part half: is no share"),
+        (["--part", "9/9"], None, "fewer pictures than parts"),
+        (["--part", "1/3", "--force"], None, "--force: "),
+        (["--force"], None, "results-1of3.jsonl holds answers of a part"),
+        (["--part", "1/3", "--so-far"], None, "leave out --part"),
+        (["--part", "2/3", "--max-new-tokens", "3"], None, "another max_new_tokens"),
+        (["--part", "1/3"], "results-1of3.jsonl", "another process"),
+        (["--part", "2/3"], "results.jsonl", "another process"),
+        ([], "results-1of3.jsonl", "another process"),
+        (["--part", "2/3"], "results-1of3.jsonl", ""),
+        (["--so-far"], "results-1of3.jsonl", ""),
+    ],
+)
+def test_parts_do_not_get_in_each_others_way(
+    place: Path, tmp_path: Path, words: list[str], busy: str | None, said: str
+) -> None:
+    assert command(*ASK_PARTS, "-o", tmp_path, "--part", "1/3")[0] == 0
+    first = tmp_path / "results-1of3.jsonl"
+    before = first.read_bytes()
+    header = json.loads(before.splitlines()[0])
+    with Store(tmp_path / (busy or "other.jsonl"), header["fingerprint"]):
+        code, _, stderr = command(*ASK_PARTS, "-o", tmp_path, *words)
+    assert code == (1 if said else 0), stderr
+    assert said in stderr
+    assert first.read_bytes() == before
+
+
+@given(questions=st.integers(1, 30), pictures=st.integers(2, 12), parts=st.integers(1, 9), controls=st.booleans())
+def test_parts_are_all_there_is(questions: int, pictures: int, parts: int, controls: bool) -> None:
+    rows = eval_kit.rows(max(questions, pictures), pictures)
+    whole = subjects(rows, controls=controls, seed=0)
+    shares = [Part(number, parts).of_subjects(whole) for number in range(1, parts + 1)]
+    asked = [(a.row.id, a.control, s.source) for share in shares for s in share for a in s.asked]
+    wanted = [(a.row.id, a.control, s.source) for s in whole for a in s.asked]
+    assert sorted(asked, key=str) == sorted(wanted, key=str)
+    assert {s.seed for share in shares for s in share} == {s.seed for s in whole}
 
 
 def test_from_python(place: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ __all__ = ["evaluate"]
 @click.option("-o", "--output", type=PATH, help="Directory of the results.  [default: OUT-eval]")
 @click.option("--force", is_flag=True, help="Start anew where the directory holds answers.")
 @click.option("--so-far", is_flag=True, help="Ask nothing; report on the answers that the directory holds.")
+@click.option("--part", metavar="K/N", help="Ask the K-th of N shares; for processes side by side, with one OUTPUT.")
 @click.option("--plot/--no-plot", default=True, help="Draw accuracy.png.")
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option(
@@ -61,9 +62,10 @@ def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, **g
     trtprune eval out --data questions.jsonl
     trtprune eval out --data easy-vqa --methods adafv,fastervlm,random --keep 192,64,16 -o results
     trtprune eval out --data pope:coco --methods all --keep 64 --limit 1000 --controls
+    CUDA_VISIBLE_DEVICES=1 trtprune eval out --data pope:coco --part 2/2
     """
-    from trtprune.eval.evaluation import ANSWERS
     from trtprune.eval.evaluation import evaluate as run_eval
+    from trtprune.eval.parts import answers_file
     from trtprune.eval.table import describe_examples, show_evaluation
 
     folder = output or Path(f"{directory.resolve().name}-eval")
@@ -75,8 +77,9 @@ def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, **g
             directory, data, folder, **given, command=shlex.join(["trtprune", *sys.argv[1:]]), report=_report
         )
     except (KeyboardInterrupt, SystemExit) as end:
-        text = f"trtprune: interrupted; what was answered is in {folder / ANSWERS}. To go on:\n  {again}"
-        if (folder / ANSWERS).exists():
+        answers = answers_file(folder, given["part"])
+        text = f"trtprune: interrupted; what was answered is in {answers}. To go on:\n  {again}"
+        if answers.exists():
             click.echo(text, err=True)
             sys.exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
         raise

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from trtprune.bench.planning import parse_methods
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
+from trtprune.eval.parts import ANSWERS, Part, answer_files, answers_file
 from trtprune.eval.planning import Point, Subject, fitting, plan_points, subjects
 from trtprune.eval.progress import Meter
 from trtprune.eval.report import Evaluation, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
 from trtprune.eval.runner import Builds, run
-from trtprune.eval.store import Store
+from trtprune.eval.store import Store, refuse_if_written
 from trtprune.variants import Variants
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 
-ANSWERS, PICTURE = "results.jsonl", "accuracy.png"
+PICTURE = "accuracy.png"
 ROUNDING = ("activations", "precision")
 """Options of providers that change answers, and not only where they are computed."""
 LISTED = 10
@@ -49,6 +50,7 @@ def evaluate(
     controls: bool = False,
     force: bool = False,
     so_far: bool = False,
+    part: str | None = None,
     plot: bool = True,
     others: Sequence[str | os.PathLike[str]] = (),
     model: str | os.PathLike[str] | None = None,
@@ -83,6 +85,8 @@ def evaluate(
         controls: Ask each question about a wrong and about a grey picture, too.
         force: Start anew where ``output`` holds answers.
         so_far: Ask nothing, report on the answers that ``output`` holds.
+        part: ``1/2`` asks the first of two shares of the pictures, for processes side by side with one ``output``; its
+            answers go to results-1of2.jsonl. Without it the answers of all parts count, and the report is written.
         plot: Draw accuracy.png, which needs matplotlib.
         others, model, provider, provider_options, threads, verify, max_pixels: As for
             :class:`trtprune.variants.Variants`.
@@ -97,13 +101,15 @@ def evaluate(
         BackendError: if something needed is not installed.
     """
     folder = Path(output)
+    share = None if part is None else Part.parse(part)
+    plot = plot and share is None
     if plot:
         from trtprune.bench.plot import require_matplotlib
 
         require_matplotlib("--plot", folder / PICTURE)
-    if so_far and (force or not (folder / ANSWERS).is_file()):
-        reason = "--force leaves nothing to report on" if force else f"{folder} holds no answers"
-        raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
+    answers = answers_file(folder, part)
+    beside = [path for path in answer_files(folder) if path != answers]
+    _check_files(folder, answers, beside, share, force, so_far)
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
     if methods is not None:
@@ -146,9 +152,12 @@ def evaluate(
             fingerprint["provider_options"] = rounding
         if clip is not None:
             fingerprint["clip"] = _digest_of_clip(clip, report)
-        with Store(folder / ANSWERS, fingerprint, force=force) as store:
+        with Store(answers, fingerprint, force=force, beside=beside) as store:
             usable, unfit = _fitting(variants, points, questions, ask, max_new_tokens, strict)
             asked = subjects(usable.rows, controls=controls, seed=seed)
+            if share:
+                asked = share.of_subjects(asked)
+                usable = _asked_in(asked, usable, share)
             missing, total = _count(points, asked, store)
             report("answers", _plan_line(points, usable, missing, total))
             if store.dropped:
@@ -164,6 +173,10 @@ def evaluate(
             figures, notes = evaluate_marks(store, usable, points, seed=seed)
     if so_far and missing:
         notes.append(f"{total - missing:,} of {total:,} answers: --so-far asked nothing; n says of how many questions")
+    if share:
+        notes.append(
+            f"part {share} of the pictures: the same command without --part counts all parts and writes the report"
+        )
     left_out = unfit | unread
     for key, reason in list(left_out.items())[:LISTED]:
         report("left out", f"{key}: {reason}")
@@ -180,12 +193,40 @@ def evaluate(
         "left_out": left_out,
     }
     evaluation = Evaluation(command, engine, facts, settings, tuple(figures), tuple(notes))
-    write_files(evaluation, folder)
+    if share is None:
+        write_files(evaluation, folder)
     if plot:
         from trtprune.eval.plot import draw_accuracy
 
         draw_accuracy(evaluation, folder / PICTURE)
     return evaluation
+
+
+def _check_files(
+    folder: Path, answers: Path, beside: Sequence[Path], share: Part | None, force: bool, so_far: bool
+) -> None:
+    """Refuses what would lose answers, or give some of them twice."""
+    if so_far and (force or share or not (beside or answers.is_file())):
+        if share:
+            raise InputError("--so-far reports on all parts", hint="leave out --part")
+        reason = "--force leaves nothing to report on" if force else f"{folder} holds no answers"
+        raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
+    if force and (share or beside):
+        reason = f"{beside[0]} holds answers of a part" if beside else "a part cannot start the others anew"
+        raise InputError(f"--force: {reason}", hint="choose another -o, or remove the old answers")
+    if not so_far:
+        # Parts are disjoint, a whole run and a part are not.
+        for path in beside:
+            if share is None or path.name == ANSWERS:
+                refuse_if_written(path)
+
+
+def _asked_in(asked: Sequence[Subject], questions: DataSet, share: Part) -> DataSet:
+    """The questions of a part."""
+    mine = {question.row.id for subject in asked for question in subject.asked if not question.control}
+    if not mine:
+        raise InputError(f"--part {share}: there are fewer pictures than parts", hint="fewer parts")
+    return replace(questions, rows=tuple(row for row in questions.rows if row.id in mine))
 
 
 def _questions(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows: no advisory locks here.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Key", "Record", "Store"]
+__all__ = ["Key", "Record", "Store", "refuse_if_written"]
 
 SCHEMA = 1
 KIND = "trtprune eval answers"
@@ -79,12 +79,17 @@ class Store:
         path: The file; made if it is not there.
         fingerprint: What must be the same for answers to belong together; JSON values by name.
         force: Start anew, whatever answers the file holds; a file that is none of ours is refused all the same.
+        beside: Files of answers that are known, too: read once, never written, and another process may write them.
+            What several files answer counts as in the first of them, ``path`` before the others.
 
     Raises:
-        InputError: if another process writes the file, it belongs to something else, or cannot be written.
+        InputError: if another process writes the file, it or one beside it belongs to something else or cannot be read,
+            or it cannot be written.
     """
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(
+        self, path: Path, fingerprint: Mapping[str, Any], *, force: bool = False, beside: Sequence[Path] = ()
+    ) -> None:
         self.path = path
         self.fingerprint = dict(fingerprint)
         self.dropped = 0
@@ -99,6 +104,8 @@ class Store:
         try:
             self._lock()
             self._open(force)
+            for other in beside:
+                self._read_beside(other)
         except BaseException:
             self.close()
             raise
@@ -150,14 +157,8 @@ class Store:
             self._file = -1
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{self.path}: another process is writing answers there", hint="wait for it, or choose another -o"
-            ) from None
+        if not _lock(self._file):
+            raise _written(self.path)
 
     def _open(self, force: bool) -> None:
         data = _all(self._file)
@@ -173,42 +174,56 @@ class Store:
 
     def _read(self, data: bytes) -> None:
         """Takes in what the file holds and cuts off what is behind its last whole line."""
-        whole = data.rfind(b"\n") + 1
-        lines = data[:whole].split(b"\n")[:-1]
-        if not lines:
-            self._cut(data, 0)
+        lines = _whole_lines(data)
+        whole = sum(len(line) + 1 for line in lines)
+        if len(lines) == 1 and self._differing(self.path, lines[0]):
+            # Left by a run that failed before its first answer: nothing to mix up, nothing to lose.
+            os.ftruncate(self._file, 0)
             return
-        header = _parse(lines[0])
-        if not isinstance(header, dict):
-            raise self._foreign("line 1 is damaged")
-        if header.get("schema") != SCHEMA:
-            raise self._foreign(f"it is of schema {header.get('schema')}, this is {SCHEMA}")
-        theirs = header.get("fingerprint")
-        theirs = theirs if isinstance(theirs, dict) else {}
-        ours = json.loads(json.dumps(self.fingerprint))
-        if theirs != ours:
-            if len(lines) == 1:
-                # Left by a run that failed before its first answer: nothing to mix up, nothing to lose.
-                os.ftruncate(self._file, 0)
-                return
-            names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-            raise self._foreign(f"its answers were given with another {', '.join(names)}")
-        for number, line in enumerate(lines[1:], 2):
-            record = _record(_parse(line))
-            if record is None:
-                raise self._foreign(f"line {number} is damaged")
-            if record.key in self._records:
-                raise self._foreign(f"line {number} repeats the answer to {record.id!r}")
-            self._records[record.key] = record
-        self._cut(data, whole)
-
-    def _cut(self, data: bytes, whole: int) -> None:
+        self._records = self._answers(self.path, lines)
         self.dropped = len(data) - whole
         if self.dropped:
             os.ftruncate(self._file, whole)
 
-    def _foreign(self, why: str) -> InputError:
-        return InputError(f"{self.path}: {why}", hint="choose another -o, or --force to start anew there")
+    def _read_beside(self, path: Path) -> None:
+        try:
+            lines = _whole_lines(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}", hint="choose another -o") from None
+        if len(lines) > 1:
+            self._records = self._answers(path, lines) | self._records
+
+    def _answers(self, path: Path, lines: Sequence[bytes]) -> dict[Key, Record]:
+        """What a file's lines hold, if it belongs here."""
+        found: dict[Key, Record] = {}
+        if not lines:
+            return found
+        if names := self._differing(path, lines[0]):
+            raise self._foreign(path, f"its answers were given with another {', '.join(names)}")
+        for number, line in enumerate(lines[1:], 2):
+            record = _record(_parse(line))
+            if record is None:
+                raise self._foreign(path, f"line {number} is damaged")
+            if record.key in found:
+                raise self._foreign(path, f"line {number} repeats the answer to {record.id!r}")
+            found[record.key] = record
+        return found
+
+    def _differing(self, path: Path, line: bytes) -> list[str]:
+        """What of the fingerprint in a file's first line is another than ours."""
+        header = _parse(line)
+        if not isinstance(header, dict):
+            raise self._foreign(path, "line 1 is damaged")
+        if header.get("schema") != SCHEMA:
+            raise self._foreign(path, f"it is of schema {header.get('schema')}, this is {SCHEMA}")
+        theirs = header.get("fingerprint")
+        theirs = theirs if isinstance(theirs, dict) else {}
+        ours = json.loads(json.dumps(self.fingerprint))
+        return sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+
+    def _foreign(self, path: Path, why: str) -> InputError:
+        way = "--force to start anew there" if path == self.path else "remove that file"
+        return InputError(f"{path}: {why}", hint=f"choose another -o, or {way}")
 
     def _write(self, line: Mapping[str, Any]) -> None:
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
@@ -232,6 +247,34 @@ KIND_LINE = json.dumps({"kind": KIND})[:-1].encode()
 """How a file of answers begins."""
 
 
+def refuse_if_written(path: Path) -> None:
+    """Raises :class:`InputError` if another process writes answers to the file."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        if not _lock(file):
+            raise _written(path)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Whether the file is ours alone until it is closed."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _written(path: Path) -> InputError:
+    return InputError(f"{path}: another process is writing answers there", hint="wait for it, or choose another -o")
+
+
 def _all(file: int) -> bytes:
     """The whole file; an answer is some hundred bytes, so that even a million of them fit in memory."""
     parts, place = [], 0
@@ -239,6 +282,11 @@ def _all(file: int) -> bytes:
         parts.append(part)
         place += len(part)
     return b"".join(parts)
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """Without their ends, and without a last one that has none: it was cut off, or is being written."""
+    return data.split(b"\n")[:-1]
 
 
 def _parse(line: bytes) -> Any:
