@@ -1,15 +1,18 @@
 """Every method on the demo models' test sets: the tables of docs/eval-demo.md and the picture of the README.
 
-    python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR [--sets signs] [--minutes 90] [--so-far] [--published]
+    python benchmarks/eval_demo.py --scenes OUT --easy-vqa OV --signs SIGNS --folder DIR [--part 1/2] [--minutes 90]
+    python benchmarks/eval_demo.py --signs SIGNS --folder DIR [--so-far] [--published]
 
-``OUT`` is an engine directory of ``demo``, ``SIGNS`` one of ``demo-signs`` built with ``--provider openvino``, each
-with any method.  Signs are asked with bfloat16 products, which is faster.  The answers go to
-``DIR`` as they come (hours a set; what was ended goes on), then results/eval-SET.json, results/claim.json,
-results/frontier.json and docs/frontier.png are written from what is there; what they say of other sets stays.
-Afterwards: ``python benchmarks/tables.py``.
+Engine directories, with any method: ``OUT`` of ``demo``, ``OV`` of ``demo`` built with ``--provider openvino``,
+``SIGNS`` of ``demo-signs`` built so; what is not given is not asked.  With OpenVINO the products are in bfloat16, which
+is faster.  The answers go to ``DIR`` as they come (hours a set; what was ended goes on), then results/eval-SET.json,
+results/claim.json, results/frontier.json and docs/frontier.png are written from what is there; what they say of other
+sets stays.  Afterwards: ``python benchmarks/tables.py``.
 
-The answers of ``PUBLISHED`` sets go to results/answers-SET.jsonl.xz, too.  ``--published`` begins with those instead
-of nothing; with ``--so-far`` the tables come from them in a minute, without asking.
+``--part 1/2`` asks one of two shares of the pictures and writes nothing else, for processes side by side; the same
+command without it comes last.  The answers of ``PUBLISHED`` sets go to results/answers-SET.jsonl.xz, too.
+``--published`` begins with those instead of nothing; with ``--so-far`` the tables come from them in a minute, without
+asking.
 """
 
 from __future__ import annotations
@@ -27,16 +30,19 @@ from typing import Any
 
 from trtprune import pruning
 from trtprune.eval import evaluate
-from trtprune.eval.evaluation import ANSWERS
 from trtprune.eval.loaders import load_data
+from trtprune.eval.parts import ANSWERS, answer_files
 from trtprune.eval.statistics import paired
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SETS = ("scenes", "easy-vqa", "signs")
-ROUNDING = {"signs": {"precision": "bf16"}}
+COMMAND = "python benchmarks/eval_demo.py --scenes OUT --easy-vqa OV --signs SIGNS --folder DIR"
+ROUNDING = {"easy-vqa": {"precision": "bf16"}, "signs": {"precision": "bf16"}}
 """Options of the provider."""
-PUBLISHED = ("signs",)
+DIRECTORIES = {"scenes": "OUT", "easy-vqa": "OV", "signs": "SIGNS"}
+"""What the engine directories are called in commands."""
+PUBLISHED = ("easy-vqa", "signs")
 """Sets whose answers are committed."""
 TIMED = ("scenes", "easy-vqa")
 """Sets of the model that results/bench-demo.json is of."""
@@ -62,17 +68,28 @@ def before_the_decoder() -> list[str]:
     return [name for name in pruning.names() if name not in ("none", *NEED_CLIP, *inside)]
 
 
+def asked() -> tuple[tuple[Sequence[str], Sequence[int]], ...]:
+    """Methods with their budgets."""
+    return (before_the_decoder(), KEEPS), (INSIDE, INSIDE_KEEPS)
+
+
+def ask_part(out: Path, name: str, folder: Path, threads: int | None, part: str) -> None:
+    """Asks what is missing of a share of a set."""
+    settings: dict[str, Any] = {"threads": threads, "provider_options": ROUNDING.get(name, {}), "report": say}
+    for methods, keeps in asked():
+        chosen = ",".join(methods)
+        evaluate(out, name, folder / name, methods=chosen, keeps=keeps, limit=QUESTIONS, part=part, **settings)
+
+
 def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -> None:
     """Asks what is missing of a set and writes its results file."""
     options = ROUNDING.get(name, {})
     settings: dict[str, Any] = {"plot": False, "threads": threads, "provider_options": options, "report": say}
-    parts: tuple[tuple[Sequence[str], Sequence[int]], ...] = ((before_the_decoder(), KEEPS), (INSIDE, INSIDE_KEEPS))
     found: dict[str, Any] = {}
-    for methods, keeps in parts:
+    for methods, keeps in asked():
         given = f"--methods {','.join(methods)} --keep {','.join(map(str, keeps))}"
         given += "".join(f" --provider-option {key}={value}" for key, value in options.items())
-        directory = "SIGNS" if name == "signs" else "OUT"
-        command = f"trtprune eval {directory} --data {name} {given} --limit {QUESTIONS} --seed 0"
+        command = f"trtprune eval {DIRECTORIES[name]} --data {name} {given} --limit {QUESTIONS} --seed 0"
         part = evaluate(
             out, name, folder / name, methods=",".join(methods), keeps=keeps, limit=QUESTIONS, so_far=so_far,
             command=command, **settings,
@@ -101,10 +118,23 @@ def bare(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def answers(folder: Path) -> tuple[bytes, list[bytes]]:
+    """The first line of files of answers, and all answers, each once."""
+    head = b""
+    found: dict[Any, bytes] = {}
+    for path in answer_files(folder):
+        head, *lines = path.read_bytes().splitlines(keepends=True)
+        for line in lines:
+            if line.endswith(b"\n"):
+                one = json.loads(line)
+                found.setdefault((one["id"], one["method"], one["keep"]), line)
+    return head, list(found.values())
+
+
 def publish(folder: Path, name: str) -> None:
     """Writes a set's answers among the results, in the order of questions, whichever was asked first."""
-    head, *lines = (folder / name / ANSWERS).read_bytes().splitlines(keepends=True)
-    whole = sorted((line for line in lines if line.endswith(b"\n")), key=lambda line: json.loads(line)["id"])
+    head, whole = answers(folder / name)
+    whole.sort(key=lambda line: json.loads(line)["id"])
     (RESULTS / f"answers-{name}.jsonl.xz").write_bytes(lzma.compress(head + b"".join(whole), preset=9))
     say("wrote", f"answers-{name}.jsonl.xz, {len(whole):,} answers")
 
@@ -124,7 +154,7 @@ def claim(folder: Path, sets: Sequence[str]) -> None:
     found = []
     for name in CLAIM_SETS:
         found += compared(folder, name) if name in sets else [row for row in before if row["data"] == name]
-    command = f"python benchmarks/eval_demo.py OUT --signs SIGNS --folder DIR ({QUESTIONS} questions, seed 0)"
+    command = f"{COMMAND} ({QUESTIONS} questions, seed 0)"
     write("claim.json", {"command": command, "rows": found})
 
 
@@ -132,12 +162,9 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     """The same of one set."""
     rows = {row.id: row for row in load_data(name, limit=QUESTIONS, seed=0).rows}
     marks: dict[tuple[str, int], dict[str, float]] = {}
-    with (folder / name / ANSWERS).open(encoding="utf-8") as stream:
-        next(stream)
-        for line in stream:
-            if line.endswith("\n"):
-                one = json.loads(line)
-                marks.setdefault((one["method"], one["keep"]), {})[one["id"]] = one["score"]
+    for line in answers(folder / name)[1]:
+        one = json.loads(line)
+        marks.setdefault((one["method"], one["keep"]), {})[one["id"]] = one["score"]
     found = []
     for keep, aware, other, group in itertools.product(CLAIM_KEEPS, TEXT_AWARE, SALIENCY, CLAIM_GROUPS):
         mine, theirs = marks.get((aware, keep), {}), marks.get((other, keep), {})
@@ -167,29 +194,33 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--signs", type=Path, help="engine directory of demo-signs; without it no signs are asked")
+    for name, directory in DIRECTORIES.items():
+        parser.add_argument(f"--{name}", type=Path, metavar=directory, help=f"engine directory that {name} is asked of")
     parser.add_argument("--folder", type=Path, required=True, help="of the answers")
-    parser.add_argument("--sets", help="default: all there is a model for")
     parser.add_argument("--minutes", type=int, help="stop asking after so long, as with Ctrl-C")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--part", metavar="K/N", help="ask the K-th of N shares, and write no results")
     parser.add_argument("--so-far", action="store_true", help="ask nothing")
     parser.add_argument("--published", action="store_true", help="begin with the committed answers")
     given = parser.parse_args()
     if given.minutes:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.alarm(60 * given.minutes)
-    models = dict.fromkeys(TIMED, given.out) | ({"signs": given.signs} if given.signs else {})
-    sets = given.sets.split(",") if given.sets else list(models)
+    directories = {name: getattr(given, name.replace("-", "_")) for name in SETS}
+    sets = [name for name in SETS if directories[name]]
+    if not sets:
+        parser.error(f"nothing to ask: give one of {', '.join(f'--{name}' for name in SETS)}")
     for name in sets:
-        if name not in models:
-            parser.error(f"--sets {name}: one of {', '.join(SETS)}; signs need --signs")
-    for name in sets:
+        if given.part:
+            ask_part(directories[name], name, given.folder, given.threads, given.part)
+            continue
         if given.published:
             begin_with_published(given.folder, name)
-        ask(models[name], name, given.folder, given.threads, given.so_far)
+        ask(directories[name], name, given.folder, given.threads, given.so_far)
         if name in PUBLISHED:
             publish(given.folder, name)
+    if given.part:
+        return 0
     claim(given.folder, sets)
     reports = [str(RESULTS / f"eval-{name}.json") for name in TIMED]
     command = [sys.executable, "-m", "trtprune", "frontier", *reports, str(RESULTS / "bench-demo.json"), "--json"]
