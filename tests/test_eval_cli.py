@@ -167,8 +167,16 @@ def test_without_matplotlib_nothing_is_begun(place: Path, monkeypatch: pytest.Mo
     assert not (place / "plain").exists()
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(place: Path, end: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("end", "given_more", "file"),
+    [
+        (signal.SIGINT, ["--force"], "results.jsonl"),
+        (signal.SIGTERM, ["--part", "1/1"], "results-1of1.jsonl"),
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    place: Path, end: signal.Signals, given_more: list[str], file: str
+) -> None:
     folder = place / f"ended-{end.name}"
     many = "\n".join(
         json.dumps({"id": f"m{i}", "image": f"{i % 4}.png", "question": f"What is {i} ?", "answer": "x"})
@@ -176,16 +184,16 @@ def test_an_interrupted_run_says_how_to_go_on(place: Path, end: signal.Signals) 
     )
     (place / "many.jsonl").write_text(many)
     words = ["eval", "out", "--data", "many.jsonl", "--keep", "4", "--max-new-tokens", "1", "--threads", "1"]
-    words += ["--no-plot", "--force", "-o", folder.name]
+    words += ["--no-plot", "-o", folder.name, *given_more]
     tool = str(Path(sys.executable).parent / "trtprune")
     process = subprocess.Popen([tool, *words], cwd=place, stderr=subprocess.PIPE, text=True)
-    answers = folder / "results.jsonl"
+    answers = folder / file
     while process.poll() is None and not (answers.exists() and answers.read_bytes().count(b"\n") > 12):
         time.sleep(0.02)
     process.send_signal(end)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + end
-    assert f"what was answered is in {folder.name}/results.jsonl" in stderr
+    assert f"what was answered is in {folder.name}/{file}" in stderr
     shown = stderr.strip().splitlines()[-1].strip()
     assert shlex.split(shown)[1:] == [word for word in words if word != "--force"]
     done = answers.read_bytes()
