@@ -15,7 +15,7 @@ import trtprune
 from tests.fake_cuda import FakeDriver
 from tests.fake_tensorrt import FakeTensorrt, write_engine
 from tests.runtime_kit import Kit, picture
-from trtprune._engines import find_stages
+from trtprune._engine_plan import find_stages
 from trtprune.backends.tensorrt import backend, flavour
 from trtprune.backends.tensorrt.profiles import Limits, component_profiles, default_capacity
 from trtprune.backends.tensorrt.shapes import cache_capacity

@@ -19,7 +19,7 @@ from trtprune.errors import BuildError, CheckpointError
 
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
-    from trtprune._engines import EnginePlan
+    from trtprune._engine_plan import EnginePlan
     from trtprune.checkpoint import Checkpoint
     from trtprune.graph import Lowering
     from trtprune.models import Family, ModelSpec
@@ -78,7 +78,7 @@ def plan_build(
     """Resolves the model and checks every argument against it; writes nothing. Arguments as in ``build``."""
     from trtprune._budget import resolve_budget
     from trtprune._engine_options import EngineOptions, check_options
-    from trtprune._engines import find_target, plan_engines
+    from trtprune._engine_plan import find_target, plan_engines
     from trtprune.checkpoint import resolve
     from trtprune.models import get_family
 

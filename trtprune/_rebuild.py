@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from trtprune._safetensors import parse_json, read_header
+from trtprune._safetensors import Header, parse_json, read_header
 from trtprune.errors import CheckpointError, EngineDirError
 
-if TYPE_CHECKING:
-    from trtprune.checkpoint import Checkpoint
-    from trtprune.engine_dir import EngineDir
-
-__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "checkpoint_of_build"]
+__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "Origin", "origin_of_build"]
 
 MODEL_CONFIG = "model_config.json"
 """The checkpoint's ``config.json`` in an engine directory."""
@@ -22,18 +19,36 @@ CLIP_CONFIG, CLIP_TOKENIZER = "clip_config.json", "clip_tokenizer.json"
 """The second checkpoint's ``config.json`` and, set to cut long texts, its ``tokenizer.json``."""
 
 
-def checkpoint_of_build(root: Path, made: EngineDir | None = None) -> Checkpoint:
+@dataclass(frozen=True)
+class Origin:
+    """What an engine directory still holds of its checkpoint.
+
+    Attributes:
+        config: The checkpoint's ``config.json``.
+        headers: Of its weight files, by base name.
+        weights: The folder they lie in.
+        id, revision, digest: Of the checkpoint.
+    """
+
+    config: dict[str, Any]
+    headers: dict[str, Header]
+    weights: Path
+    id: str
+    revision: str | None
+    digest: str
+
+
+def origin_of_build(root: Path) -> Origin:
     """The checkpoint behind the engine directory ``root``.
 
     Raises:
         CheckpointError: if the directory is damaged, older than this, or has quantised weights.
     """
-    from trtprune.checkpoint import Checkpoint
     from trtprune.engine_dir import open_engine_dir
 
     again = "give the checkpoint itself: --model CHECKPOINT"
     try:
-        made = made or open_engine_dir(root, verify="fast")
+        made = open_engine_dir(root, verify="fast")
     except EngineDirError as error:
         raise CheckpointError(f"--model {root}: {error.message}", hint=error.hint) from None
     if made.weight_dtype is not None:
@@ -42,16 +57,11 @@ def checkpoint_of_build(root: Path, made: EngineDir | None = None) -> Checkpoint
         raise CheckpointError(f"--model {root}: built by a version that did not keep {MODEL_CONFIG}", hint=again)
     config = made.path(MODEL_CONFIG)
     names = sorted(name.partition("/")[2] for name in made.files if name.startswith("weights/"))
-    headers = {name: read_header(made.path(f"weights/{name}")) for name in names if not name.startswith(CLIP_PREFIX)}
-    tensors = {name: info for header in headers.values() for name, info in header.tensors.items()}
-    return Checkpoint(
-        root,
+    return Origin(
         parse_json(config.read_bytes(), config, "config"),
-        tensors,
-        tuple(headers),
+        {name: read_header(made.path(f"weights/{name}")) for name in names if not name.startswith(CLIP_PREFIX)},
+        root / "weights",
         made.model.id,
         made.model.revision,
-        weights=root / "weights",
-        known_digest=made.model.digest,
-        _headers=headers,
+        made.model.digest,
     )

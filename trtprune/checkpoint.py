@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._rebuild import origin_of_build
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
 from trtprune.aliases import ALIASES, DEMOS
 from trtprune.errors import CheckpointError
@@ -176,9 +177,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
         )
     config = parse_json(text, config_path, "config")
     if "build_digest" in config:
-        from trtprune._rebuild import checkpoint_of_build
-
-        return checkpoint_of_build(root)
+        return _of_build(root)
     if (root / SINGLE).is_file():
         header = read_header(root / SINGLE)
         headers, tensors = {SINGLE: header}, header.tensors
@@ -190,6 +189,22 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
         raise CheckpointError(f"{root}: the weight files hold no tensors", hint="download the checkpoint again")
     name = id or root.resolve().name or "checkpoint"
     return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
+
+
+def _of_build(root: Path) -> Checkpoint:
+    """The checkpoint that an engine directory was built from."""
+    origin = origin_of_build(root)
+    return Checkpoint(
+        root,
+        origin.config,
+        {name: info for header in origin.headers.values() for name, info in header.tensors.items()},
+        tuple(origin.headers),
+        origin.id,
+        origin.revision,
+        weights=origin.weights,
+        known_digest=origin.digest,
+        _headers=origin.headers,
+    )
 
 
 def resolve(
