@@ -55,7 +55,7 @@ def test_a_changed_figure_is_noticed(
     assert f"{first['ms']['median']:.1f} ms, {100 * first['share_of_prefill']:.1f} %" in text
 
 
-@pytest.mark.parametrize("name", ["signs"])
+@pytest.mark.parametrize("name", ["easy-vqa", "signs"])
 def test_published_answers_are_behind_the_results(name: str) -> None:
     """Accuracies of a set, counted from its answers with nothing of the report's code."""
     results = ROOT / "benchmarks" / "results"
