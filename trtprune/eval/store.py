@@ -250,7 +250,8 @@ KIND_LINE = json.dumps({"kind": KIND})[:-1].encode()
 def refuse_if_written(path: Path) -> None:
     """Raises :class:`InputError` if another process writes answers to the file."""
     try:
-        file = os.open(path, os.O_RDONLY)
+        # Network file systems lock a file for one process only where it is open for writing.
+        file = os.open(path, os.O_RDWR)
     except OSError:
         return
     try:
