@@ -10,6 +10,12 @@ and budgets that only one of them has are left out.  Behind docs: results/openvi
         --provider-option precision=bf16
 
 with ``OUT`` the demo model as built by default and ``OVOUT`` built with ``--provider openvino``.
+results/openvino-bf16-signs.json holds the published answers (``xz -dk results/answers-signs.jsonl.xz``) against
+
+    trtprune eval SIGNS --data signs --provider cpu --methods sparsevlm,fastv,pyramiddrop:first=2 --keep 128 \\
+        --limit 200 --seed 0 -o one
+
+with ``SIGNS`` the model ``demo-signs`` as in docs/eval-demo.md.
 """
 
 from __future__ import annotations
