@@ -7,14 +7,13 @@ input that says where in the file to read, so every rule of the format is checke
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtprune._files import open_regular, parse_object
 from trtprune.errors import CheckpointError
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER_BYTES", "Header", "TensorInfo", "parse_json", "read_header"]
@@ -59,7 +58,7 @@ def read_header(path: Path) -> Header:
         CheckpointError: naming the file, and the tensor or the byte counts at fault.
     """
     try:
-        with open(path, "rb", opener=_open_plain) as stream:
+        with open(path, "rb", opener=open_regular) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             if len(prefix) < 8:
@@ -95,40 +94,9 @@ def parse_json(text: bytes, path: Path, what: str) -> dict[str, Any]:
         CheckpointError: naming the file.
     """
     try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        # A lone surrogate passes the parser and would blow up in the first message that prints it.
-        if b"\\u" in text:
-            json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
-        raise CheckpointError(f"{path}: damaged {what}: {reason}", hint=_AGAIN) from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: damaged {what}: not a JSON object", hint=_AGAIN)
-    return data
-
-
-def _open_plain(name: str, flags: int) -> int:
-    # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    descriptor = os.open(name, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "not a regular file")
-    return descriptor
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"'{key[:100]}' occurs twice")
-            seen.add(key)
-    return data
+        return parse_object(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged {what}: {error}", hint=_AGAIN) from None
 
 
 def _count(value: Any) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._files import read_bounded
 from trtprune._rebuild import origin_of_build
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
 from trtprune.aliases import ALIASES, DEMOS
@@ -294,19 +295,11 @@ def _plain_name(name: str, root: Path) -> str:
 
 def _read_limited(path: Path, limit: int) -> bytes | None:
     try:
-        if not path.is_file():
-            if path.exists():
-                raise CheckpointError(f"{path}: not a regular file", hint="download the checkpoint again")
-            return None
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+        return read_bounded(path, limit)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror or error}", hint="check the file's permissions"
+            f"{path}: cannot be read: {error.strerror or error}", hint="check the file, or download it again"
         ) from None
-    if len(data) > limit:
-        raise CheckpointError(f"{path}: larger than {limit} bytes", hint="this is not a checkpoint's file")
-    return data
 
 
 def _read_sharded(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:

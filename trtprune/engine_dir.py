@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from trtprune._decode import DecodeError, decode
+from trtprune._files import read_bounded
 from trtprune.errors import EngineDirError
 
 __all__ = [
@@ -253,14 +254,9 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
 
 
 def _read_config(path: Path) -> str:
-    if not path.is_file():
-        if path.exists():  # opening a pipe would wait for ever
-            raise OSError("not a regular file")
+    data = read_bounded(path, MAX_CONFIG_BYTES)
+    if data is None:
         raise FileNotFoundError(path)
-    with path.open("rb") as stream:
-        data = stream.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise OSError(f"larger than {MAX_CONFIG_BYTES} bytes")
     return data.decode("utf-8")
 
 

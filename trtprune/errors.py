@@ -15,7 +15,24 @@ __all__ = [
     "EngineDirError",
     "InputError",
     "TrtpruneError",
+    "one_line",
 ]
+
+MESSAGE_LENGTH = 500
+"""Characters of a message; what a hostile file puts into one may be megabytes."""
+
+
+def one_line(text: str, limit: int = MESSAGE_LENGTH) -> str:
+    """``text`` as one printable line of at most ``limit`` characters.
+
+    Runs of white space become one space; control, format and surrogate characters become escapes like ``\\x1b``, so
+    that no file can move the cursor, change the window's title or write a line of its own.
+    """
+    # Cut before the work: a message of 90 MB must not take seconds. Escapes only make it longer.
+    cut = text if len(text) <= 4 * limit else text[: 4 * limit] + " …"
+    line = " ".join(cut.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in line)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 class TrtpruneError(Exception):
@@ -24,12 +41,14 @@ class TrtpruneError(Exception):
     Args:
         message: One line naming the file, tensor or flag at fault.
         hint: What the user can change, in one line.
+
+    Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = None if hint is None else one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} ({self.hint})"
