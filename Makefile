@@ -8,7 +8,9 @@ PROMPT ?= What color is the star?
 # Files of tests run side by side, in so many processes of up to 5 GB; in their order, as the slowest files are of few tests.
 WORKERS ?= 2
 
-.PHONY: demo test lint format plugins clean
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-slow lint format plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +31,11 @@ demo: $(BIN)/trtprune
 	@echo "kept tokens: $(OUT).png"
 
 test: $(VENV)/.test-extra lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+# What takes minutes: long fuzzing, builds and installs of the package. No part of CI.
+test-slow: $(VENV)/.test-extra
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .
