@@ -1,0 +1,43 @@
+"""The engine directory: what ``build`` writes and ``load`` trusts only after checking.
+
+Layout (all paths inside ``config.json`` are relative and stay inside the directory)::
+
+    OUT/config.json                 the dataclasses below
+    OUT/onnx/NAME.onnx              external data locations are relative to OUT ("weights/FILE")
+    OUT/weights/*.safetensors       hard links to, or copies of, the checkpoint's files; quantised weights
+    OUT/engines/NAME.engine         TensorRT backends only
+    OUT/tokenizer.json …            copied from the checkpoint
+
+The runtime needs nothing but this module and the files: an engine directory describes itself.
+"""
+
+from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
+from trtprune.engine_dir.paths import CONFIG_NAME
+from trtprune.engine_dir.reading import open_engine_dir
+from trtprune.engine_dir.schema import (
+    SCHEMA_VERSION,
+    ComponentInfo,
+    EngineDir,
+    EngineInfo,
+    KvInfo,
+    ModelInfo,
+    PruningInfo,
+    TensorSpec,
+)
+
+__all__ = [
+    "CONFIG_NAME",
+    "FULL_CHECK_BYTES",
+    "SCHEMA_VERSION",
+    "ComponentInfo",
+    "EngineDir",
+    "EngineInfo",
+    "KvInfo",
+    "ModelInfo",
+    "PruningInfo",
+    "TensorSpec",
+    "digest_file",
+    "digest_head",
+    "digest_weights",
+    "open_engine_dir",
+]

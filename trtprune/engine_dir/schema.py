@@ -1,0 +1,172 @@
+"""What ``config.json`` of an engine directory says, as dataclasses; the file's schema is these."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trtprune.engine_dir.paths import inside
+from trtprune.errors import EngineDirError
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ComponentInfo",
+    "EngineDir",
+    "EngineInfo",
+    "KvInfo",
+    "ModelInfo",
+    "PruningInfo",
+    "TensorSpec",
+]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. ``shape`` holds ints and symbolic names; ``dtype`` is a NumPy-style name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ComponentInfo:
+    """One graph of the chain: ``vision``, ``embed``, ``pruner`` or ``decoder``."""
+
+    name: str
+    onnx: str
+    engine: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the runtime must know of the model; sizes in pixels or tokens.
+
+    ``digest`` is the checkpoint's (see ``Checkpoint.digest``).  ``first_patch`` is the patch (row by row)
+    that visual token 0 stands for; -1 where it is the CLS token.
+    """
+
+    id: str
+    revision: str | None
+    digest: str
+    family: str
+    image_size: tuple[int, int]
+    patch_grid: tuple[int, int]
+    visual_tokens: int
+    has_cls: bool
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    image_token: str
+    image_token_id: int
+    eos_token_ids: tuple[int, ...]
+    keeps_cls_feature: bool = False
+    first_patch: int = 0
+
+
+@dataclass(frozen=True)
+class PruningInfo:
+    """The method compiled in. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits."""
+
+    method: str
+    keep: int
+    keep_range: tuple[int, int]
+    options: dict[str, bool | int | float | str]
+    positions: str
+    needs: tuple[str, ...]
+    text_span: str
+
+
+@dataclass(frozen=True)
+class KvInfo:
+    """The KV cache. ``capacity`` is the largest number of tokens a request may hold (prompt + answer).
+
+    ``segment_layers`` are the layers of each segment of a decoder that is cut; empty for one that is not.
+    """
+
+    capacity: int
+    bytes_per_token: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    segment_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """How TensorRT engines were built, and what may run them; None in a build without engines.
+
+    ``version`` is the library's (``1.7.1.116``).  ``targets`` are the compute capabilities, ``("sm89", "sm120")``.
+    ``max_input_len`` counts text tokens of a prompt, ``max_images`` images of a prompt; with ``max_batch_size`` rows
+    and the budget's ``keep_range`` they gave the optimisation profiles.  ``plugins`` maps each plugin the engines
+    need to its version.
+    """
+
+    version: str
+    targets: tuple[str, ...]
+    max_batch_size: int
+    max_input_len: int
+    max_images: int
+    attention: str
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    weight_streaming: bool = False
+    plugins: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineDir:
+    """The parsed ``config.json``; ``root`` is where it was read from and is never written.
+
+    ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
+    (safetensors header and file size), an engine to ``sha256-head-size:HEX`` (its first MiB and its size), and, where
+    it was small enough to hash at build, ``sha256:HEX`` behind it.
+    ``weight_dtype`` is ``int8`` or ``int4`` where the decoder's matrices are stored quantised.
+    """
+
+    schema_version: int
+    backend: str
+    lowering: dict[str, str]
+    dtype: str
+    model: ModelInfo
+    pruning: PruningInfo
+    components: tuple[ComponentInfo, ...]
+    chain: tuple[str, ...]
+    kv: KvInfo
+    built_with: dict[str, str]
+    build_digest: str
+    files: dict[str, str]
+    weight_dtype: str | None = None
+    engines: EngineInfo | None = None
+    root: Path = field(default=Path("."), compare=False)
+
+    def component(self, name: str) -> ComponentInfo:
+        """The component called ``name``.
+
+        Raises:
+            EngineDirError: if the directory has none.
+        """
+        for component in self.components:
+            if component.name == name:
+                return component
+        have = ", ".join(component.name for component in self.components)
+        raise EngineDirError(f"{self.root}: no component '{name}'", hint=f"it has: {have}")
+
+    def path(self, relative: str) -> Path:
+        """The absolute path of a file named in the config, checked to lie inside the directory."""
+        return inside(self.root, relative)
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        data = dataclasses.asdict(self)
+        del data["root"]
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
