@@ -162,16 +162,25 @@ def test_result(vlm: Vlm) -> None:
         "visual_tokens",
         "kept_tokens",
         "kept_indices",
+        "kept_indices_per_image",
         "timings_ms",
+        "time_to_first_token_ms",
         "tokens_per_second",
         "kv_cache_bytes",
+        "prompt_tokens",
     ]
+    # Every key is an attribute of the same name; the one that differs is flat for a single image.
+    assert all(data[name] == getattr(result, name) for name in data if name != "kept_indices_per_image")
+    first = sum(result.timings[stage] for stage in ("preprocess", "vision", "prune", "prefill"))
+    assert result.time_to_first_token_ms == pytest.approx(first, abs=1e-3)
+    assert result.tokens_per_second == pytest.approx(6000 / result.timings["decode"], rel=1e-3)
     assert list(data["timings_ms"]) == ["preprocess", "vision", "prune", "prefill", "decode", "total"]
     assert all(ms > 0 for ms in data["timings_ms"].values())
     assert sum(data["timings_ms"].values()) - data["timings_ms"]["total"] <= data["timings_ms"]["total"]
     assert result.tokens_per_second > 0
     single = vlm.generate(picture(1), QUESTION, keep=4, max_new_tokens=1)
     assert single.to_json()["kept_indices"] == single.kept_indices[0]
+    assert single.to_json()["kept_indices_per_image"] == single.kept_indices
     assert single.tokens_per_second == 0
 
 

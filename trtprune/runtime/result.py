@@ -53,7 +53,8 @@ class Result:
         kept_indices: For each image, ascending indices of the kept ones of its tokens; where the decoder prunes, of
             those that are left in its last segment.
         timings: Milliseconds by stage; in a batch those of the whole batch.
-        tokens_per_second: Tokens after the first, divided by the time of decoding; 0 for a single token.
+        tokens_per_second: Tokens after the first, divided by the time of decoding (``timings["decode"]``); 0 for a
+            single token.  In a batch it is this row's own tokens, over the time that the whole batch was decoded.
         kv_cache_bytes: Of the cache that was bound for this row.
         prompt_tokens: Text and visual tokens of the prompt as they enter the decoder.
         segment_tokens: Where the decoder prunes: for each image, its tokens in each segment, merged ones included.
@@ -74,8 +75,23 @@ class Result:
     segment_tokens: list[list[int]] = field(default_factory=list)
     tokens_per_layer: float = 0.0
 
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """:attr:`timings` by the name that ``run --json`` gives it."""
+        return self.timings
+
+    @property
+    def time_to_first_token_ms(self) -> float:
+        """Milliseconds from the question to the logits of the first token: pictures prepared and looked at, tokens
+        pruned, prompt gone through.  In a batch those of the whole batch; loading the model is not among them."""
+        return round(sum(ms for stage, ms in self.timings.items() if stage not in ("decode", "total")), 3)
+
     def to_json(self) -> dict[str, Any]:
-        """For ``trtprune run --json``; ``kept_indices`` of a single image are not nested."""
+        """The object that ``trtprune run --json`` prints: the attributes by their names.
+
+        Two keys differ from the attributes, as they always did: ``timings_ms`` is :attr:`timings`, and
+        ``kept_indices`` of a single image is one list.  ``kept_indices_per_image`` always has a list for each image.
+        """
         indices: Any = self.kept_indices[0] if len(self.kept_indices) == 1 else self.kept_indices
         inside = {"segment_tokens": self.segment_tokens, "tokens_per_layer": self.tokens_per_layer}
         return {
@@ -86,8 +102,11 @@ class Result:
             "visual_tokens": self.visual_tokens,
             "kept_tokens": self.kept_tokens,
             "kept_indices": indices,
+            "kept_indices_per_image": self.kept_indices,
             "timings_ms": self.timings,
+            "time_to_first_token_ms": self.time_to_first_token_ms,
             "tokens_per_second": self.tokens_per_second,
             "kv_cache_bytes": self.kv_cache_bytes,
+            "prompt_tokens": self.prompt_tokens,
             **(inside if self.segment_tokens else {}),
         }
