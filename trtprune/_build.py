@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._plan import Plan, Report, plan_build
+from trtprune._progress import unreported
 from trtprune._rebuild import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
 from trtprune._staging import link_or_copy, replacing_directory
 from trtprune._version import __version__
@@ -98,7 +99,8 @@ def build(
             alias, hub id or directory.  With another method it is only kept in the build, for ``eval`` and ``bench``.
         export_only: Write the graphs in the spelling of the backend, and no engines.
         force: Build even if the same build is there, and replace another engine directory at ``output``.
-        report: Called with (component, what happened) as work proceeds.
+        report: Called with (component, what happened) as work proceeds; by default these lines go to the logger
+            ``trtprune``, and downloads draw a bar where stderr is a terminal or a notebook.
 
     Returns:
         The parsed engine directory.
@@ -106,7 +108,7 @@ def build(
     Raises:
         CheckpointError, BudgetError, BuildError, BackendError: each naming the file or flag at fault.
     """
-    say = report or (lambda component, message: None)
+    say = report or unreported
     target = Path(os.path.abspath(output))
     plan = plan_build(
         model,

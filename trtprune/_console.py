@@ -118,6 +118,11 @@ class Reporter:
         self._title, self._status = title, status
         self._shown = 0.0
 
+    @property
+    def moving(self) -> bool:
+        """Whether there is a line on a terminal that :meth:`live` changes."""
+        return self._status is not None
+
     def __call__(self, component: str, message: str) -> None:
         logger.info("%-9s %s", component, message)
 

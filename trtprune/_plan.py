@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune._progress import progress_of, unreported
 from trtprune._version import __version__
 from trtprune.engine_dir import SCHEMA_VERSION, PruningInfo
 from trtprune.errors import BuildError, CheckpointError
@@ -82,7 +83,7 @@ def plan_build(
     from trtprune.checkpoint import resolve
     from trtprune.models import get_family
 
-    say = report or (lambda component, message: None)
+    say = report or unreported
     chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
     dtype = _check_target(backend, provider, dtype)
     _check_weight_dtype(weight_dtype, backend, dtype)
@@ -93,7 +94,7 @@ def plan_build(
     if target is not None:
         chosen_lowering = _for_engines(chosen_lowering, backend, target.names, dtype)
     values = chosen.validate_options(dict(options or {}))
-    checkpoint = resolve(os.fspath(model), revision=revision, progress=lambda text: say("model", text))
+    checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"))
     family = get_family(checkpoint.config)
     spec = family.spec(checkpoint)
     for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
@@ -153,7 +154,7 @@ def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[s
     from trtprune.models.clip_text import clip_of_build, open_clip
 
     if clip is not None:
-        found = open_clip(clip, progress=lambda text: say("clip", text))
+        found = open_clip(clip, progress=progress_of(say, "clip"))
     elif checkpoint.weights is not None:
         kept = clip_of_build(open_engine_dir(checkpoint.path, verify="none"))
         if kept is None:

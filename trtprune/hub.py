@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trtprune._progress import Progress, Transfer
 from trtprune.errors import CheckpointError
 
 __all__ = ["ALLOW", "IGNORE", "download"]
@@ -24,7 +23,6 @@ __all__ = ["ALLOW", "IGNORE", "download"]
 ALLOW = ["*.safetensors", "*.json", "*.jinja"]
 # Sub-directories hold other formats, consolidated.safetensors a second copy of all weights in another layout.
 IGNORE = ["*/*", "consolidated*.safetensors", "adapter_*", "*.fp16.safetensors", "*.bin", "*.pt", "*.pth"]
-_REPORT_SECONDS = 2.0
 _MANUAL = "or download the directory elsewhere and give its path to --model"
 
 
@@ -45,7 +43,7 @@ def download(
         cache_dir: Where to keep it; the hub's own default otherwise.
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
-        progress: Called with one line at the start and then every few seconds.
+        progress: Where lines and bars go (:mod:`trtprune._progress`); by default bars in a terminal or notebook.
 
     Returns:
         The directory and the commit it holds.
@@ -71,8 +69,10 @@ def download(
             if offline:
                 path = snapshot_download(hub_id, local_files_only=True, **arguments)
             else:
-                meter = _meter(progress, where) if progress is not None else None
-                path = snapshot_download(hub_id, tqdm_class=meter, **arguments)
+                say = Progress.of(progress)
+                say(f"{where}: looking it up on the hub")
+                with say.transfer(where) as transfer:
+                    path = snapshot_download(hub_id, tqdm_class=_meter(transfer), **arguments)
     except Exception as error:
         raise _explain(error, where, offline, constants.ENDPOINT, cache_dir or constants.HF_HUB_CACHE) from error
     snapshot = Path(path)
@@ -88,35 +88,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _meter(progress: Callable[[str], None], where: str) -> type:
-    """A progress bar class that calls ``progress`` with a line now and then in place of drawing."""
+def _meter(transfer: Transfer) -> type:
+    """A progress bar class for huggingface_hub that counts into ``transfer`` in place of drawing."""
     from huggingface_hub.utils import tqdm
-
-    lock = threading.Lock()
-    last = [time.monotonic()]
 
     class Meter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             name = str(kwargs.get("name") or "")
             self._counts = kwargs.get("unit") == "B" and not name.endswith(".transfer")
-            self._seen = int(kwargs.get("initial") or 0)
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)
             self.total = kwargs.get("total")
 
         def update(self, n: float | None = 1) -> None:
-            if not self._counts:
-                return
-            with lock:
-                self._seen += int(n or 0)
-                if time.monotonic() - last[0] < _REPORT_SECONDS:
-                    return
-                last[0] = time.monotonic()
-                total = f" of {self.total / 1e6:,.0f}" if self.total else ""
-                line = f"{where}: {self._seen / 1e6:,.0f}{total} MB"
-            progress(line)
+            if self._counts:
+                transfer.total = self.total or None
+                transfer.advance(int(n or 0))
 
-    progress(f"{where}: looking it up on the hub")
     return Meter
 
 

@@ -253,9 +253,10 @@ def _say_rejected(questions: DataSet, report: Callable[[str, str], None]) -> Non
 
 
 def _digest_of_clip(clip: str | os.PathLike[str], report: Callable[[str, str], None]) -> str:
+    from trtprune._progress import progress_of
     from trtprune.models.clip_text import open_clip
 
-    return open_clip(clip, progress=lambda text: report("clip", text)).digest
+    return open_clip(clip, progress=progress_of(report, "clip")).digest
 
 
 def _warnings(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
