@@ -100,7 +100,7 @@ class Transfer:
         self._seen = collections.deque([(self._start, done)])
         self._bar: Any = None
         if progress.bars:
-            from tqdm.auto import tqdm
+            from huggingface_hub.utils import tqdm
 
             self._bar = tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, leave=False)
 
