@@ -13,12 +13,12 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._files import read_bounded
+from trtprune._files import open_regular, read_bounded
 from trtprune._rebuild import origin_of_build
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
 from trtprune.aliases import ALIASES, DEMOS
@@ -47,6 +47,8 @@ SIDE_FILES = (
 # The digest looks at this much of the middle of each tensor: two fine-tunes of one model share config, header
 # and file sizes, and a digest that called them the same would hand out the wrong build.
 SAMPLE_BYTES = 512
+PIECE = 1 << 20
+"""Numbers that are read at once where whole tensors are compared."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Checkpoint:
     weights: Path | None = None
     known_digest: str | None = None
     _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
+    _same: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False, compare=False)
 
     def real_path(self, file: str) -> Path:
         """The regular file behind ``file``, a base name (the hub's cache holds symbolic links).
@@ -97,9 +100,7 @@ class Checkpoint:
         """
         import numpy as np
 
-        info = self.tensors.get(name)
-        if info is None:
-            raise CheckpointError(f"{self.path}: no tensor '{name}'", hint=_closest(name, self.tensors))
+        info = self._info(name)
         dtype = _numpy_dtype(info.dtype)
         if info.nbytes == 0:
             return np.zeros(info.shape, dtype)  # mmap refuses empty ranges
@@ -110,6 +111,51 @@ class Checkpoint:
                 f"{self.path / info.file}: tensor '{name}' cannot be mapped: {error}", hint="download the file again"
             ) from None
         return data.view(dtype).reshape(info.shape)
+
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever their dtypes; NaN equals nothing.
+
+        Both are read piece by piece up to the first difference, once: the answer is remembered.
+
+        Raises:
+            CheckpointError: if there is no such tensor or its file has changed.
+        """
+        key = (first, second)
+        if key not in self._same:
+            self._same[key] = self._compare(*(self._info(name) for name in key))
+        return self._same[key]
+
+    def _compare(self, a: TensorInfo, b: TensorInfo) -> bool:
+        if a.shape != b.shape:
+            return False
+        return all(equal_values(x, y) for x, y in zip(self._pieces(a), self._pieces(b), strict=True))
+
+    def _pieces(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """The tensor's numbers in file order, in arrays of :data:`PIECE` (the last one is shorter)."""
+        import numpy as np
+
+        dtype, path = _numpy_dtype(info.dtype), self.real_path(info.file)
+        left = info.nbytes
+        try:
+            with open(path, "rb", opener=open_regular) as stream:
+                stream.seek(info.offset)
+                while left:
+                    data = stream.read(min(left, PIECE * dtype.itemsize))
+                    if not data or len(data) % dtype.itemsize:
+                        raise OSError(0, "shorter than its header says")
+                    left -= len(data)
+                    yield np.frombuffer(data, dtype)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: tensor '{info.name}' cannot be read: {error.strerror or error}",
+                hint="download the file again",
+            ) from None
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'", hint=_closest(name, self.tensors))
+        return info
 
     def text_file(self, name: str) -> str | None:
         """The text of a file of the checkpoint, ``None`` if it has none of that name."""
@@ -351,6 +397,15 @@ def _no_weights(root: Path) -> CheckpointError:
     return CheckpointError(
         f"{root}: neither {SINGLE} nor {INDEX}{found}", hint="download the checkpoint again, with its weights"
     )
+
+
+def equal_values(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape hold the same numbers."""
+    import numpy as np
+
+    if a.dtype == b.dtype and a.tobytes() == b.tobytes():
+        return not np.isnan(a).any()
+    return bool((a.astype(np.float64) == b.astype(np.float64)).all())
 
 
 def _numpy_dtype(dtype: str) -> np.dtype:

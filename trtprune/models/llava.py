@@ -7,7 +7,8 @@ Graphs and who consumes them:
 * ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
   Consumed by the pruner and, with the kept image features in place of the image token, by the decoder.
 * ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
-  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied).
+  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied: by the config, unless
+  the file holds an ``lm_head`` of other values).
   Consumed by the sampler.
 
 The names are those of transformers 5; ``models.weights`` maps older ones.
@@ -85,6 +86,8 @@ class _Parsed:
     text: DecoderConfig
     lm_head: str
     """Key of the output projection: the embedding's where they are tied."""
+    tied_in_config: bool
+    """Whether the config ties them; the weights may say otherwise."""
     tensors: dict[str, TensorInfo]
 
 
@@ -166,7 +169,14 @@ class LlavaFamily:
         known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
         if m.lm_head != LM_HEAD:
             known.append(re.escape(LM_HEAD))
-        return compare(_required(m), m.tensors, known, allow_extra=allow_extra)
+        warnings = compare(_required(m), m.tensors, known, allow_extra=allow_extra)
+        if m.tied_in_config and m.lm_head == LM_HEAD:
+            head, embed = m.tensors[LM_HEAD].name, m.tensors[EMBED].name
+            warnings.append(
+                f"config.json ties the word embeddings, but {head} differs from {embed}; both are used, as in "
+                "transformers (tie_word_embeddings: false says so)"
+            )
+        return warnings
 
     def check_clip(self, checkpoint: Checkpoint, clip: Clip) -> list[str]:
         """See :func:`trtprune.models.clip_text.check_tower`."""
@@ -283,17 +293,34 @@ def _parse(checkpoint: Checkpoint) -> _Parsed:
     selection = FeatureSelection.from_config(config, vision_cfg.num_layers)
     text_section = config.section("text_config")
     text = DecoderConfig.from_config(text_section)
+    tensors = canonical_tensors(checkpoint.tensors, tower.RENAMES)
     # Old checkpoints set this on either level, and transformers lets either tie them.
-    tied = config.flag("tie_word_embeddings", False) or text_section.flag("tie_word_embeddings", False)
+    tied = config.flag("tie_word_embeddings", False) | text_section.flag("tie_word_embeddings", False)
     return _Parsed(
         tower=tower,
         vision=vision_cfg,
         selection=selection,
         projector=ProjectorConfig.from_config(config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size),
         text=text,
-        lm_head=EMBED if tied else LM_HEAD,
-        tensors=canonical_tensors(checkpoint.tensors, tower.RENAMES),
+        lm_head=_tied_head(checkpoint, tensors) if tied else LM_HEAD,
+        tied_in_config=tied,
+        tensors=tensors,
     )
+
+
+def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
+    """Key of the output projection where the config ties it to the embedding.
+
+    As ``tie_weights`` of transformers: the one that is stored serves as both; of two that are stored and differ, as
+    after a merged fine-tune that trained both, each keeps its own values.
+    """
+    embed, head = tensors.get(EMBED), tensors.get(LM_HEAD)
+    if head is None:
+        return EMBED
+    if embed is None:
+        tensors[EMBED] = tensors.pop(LM_HEAD)
+        return EMBED
+    return EMBED if checkpoint.same_values(embed.name, head.name) else LM_HEAD
 
 
 def _required(m: _Parsed) -> dict[str, tuple[int, ...]]:
