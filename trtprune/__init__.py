@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trtprune import pruning
 from trtprune._version import __version__
 from trtprune.errors import TrtpruneError
 
 if TYPE_CHECKING:
+    from trtprune import pruning
     from trtprune._build import build
     from trtprune._engine_options import EngineOptions
     from trtprune.runtime import load
@@ -37,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from trtprune.runtime import load
 
         return load
+    if name == "pruning":
+        import trtprune.pruning
+
+        return trtprune.pruning
     raise AttributeError(f"module 'trtprune' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """``python -m trtprune``."""
 
-from trtprune.cli import main
+from trtprune._entry import main
 
 main()

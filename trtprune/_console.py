@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import sys
@@ -15,24 +14,51 @@ from typing import Any, NoReturn
 
 import click
 
-from trtprune.errors import TrtpruneError
+from trtprune._terminal import (
+    LineFormatter,
+    StderrHandler,
+    drop_stdout,
+    echo,
+    echo_json,
+    is_quiet,
+    open_standard_streams,
+    output_fault,
+    stderr_console,
+    styled,
+)
+from trtprune.errors import TrtpruneError, one_line
 
-__all__ = ["Group", "Reporter", "echo_json", "fail", "log_options", "logger", "progress"]
+__all__ = ["Group", "Reporter", "echo", "echo_json", "fail", "log_options", "logger", "progress", "spinner"]
 
 logger = logging.getLogger("trtprune")
+
+INTERRUPTED = "trtprune: interrupted; nothing was left half-written"
 
 BUILD_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 """What an installation that only runs engine directories may lack, such as the runtime image's."""
 
 
 class Group(click.Group):
-    """A click group whose commands end in exit code 1 and one clear line on an expected failure."""
+    """A click group whose commands end in exit code 1 and one clear line on an expected failure.
+
+    Errors of usage look like all others, and exit with 2.
+    """
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click's."""
+        with _usage_errors():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command."""
         main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
         try:
-            return super().invoke(ctx)
+            open_standard_streams()
+            with _usage_errors():
+                result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except TrtpruneError as error:
             fail(error)
         except ModuleNotFoundError as error:
@@ -42,15 +68,51 @@ class Group(click.Group):
             hint = f"pip install {package.replace('_', '-')}; in a container, use the builder image"
             fail(TrtpruneError(f"{package} is not installed, and this command needs it", hint=hint))
         except KeyboardInterrupt:
-            click.echo("trtprune: interrupted; nothing was left half-written", err=True)
+            click.echo(INTERRUPTED, err=True)
             sys.exit(130)
-        except BrokenPipeError:
-            # The reader of our output (head, less) has gone; that is its right.
-            sys.stderr.close()
-            sys.exit(0)
+        except (OSError, UnicodeEncodeError) as error:
+            fault = output_fault(error)
+            drop_stdout()
+            if fault is None:  # The reader of our output (head, less) has gone; that is its right.
+                sys.exit(1)
+            fail(fault, error)
         finally:
             if main_thread:
                 signal.signal(signal.SIGTERM, previous)
+
+
+class _Usage(click.UsageError):
+    """An error of usage that is printed as our errors are."""
+
+    def __init__(self, error: click.UsageError, command: click.Context | None) -> None:
+        context = error.ctx or command
+        super().__init__(error.message, context)
+        possible = list(getattr(error, "possibilities", None) or [])
+        self._message = (error.message if possible else error.format_message()).rstrip(".")
+        asked = f"{context.command_path} --help" if context else "trtprune --help"
+        self._hint = f"{' or '.join(possible)}?  See {asked}" if possible else asked
+
+    def format_message(self) -> str:
+        """Without the possibilities, which are in the hint."""
+        return self._message
+
+    def show(self, file: Any = None) -> None:
+        """Prints error, hint and usage on stderr."""
+        _print_error(self._message[:1].lower() + self._message[1:], self._hint)
+        if self.ctx is not None:
+            click.echo(" ".join(self.ctx.get_usage().split()), err=True)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except _Usage:
+        raise
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # No error: the help, asked for by giving nothing.
+            raise
+        raise _Usage(error, click.get_current_context(silent=True)) from None
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
@@ -58,13 +120,17 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def fail(error: TrtpruneError) -> NoReturn:
+def fail(error: TrtpruneError, cause: BaseException | None = None) -> NoReturn:
     """Prints the error and its hint on stderr and exits with 1."""
-    logger.debug("traceback of the error below", exc_info=error)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
-    if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')}  {error.hint}", err=True)
+    logger.debug("traceback of the error below", exc_info=cause or error)
+    _print_error(error.message, error.hint)
     sys.exit(1)
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    click.echo(f"{styled('error:', fg='red', bold=True)} {one_line(message)}", err=True)
+    if hint:
+        click.echo(f"{styled('hint:', fg='cyan')}  {one_line(hint)}", err=True)
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,8 +162,8 @@ def _configure(level: int, log_file: Path | None) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console = StderrHandler()
+    console.setFormatter(LineFormatter("%(message)s"))
     console.setLevel({0: logging.INFO, 1: logging.DEBUG}.get(level, logging.DEBUG if level > 0 else logging.WARNING))
     logger.addHandler(console)
     logger.setLevel(logging.DEBUG)
@@ -107,7 +173,7 @@ def _configure(level: int, log_file: Path | None) -> None:
             handler = logging.FileHandler(log_file, encoding="utf-8")
         except OSError as error:
             raise TrtpruneError(f"--log-file {log_file}: {error.strerror}", hint="choose another file") from None
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s"))
         logger.addHandler(handler)
 
 
@@ -130,24 +196,23 @@ class Reporter:
         """Says what is being done now; often called, seldom shown."""
         if self._status is not None and time.perf_counter() - self._shown > 0.1:
             self._shown = time.perf_counter()
-            self._status.update(f"{self._title}  {text}"[:100])
+            self._status.update(one_line(f"{self._title}: {text}", 100))
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Reporter]:
     """Yields ``report(component, message)``: a line a component, behind a live spinner on a terminal."""
     start = time.perf_counter()
-    quiet = any(h.level >= logging.WARNING for h in logger.handlers if type(h) is logging.StreamHandler)
-    if sys.stderr.isatty() and not quiet:
-        from rich.console import Console
-
-        with Console(stderr=True, markup=False).status(title) as status:
-            yield Reporter(title, status)
-    else:
-        yield Reporter(title)
+    with spinner(title) as reporter:
+        yield reporter
     logger.info("%-9s %s in %.1f s", "done", title, time.perf_counter() - start)
 
 
-def echo_json(data: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(data, ensure_ascii=False))
+@contextlib.contextmanager
+def spinner(title: str) -> Iterator[Reporter]:
+    """A spinner on a terminal while something takes its time, and nothing elsewhere or with ``--quiet``."""
+    if sys.stderr.isatty() and not is_quiet():
+        with stderr_console().status(title) as status:
+            yield Reporter(title, status)
+    else:
+        yield Reporter(title)

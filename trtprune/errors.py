@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "TrtpruneError",
     "one_line",
+    "printable",
 ]
 
 MESSAGE_LENGTH = 500
@@ -30,9 +31,17 @@ def one_line(text: str, limit: int = MESSAGE_LENGTH) -> str:
     """
     # Cut before the work: a message of 90 MB must not take seconds. Escapes only make it longer.
     cut = text if len(text) <= 4 * limit else text[: 4 * limit] + " …"
-    line = " ".join(cut.split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in line)
+    line = printable(" ".join(cut.split()))
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with every character that is not printable as an escape like ``\\x1b``, but those in ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+    )
 
 
 class TrtpruneError(Exception):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from trtprune._terminal import is_quiet, stderr_console
+
 __all__ = ["Meter"]
 
 LINE_SECONDS = 60.0
@@ -38,9 +40,8 @@ class Meter:
         self._before = done
         self._clock = clock
         self._start = self._said = clock()
-        quiet = any(h.level >= logging.WARNING for h in logger.handlers if type(h) is logging.StreamHandler)
         self._bar: Any = None
-        if (sys.stderr.isatty() if terminal is None else terminal) and not quiet and total > done:
+        if (sys.stderr.isatty() if terminal is None else terminal) and not is_quiet() and total > done:
             self._bar = _bar(total, done)
 
     def __enter__(self) -> Meter:
@@ -75,7 +76,6 @@ class Meter:
 
 
 def _bar(total: int, done: int) -> Any:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -92,7 +92,7 @@ def _bar(total: int, done: int) -> Any:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=stderr_console(),
         transient=True,
     )
     bar.add_task("answers", total=total, completed=done)

@@ -1,0 +1,202 @@
+"""Standard output and standard error: what may be written there, and what happens if it cannot.
+
+Texts of files and answers of models are untrusted: no control character of theirs reaches a terminal.  Colours only
+where the user wants them (``NO_COLOR``, ``TERM=dumb``).  An answer that cannot be written is an error, never lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import sys
+from typing import Any, TextIO
+
+import click
+
+from trtprune.errors import TrtpruneError, one_line, printable
+
+__all__ = [
+    "LineFormatter",
+    "StderrHandler",
+    "drop_stdout",
+    "echo",
+    "echo_json",
+    "is_quiet",
+    "open_standard_streams",
+    "output_fault",
+    "stderr_console",
+    "styled",
+]
+
+LINE_LENGTH = 1000
+"""Characters of a log line."""
+
+UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+"""Control characters but tab and newline, and those that reorder a line: what an answer has no use for."""
+
+UNPRINTABLE_JSON = re.compile("[\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""What ``json.dumps`` leaves as it is, and a terminal or an encoder does not bear."""
+
+
+class StdoutError(OSError):
+    """Standard output that cannot be written: told apart from every other file of the system's errors."""
+
+
+class _Stdout(io.FileIO):
+    """Standard output's file, whose errors say that they are its own."""
+
+    def write(self, data: Any, /) -> int:
+        """As the system's write."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise StdoutError(error.errno, error.strerror) from None
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at that moment: rich replaces it while it draws a spinner or a bar."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """The current ``sys.stderr``."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        raise AttributeError("the stream is always sys.stderr")
+
+
+class LineFormatter(logging.Formatter):
+    """One printable line of bounded length for each record, whatever file its texts came from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback if the record has one."""
+        return printable(super().format(record), keep="\n")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line."""
+        text = record.message
+        if len(text) > LINE_LENGTH or not text.isprintable():
+            # Not one_line alone: it would close up the columns of an ordinary line.
+            record.message = one_line(text, LINE_LENGTH)
+        return super().formatMessage(record)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for warnings and errors only."""
+    handlers = logging.getLogger("trtprune").handlers
+    return any(isinstance(h, StderrHandler) and h.level >= logging.WARNING for h in handlers)
+
+
+def stderr_console() -> Any:
+    """The rich console for spinners and bars; its text is never read as markup."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False)
+
+
+def styled(text: str, **style: Any) -> str:
+    """``text`` in colour, unless the user wants none; ``click.echo`` removes colours from what is not a terminal."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else click.style(text, **style)
+
+
+def echo(text: str, *, end: bool = True) -> None:
+    """Text on stdout, flushed; control characters in it do not reach a terminal.
+
+    Args:
+        text: What a model or a file says.
+        end: Whether a newline follows.
+    """
+    if UNPRINTABLE.search(text) and sys.stdout.isatty():
+        text = UNPRINTABLE.sub(lambda found: printable(found[0]), text)
+    # color: what is piped into a file is the answer as it is.
+    click.echo(text, nl=end, color=True)
+
+
+def echo_json(data: Any) -> None:
+    """One JSON document on a line of stdout."""
+    # JSON can say everything in ASCII, where that is all that stdout takes.
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    text = json.dumps(data, ensure_ascii=not unicode)
+    click.echo(UNPRINTABLE_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def open_standard_streams() -> None:
+    """Refuses a closed stdout, and opens a closed stdin or stderr on the null device.
+
+    The next file that is opened would get the number of a closed one, and what a library writes to stderr would land
+    in it.
+
+    Raises:
+        TrtpruneError: if standard output is closed.
+    """
+    for number, mode in ((0, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        raise TrtpruneError("standard output is closed", hint="leave it open, or write > /dev/null for no output")
+    _name_stdout_errors()
+
+
+def _name_stdout_errors() -> None:
+    """Makes ``sys.stdout``, where it is the process's own, raise :class:`StdoutError`."""
+    stream = sys.stdout
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
+        return
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # the same with PYTHONUNBUFFERED
+    if type(raw) is io.FileIO:
+        stream.flush()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Stdout(raw.fileno(), "w", closefd=False)),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering or raw is stream.buffer,
+        )
+
+
+def output_fault(error: OSError | UnicodeEncodeError) -> TrtpruneError | None:
+    """What an error of the operating system or of an encoder means for the user; None if the reader has gone."""
+    if isinstance(error, UnicodeEncodeError):
+        sign = error.object[error.start : error.end][:20]
+        return TrtpruneError(
+            f"standard output is {error.encoding} and cannot show {sign!a}",
+            hint="set PYTHONIOENCODING=utf-8, or take --json, which is ASCII there",
+        )
+    reason = error.strerror or str(error)
+    if isinstance(error, BrokenPipeError) or error.errno == errno.EPIPE:
+        return None
+    if isinstance(error, StdoutError):
+        return TrtpruneError(
+            f"standard output cannot be written: {reason}",
+            hint="make room or choose another place, and run it again; what was not written is lost",
+        )
+    named = f"{error.filename}: " if error.filename is not None else ""
+    return TrtpruneError(f"{named}{reason}", hint="-v says where it happened")
+
+
+def drop_stdout() -> None:
+    """Sends what is left in stdout's buffer nowhere, or the interpreter would complain of it on its way out."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
