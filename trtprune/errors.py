@@ -7,6 +7,8 @@ means a bug in trtprune.
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "BackendError",
     "BudgetError",
@@ -17,6 +19,7 @@ __all__ = [
     "TrtpruneError",
     "one_line",
     "printable",
+    "shown",
 ]
 
 MESSAGE_LENGTH = 500
@@ -42,6 +45,26 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
     )
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong, self.maxother = 3, 8, 4, 80, 40, 80
+
+    def repr_float(self, x: float, level: int) -> str:
+        return {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(repr(x), repr(x))  # as JSON files have it
+
+
+_shown = _Shown()
+
+
+def shown(value: object) -> str:
+    """A value out of a file as a message quotes it: its ``repr``, but short, and made without making the whole."""
+    try:
+        return _shown.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
 
 
 class TrtpruneError(Exception):

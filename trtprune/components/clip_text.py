@@ -56,7 +56,10 @@ class TextTowerConfig:
         """
         hidden, heads = text.integer("hidden_size", 512), text.integer("num_attention_heads", 8)
         if hidden % heads:
-            raise CheckpointError(f"{text.key('hidden_size')} = {hidden} is not a multiple of {heads} heads")
+            raise CheckpointError(
+                f"{text.key('hidden_size')} = {hidden} is not a multiple of {heads} heads",
+                hint="download config.json again, or correct it",
+            )
         eos = text.integer("eos_token_id", 49407, low=0)
         return cls(
             vocab_size=text.integer("vocab_size", 49408),

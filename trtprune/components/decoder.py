@@ -30,6 +30,8 @@ __all__ = [
     "segments",
 ]
 
+MAX_HEAD_DIM = 4096
+_OTHER = "download config.json again, or correct it"
 DECODERS = ("llama", "mistral", "qwen2")
 """``text_config.model_type`` values that this decoder covers."""
 
@@ -72,10 +74,15 @@ class DecoderConfig:
             default_kv = heads
         kv_heads = text.integer("num_key_value_heads", default_kv)
         if heads % kv_heads:
-            raise CheckpointError(f"{text.key('num_key_value_heads')} = {kv_heads} does not divide {heads} heads")
-        head_dim = text.integer("head_dim", hidden // heads)
+            raise CheckpointError(
+                f"{text.key('num_key_value_heads')} = {kv_heads} does not divide {heads} heads", hint=_OTHER
+            )
+        # Bounded here: the rotary frequencies are made from it before it can be held against a weight.
+        head_dim = text.integer("head_dim", hidden // heads, high=MAX_HEAD_DIM)
         if head_dim % 2:
-            raise CheckpointError(f"{text.key('head_dim')} = {head_dim} is odd; rotary embeddings need pairs")
+            raise CheckpointError(
+                f"{text.key('head_dim')} = {head_dim} is odd; rotary embeddings need pairs", hint=_OTHER
+            )
         max_positions = text.integer(
             "max_position_embeddings", {"llama": 2048, "mistral": 4096 * 32, "qwen2": 32768}[kind]
         )
@@ -112,18 +119,10 @@ def _windows(text: Section, kind: str, layers: int) -> tuple[int | None, ...]:
     window = None
     if text.flag("use_sliding_window", False):
         window = text.optional_integer("sliding_window", 4096)
-    types = text.values.get("layer_types")
-    if types is None:
+    if text.values.get("layer_types") is None:
         first = text.integer("max_window_layers", 28, low=0)
         return tuple(window if i >= first else None for i in range(layers))
-    if not isinstance(types, list) or len(types) != layers:
-        raise CheckpointError(f"{text.key('layer_types')} must list {layers} layers")
-    for t in types:
-        if t not in ("full_attention", "sliding_attention"):
-            raise CheckpointError(
-                f"{text.key('layer_types')} has {t!r}, which trtprune does not support",
-                hint="supported: full_attention, sliding_attention",
-            )
+    types = text.choices("layer_types", ("full_attention", "sliding_attention"), layers)
     return tuple(window if t == "sliding_attention" else None for t in types)
 
 

@@ -28,6 +28,7 @@ __all__ = ["ROPE_TYPES", "Rope"]
 ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 
 _FLOAT = ir.DataType.FLOAT
+_LARGER = "compare it with the config.json of the model's authors"
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,27 @@ class Rope:
         """Read ``text_config``.
 
         Raises:
-            CheckpointError: for an unknown rope type, a missing parameter, or partial rotation.
+            CheckpointError: for an unknown rope type, a missing parameter, partial rotation, or parameters that give
+                frequencies no float32 can hold.
         """
-        for name in ("rope_scaling", "rope_parameters"):  # transformers lets the old name win where both are set
-            if text.values.get(name):
-                params = text.section(name)
-                break
-        else:
-            params = Section({}, f"{text.path}.rope_parameters" if text.path else "rope_parameters")
-        if any(isinstance(v, Mapping) for v in params.values.values()):
+        params = _parameters(text)
+        try:
+            with np.errstate(all="ignore"):
+                rope = cls._resolve(text, params, dim, max_positions)
+        except (ArithmeticError, ValueError):  # such as a base or a length of 1, whose logarithm is divided by
+            rope = None
+        found = [] if rope is None else [rope.inv_freq, rope.scaling]
+        if rope is not None and rope.long_inv_freq is not None:
+            found.append(rope.long_inv_freq)
+        if rope is None or not all(np.isfinite(values).all() for values in found):
             raise CheckpointError(
-                f"config.json: {params.path} has different parameters for different layers",
-                hint="one rope for all layers is supported",
+                f"config.json: {params.path}: these parameters give no finite rotary frequencies",
+                hint="compare them with the config.json of the model's authors",
             )
-        values: dict[str, Any] = dict(params.values)
-        values.setdefault("rope_type", values.get("type", "default"))
-        if values["rope_type"] == "su":  # the name longrope had at first
-            values["rope_type"] = "longrope"
-        params = Section(values, params.path)
+        return rope
+
+    @classmethod
+    def _resolve(cls, text: Section, params: Section, dim: int, max_positions: int) -> Rope:
         kind = params.choice("rope_type", ROPE_TYPES)
         for section in (params, text):
             section.fixed("partial_rotary_factor", 1.0)
@@ -88,7 +92,12 @@ class Rope:
         if kind == "dynamic":
             factor = params.number("factor")
             if factor < 1.0:
-                raise CheckpointError(f"{params.key('factor')} is {factor}, expected at least 1")
+                raise CheckpointError(f"{params.key('factor')} is {factor}, expected at least 1", hint=_LARGER)
+            if dim == 2:
+                raise CheckpointError(
+                    f"{text.key('head_dim')} is 2, which dynamic rope divides by {dim} - 2",
+                    hint="the default rope_type",
+                )
             return cls(kind, dim, theta, inv_freq, original_length=max_positions, dynamic_factor=factor)
         if kind == "llama3":
             return cls(kind, dim, theta, _llama3(inv_freq, params, original))
@@ -132,11 +141,31 @@ class Rope:
         return op.Where(beyond, op.Reciprocal(op.Pow(grown, g.constant(exponent, "rope_exponent"))), base)
 
 
+def _parameters(text: Section) -> Section:
+    """The section of the rope's parameters, with the names that transformers 5 gives them."""
+    for name in ("rope_scaling", "rope_parameters"):  # transformers lets the old name win where both are set
+        if text.values.get(name):
+            params = text.section(name)
+            break
+    else:
+        params = Section({}, f"{text.path}.rope_parameters" if text.path else "rope_parameters")
+    if any(isinstance(v, Mapping) for v in params.values.values()):
+        raise CheckpointError(
+            f"config.json: {params.path} has different parameters for different layers",
+            hint="one rope for all layers is supported",
+        )
+    values: dict[str, Any] = dict(params.values)
+    values.setdefault("rope_type", values.get("type", "default"))
+    if values["rope_type"] == "su":  # the name longrope had at first
+        values["rope_type"] = "longrope"
+    return Section(values, params.path)
+
+
 def _llama3(inv_freq: np.ndarray, params: Section, original: int) -> np.ndarray:
     factor = params.number("factor")
     low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
     if high <= low:
-        raise CheckpointError(f"{params.key('high_freq_factor')} must be larger than low_freq_factor")
+        raise CheckpointError(f"{params.key('high_freq_factor')} must be larger than low_freq_factor", hint=_LARGER)
     wavelength = 2 * math.pi / inv_freq
     scaled = np.where(wavelength > original / low, inv_freq / factor, inv_freq)
     smooth = (original / wavelength - low) / (high - low)
@@ -165,8 +194,10 @@ def _yarn(
     def rotations_dim(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = rotations_dim(float(values.get("beta_fast") or 32))
-    high = rotations_dim(float(values.get("beta_slow") or 1))
+    fast, slow = (
+        params.number(name) if values.get(name) else default for name, default in (("beta_fast", 32), ("beta_slow", 1))
+    )
+    low, high = rotations_dim(fast), rotations_dim(slow)
     if params.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -181,16 +212,13 @@ def _longrope(
     cls: type[Rope], params: Section, dim: int, theta: float, powers: np.ndarray, original: int, longest: int
 ) -> Rope:
     """Two sets of factors, for short and long rows (https://arxiv.org/abs/2402.13753)."""
-    factors = {}
-    for name in ("short_factor", "long_factor"):
-        value = params.values.get(name)
-        if not isinstance(value, list) or len(value) != dim // 2:
-            raise CheckpointError(f"{params.key(name)} must be a list of {dim // 2} numbers")
-        factors[name] = np.asarray(value, np.float32)
+    short, long = (
+        1 / (np.asarray(params.numbers(name, dim // 2), np.float32) * powers)
+        for name in ("short_factor", "long_factor")
+    )
     factor = params.number("factor", longest / original)
     if params.values.get("attention_factor") is not None:
         scaling = params.number("attention_factor")
     else:
         scaling = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    short, long = (1 / (factors[name] * powers) for name in ("short_factor", "long_factor"))
     return cls("longrope", dim, theta, short, scaling, original_length=original, long_inv_freq=long)

@@ -19,7 +19,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from trtprune.components.config import MAX_LAYERS, Section
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, mean_attention, query_row
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
@@ -38,6 +38,10 @@ __all__ = [
     "patch_tokens",
     "prepend_token",
 ]
+
+MAX_PATCHES = 65536
+"""Of a picture; nothing in a checkpoint bounds the pictures of a tower that interpolates its position table."""
+_OTHER = "download config.json again, or correct it"
 
 Present = Callable[[str], bool]
 """Whether the checkpoint has a tensor of this canonical name."""
@@ -106,12 +110,20 @@ class TowerConfig:
         hidden = vision.integer("hidden_size", 768)
         heads = vision.integer("num_attention_heads", 12)
         if hidden % heads:
-            raise CheckpointError(f"{vision.key('hidden_size')} = {hidden} is not a multiple of {heads} heads")
+            raise CheckpointError(
+                f"{vision.key('hidden_size')} = {hidden} is not a multiple of {heads} heads", hint=_OTHER
+            )
         own = vision.size("image_size", 224)
         patch = vision.size("patch_size", patch_size)
         size = image_size or own
-        if min(size[0] // patch[0], size[1] // patch[1], own[0] // patch[0], own[1] // patch[1]) < 1:
-            raise CheckpointError(f"{vision.key('image_size')} is smaller than a patch")
+        grids = [(height // patch[0], width // patch[1]) for height, width in (size, own)]
+        if any(rows * columns < 1 for rows, columns in grids):
+            raise CheckpointError(f"{vision.key('image_size')} is smaller than a patch", hint=_OTHER)
+        if any(rows * columns > MAX_PATCHES for rows, columns in grids):
+            raise CheckpointError(
+                f"pictures of {size[0]}×{size[1]} pixels have more than {MAX_PATCHES} patches of {patch[0]}×{patch[1]}",
+                hint="correct image_size in config.json, or crop_size or size in preprocessor_config.json",
+            )
         return cls(
             model_type=model_type,
             hidden_size=hidden,
@@ -156,16 +168,19 @@ class FeatureSelection:
         """
         value = config.values.get("vision_feature_layer", -2)
         chosen = value if isinstance(value, list) else [value]
+        if not 1 <= len(chosen) <= num_layers + 1:
+            raise CheckpointError(
+                f"{config.key('vision_feature_layer')} lists {len(chosen)} layers",
+                hint=f"expected 1 to {num_layers + 1} of them",
+            )
         layers = []
         for index in chosen:
             if isinstance(index, bool) or not isinstance(index, int) or not -num_layers - 1 <= index <= num_layers:
                 raise CheckpointError(
-                    f"{config.key('vision_feature_layer')} is {value!r}",
+                    f"{config.key('vision_feature_layer')} is {shown(value)}",
                     hint=f"expected integers from {-num_layers - 1} to {num_layers}: the tower has {num_layers} layers",
                 )
             layers.append(index % (num_layers + 1))
-        if not layers:
-            raise CheckpointError(f"{config.key('vision_feature_layer')} is empty")
         strategy = config.choice("vision_feature_select_strategy", ("default", "full"), "default")
         return cls(tuple(layers), strategy == "default")
 

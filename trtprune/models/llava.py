@@ -117,7 +117,10 @@ class LlavaFamily:
         full_cls = m.tower.HAS_CLS and not m.selection.drop_first
         tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
         if tokens < 1:
-            raise CheckpointError("config.json: vision_feature_select_strategy 'default' leaves no image feature")
+            raise CheckpointError(
+                "config.json: vision_feature_select_strategy 'default' leaves no image feature",
+                hint="a larger picture, or the strategy 'full'",
+            )
         token_name = "image_token_index" if "image_token_index" in checkpoint.config else "image_token_id"
         image_token_id = config.integer(token_name, 32000, low=0)
         windows = [w for w in m.text.windows if w is not None]
@@ -360,7 +363,8 @@ def _image_token(checkpoint: Checkpoint, token_id: int) -> str:
     entry = added.get(str(token_id)) if isinstance(added, dict) else None
     if isinstance(entry, dict) and isinstance(entry.get("content"), str):
         return entry["content"]
-    for entry in (checkpoint.json_file("tokenizer.json") or {}).get("added_tokens") or []:
+    tokens = (checkpoint.json_file("tokenizer.json") or {}).get("added_tokens")
+    for entry in tokens if isinstance(tokens, list) else []:
         if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
             return entry["content"]
     token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
