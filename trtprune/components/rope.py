@@ -62,10 +62,7 @@ class Rope:
                 rope = cls._resolve(text, params, dim, max_positions)
         except (ArithmeticError, ValueError):  # such as a base or a length of 1, whose logarithm is divided by
             rope = None
-        found = [] if rope is None else [rope.inv_freq, rope.scaling]
-        if rope is not None and rope.long_inv_freq is not None:
-            found.append(rope.long_inv_freq)
-        if rope is None or not all(np.isfinite(values).all() for values in found):
+        if rope is None or not rope._finite():
             raise CheckpointError(
                 f"config.json: {params.path}: these parameters give no finite rotary frequencies",
                 hint="compare them with the config.json of the model's authors",
@@ -104,6 +101,10 @@ class Rope:
         if kind == "longrope":
             return _longrope(cls, params, dim, theta, powers, original, max_positions)
         return cls(kind, dim, theta, *_yarn(powers, params, theta, dim, original, max_positions))
+
+    def _finite(self) -> bool:
+        tables = [self.inv_freq] if self.long_inv_freq is None else [self.inv_freq, self.long_inv_freq]
+        return math.isfinite(self.scaling) and all(bool(np.isfinite(table).all()) for table in tables)
 
     def cos_sin(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
         """cos and sin of every position, each [B, S, dim / 2] of the compute dtype, computed in float32.
