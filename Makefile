@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[cpu,demo]'
+	$(BIN)/python -m pip install -q -e '.[cpu]'
 	@touch $@
 
 # Stamp, so that the (large) test dependencies are installed only when the list changes.

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 
-LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript._internal.builder import build_function
+from onnxscript import build_function
 
 from trtprune.graph.builder import DOMAIN, Graph
 from trtprune.graph.ops import PLUGIN_ATTRIBUTES

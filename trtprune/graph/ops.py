@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript._internal.builder import build_function
+from onnxscript import build_function
 
 from trtprune.errors import CheckpointError
 from trtprune.graph.builder import DOMAIN, Graph
