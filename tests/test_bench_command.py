@@ -362,7 +362,7 @@ def test_refused_before_any_work(
     ("missing", "arguments", "hint"),
     [
         ("transformers", ["--against", "transformers"], "pip install 'trtprune[torch]'"),
-        ("matplotlib", ["--plot", "b.png"], "pip install 'trtprune[compare]'"),
+        ("matplotlib", ["--plot", "b.png"], "pip install 'trtprune[plot]'"),
         ("openvino", ["--against", "openvino"], "pip install 'trtprune[openvino]'"),
     ],
 )

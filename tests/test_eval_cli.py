@@ -159,12 +159,18 @@ def test_rows_that_cannot_be_used_are_listed(place: Path) -> None:
     assert not (place / "listed/accuracy.png").exists()
 
 
-def test_without_matplotlib_nothing_is_begun(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_no_picture(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, stderr = command("--data", "questions.jsonl", "--keep", 4, "-o", "plain")
-    assert code == 1
-    assert "pip install 'trtprune[compare]'" in stderr
+    code, stdout, stderr = command("--data", "questions.jsonl", "--keep", 4, "-o", "plain", "--plot")
+    assert code == 1, "it was asked for"
+    assert "pip install 'trtprune[plot]'" in stderr
     assert not (place / "plain").exists()
+    code, stdout, stderr = command("--data", "questions.jsonl", "--keep", 4, "-o", "plain")
+    assert code == 0, stderr
+    assert stderr.count("matplotlib is not installed") == 1
+    assert "accuracy" in stdout
+    assert (place / "plain/report.json").exists()
+    assert not (place / "plain/accuracy.png").exists()
 
 
 @pytest.mark.parametrize(

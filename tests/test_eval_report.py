@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tests import eval_kit as kit
+from trtprune._plots import styles_of
 from trtprune.errors import BackendError, BudgetError
 from trtprune.eval.planning import Point, subjects
 from trtprune.eval.plot import draw_accuracy
@@ -308,7 +310,10 @@ def test_the_picture(evaluation: Evaluation, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         array = np.asarray(image.convert("RGB")).reshape(-1, 3)
     # Both methods' lines and the unpruned one are there, in their colours.
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x22, 0x22, 0x22)):
+    styles = styles_of(sorted({f.method for f in evaluation.figures}))
+    assert len(styles) == 3
+    for style in styles.values():
+        colour = 255 * np.array(to_rgb(style.color))
         assert (np.abs(array.astype(int) - colour).max(1) < 12).sum() > 200
 
 
@@ -316,7 +321,7 @@ def test_without_matplotlib(evaluation: Evaluation, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BackendError, match="matplotlib") as caught:
         draw_accuracy(evaluation, tmp_path / "a.png")
-    assert caught.value.hint == "pip install 'trtprune[compare]'"
+    assert caught.value.hint == "pip install 'trtprune[plot]'"
 
 
 def test_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

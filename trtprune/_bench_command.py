@@ -78,7 +78,8 @@ def bench(directory: Path, json_file: Path | None, plot: Path | None, others: tu
     trtprune bench out --keep 192,64 --methods adafv,divprune:center=true --against transformers
     trtprune bench out --methods all --json bench.json --plot bench.png
     """
-    from trtprune.bench.plot import draw_stages, require_matplotlib
+    from trtprune._plots import require_matplotlib
+    from trtprune.bench.plot import draw_stages
     from trtprune.bench.report import render, to_json, write_json
     from trtprune.bench.running import PROMPT, Settings, run_bench
 

@@ -43,7 +43,7 @@ __all__ = ["evaluate"]
 @click.option("--force", is_flag=True, help="Start anew where the directory holds answers.")
 @click.option("--so-far", is_flag=True, help="Ask nothing; report on the answers that the directory holds.")
 @click.option("--part", metavar="K/N", help="Ask the K-th of N shares; for processes side by side, with one OUTPUT.")
-@click.option("--plot/--no-plot", default=True, help="Draw accuracy.png.")
+@click.option("--plot/--no-plot", default=None, help="Draw accuracy.png.  [default: if matplotlib is there]")
 @click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
 @click.option(
     "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."

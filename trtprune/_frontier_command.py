@@ -11,6 +11,7 @@ import click
 from trtprune._bench_command import check_writable
 from trtprune._console import echo_json, log_options, logger
 from trtprune._options import PATH
+from trtprune._plots import plot_wanted
 from trtprune.errors import InputError
 
 __all__ = ["frontier"]
@@ -19,7 +20,9 @@ __all__ = ["frontier"]
 @click.command()
 @click.argument("eval_reports", type=PATH, metavar="EVAL.json…", nargs=-1, required=True)
 @click.argument("bench_report", type=PATH, metavar="BENCH.json")
-@click.option("-o", "--output", type=PATH, default="frontier.png", show_default=True, help="The picture to write.")
+@click.option(
+    "-o", "--output", type=PATH, help="The picture to write.  [default: frontier.png, if matplotlib is there]"
+)
 @click.option("--no-plot", is_flag=True, help="No picture.")
 @click.option("--max-loss", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="Points of accuracy.")
 @click.option(
@@ -36,7 +39,7 @@ __all__ = ["frontier"]
 def frontier(
     eval_reports: tuple[Path, ...],
     bench_report: Path,
-    output: Path,
+    output: Path | None,
     no_plot: bool,
     max_loss: float,
     limit: str,
@@ -54,18 +57,18 @@ def frontier(
     from trtprune.frontier.report import render, to_json
 
     rule = Rule(max_loss, "low" if limit == "low" else "high")
-    if not no_plot:
-        from trtprune.bench.plot import require_matplotlib
-
+    asked = False if no_plot else True if output else None
+    output = output or Path("frontier.png")
+    if asked is not False:
         check_writable("-o", output)
-        require_matplotlib("-o", output)
+    plot = plot_wanted(asked, "-o", output)
     joined = join([read_report(path, "eval") for path in eval_reports], read_report(bench_report, "bench"))
     unknown = [name for name in sets if name not in joined.sets]
     if unknown:
         raise InputError(f"--set {unknown[0]}: none of the sets of questions", hint=f"it has {', '.join(joined.sets)}")
     if sets:
         joined.sets = {name: joined.sets[name] for name in sets}
-    if not no_plot:
+    if plot:
         from trtprune.frontier.plot import draw_frontier
 
         draw_frontier(joined, rule, output)

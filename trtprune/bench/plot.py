@@ -1,13 +1,14 @@
-"""The picture of a bench: where the time to the first token goes, cell by cell, and its floor."""
+"""The picture of a bench: where the time to the first token goes, and how fast every method is at every budget."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune.errors import BackendError, InputError
+from trtprune._plots import INK, require_matplotlib, save_figure
 
-__all__ = ["draw_stages", "require_matplotlib", "save_figure"]
+__all__ = ["draw_stages"]
 
 COLOURS = {
     "preprocess": "#9aa3ad",
@@ -16,50 +17,16 @@ COLOURS = {
     "prefill": "#e0a030",
     "other": "#d9dde1",
 }
-FLOOR = "#222222"
-
-
-def require_matplotlib(flag: str, path: Path) -> Any:
-    """``pyplot``, ready to write ``path``.
-
-    Raises:
-        BackendError: if matplotlib is missing.
-        InputError: if it does not write this kind of file, or there is no such directory.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendError(
-            f"{flag} needs matplotlib, which is not installed", hint="pip install 'trtprune[compare]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in kinds:
-        raise InputError(f"{flag} {path}: not a kind of picture that can be written", hint=".png, .svg or .pdf")
-    return pyplot
-
-
-def save_figure(figure: Any, flag: str, path: Path) -> None:
-    """Writes and closes it.
-
-    Raises:
-        InputError: if the file cannot be written.
-    """
-    from matplotlib import pyplot
-
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{flag} {path}: cannot be written: {error}", hint="a .png, .svg or .pdf file") from None
-    finally:
-        pyplot.close(figure)
+FEW = 16
+"""Cells that are all drawn as bars; of more, near equal bars tell nothing, and a map of numbers stands in for them."""
 
 
 def draw_stages(result: dict[str, Any], path: Path) -> None:
-    """Stacked bars of the stages up to the first token, a bar a cell, with the floor of each as a mark.
+    """Draws the picture.
+
+    Bars of the stages up to the first token, each with its floor: of every cell where there are few, else of unpruned,
+    the peers and the build's own method. Of many cells, also a map of methods and budgets with the time to the first
+    token and how many times as fast as unpruned that is, and one of the pruner's own time.
 
     Args:
         result: What :func:`trtprune.bench.report.to_json` gives.
@@ -71,44 +38,138 @@ def draw_stages(result: dict[str, Any], path: Path) -> None:
     """
     pyplot = require_matplotlib("--plot", path)
     rows = result["rows"]
-    figure, axis = pyplot.subplots(figsize=(9, 1.3 + 0.34 * len(rows)))
+    speed = {(r["method"], r["keep"]): r["first_token"]["p50"] for r in result["ratios"] if r["against"] == "unpruned"}
+    few = len(rows) <= FEW
+    barred = rows if few else [row for row in rows if row["unpruned"] or row["peer"] or _own(row, result)]
+    mapped = [] if few else [row for row in rows if not row["peer"] and not row["unpruned"]]
+    methods = list(dict.fromkeys(row["method"] for row in mapped))
+    tall = 1.0 + 0.30 * len(barred)
+    maps = 0.9 + 0.27 * len(methods) if mapped else 0.0
+    figure = pyplot.figure(figsize=(10.5, 0.9 + tall + maps), layout="constrained")
+    heights = [tall, maps] if mapped else [tall]
+    grid = figure.add_gridspec(len(heights), 2, width_ratios=[3, 1.7], height_ratios=heights)
+    bars = figure.add_subplot(grid[0, :])
+    _draw_bars(bars, barred, speed)
+    handles, names = bars.get_legend_handles_labels()
+    found = dict(zip(names, handles, strict=True))
+    figure.legend(found.values(), found.keys(), ncols=len(found), fontsize=8, frameon=False, loc="outside upper center")
+    if mapped:
+        first, pruner = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+        _draw_speed(first, mapped, methods, speed)
+        _draw_pruner(pruner, mapped, methods)
+    title = f"{result['engine']['model']}, {result['provider']}, {result['machine']['cpu']}"
+    bars.set_title(title, fontsize=11, loc="left", pad=16)
+    save_figure(figure, "--plot", path)
+
+
+def _own(row: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether it is the build's own method, or where that was not measured, any."""
+    own = result["engine"].get("method")
+    return bool(row["method"] == own)
+
+
+def _draw_bars(axis: Any, rows: Sequence[dict[str, Any]], speed: dict[tuple[str, int], float]) -> None:
     places = list(range(len(rows)))[::-1]
     begin = [0.0] * len(rows)
     for stage, colour in COLOURS.items():
         lengths = [_length(row, stage) for row in rows]
         axis.barh(places, lengths, left=begin, color=colour, height=0.72, label=stage)
         begin = [a + b for a, b in zip(begin, lengths, strict=True)]
-    speed = {(r["method"], r["keep"]): r["first_token"]["p50"] for r in result["ratios"] if r["against"] == "unpruned"}
     for place, row in zip(places, rows, strict=True):
         first = row["first_token_ms"]
-        axis.plot([first["p50"], first["p90"]], [place, place], color=FLOOR, lw=1)
-        times = speed.get((row["method"], row["keep"]))
-        words = f"{first['p50']:.0f} ms" + (f", {times:.2f} x" if times is not None else "")
-        axis.annotate(words, (max(first["p90"], first["p50"]), place), (5, 0), textcoords="offset points",
-                      va="center", fontsize=8)  # fmt: skip
+        axis.plot([first["p50"], first["p90"]], [place, place], color=INK, lw=1, label="to the 90th percentile")
     floors = [(place, row["floor_ms"]) for place, row in zip(places, rows, strict=True) if row["floor_ms"]]
     if floors:
         axis.vlines(
             [ms for _, ms in floors], [p - 0.36 for p, _ in floors], [p + 0.36 for p, _ in floors],
-            color=FLOOR, lw=2, label="floor",
+            color=INK, lw=2, label="floor",
         )  # fmt: skip
-    axis.set_yticks(places, [f"{row['method']} {row['keep']}" for row in rows], fontsize=8)
-    axis.set_xlim(0, 1.22 * max(row["first_token_ms"]["p90"] for row in rows))
-    axis.set_ylim(-0.7, len(rows) - 0.3)
-    axis.set_xlabel("milliseconds to the first token: medians of each stage; the line reaches to the 90th percentile")
+    # Numbers stand in columns of their own: beside the bars they would run into the marks.
+    columns = {"first token": 0.83, "vs unpruned": 0.925, "pruner": 1.0}
+    head = len(rows) - 0.35
+    for name, x in columns.items():
+        axis.text(x, head, name, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=8, color=INK)
+    for place, row in zip(places, rows, strict=True):
+        times = speed.get((row["method"], row["keep"]))
+        prune = row["stages_ms"]["prune"]["p50"]
+        words = (
+            f"{row['first_token_ms']['p50']:.0f} ms",
+            "1" if row["unpruned"] else "" if times is None else f"{times:.2f} x",
+            "" if row["peer"] or row["unpruned"] else f"{prune:.1f} ms",
+        )
+        for text, x in zip(words, columns.values(), strict=True):
+            axis.text(x, place, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+    axis.set_yticks(places, [_name(row) for row in rows], fontsize=8)
+    longest = max(row["first_token_ms"]["p90"] for row in rows)
+    axis.set_xlim(0, longest / 0.74)
+    axis.set_xticks([tick for tick in axis.get_xticks() if tick <= longest])
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlabel("milliseconds to the first token, medians of each stage", fontsize=9)
     axis.grid(True, axis="x", alpha=0.25)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    inch = 1 / figure.get_figheight()
-    title = f"{result['engine']['model']}, {result['provider']}, {result['machine']['cpu']}"
-    figure.suptitle(title, fontsize=10, y=1 - 0.1 * inch, va="top")
-    handles = axis.get_legend_handles_labels()
-    figure.legend(
-        *handles, ncols=6, fontsize=8, loc="upper center", frameon=False, bbox_to_anchor=(0.5, 1 - 0.3 * inch)
-    )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 * inch))
-    save_figure(figure, "--plot", path)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"unpruned {row['keep']}" if row["unpruned"] else f"{row['method']} {row['keep']}"
+
+
+def _draw_speed(
+    axis: Any, rows: Sequence[dict[str, Any]], methods: Sequence[str], speed: dict[tuple[str, int], float]
+) -> None:
+    times = {key: ratio for key, ratio in speed.items() if key in {(row["method"], row["keep"]) for row in rows}}
+    words = {}
+    for row in rows:
+        key = (row["method"], row["keep"])
+        ratio = f"\u2002{times[key]:.2f} x" if key in times else ""
+        words[key] = f"{row['first_token_ms']['p50']:.0f} ms{ratio}"
+    _draw_map(axis, rows, methods, times, words, "Blues")
+    axis.set_title("milliseconds to the first token, and times as fast as unpruned", fontsize=9, loc="left")
+
+
+def _draw_pruner(axis: Any, rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> None:
+    took = {(row["method"], row["keep"]): row["stages_ms"]["prune"]["p50"] for row in rows}
+    # A method inside the decoder has no stage of its own: its points are a part of the prefill.
+    words = {key: f"{ms:.1f}" if ms else "in the prefill" for key, ms in took.items()}
+    _draw_map(axis, rows, methods, {key: ms for key, ms in took.items() if ms}, words, "Reds")
+    axis.tick_params(labelleft=False)
+    axis.set_title("of them in the pruner, milliseconds", fontsize=9, loc="left")
+
+
+def _draw_map(
+    axis: Any,
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    values: dict[tuple[str, int], float],
+    words: dict[tuple[str, int], str],
+    colours: str,
+) -> None:
+    """A cell a method and budget, with its number; dark is much."""
+    import numpy as np
+
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    table = np.full((len(methods), len(keeps)), np.nan)
+    for (method, keep), value in values.items():
+        table[methods.index(method), keeps.index(keep)] = value
+    low, high = (np.nanmin(table), np.nanmax(table)) if np.isfinite(table).any() else (0.0, 1.0)
+    # A third of the scale above the largest stays unused: black letters are read on all of it.
+    axis.pcolormesh(
+        np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high + 0.7 * (high - low) + 1e-9, edgecolor="white",
+        lw=1,
+    )  # fmt: skip
+    for key, text in words.items():
+        method, keep = key
+        place = (keeps.index(keep) + 0.5, methods.index(method) + 0.5)
+        axis.text(*place, text, ha="center", va="center", fontsize=8 if key in values else 6, color=INK)
+    axis.set_xticks([place + 0.5 for place in range(len(keeps))], [str(keep) for keep in keeps], fontsize=8)
+    axis.set_yticks([place + 0.5 for place in range(len(methods))], methods, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("visual tokens kept", fontsize=9)
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
 
 
 def _length(row: dict[str, Any], stage: str) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trtprune._plots import require_matplotlib, save_figure
 from trtprune.compare.results import Comparison, ComponentResult, PointResult
-from trtprune.errors import BackendError, InputError
+from trtprune.errors import InputError
 
 __all__ = ["draw_errors"]
 
@@ -25,15 +26,7 @@ def draw_errors(comparison: Comparison, path: Path) -> None:
         BackendError: if matplotlib is missing.
         InputError: if there is nothing to draw, or the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendError(
-            "--plot needs matplotlib, which is not installed", hint="pip install 'trtprune[compare]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = require_matplotlib("--plot", path)
     shown = [c for c in comparison.components if c.layers is not None and len(c.layers.residual) > 1]
     if not shown:
         raise InputError(
@@ -46,12 +39,7 @@ def draw_errors(comparison: Comparison, path: Path) -> None:
     sides = f"{shown[0].candidate} against {shown[0].reference}"
     figure.suptitle(f"{sides}, {comparison.inputs}", fontsize=11)
     figure.tight_layout()
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--plot {path}: cannot be written: {error}", hint="a .png, .svg or .pdf file") from None
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, "--plot", path)
 
 
 def _panel(axis: object, component: ComponentResult) -> None:

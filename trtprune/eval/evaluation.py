@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._plots import plot_wanted
 from trtprune.bench.planning import parse_methods
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
@@ -51,7 +52,7 @@ def evaluate(
     force: bool = False,
     so_far: bool = False,
     part: str | None = None,
-    plot: bool = True,
+    plot: bool | None = None,
     others: Sequence[str | os.PathLike[str]] = (),
     model: str | os.PathLike[str] | None = None,
     clip: str | os.PathLike[str] | None = None,
@@ -87,7 +88,7 @@ def evaluate(
         so_far: Ask nothing, report on the answers that ``output`` holds.
         part: ``1/2`` asks the first of two shares of the pictures, for processes side by side with one ``output``; its
             answers go to results-1of2.jsonl. Without it the answers of all parts count, and the report is written.
-        plot: Draw accuracy.png, which needs matplotlib.
+        plot: Draw accuracy.png, which needs matplotlib; None: if that is there.
         others, model, provider, provider_options, threads, verify, max_pixels: As for
             :class:`trtprune.variants.Variants`.
         clip: The CLIP checkpoint of the vision tower, for methods that read its text; see :func:`trtprune.build`.
@@ -102,11 +103,7 @@ def evaluate(
     """
     folder = Path(output)
     share = None if part is None else Part.parse(part)
-    plot = plot and share is None
-    if plot:
-        from trtprune.bench.plot import require_matplotlib
-
-        require_matplotlib("--plot", folder / PICTURE)
+    plot = share is None and plot_wanted(plot, "--plot", folder / PICTURE)
     answers = answers_file(folder, part)
     beside = [path for path in answer_files(folder) if path != answers]
     _check_files(folder, answers, beside, share, force, so_far)

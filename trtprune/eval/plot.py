@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune.bench.plot import require_matplotlib, save_figure
+from trtprune._plots import INK, Style, require_matplotlib, save_figure, styles_of
 from trtprune.eval.planning import GREY, UNPRUNED, WRONG
 from trtprune.eval.report import Evaluation, Figure
 
 __all__ = ["draw_accuracy"]
 
 COLUMNS = 3
-LEGEND = 2.2
-"""Inches."""
-# Of Okabe and Ito, told apart by colour-blind readers; then again with another dash.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195")
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-MARKERS = "osD^vP*X<>"
-REFERENCE, BLIND = "#222222", "#888888"
-SHADED_UP_TO = 4
-"""Methods that get a band; of more, bands cover each other, and bars stand in for them."""
+BLIND = "#888888"
+APART = 0.24
+"""How far the methods of one budget stand apart in all, in doublings of the budget: equal marks would hide others."""
 
 
 def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
@@ -40,12 +34,13 @@ def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
     columns = 2 if len(sets) == 4 else min(COLUMNS, len(sets))
     rows = -(-len(sets) // columns)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(LEGEND + 4.3 * columns, 0.9 + 3.6 * rows), squeeze=False, sharex=True
-    )
-    labels = list(dict.fromkeys(f.method for f in evaluation.figures if f.method != UNPRUNED))
+        rows, columns, figsize=(2.0 + 4.3 * columns, 0.9 + 3.6 * rows), squeeze=False, sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    styles = styles_of([f.method for f in evaluation.figures if f.method != UNPRUNED])
     for place, axis in enumerate(axes.flat):
         if place < len(sets):
-            _panel(axis, [f for f in evaluation.figures if f.set == sets[place]], labels)
+            _panel(axis, [f for f in evaluation.figures if f.set == sets[place]], styles)
         else:
             axis.set_axis_off()
     for place in range(len(sets)):
@@ -57,46 +52,33 @@ def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.suptitle(f"{evaluation.data['name']}, {evaluation.engine['model']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1 - LEGEND / figure.get_figwidth(), 1))
-    figure.legend(
-        handles.values(), handles.keys(), fontsize=8, loc="center right", frameon=False, title="95 % intervals",
-        title_fontsize=8,
-    )  # fmt: skip
+    figure.suptitle(f"{evaluation.data['name']}, {evaluation.engine['model']}; bars: 95 % intervals", fontsize=10)
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper", frameon=False)
     save_figure(figure, "--plot", path)
 
 
-def _panel(axis: Any, figures: Sequence[Figure], labels: Sequence[str]) -> None:
+def _panel(axis: Any, figures: Sequence[Figure], styles: Mapping[str, Style]) -> None:
     base = next((f for f in figures if f.method == UNPRUNED), None)
     if base is not None:
-        axis.axhspan(100 * base.low, 100 * base.high, color=REFERENCE, alpha=0.10, lw=0)
-        axis.axhline(100 * base.accuracy, color=REFERENCE, lw=1.2, label="unpruned")
+        axis.axhspan(100 * base.low, 100 * base.high, color=INK, alpha=0.10, lw=0)
+        axis.axhline(100 * base.accuracy, color=INK, lw=1.2, label="unpruned")
         for control, dash, name in ((WRONG, ":", "wrong picture"), (GREY, "--", "grey picture")):
             if control in base.controls:
                 label = f"unpruned, {name}"
                 axis.axhline(100 * base.controls[control], color=BLIND, lw=1, ls=dash, label=label)
     ticks = set()
-    for number, label in enumerate(labels):
+    for number, (label, style) in enumerate(styles.items()):
         points = sorted((f for f in figures if f.method == label), key=lambda f: f.kept)
         if not points:
             continue
-        style = {
-            "color": COLOURS[number % len(COLOURS)],
-            "ls": DASHES[number // len(COLOURS) % len(DASHES)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "ms": 4,
-            "lw": 1.4,
-            "label": label,
-        }
-        kept, marks = [f.kept for f in points], [100 * f.accuracy for f in points]
-        low, high = [100 * f.low for f in points], [100 * f.high for f in points]
-        if len(labels) <= SHADED_UP_TO and len(points) > 1:
-            axis.fill_between(kept, low, high, color=style["color"], alpha=0.15, lw=0)
-            axis.plot(kept, marks, **style)
-        else:
-            below = [mark - end for mark, end in zip(marks, low, strict=True)]
-            above = [end - mark for mark, end in zip(marks, high, strict=True)]
-            axis.errorbar(kept, marks, yerr=[below, above], elinewidth=0.7, capsize=1.5, **style)
+        aside = APART * (number / (len(styles) - 1) - 0.5) if len(styles) > 1 else 0.0
+        kept, marks = [f.kept * 2**aside for f in points], [100 * f.accuracy for f in points]
+        # Bars and not bands: bands of several methods cover each other.
+        below = [max(0.0, 100 * (f.accuracy - f.low)) for f in points]
+        above = [max(0.0, 100 * (f.high - f.accuracy)) for f in points]
+        axis.errorbar(
+            kept, marks, yerr=[below, above], ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, label=label, **style.line
+        )
         ticks |= {f.keep for f in points}
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
