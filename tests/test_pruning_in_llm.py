@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -309,19 +310,25 @@ def test_published_schedules(case: tuple[str, int]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(16, 2880), st.integers(6, 80), st.data(), st.sampled_from(["1.0", "2.0", "fastv", "pyramiddrop"]))
+@given(
+    st.integers(16, 2880),
+    st.integers(6, 80),
+    st.data(),
+    st.sampled_from(["1.0", "2.0", "fastv", "pyramiddrop", "rank", "published"]),
+)
 def test_any_budget_is_met_or_refused(tokens: int, depth: int, data: st.DataObject, kind: str) -> None:
     keep = data.draw(st.integers(1, tokens))
     method: InLlmMethod = {"fastv": FASTV, "pyramiddrop": PYRAMID}.get(kind, SPARSE)
-    options = method.validate_options({"version": kind} if method is SPARSE else {})
+    own = {"rank": {"ratio": "rank"}, "published": {"layers": "published"}}
     try:
+        options = method.validate_options(own.get(kind, {"version": kind}) if method is SPARSE else {})
         schedule = method.schedule(keep, tokens, depth, options)
     except BudgetError as caught:
         error = caught
     else:
         error = None
     if error is not None:
-        assert f"--keep {keep}" in error.message
+        assert f"--keep {keep}" in error.message or f"the decoder has {depth}" in error.message
         assert "--option" in (error.hint or "")
         return
     assert abs(schedule.nominal - keep) <= max(2.0, 0.03 * tokens), schedule
@@ -361,17 +368,78 @@ def test_a_decoder_that_is_too_shallow(method: InLlmMethod) -> None:
     assert "--option" in str(caught.value.hint)
 
 
-def test_rank_ratio() -> None:
-    options = SPARSE.validate_options({"ratio": "rank"})
+def test_published_rank_scales() -> None:
+    """``rank · scale + bias``, at most all but one; all where the rank is full."""
+    options = SPARSE.validate_options({"ratio": "rank", "scale": "published"})
     assert SPARSE.points(32, options) == (2, 6, 15, 19)
-    assert SPARSE.rank_count(17, 576, 192, options) == 229
-    assert SPARSE.rank_count(17, 200, 192, options) == 199
-    assert SPARSE.rank_count(1, 576, 64, options) == 1
-    assert SPARSE.rank_count(40, 40, 64, options) == 40
-    with pytest.raises(BudgetError, match="--keep 100"):
-        SPARSE.schedule(100, 576, 32, options)
-    own = SPARSE.validate_options({"ratio": "rank", "scale": "2", "bias": "3"})
-    assert SPARSE.rank_count(10, 576, 100, own) == 23
+
+    def first(rank: int, keep: int) -> int:
+        return SPARSE.rank_counts([rank], keep, 576, 32, options)[0]
+
+    assert first(17, 192) == int(17 * 13.5) == 229
+    assert first(17, 128) == 17 * 9 + 6
+    assert first(50, 192) == 575
+    assert first(1, 64) == 1
+    # Behind the first point 13 are left and two that 563 were merged into: int(0.3 · 563) + 1 = 169, // 10 + 1 = 17.
+    assert SPARSE.rank_counts([1, 30], 192, 576, 32, options) == (13, 30 - 1 if 13 + 17 > 30 else 30)
+    assert SPARSE.served(576, 32, options) == [64, 128, 192]
+    for text in ("published", "0", "0.0"):
+        with pytest.raises(BudgetError, match="--keep 100") as caught:
+            SPARSE.schedule(100, 576, 32, SPARSE.validate_options({"ratio": "rank", "scale": text}))
+        assert "scale=budget" in str(caught.value.hint)
+    own = SPARSE.validate_options({"ratio": "rank", "scale": 2, "bias": "3"})
+    assert SPARSE.rank_counts([10], 100, 576, 32, own) == (23,)
+    assert not SPARSE.meets_keep(own)
+    with pytest.raises(BudgetError, match="scale=fast"):
+        SPARSE.validate_options({"ratio": "rank", "scale": "fast"})
+
+
+RANKS = st.lists(st.integers(0, 40), min_size=4, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(RANKS, st.integers(60, 500), st.sampled_from([28, 30, 32, 40]), st.sampled_from([0.3, 0.0]))
+def test_ranks_share_out_the_budget(ranks: list[int], keep: int, depth: int, recycle: float) -> None:
+    """Whatever the ranks: the average over the layers is ``keep``, and what a point keeps goes with its rank."""
+    options = SPARSE.validate_options({"ratio": "rank", "recycle": recycle})
+    points = SPARSE.points(depth, options)
+    counts = SPARSE.rank_counts(ranks, keep, 576, depth, options)
+    tokens, layers = [576] * points[0], []
+    for point, count, end in zip(points, counts, (*points[1:], depth), strict=True):
+        before = layers[-1] if layers else 576
+        assert 1 <= count < before or count == before == 1
+        removed = before - count
+        recycled = int(recycle * removed) + 1 if recycle and removed else 0
+        layers.append(count + (recycled // 10 + 1 if recycled else 0))
+        tokens += [layers[-1]] * (end - point)
+    assert len(tokens) == depth
+    assert sum(tokens) / depth == pytest.approx(keep, abs=1.0)
+    # Where nothing bounds them, counts are to each other as the ranks are.
+    free = [k for k in range(4) if counts[k] > 1 and counts[k] < ([576, *layers][k]) - 1 and ranks[k]]
+    for a, b in itertools.pairwise(free):
+        assert counts[a] / counts[b] == pytest.approx(ranks[a] / ranks[b], rel=0.02 + 1.5 / min(counts[a], counts[b]))
+
+
+def test_ranks_to_come_are_taken_to_stay() -> None:
+    options = SPARSE.validate_options({"ratio": "rank"})
+    flat = SPARSE.schedule(100, 576, 30, options)
+    for ranks in ([7], [7, 7], [3, 3, 3, 3]):
+        assert SPARSE.rank_counts(ranks, 100, 576, 30, options) == flat.kept[: len(ranks)]
+    low, high = SPARSE.budgets(576, 30, options)
+    assert SPARSE.served(576, 30, options) == list(range(low, high + 1))
+
+
+@pytest.mark.parametrize(("depth", "scaled", "own"), [(40, (2, 8, 19), (2, 6, 15)), (30, (2, 6, 14), (2, 6, 15))])
+def test_published_layers(depth: int, scaled: tuple[int, ...], own: tuple[int, ...]) -> None:
+    """``score.py`` of the code cuts behind 2, 6 and 15 whatever the decoder."""
+    assert SPARSE.points(depth, SPARSE.validate_options({})) == scaled
+    options = SPARSE.validate_options({"layers": "published"})
+    assert SPARSE.points(depth, options) == own
+    assert SPARSE.schedule(192, 576, depth, options).nominal == pytest.approx(192, abs=0.5)
+    with pytest.raises(BudgetError, match="the decoder has 16"):
+        SPARSE.points(16, options)
+    with pytest.raises(BudgetError, match="names its layers"):
+        SPARSE.validate_options({"layers": "published", "schedule": "2:66,6:30"})
 
 
 @pytest.mark.parametrize("method", [SPARSE, FASTV, PYRAMID], ids=lambda m: m.name)

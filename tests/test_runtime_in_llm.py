@@ -30,6 +30,7 @@ BUILDS: dict[str, dict[str, Any]] = {
     "fastv": {"method": "fastv", "keep": 30},
     "pyramiddrop": {"method": "pyramiddrop", "keep": 30, "options": {"first": 1}},
 }
+BUDGET = {"sparsevlm-rank-budget": {"method": "sparsevlm", "keep": 30, "options": {"ratio": "rank"}}}
 TOKENS = 12
 
 
@@ -44,7 +45,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 
 
 def load(kit: Kit, name: str) -> Vlm:
-    return kit.load(name, **BUILDS[name])
+    return kit.load(name, **(BUILDS | BUDGET)[name])
 
 
 def record(vlm: Vlm) -> Recorder:
@@ -65,7 +66,7 @@ def expected(kit: Kit, vlm: Vlm, images: list[Any], question: str, tokens: int =
     options = method.validate_options(info.options)
     depth = vlm.config.kv.num_layers
     keeps: Any = list(method.schedule(info.keep, vlm.config.model.visual_tokens, depth, options).kept)
-    if options.get("ratio") == "rank":
+    if options.get("scale", "budget") != "budget":
         keeps = lambda rank, count: min(int(rank * 1.7 + 2), count - 1)  # noqa: E731
     return generate(
         kit.model,
@@ -80,7 +81,7 @@ def expected(kit: Kit, vlm: Vlm, images: list[Any], question: str, tokens: int =
     )
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", BUILDS | BUDGET)
 def test_like_the_published_steps(kit: Kit, name: str) -> None:
     """Ids, logits, kept tokens and cache lengths, for one picture and for two in one prompt."""
     vlm = load(kit, name)
@@ -201,7 +202,7 @@ def test_no_text_behind_the_image(one: Kit) -> None:
         ({"options": {"schedule": "0:40,9:20"}}, "the decoder has 6"),
         ({"keep": 30, "options": {"schedule": "0:40,2:20"}}, "averages"),
         ({"keep": 30, "positions": "original"}, "numbers its tokens itself"),
-        ({"keep": 30, "options": {"ratio": "rank"}}, "no scale is published"),
+        ({"keep": 30, "options": {"ratio": "rank", "scale": "published"}}, "no scale is published"),
     ],
     ids=str,
 )
@@ -228,3 +229,50 @@ def test_a_schedule_by_hand_serves_one_budget(one: Kit) -> None:
         vlm.generate(picture(0), "What?", keep=60)
     assert caught.value.hint == f"leave out --keep; this build's schedule makes it {low}"
     assert vlm.generate(picture(0), "What?", max_new_tokens=2).kept_tokens <= 20
+
+
+def test_ranks_that_fall_share_out_the_same_budget(one: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ranks turn out to be is what a schedule of those counts computes, from the first token on."""
+    vlm = load(one, "sparsevlm-rank-budget")
+    recorder, segments = record(vlm), vlm.chain.segments
+    assert segments is not None
+    ranks, asked = [12, 8, 5, 3], []
+
+    def rank(block: np.ndarray) -> int:
+        asked.append(block.shape[1])
+        return ranks[len(asked) - 1] if len(asked) <= len(ranks) else 12 if block.shape[1] == 64 else 7
+
+    monkeypatch.setattr(segments, "_rank", rank)
+    result = vlm.generate(picture(0), "What is on the table?", max_new_tokens=TOKENS, ignore_eos=True)
+    assert len(asked) == len(ranks), "a rank that is known was computed again"
+    method, info = get("sparsevlm"), vlm.config.pruning
+    assert isinstance(method, InLlmMethod)
+    options, depth = method.validate_options(info.options), vlm.config.kv.num_layers
+    counts = method.rank_counts(ranks, 30, 64, depth, options)
+    points = method.points(depth, options)
+    by_hand = one.load(
+        "rank-by-hand",
+        method="sparsevlm",
+        options={"schedule": ",".join(f"{p}:{n}" for p, n in zip(points, counts, strict=True))},
+    )
+    assert by_hand.config.pruning.keep == pytest.approx(30, abs=1)
+    wanted = record(by_hand)
+    same = by_hand.generate(picture(0), "What is on the table?", max_new_tokens=TOKENS, ignore_eos=True)
+    assert (result.segment_tokens, result.kept_indices) == (same.segment_tokens, same.kept_indices)
+    np.testing.assert_array_equal(recorder.logits[-TOKENS:], wanted.logits[-TOKENS:])
+    # Rows of a batch and pictures of a prompt have budgets of their own.
+    both = vlm.generate_batch(
+        [Request(picture(0), "What is on the table?"), Request([picture(1), picture(2)], "Alike?", keep=40)],
+        max_new_tokens=2,
+    )
+    counted = [(30, both[0].segment_tokens[0]), *((40, tokens) for tokens in both[1].segment_tokens)]
+    for keep, tokens in counted:
+        ends = (*points[1:], depth)
+        nominal = 64 * points[0] + sum(c * (e - p) for c, p, e in zip(tokens[1:], points, ends, strict=True))
+        assert nominal / depth == pytest.approx(keep, abs=1)
+
+
+def test_published_scales_serve_some_budgets(one: Kit) -> None:
+    vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
+    # The tiny model has 64 tokens: of the budgets with a scale only that one is left.
+    assert vlm.config.pruning.keep_range == (64, 64)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trtprune.models import ModelSpec
     from trtprune.pruning import Method
 
-__all__ = ["DEFAULT_KEEP", "check_needs", "describe_budget", "describe_build", "resolve_budget"]
+__all__ = ["DEFAULT_KEEP", "check_needs", "describe_budget", "describe_build", "describe_served", "resolve_budget"]
 
 DEFAULT_KEEP = 64
 CLIP_TOWER = "clip_vision_model"
@@ -34,10 +34,27 @@ def describe_build(made: EngineDir) -> str:
     if not isinstance(method, InLlmMethod):
         return describe_budget(tokens, info.keep)
     options = method.validate_options(info.options)
-    if options.get("ratio") == "rank":
+    if not method.meets_keep(options):
         layers = ", ".join(map(str, method.points(made.kv.num_layers, options)))
         return f"{tokens} visual tokens, cut behind layers {layers} to what the rank of the attention says"
-    return method.schedule(info.keep, tokens, made.kv.num_layers, options).describe()
+    more = ", shared out anew by the rank of the attention" if method.ranked(options) else ""
+    return method.schedule(info.keep, tokens, made.kv.num_layers, options).describe() + more
+
+
+def describe_served(made: EngineDir) -> str:
+    """The budgets a build serves, e.g. ``any budget from 1 to 576``, or each where it is only some; empty for one."""
+    info = made.pruning
+    low, high = info.keep_range
+    if low == high:
+        return ""
+    method = pruning.get(info.method)
+    if isinstance(method, InLlmMethod):
+        options = method.validate_options(info.options)
+        served = method.served(made.model.visual_tokens, made.kv.num_layers, options)
+        served = [keep for keep in served if low <= keep <= high]
+        if len(served) <= high - low:
+            return "budgets " + ", ".join(map(str, served))
+    return f"any budget from {low} to {high}"
 
 
 def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:

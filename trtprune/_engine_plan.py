@@ -117,7 +117,7 @@ def find_stages(info: PruningInfo, visual_tokens: int, depth: int) -> tuple[Stag
 
     # Each budget's way through the segments: tokens that enter, and what the point behind is told.
     ways: list[list[tuple[int, dict[str, int]]]] = []
-    if options.get("ratio") == "rank":  # anything from one token on, one less at each point at the most
+    if method.ranked(options):  # anything from one token on, one less at each point at the most
         for before, kept in ((visual_tokens, visual_tokens // 4), (visual_tokens, 1), (2, 1)):
             start = (visual_tokens, counts(kept, visual_tokens))
             ways.append([start, *((before, counts(kept, before)) for _ in range(points - 1)), (before, {})])

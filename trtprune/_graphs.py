@@ -99,7 +99,7 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
     if raters is not None:
         chain["raters"] = raters
     # float64, which TensorRT has not: there the rank is computed on the host.
-    if options.get("ratio") == "rank" and plan.backend == "onnxruntime":
+    if method.ranked(options) and plan.backend == "onnxruntime":
         chain["rank"] = build_rank()
     for k, layer in enumerate(points):
         chain[f"decoder.{k}"] = graphs[f"decoder.{k}"]

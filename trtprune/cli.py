@@ -72,16 +72,15 @@ def export(**arguments: Any) -> None:
 
 
 def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **arguments: Any) -> None:
-    from trtprune._budget import describe_build
+    from trtprune._budget import describe_build, describe_served
     from trtprune._build import build as run_build
 
     arguments |= {"options": dict(options), "lowering": dict(lowering), "engine": take_engine_options(arguments)}
     with progress("export" if export_only else "build") as report:
         made = run_build(**arguments, export_only=export_only, report=report)
     budget = describe_build(made)
-    low, high = made.pruning.keep_range
-    served = f", any budget from {low} to {high} at run time" if low < high else ""
-    logger.info("%-9s %s: %s%s", "pruner", made.pruning.method, budget, served)
+    served = describe_served(made)
+    logger.info("%-9s %s: %s%s", "pruner", made.pruning.method, budget, f", {served} at run time" if served else "")
     if as_json:
         echo_json({"output": str(made.root), **json.loads(made.to_json())})
     else:

@@ -75,6 +75,7 @@ class Option:
             BudgetError: naming the option, what was given and what is valid.
         """
         if self.pattern:
+            value = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
             if isinstance(value, str) and re.fullmatch(self.pattern, value):
                 return value
         elif self.choices:

@@ -12,7 +12,7 @@ A point graph is one row of a batch and one image; several images of a prompt ar
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from trtprune.errors import BudgetError, InputError
@@ -88,13 +88,39 @@ class InLlmMethod(Method):
             BudgetError: if the average cannot be reached.
         """
 
+    def ranked(self, options: Mapping[str, Any]) -> bool:
+        """Whether the rank of the raters' attention, known at run time only, decides how many tokens stay."""
+        return False
+
+    def meets_keep(self, options: Mapping[str, Any]) -> bool:
+        """Whether the average over the layers is ``keep``; False: the prompt alone decides how many tokens stay."""
+        return True
+
+    def rank_counts(
+        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        """How many tokens of an image are kept at each point reached so far, where :meth:`ranked`.
+
+        Args:
+            ranks: Of the attention blocks of these points, raters x visual tokens; at least one.
+            keep, visual_tokens, depth, options: As for :meth:`schedule`.
+
+        Returns:
+            One count a rank.  What an earlier point keeps may change with the ranks of later ones.
+        """
+        return self.schedule(keep, visual_tokens, depth, options).kept[: len(ranks)]
+
+    def served(self, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> list[int]:
+        """The averages that :meth:`schedule` can reach, ascending."""
+        return [keep for keep in range(1, visual_tokens + 1) if self._reaches(keep, visual_tokens, depth, options)]
+
     def budgets(self, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
         """The smallest and the largest average that :meth:`schedule` can reach.
 
         Raises:
             BudgetError: if it reaches none.
         """
-        reached = [keep for keep in range(1, visual_tokens + 1) if self._reaches(keep, visual_tokens, depth, options)]
+        reached = self.served(visual_tokens, depth, options)
         if not reached:
             self.schedule(visual_tokens, visual_tokens, depth, options)  # says why
         return reached[0], reached[-1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trtprune.errors import BudgetError
 
-__all__ = ["Schedule", "parse_schedule", "scale_points", "solve"]
+__all__ = ["Schedule", "nearest", "parse_schedule", "scale_points", "solve"]
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,23 @@ def solve(make: Callable[[int], Schedule], keep: int, visual_tokens: int, method
             f"layers, which is then {bound}",
             hint=f"such a --keep, or other layers with --option {option}",
         )
-    low, high = 1, visual_tokens - 1
+    return nearest(make, keep, visual_tokens)
+
+
+def nearest(make: Callable[[int], Schedule], keep: int, limit: int) -> Schedule:
+    """The schedule whose nominal average comes nearest to ``keep``, however far; the smaller of two equally near.
+
+    Args:
+        make: The schedule for a number from 1 to below ``limit``; its average must not fall with it.
+        keep: The average that is asked for.
+        limit: Of the numbers.
+    """
+    low, high = 1, limit - 1
     while low < high:
         middle = (low + high) // 2
         if make(middle).nominal < keep:
             low = middle + 1
         else:
             high = middle
-    near = [make(first) for first in (low - 1, low) if first >= 1]
+    near = [make(number) for number in (low - 1, low) if number >= 1]
     return min(near, key=lambda schedule: abs(schedule.nominal - keep))

@@ -19,12 +19,16 @@ Budget.  ``keep`` is the average over the layers as the authors count it.  For 5
 ratio of the counts interpolated between the tables, and the level that brings the average nearest to ``keep``.
 
 ``ratio=rank`` sizes each point at run time, as the first release did: ``rank(A) · scale + bias`` tokens stay, A being
-the raters × visual tokens block of the attention, behind layers 2, 6, 15 and 19 of 32.
+the raters × visual tokens block of the attention, behind layers 2, 6, 15 and 19 of 32.  With ``scale=budget`` the scale
+is chosen for each image so that the average over the layers is ``keep``; the ranks share that out.  ``scale=published``
+are the constants of the first release's scripts, whose average depends on the prompt.
+
+The code cuts behind layers 2, 6 and 15 whatever the depth; ``layers=published`` does so, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from trtprune.errors import BudgetError, InputError
@@ -32,7 +36,7 @@ from trtprune.pruning import recycling
 from trtprune.pruning.base import Option
 from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
 from trtprune.pruning.ops import write_products
-from trtprune.pruning.schedule import Schedule, check_points, parse_schedule, scale_points, solve
+from trtprune.pruning.schedule import Schedule, check_points, nearest, parse_schedule, scale_points, solve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +71,16 @@ class SparseVlm(InLlmMethod):
         "ratio": Option(
             "ratio", "table", "rank: each point keeps rank(attention) x scale + bias", choices=("table", "rank")
         ),
-        "scale": Option("scale", 0.0, "with ratio=rank; 0: the first release's for --keep", minimum=0, maximum=1e4),
-        "bias": Option("bias", 0.0, "with ratio=rank and a scale", minimum=-1e4, maximum=1e4),
+        "scale": Option(
+            "scale",
+            "budget",
+            "with ratio=rank: budget meets --keep; published (or 0) is the first release's; a number",
+            pattern=r"budget|published|[0-9]{1,5}(\.[0-9]{0,17})?(e[+-]?[0-9]{1,2})?",
+        ),
+        "bias": Option("bias", 0.0, "with ratio=rank and a number as scale", minimum=-1e4, maximum=1e4),
+        "layers": Option(
+            "layers", "scaled", "published: cuts behind layers 2, 6, 15 at any depth", choices=("scaled", "published")
+        ),
         "recycle": Option("recycle", 0.3, "share of the removed tokens that is merged", minimum=0, maximum=1),
         "rater": Option("rater", "gt", "raters lie above (gt) or also at (ge) the mean", choices=("gt", "ge")),
         "assign": Option("assign", "l2", "how a token finds its cluster", choices=recycling.ASSIGN),
@@ -91,6 +103,8 @@ class SparseVlm(InLlmMethod):
             raise BudgetError("--option ratio=rank: belongs to version 1.0", hint="leave out --option version=2.0")
         if values["ratio"] == "rank" and values["schedule"] != "auto":
             raise BudgetError("--option ratio=rank: the rank decides, not a schedule", hint="leave out one of the two")
+        if values["layers"] == "published" and values["schedule"] != "auto":
+            raise BudgetError("--option layers=published: a schedule names its layers", hint="leave out one of the two")
         return values
 
     # -- budget -------------------------------------------------------------------------------------------------
@@ -99,7 +113,8 @@ class SparseVlm(InLlmMethod):
         if options["schedule"] != "auto":
             found = tuple(int(entry.split(":")[0]) for entry in str(options["schedule"]).split(","))
         else:
-            found = scale_points(RANK_POINTS if options["ratio"] == "rank" else POINTS, depth)
+            published = RANK_POINTS if options["ratio"] == "rank" else POINTS
+            found = published if options["layers"] == "published" else scale_points(published, depth)
         check_points(found, depth, self.name, "schedule")
         return found
 
@@ -115,9 +130,13 @@ class SparseVlm(InLlmMethod):
             return own
         points = self.points(depth, options)
         if options["ratio"] == "rank":
-            # Not known before the run; what the budget's own scale is can be checked already.
-            self.rank_scale(keep, options)
-            return self._schedule(visual_tokens, depth, points, (visual_tokens - 1,) * len(points), options)
+            if self.fixed_scale(keep, options):
+                # How many stay is not known before the run.
+                return self._schedule(visual_tokens, depth, points, (visual_tokens - 1,) * len(points), options)
+            return solve(
+                lambda first: self._schedule(visual_tokens, depth, points, (first,) * len(points), options),
+                keep, visual_tokens, self.name, "layers",
+            )  # fmt: skip
         table = TABLES[str(options["version"])]
         if (visual_tokens, depth) == (576, 32) and keep in table:
             return self._schedule(visual_tokens, depth, points, table[keep], options)
@@ -142,25 +161,62 @@ class SparseVlm(InLlmMethod):
             after.append(before)
         return Schedule(tokens, depth, points, tuple(counts), tuple(after), nominal_shift=0)
 
-    def rank_scale(self, keep: int, options: Mapping[str, Any]) -> tuple[float, float]:
-        """Scale and bias of ``ratio=rank``.
+    def ranked(self, options: Mapping[str, Any]) -> bool:
+        return bool(options["ratio"] == "rank")
+
+    def meets_keep(self, options: Mapping[str, Any]) -> bool:
+        return not self.ranked(options) or options["scale"] == "budget"
+
+    def fixed_scale(self, keep: int, options: Mapping[str, Any]) -> tuple[float, float] | None:
+        """Scale and bias of ``ratio=rank``; None: they follow from the budget and the ranks.
 
         Raises:
-            BudgetError: if neither the options nor the first release say them.
+            BudgetError: if those of the first release are wanted, and it has none for ``keep``.
         """
-        if options["scale"]:
+        if options["scale"] == "budget":
+            return None
+        if options["scale"] != "published" and float(options["scale"]):
             return float(options["scale"]), float(options["bias"])
         if keep not in RANK_SCALE:
-            known = ", ".join(map(str, RANK_SCALE))
+            known = ", ".join(map(str, sorted(RANK_SCALE)))
             raise BudgetError(
-                f"--option ratio=rank: no scale is published for --keep {keep}", hint=f"--option scale=…, or {known}"
+                f"--option scale={options['scale']}: no scale is published for --keep {keep}, only for {known}",
+                hint="--option scale=budget, which meets any --keep, or scale=NUMBER",
             )
         return RANK_SCALE[keep]
 
-    def rank_count(self, rank: int, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
-        """How many of ``tokens`` tokens stay at a point where the attention block has this rank; all if full."""
-        scale, bias = self.rank_scale(keep, options)
-        return tokens if rank >= tokens else max(1, min(int(rank * scale + bias), tokens - 1))
+    def rank_counts(
+        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        fixed = self.fixed_scale(keep, options)
+        if fixed is None:
+            return self._rank_schedule(ranks, keep, visual_tokens, depth, options).kept[: len(ranks)]
+        before, counts = visual_tokens, []
+        for rank in ranks:
+            # All stay where the rank is full.
+            count = before if rank >= before else max(1, min(int(rank * fixed[0] + fixed[1]), before - 1))
+            before = count + self.merged_counts(before - count, options)[1]
+            counts.append(count)
+        return tuple(counts)
+
+    def _rank_schedule(
+        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
+    ) -> Schedule:
+        """The counts in proportion to the ranks whose average comes nearest to ``keep``.
+
+        Points that are still to come are taken to find the rank of the last one.
+        """
+        points = self.points(depth, options)
+        known = [max(1, rank) for rank in ranks]
+        expected = known + known[-1:] * (len(points) - len(known))
+        most = max(expected)
+
+        def make(largest: int) -> Schedule:
+            kept = tuple(max(1, largest * rank // most) for rank in expected)
+            return self._schedule(visual_tokens, depth, points, kept, options)
+
+        # Up to where even the lowest rank asks for all tokens.
+        return nearest(make, keep, visual_tokens * most)
 
     # -- NumPy --------------------------------------------------------------------------------------------------
 

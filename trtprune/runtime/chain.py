@@ -187,6 +187,8 @@ class Chain:
             if low == high and info.options.get("schedule", "auto") != "auto":
                 hint = f"leave out --keep; this build's schedule makes it {low}"
             raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
+        if self.segments:
+            self.segments.check_keep(int(keep))
         return int(keep)
 
     def check_features(self, features: Features) -> Features:

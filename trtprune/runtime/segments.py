@@ -10,7 +10,7 @@ Which tokens go is the point graphs' business, how many the method's schedule's;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from trtprune.errors import EngineDirError, InputError
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.runtime.kv_cache import CachePool
+from trtprune.runtime.segment_rows import MERGED, TEXT, Row, left_of, rating_table
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Memory, Session
@@ -27,47 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentCaches", "Segments", "segment_names"]
 
-TEXT = -1
-MERGED = -1
-
 
 def segment_names(config: EngineDir) -> list[str]:
     """``decoder.0``, ``decoder.1``, … of a directory whose decoder is cut; empty if it is not."""
     return [name for name in config.chain if name.startswith("decoder.")]
-
-
-@dataclass
-class Row:
-    """A prompt on its way through the segments, S tokens at present.
-
-    Attributes:
-        pieces: Arrays [n, D] that together are its S states.
-        positions: int64 [S].
-        picture: int64 [S], the number of the image a token belongs to, or :data:`TEXT`.
-        source: int64 [S], which row of the first segment a token is, or :data:`MERGED`.
-        raters: For each image the rows of the first segment that rate it.
-        keep: The budget of each image.
-    """
-
-    pieces: list[Array]
-    positions: np.ndarray
-    picture: np.ndarray
-    source: np.ndarray
-    raters: list[np.ndarray]
-    keep: int
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def span(self, number: int) -> tuple[int, int]:
-        """First row of an image, and the one behind its last."""
-        rows = np.flatnonzero(self.picture == number)
-        return int(rows[0]), int(rows[-1]) + 1
-
-    def rating(self, number: int | None = None) -> np.ndarray:
-        """Rows, at present, of an image's raters; None: of any image's."""
-        wanted = np.concatenate(self.raters) if number is None else self.raters[number]
-        return np.flatnonzero(np.isin(self.source, wanted) & (self.picture == TEXT))
 
 
 @dataclass
@@ -121,8 +85,18 @@ class Segments:
         self._options = method.validate_options(config.pruning.options)
         self._names = segment_names(config)
         self._rated = method.attention(self._options) is not None
+        self._ranked = method.ranked(self._options)
         self._pools = [CachePool(session(name), config.kv) for name in self._names]
         self.max_batch = min(session(name).max_batch for name in self._names)
+
+    def check_keep(self, keep: int) -> None:
+        """Refuses a budget within the build's range that its method cannot serve.
+
+        Raises:
+            BudgetError: naming ``--keep`` or the option that is in its way.
+        """
+        config = self._config
+        self._method.schedule(keep, config.model.visual_tokens, config.kv.num_layers, self._options)
 
     # -- caches
 
@@ -161,6 +135,26 @@ class Segments:
         fresh = not (behind and any(start))
         start = [0] * len(layouts) if fresh else list(start)
         rows = [self._begin(layout, first, fresh) for layout, first in zip(layouts, start, strict=True)]
+        logits, rows = self._pass(rows, cache, start, fresh)
+        while logits is None:
+            # The budget is shared out by ranks that nobody knows before a layer ran. Each pass knows one more of them.
+            known = [row.ranks for row in rows]
+            rows = [self._begin(layout, 0, fresh) for layout in layouts]
+            for row, ranks in zip(rows, known, strict=True):
+                row.ranks = ranks
+            logits, rows = self._pass(rows, cache, start, fresh)
+        if fresh:
+            begins = [[begin for begin, _ in layout.pictures] for layout in layouts]
+            cache.kept = [
+                [kept - begin for kept, begin in zip(left_of(row), firsts, strict=True)]
+                for row, firsts in zip(rows, begins, strict=True)
+            ]
+        return logits
+
+    def _pass(
+        self, rows: list[Row], cache: SegmentCaches, start: Sequence[int], fresh: bool
+    ) -> tuple[np.ndarray | None, list[Row]]:
+        """Logits float32 [B, V] and the rows as the last segment has them; no logits if a row went stale on the way."""
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
         whole = np.array([len(row) for row in rows])
@@ -173,13 +167,10 @@ class Segments:
             out = self._run(k, rows, cache.parts[k], slots, k == last)
             if k < last:
                 rows = [self._advance(k, b, row, out) for b, row in enumerate(rows)]
-        if fresh:
-            begins = [[begin for begin, _ in layout.pictures] for layout in layouts]
-            cache.kept = [
-                [kept - begin for kept, begin in zip(_left(row), firsts, strict=True)]
-                for row, firsts in zip(rows, begins, strict=True)
-            ]
-        return self._memory.to_host(out["logits"])[:, 0]
+                if any(row.stale for row in rows):
+                    return None, rows
+        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
+        return logits, rows
 
     def _settle(self, k: int, rows: Sequence[Row], whole: np.ndarray, cache: SegmentCaches) -> None:
         """Notes how long rows are in segment ``k`` and gets memory for that."""
@@ -205,7 +196,11 @@ class Segments:
         spans = layout.pictures if fresh else ()
         raters = [self._raters(layout, picture, number) for number in range(len(spans))]
         source = np.arange(len(layout.ids))
-        return Row(pieces, layout.positions[first:], picture[first:], source[first:], raters, layout.keep)
+        ranks: list[list[int]] = [[] for _ in spans]
+        counts: list[list[int]] = [[] for _ in spans]
+        return Row(
+            pieces, layout.positions[first:], picture[first:], source[first:], raters, layout.keep, ranks, counts
+        )
 
     def _raters(self, layout: Layout, picture: np.ndarray, number: int) -> np.ndarray:
         """Rows of the first segment that rate an image: some of the text behind it."""
@@ -239,7 +234,7 @@ class Segments:
         if last:
             inputs["logits_index"] = np.array([[len(row) - 1] for row in rows], np.int64)
         elif self._rated:
-            inputs["rater_index"] = _table(rows)
+            inputs["rater_index"] = rating_table(rows)
         return self._session(self._names[k]).run(inputs, cache)
 
     def _advance(self, k: int, b: int, row: Row, out: Mapping[str, Any]) -> Row:
@@ -272,7 +267,8 @@ class Segments:
         positions, picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
         if self._config.pruning.positions == "compact":
             positions = np.arange(len(positions))
-        return Row([part[0] for part in parts], positions, picture, source, row.raters, row.keep)
+        states_of = [part[0] for part in parts]
+        return replace(row, pieces=states_of, positions=positions, picture=picture, source=source)
 
     def _point(
         self, k: int, b: int, row: Row, number: int, span: tuple[int, int], out: Mapping[str, Any]
@@ -281,9 +277,9 @@ class Segments:
         begin, stop = span
         session = self._session(f"pruner.{k}")
         needs = {spec.name for spec in self._config.component(f"pruner.{k}").inputs}
-        rating, mine = _table([row])[0], row.rating(number)
+        rating, mine = rating_table([row])[0], row.rating(number)
         attention = out["rater_attention"][b : b + 1] if self._rated else None
-        keep = self._keep(k, row, stop - begin, attention, np.isin(rating, mine), span)
+        keep = self._keep(k, row, number, attention, np.isin(rating, mine), span)
         if keep >= stop - begin:
             return None
         width = out["last_hidden_state"].shape[1]
@@ -310,16 +306,22 @@ class Segments:
         return self._memory.to_host(found["kept_indices"])[0], found["pruned_features"][0], merged
 
     def _keep(
-        self, k: int, row: Row, tokens: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
+        self, k: int, row: Row, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
     ) -> int:
-        """How many of an image's ``tokens`` tokens stay at point ``k``."""
-        visual = self._config.model.visual_tokens
-        if self._options.get("ratio") != "rank":
-            schedule = self._method.schedule(row.keep, visual, self._config.kv.num_layers, self._options)
-            return schedule.kept[k]
-        assert attention is not None
-        block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
-        return self._method.rank_count(self._rank(block), tokens, row.keep, self._options)  # type: ignore[attr-defined]
+        """How many of an image's tokens stay at point ``k``."""
+        case = row.keep, self._config.model.visual_tokens, self._config.kv.num_layers, self._options
+        if not self._ranked:
+            return self._method.schedule(*case).kept[k]
+        ranks, counts = row.ranks[number], row.counts[number]
+        new = k == len(ranks)
+        if new:
+            assert attention is not None
+            block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
+            ranks.append(self._rank(block))
+        found = list(self._method.rank_counts(ranks, *case))
+        row.stale |= new and found[:k] != counts
+        counts.append(found[k])
+        return found[k]
 
     def _rank(self, block: np.ndarray) -> int:
         if "rank" in self._config.chain:
@@ -364,17 +366,3 @@ class SegmentStep:
             states = out.get("last_hidden_state")
         logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
         return logits
-
-
-def _table(rows: Sequence[Row]) -> np.ndarray:
-    """The rating rows of each row, int64 [B, R], filled up with row 0."""
-    found = [row.rating() if row.raters else np.zeros(1, np.int64) for row in rows]
-    table = np.zeros((len(rows), max(map(len, found))), np.int64)
-    for b, index in enumerate(found):
-        table[b, : len(index)] = index
-    return table
-
-
-def _left(row: Row) -> list[np.ndarray]:
-    """For each image, the sources of its tokens that are left, without merged ones."""
-    return [row.source[(row.picture == number) & (row.source != MERGED)] for number in range(len(row.raters))]
