@@ -154,7 +154,7 @@ class Theirs:
 
 
 def _turn(text: str) -> Any:
-    from trtprune.runtime.template import Turn
+    from trtprune.text.template import Turn
 
     return Turn("user", text, 1)
 

@@ -17,7 +17,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from tests.runtime_kit import picture
 from trtprune.errors import EngineDirError, InputError, TrtpruneError
 from trtprune.runtime.prompt import PromptEncoder
-from trtprune.runtime.template import ChatTemplate, Turn, find_template
+from trtprune.text.template import ChatTemplate, Turn, find_template
 
 CORPUS = [
     "What is on the table? Is the cat left of the dog, or right?",

@@ -12,7 +12,7 @@ from tests.runtime_kit import Kit, picture, record, same
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Vlm
 from trtprune.runtime.chain import Clock
-from trtprune.runtime.template import Turn
+from trtprune.text.template import Turn
 
 QUESTION = "What is on the table?"
 

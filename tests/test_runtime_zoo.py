@@ -24,7 +24,7 @@ from trtprune.errors import BudgetError
 from trtprune.models import get_family
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 from trtprune.runtime import Vlm
-from trtprune.runtime.template import Turn
+from trtprune.text.template import Turn
 
 TOKENS = 8
 KEEP = 6

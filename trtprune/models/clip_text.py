@@ -29,10 +29,11 @@ from trtprune.components import clip as clip_tower
 from trtprune.components.clip_text import TextTowerConfig, build_text_tower, text_tower_weights
 from trtprune.components.config import Section
 from trtprune.components.vit import TowerConfig, linear_weights, norm_weights
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, EngineDirError, InputError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import layer_norm
 from trtprune.models.weights import compare
+from trtprune.text.process import Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,16 +191,12 @@ def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
     Raises:
         CheckpointError: if it does not put one token before and the tower's end-of-text token behind a text.
     """
-    import tokenizers
-
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        around = tokenizer.encode("").ids
-    except Exception as error:  # the Rust library raises bare Exception
-        raise CheckpointError(f"tokenizer.json cannot be read: {str(error)[:200]}") from None
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        # A file of unknown origin, and the library that reads it can be made to take hours; see trtprune.text.
+        found = Model("clip", text=text, name="tokenizer.json", length=cfg.max_positions).info
+    except (EngineDirError, InputError) as error:
+        raise CheckpointError(error.message, hint=error.hint) from None
+    around, size = found["around"], found["size"]
     if size > cfg.vocab_size:
         raise CheckpointError(
             f"tokenizer.json: has ids up to {size - 1}, the text tower {cfg.vocab_size} of them",
@@ -212,16 +209,7 @@ def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
             hint="CLIP's tokenizer adds <|startoftext|> and <|endoftext|>; config.json: text_config.eos_token_id "
             "names the latter",
         )
-    # The tokenizers library then gives every segment its own first and last token.
-    data = json.loads(text)
-    data["truncation"] = {
-        "direction": "Right",
-        "max_length": cfg.max_positions,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
-    data["padding"] = None
-    return json.dumps(data, ensure_ascii=False)
+    return str(found["text"])
 
 
 def check_tower(

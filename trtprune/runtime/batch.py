@@ -14,7 +14,7 @@ from trtprune.runtime.chain import Clock, Features, Layout, Row
 from trtprune.runtime.prompt import Detokenizer
 from trtprune.runtime.result import Request, Result
 from trtprune.runtime.sampling import Sampler, Sampling
-from trtprune.runtime.template import Turn
+from trtprune.text.template import Turn
 
 if TYPE_CHECKING:
     import numpy as np

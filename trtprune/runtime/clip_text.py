@@ -8,12 +8,13 @@ begins and only the last one ends like a text; up to 75 tokens there is no diffe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtprune.errors import EngineDirError, InputError
+from trtprune.errors import EngineDirError
 from trtprune.runtime.kv_cache import check_length
+from trtprune.text.process import Model
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -25,6 +26,7 @@ __all__ = ["ClipText"]
 COMPONENT = "clip_text"
 TOKENIZER = "clip_tokenizer.json"
 OUTPUT = "clip_text_embeds"
+AGAIN = "build the directory again"
 # Segments in one run: a question has one, and a text of many pages must not take memory for all of them at once.
 BATCH = 8
 
@@ -42,11 +44,11 @@ class ClipText:
 
     def __init__(self, chain: Chain, files: Mapping[str, str]) -> None:
         self._chain = chain
-        self.tokenizer = _load(files) if COMPONENT in chain.config.chain else None
-        if self.tokenizer is not None:
+        self._model = _open(files) if COMPONENT in chain.config.chain else None
+        if self._model is not None:
             (spec,) = chain.config.component(COMPONENT).inputs
             self._length = spec.shape[1] if isinstance(spec.shape[1], int) else None
-            self._end = int(self.tokenizer.encode("").ids[-1])
+            self._end = int(self._model.info["around"][-1])
 
     def read(self, prompt: Prompt) -> dict[str, Array]:
         """``clip_text_embeds`` float32 [M, P] of the user's words; nothing where no text tower is in the chain.
@@ -54,7 +56,7 @@ class ClipText:
         Raises:
             InputError: if the text is longer than any prompt of this build.
         """
-        if self.tokenizer is None:
+        if self._model is None:
             return {}
         chain = self._chain
         # Before minutes are spent on what will be refused anyway.
@@ -70,30 +72,20 @@ class ClipText:
         Raises:
             InputError: if it cannot be tokenised.
         """
-        assert self.tokenizer is not None
-        try:
-            whole: Any = self.tokenizer.encode(text)
-        except Exception as error:  # the Rust library raises bare Exception
-            raise InputError(f"the prompt cannot be tokenised for CLIP: {str(error)[:200]}") from None
-        rows = [whole.ids, *(piece.ids for piece in whole.overflowing)]
+        assert self._model is not None
+        rows = self._model.ask("segments", text=text)
         ids = np.full((len(rows), self._length or max(map(len, rows))), self._end, np.int64)
         for row, found in zip(ids, rows, strict=True):
+            if len(found) > len(row):
+                raise EngineDirError(
+                    f"{TOKENIZER} cuts texts into {len(found)} tokens, the text tower reads {len(row)}", hint=AGAIN
+                )
             row[: len(found)] = found
         return ids
 
 
-def _load(files: Mapping[str, str]) -> Any:
-    import tokenizers
-
-    again = "build the directory again"
+def _open(files: Mapping[str, str]) -> Model:
     if TOKENIZER not in files:
-        raise EngineDirError(f"{TOKENIZER} is missing", hint=again)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(files[TOKENIZER])
-        around = tokenizer.encode("").ids
-    except Exception as error:  # the Rust library raises bare Exception
-        raise EngineDirError(f"{TOKENIZER} cannot be read: {str(error)[:200]}", hint=again) from None
-    limit = (tokenizer.truncation or {}).get("max_length")
-    if not isinstance(limit, int) or limit < 3 or len(around) != 2:
-        raise EngineDirError(f"{TOKENIZER} does not cut texts into segments", hint=again)
-    return tokenizer
+        raise EngineDirError(f"{TOKENIZER} is missing", hint=AGAIN)
+    # It is a file of unknown origin like the model's own; see trtprune.text.
+    return Model("clip", text=files[TOKENIZER], name=TOKENIZER)

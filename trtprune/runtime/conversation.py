@@ -16,7 +16,7 @@ from trtprune.runtime.batch import Answer, check_stop
 from trtprune.runtime.chain import Clock, Features
 from trtprune.runtime.result import Result
 from trtprune.runtime.sampling import Sampling
-from trtprune.runtime.template import Turn
+from trtprune.text.template import Turn
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array

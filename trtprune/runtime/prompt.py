@@ -5,19 +5,30 @@ Ids equal those of transformers' LLaVA processor with each run of image placehol
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from trtprune.errors import EngineDirError, InputError
-from trtprune.runtime.template import ChatTemplate, Rendered, Turn, find_template
+from trtprune.text.process import Model
+from trtprune.text.template import MAX_RENDERED_CHARS, Turn
+from trtprune.text.tokens import is_panic, open_tokens
 
 __all__ = ["Detokenizer", "Prompt", "PromptEncoder"]
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+logger = logging.getLogger("trtprune")
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+MAX_CHARS = MAX_RENDERED_CHARS // 2
 
 
 @dataclass(frozen=True)
@@ -56,85 +67,104 @@ class Prompt:
 class PromptEncoder:
     """Tokenizer and chat template of one model.
 
+    Both come from the checkpoint, so prompts are made in a second process with limits (:mod:`trtprune.text`).
+
     Args:
         files: Content of the tokenizer files by name: ``tokenizer.json`` and those that exist of
-            ``tokenizer_config.json``, ``special_tokens_map.json``, ``processor_config.json``, ``chat_template.*``.
+            ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, ``processor_config.json``,
+            ``chat_template.*``.
         image_token: The placeholder's text.
         image_token_id: Its id in the model.
 
     Raises:
-        EngineDirError: if a file is broken, or tokenizer and model disagree on the placeholder.
+        EngineDirError: if a file is broken, takes too much time or memory, or tokenizer and model disagree on the
+            placeholder.
     """
 
     def __init__(self, files: Mapping[str, str], image_token: str, image_token_id: int) -> None:
-        import tokenizers
-
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
-        except KeyError:
-            raise EngineDirError("tokenizer.json is missing", hint="build the directory again") from None
-        except Exception as error:  # the Rust library raises bare Exception
-            raise EngineDirError(f"tokenizer.json cannot be read: {str(error)[:200]}") from None
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         self.image_token, self.image_token_id = image_token, image_token_id
-        settings = _settings(files)
-        _mark_special(self.tokenizer, settings)
-        if self.tokenizer.token_to_id(image_token) != image_token_id:
-            raise EngineDirError(
-                f"tokenizer.json: {image_token!r} is token {self.tokenizer.token_to_id(image_token)}, "
-                f"the model's placeholder is {image_token_id}"
-            )
-        self.special = {name: text for name in SPECIAL if (text := _token_text(settings.get(name))) is not None}
-        self.byte_ids, self.skipped_ids = _loose_ids(self.tokenizer)
-        self.template = ChatTemplate(find_template(files), image_token, self.special)
+        own = {name: files[name] for name in FILES if name in files}
+        self._model = Model("text", files=own, image_token=image_token, image_token_id=image_token_id)
+        info = self._model.info
+        self.byte_ids, self.skipped_ids = frozenset(info["byte_ids"]), frozenset(info["skipped_ids"])
+        # Every token of an answer is decoded. Where that is known to be cheap it is done here: the same files were
+        # read in the other process, within its limits.
+        self._tokenizer = open_tokens(own).tokenizer if info["plain_decoder"] else None
 
     def encode(self, turns: Sequence[Turn], *, raw: bool = False) -> Prompt:
         """Tokenises turns through the chat template, or with ``raw`` the last turn's text as it is.
 
         Raises:
-            InputError: if the text holds another number of image placeholders than there are images.
+            InputError: if the text holds another number of image placeholders than there are images, or cannot be
+                tokenised.
         """
-        images = sum(turn.images for turn in turns)
-        if raw:
-            text = turns[-1].text
-            rendered = Rendered(text, 0, len(text))
-        else:
-            for turn in turns:
-                if self.image_token in turn.text:
-                    raise InputError(
-                        f"the {turn.role} text contains {self.image_token!r}, which stands for an image",
-                        hint="leave it out: images are put before the question; or place them with --raw-prompt",
-                    )
-            rendered = self.template.render(turns)
-        # As in transformers: a template that prints the first special token itself does not get it twice.
-        bos = self.special.get("bos_token")
-        add = not (bos and not raw and rendered.text.startswith(bos))
-        try:
-            encoding = self.tokenizer.encode(rendered.text, add_special_tokens=add)
-        except Exception as error:
-            raise InputError(f"the prompt cannot be tokenised: {str(error)[:200]}") from None
-        ids = np.array(encoding.ids, np.int64)
+        for turn in turns:
+            self._check(turn, raw)
+        if not raw and not turns[-1].text.strip():
+            logger.warning("the question is empty: the model sees the image and no words")
+        found = self._model.ask("encode", turns=[[turn.role, turn.text, turn.images] for turn in turns], raw=raw)
+        ids = np.array(found["ids"], np.int64)
         positions = tuple(int(i) for i in np.flatnonzero(ids == self.image_token_id))
-        if len(positions) != images:
-            raise InputError(
-                f"the prompt has {len(positions)} {self.image_token} for {images} image(s)",
-                hint=f"a raw prompt needs one {self.image_token} an image" if raw else "the chat template is at fault",
-            )
-        question = tuple(
-            i
-            for i, (start, end) in enumerate(encoding.offsets)
-            if start < rendered.end and end > rendered.start and end > start and i not in positions
-        )
-        return Prompt(ids, positions, question, turns[-1].text.replace(self.image_token, ""))
+        return Prompt(ids, positions, tuple(found["question"]), turns[-1].text.replace(self.image_token, ""))
+
+    def rehearse(self) -> list[str]:
+        """Asks as a user will, to see at build what would fail at the first question.
+
+        Returns:
+            What users of the build should know, a line each.
+
+        Raises:
+            EngineDirError, InputError: if not even one question about one image can be asked.
+        """
+        notes: list[str] = self._model.ask("rehearse")
+        return notes
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer, without special tokens."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        """Text of an answer, without special tokens.
+
+        Raises:
+            EngineDirError: if the tokenizer cannot decode it.
+        """
+        numbers = [int(i) for i in ids]
+        if self._tokenizer is None:
+            return str(self._model.ask("decode", ids=numbers))
+        try:
+            return str(self._tokenizer.decode(numbers, skip_special_tokens=True))
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise EngineDirError(
+                f"tokenizer.json cannot decode an answer: {str(error)[:200]}",
+                hint="correct the checkpoint's tokenizer.json and build again",
+            ) from None
 
     def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
         """For one answer that is read while it grows."""
         return Detokenizer(self, stop)
+
+    def _check(self, turn: Turn, raw: bool) -> None:
+        if not isinstance(turn.text, str):
+            raise InputError(
+                f"the {turn.role} text is {type(turn.text).__name__} {str(turn.text)[:50]!r}, not a str",
+                hint="give the question as text",
+            )
+        if len(turn.text) > MAX_CHARS:
+            raise InputError(
+                f"the {turn.role} text has {len(turn.text):,} characters; no prompt takes more than {MAX_CHARS:,}",
+                hint="ask a shorter question",
+            )
+        try:
+            turn.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the {turn.role} text is not Unicode text: a lone surrogate at character {error.start}",
+                hint="it was read in another encoding than it was written in: read or set it as UTF-8",
+            ) from None
+        if not raw and self.image_token in turn.text:
+            raise InputError(
+                f"the {turn.role} text contains {self.image_token!r}, which stands for an image",
+                hint="leave it out: images are put before the question; only a raw prompt holds it",
+            )
 
 
 class Detokenizer:
@@ -145,7 +175,9 @@ class Detokenizer:
 
     def __init__(self, encoder: PromptEncoder, stop: Sequence[str] = ()) -> None:
         if any(not text for text in stop):
-            raise InputError("--stop: an empty stop string would end every answer at once")
+            raise InputError(
+                "--stop: an empty stop string would end every answer at once", hint="leave --stop out, or give a text"
+            )
         self._encoder = encoder
         self._stop = tuple(stop)
         self._ids: list[int] = []
@@ -185,17 +217,6 @@ class Detokenizer:
         return piece
 
 
-def _loose_ids(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
-    """Ids of single bytes (``<0x0A>``), if the decoder joins such to characters; and ids that decoding skips."""
-    added = tokenizer.get_added_tokens_decoder()
-    skipped = frozenset(number for number, token in added.items() if token.special)
-    if '"ByteFallback"' not in json.dumps(json.loads(tokenizer.to_str()).get("decoder")):
-        return frozenset(), skipped
-    vocab = tokenizer.get_vocab()
-    names = (f"<0x{byte:02X}>" for byte in range(256))
-    return frozenset(vocab[name] for name in names if name in vocab), skipped
-
-
 def _first(text: str, stop: Sequence[str]) -> int | None:
     places = [place for s in stop if (place := text.find(s)) >= 0]
     return min(places, default=None)
@@ -210,36 +231,3 @@ def _partial(text: str, stop: Sequence[str]) -> int:
                 longest = length
                 break
     return longest
-
-
-def _settings(files: Mapping[str, str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if name not in files:
-            continue
-        try:
-            data = json.loads(files[name])
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise EngineDirError(f"{name}: not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise EngineDirError(f"{name}: not a JSON object")
-        merged |= data
-    return merged
-
-
-def _mark_special(tokenizer: Any, settings: Mapping[str, Any]) -> None:
-    """Makes the tokens that ``tokenizer_config.json`` calls special special in ``tokenizer.json`` too."""
-    named = [settings.get(name) for name in SPECIAL]
-    named += settings.get("additional_special_tokens") or []
-    extra = settings.get("extra_special_tokens")
-    named += list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    texts = {text for value in named if (text := _token_text(value)) is not None}
-    # Only those that have an id: a new one would lie beyond the model's vocabulary.
-    tokenizer.add_special_tokens(sorted(t for t in texts - known if tokenizer.token_to_id(t) is not None))
-
-
-def _token_text(value: Any) -> str | None:
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None

@@ -1,0 +1,117 @@
+"""Compiling a chat template as transformers does, in jinja2's immutable sandbox.
+
+The sandbox keeps a template from reaching anything but its arguments.  It bounds neither time nor memory: those are the
+limits of the process a template runs in.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import jinja2
+import jinja2.exceptions
+import jinja2.nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from trtprune.errors import EngineDirError
+
+__all__ = ["CORRECT", "MAX_TEMPLATE_CHARS", "Refusal", "compile_template"]
+
+MAX_TEMPLATE_CHARS = 1 << 20
+CORRECT = "correct the checkpoint's chat template (chat_template.jinja) and build again"
+
+
+class Refusal(jinja2.exceptions.TemplateError):
+    """A template's own ``raise_exception``: it does not take these turns."""
+
+
+class _Generation(Extension):
+    """``{% generation %}…{% endgeneration %}`` marks training targets; for inference it prints its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's interface)
+
+    def parse(self, parser: Any) -> jinja2.nodes.Node:
+        """Replaces the block by what is inside, in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """jinja2's, without attributes that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"an attribute {name[:50]!r} of a namespace")
+
+
+class _Dict:
+    """``dict`` without the class's attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As of ``dict``."""
+        return dict.fromkeys(*args)
+
+
+def _raise_exception(message: object) -> None:
+    raise Refusal(str(message)[:2000])
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """The compiled template.
+
+    Raises:
+        EngineDirError: naming the line, if it is none.
+    """
+    if len(source) > MAX_TEMPLATE_CHARS:
+        raise EngineDirError(f"the chat template is longer than {MAX_TEMPLATE_CHARS:,} characters", hint=CORRECT)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
+    environment.globals["cycler"] = environment.globals["joiner"] = environment.globals["lipsum"] = None
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        message = f"the chat template is not valid: {str(error.message)[:300]} (line {error.lineno})"
+        raise EngineDirError(message, hint=CORRECT) from None
+    except MemoryError:
+        raise
+    # jinja2 hands Python code to the compiler, which has more to object to: a break outside of a loop, blocks nested
+    # too deeply, numbers too long.
+    except Exception as error:
+        message = f"the chat template cannot be compiled: {type(error).__name__}: {str(error)[:200]}"
+        raise EngineDirError(message, hint=CORRECT) from None

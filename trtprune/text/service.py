@@ -1,0 +1,119 @@
+"""The process that templates and tokenizers run in: limits first, then one answer for each message.
+
+Messages and answers are JSON with their length before it.  Nothing comes back as anything but numbers and text, so that
+what goes wrong here stays here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any, BinaryIO
+
+from trtprune.errors import TrtpruneError
+from trtprune.text.model import ClipModel, TextModel
+
+__all__ = ["LENGTH", "MEMORY", "Service", "main"]
+
+LENGTH = struct.Struct(">Q")
+MEMORY = 1_500_000_000
+"""Address space in bytes; reading a tokenizer of 35 MB takes about a third of it."""
+KINDS = {"text": TextModel, "clip": ClipModel}
+METHODS = ("decode", "encode", "info", "rehearse", "segments")
+
+
+class Service:
+    """Keeps models and runs their methods."""
+
+    def __init__(self, announce: Any) -> None:
+        self._announce = announce
+        self._models: dict[int, Any] = {}
+
+    def handle(self, message: dict[str, Any]) -> Any:
+        """Opens (``kind``) or asks (``method``) the model with the number ``model``, and closes those of ``closed``."""
+        number, arguments = message["model"], message.get("arguments", {})
+        for other in message.get("closed", ()):
+            self._models.pop(other, None)
+        if "kind" in message:
+            self._models[number] = KINDS[message["kind"]](self._announce, **arguments)
+            return None
+        if message["method"] not in METHODS:
+            raise ValueError(message["method"])
+        return getattr(self._models[number], message["method"])(**arguments)
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What comes back for a message: a ``result``, or what went wrong."""
+        try:
+            return {"result": self.handle(message)}
+        except TrtpruneError as error:
+            return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        except MemoryError:
+            return {"out_of_memory": True}
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
+def main() -> None:
+    """Answers until standard input ends."""
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What a library prints must not come between the answers.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory()
+    limit = _TimeLimit()
+
+    def announce(stage: str, seconds: float) -> None:
+        limit.step(seconds)
+        _send(target, {"stage": stage, "seconds": seconds})
+
+    service = Service(announce)
+    while len(header := source.read(LENGTH.size)) == LENGTH.size:
+        message = json.loads(source.read(LENGTH.unpack(header)[0]))
+        limit.begin(message["seconds"])
+        _send(target, service.answer(message))
+
+
+def _send(target: BinaryIO, answer: dict[str, Any]) -> None:
+    data = json.dumps(answer).encode("ascii")
+    target.write(LENGTH.pack(len(data)) + data)
+    target.flush()
+
+
+def _limit_memory() -> None:
+    if sys.platform == "win32":  # has no such limits; the time a call may take is all that is bounded there
+        return
+    import resource
+
+    # macOS refuses the first or takes no notice of it.
+    for kind, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (OSError, ValueError):
+            continue
+
+
+class _TimeLimit:
+    """Ends the process when it has computed for too long, even if nobody is left to do so."""
+
+    def begin(self, seconds: float) -> None:
+        """A message begins, with so many seconds of processor time."""
+        self._end = time.process_time() + seconds
+        self.step(seconds)
+
+    def step(self, seconds: float) -> None:
+        """A step of it begins, with so many seconds of what is left."""
+        if sys.platform == "win32":
+            return
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        # Whole seconds; what is begun counts.
+        limit = math.ceil(min(self._end, time.process_time() + seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))

@@ -1,0 +1,298 @@
+"""``tokenizer.json`` and the tokens that lie beside it, put together as transformers does.
+
+Tokens and their flags (lstrip, rstrip, single_word, normalized, special) may stand in ``tokenizer.json``, in
+``tokenizer_config.json`` (``added_tokens_decoder``, named tokens, ``extra_special_tokens``) and, in files written
+before transformers 5, in ``special_tokens_map.json`` and ``added_tokens.json``, which count only where
+``added_tokens_decoder`` is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trtprune._files import parse_object
+from trtprune.errors import EngineDirError
+
+__all__ = ["MAX_TOKENIZER_BYTES", "Tokens", "check_size", "is_panic", "load_tokenizer", "open_tokens"]
+
+MAX_TOKENIZER_BYTES = 64_000_000
+"""Limit of a tokenizer.json in bytes; that of a 256k vocabulary has about 35 MB."""
+# What the file's parser makes of a byte depends on what it is; a vocabulary of 256k with its merges has half of these.
+MAX_OBJECTS, MAX_LISTS, MAX_VALUES = 100_000, 4_000_000, 10_000_000
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# Decoders whose output is at most so much longer than the tokens, in one pass each.
+PLAIN_DECODERS = ("ByteFallback", "ByteLevel", "BPEDecoder", "CTC", "Fuse", "Metaspace", "Strip", "WordPiece")
+MAX_DECODERS, MAX_GROWTH = 16, 16
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer that is ready for use.
+
+    Attributes:
+        tokenizer: A ``tokenizers.Tokenizer``, which neither cuts nor pads.
+        named: Texts of the tokens with a name: ``bos_token`` …, also those the checkpoint gives names to.
+        byte_ids: Ids of single bytes (``<0x0A>``), if the decoder joins such to characters.
+        skipped_ids: Ids that decoding leaves out.
+        plain_decoder: Whether decoding takes time and memory in proportion to the tokens, whatever they are.
+    """
+
+    tokenizer: Any
+    named: Mapping[str, str]
+    byte_ids: frozenset[int]
+    skipped_ids: frozenset[int]
+    plain_decoder: bool
+
+
+def open_tokens(files: Mapping[str, str]) -> Tokens:
+    """Puts together the tokenizer of a checkpoint.
+
+    Args:
+        files: Content by name of ``tokenizer.json`` and those that exist of ``tokenizer_config.json``,
+            ``special_tokens_map.json`` and ``added_tokens.json``.
+
+    Raises:
+        EngineDirError: if a file is missing or broken.
+    """
+    if "tokenizer.json" not in files:
+        raise EngineDirError("tokenizer.json is missing", hint="add the checkpoint's tokenizer.json and build again")
+    tokenizer = load_tokenizer(files["tokenizer.json"], "tokenizer.json")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = _object(files, "tokenizer_config.json")
+    named = _add_tokens(tokenizer, config, files)
+    tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
+    skipped = (number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+    decoder = _decoder(tokenizer)
+    bytes_joined = '"ByteFallback"' in json.dumps(decoder)
+    names = (f"<0x{byte:02X}>" for byte in range(256)) if bytes_joined else ()
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return Tokens(
+        tokenizer,
+        named,
+        frozenset(number for number in ids if number is not None),
+        frozenset(skipped),
+        _growth(decoder) <= MAX_GROWTH,
+    )
+
+
+def check_size(text: str, name: str) -> None:
+    """Refuses a file of which a parser would make too much.
+
+    Raises:
+        EngineDirError: naming the file.
+    """
+    counts = {"objects": (text.count("{"), MAX_OBJECTS), "lists": (text.count("["), MAX_LISTS)}
+    counts |= {"values": (text.count(","), MAX_VALUES), "characters": (len(text), MAX_TOKENIZER_BYTES)}
+    for what, (count, limit) in counts.items():
+        if count > limit:
+            raise EngineDirError(
+                f"{name}: {count:,} {what}, more than a tokenizer has ({limit:,})", hint=_correct(name)
+            )
+
+
+def load_tokenizer(text: str, name: str) -> Any:
+    """The ``tokenizers.Tokenizer`` in a file's text.
+
+    Raises:
+        EngineDirError: naming the file.
+    """
+    import tokenizers
+
+    check_size(text, name)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # the Rust library raises bare Exception, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise EngineDirError(f"{name} cannot be read: {str(error)[:200]}", hint=_correct(name)) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an exception is a panic of a Rust library, which is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
+def _correct(name: str) -> str:
+    return f"correct the checkpoint's {name}, or save the tokenizer again with save_pretrained, and build again"
+
+
+def _object(files: Mapping[str, str], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        return parse_object(files[name].encode("utf-8"))
+    except ValueError as error:
+        raise EngineDirError(f"{name}: {error}", hint=_correct(name)) from None
+
+
+def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]) -> dict[str, str]:
+    """Adds what ``tokenizer.json`` lacks, in transformers' order; returns the named tokens."""
+    where = "tokenizer_config.json"
+    settings = dict(config)
+    extra = settings.pop("extra_special_tokens", None)
+    older = settings.pop("additional_special_tokens", None)
+    extra, older = extra or older or extra, None
+    own = {key: settings.pop(key) for key in list(settings) if _own_name(key) and isinstance(settings[key], str)}
+    if isinstance(extra, dict):
+        own, extra = own | extra, None
+    added: dict[int, Any] = {}
+    if "added_tokens_decoder" in settings:
+        entries = settings["added_tokens_decoder"]
+        if not isinstance(entries, dict):
+            raise _wrong(where, "added_tokens_decoder", entries)
+        for key, value in entries.items():
+            if not isinstance(value, dict):
+                raise _wrong(where, f"added_tokens_decoder[{key[:20]!r}]", value)
+            added[_number(key, where)] = _token(value, where, key)
+    else:
+        settings, own, extra, older = _of_map(_object(files, "special_tokens_map.json"), settings, own, extra)
+        special = {_text(settings[name]) for name in NAMES if settings.get(name)}
+        special |= {_text(value) for value in _list(extra, where, "extra_special_tokens")}
+        added = _of_list(_object(files, "added_tokens.json"), special)
+        added |= tokenizer.get_added_tokens_decoder()
+    extra = older if extra is None else extra
+    known = {token.content: token for token in added.values()}
+    named = {name: settings[name] for name in NAMES if settings.get(name) is not None}
+    named |= {key: value for key, value in settings.items() if _own_name(key) and _is_token(value)} | own
+    chosen: dict[str, Any] = {}
+    for name, value in named.items():
+        found = _any_token(value, where, name)
+        chosen[name] = known.get(_text(found), found) if name in NAMES else found
+    extras = [_any_token(value, where, "extra_special_tokens") for value in _list(extra, where, "extra_special_tokens")]
+    _add(tokenizer, added, chosen.values(), extras)
+    return {name: _text(value) for name, value in chosen.items()}
+
+
+def _of_map(
+    found: Mapping[str, Any], settings: dict[str, Any], own: dict[str, Any], extra: Any
+) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
+    """``special_tokens_map.json``, whose entries come before those of ``tokenizer_config.json``."""
+    where = "special_tokens_map.json"
+    settings, own, older = dict(settings), dict(own), None
+    for key, value in found.items():
+        if key == "extra_special_tokens" and isinstance(value, list):
+            have = _list(extra, where, key)
+            extra = [*have, *(item for item in value if item not in have)]
+        elif key == "extra_special_tokens":
+            extra = value
+        elif key == "additional_special_tokens":
+            older = value
+        else:
+            settings[key] = {**value, "special": True} if isinstance(value, dict) else value
+    if isinstance(extra, dict):
+        own, extra = own | extra, None
+    return settings, own, extra, older
+
+
+def _of_list(found: Mapping[str, Any], special: set[str]) -> dict[int, Any]:
+    """``added_tokens.json``: ids by text."""
+    from tokenizers import AddedToken
+
+    where = "added_tokens.json"
+    added = {}
+    for text, number in found.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise _wrong(where, repr(text[:50]), number)
+        is_special = text in special
+        added[number] = AddedToken(text, normalized=not is_special, special=is_special)
+    return added
+
+
+def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras: Iterable[Any]) -> None:
+    """Tokens that the tokenizer lacks, or has with other flags; then names' and extra ones it does not know at all."""
+    from tokenizers import AddedToken
+
+    have = tokenizer.get_added_tokens_decoder()
+    same = {repr(token) for token in have.values()}
+    new: list[Any] = [token for _, token in sorted(added.items()) if repr(token) not in same]
+    known = {token.content for token in have.values()} | {token.content for token in new}
+    named = list(named)
+    new += [value for value in dict.fromkeys([*named, *extras]) if _text(value) not in known]
+    names = {_text(value) for value in named}
+    found = [AddedToken(value, special=True) if isinstance(value, str) else value for value in new]
+    for token in found:
+        if token.content in names:
+            token.special = True
+    if found:
+        tokenizer.add_tokens(found)
+
+
+def _own_name(key: str) -> bool:
+    """Whether a key of the config gives a name to a token, besides those that all tokenizers know."""
+    return key.endswith("_token") and key not in NAMES
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else str(getattr(value, "content", ""))
+
+
+def _any_token(value: Any, where: str, name: str) -> Any:
+    """A text as it is, an entry as an ``AddedToken``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        # What says that it is a token has all its flags; older files list flags of special tokens without saying so.
+        return _token(value if "__type" in value else {"special": True, **value}, where, name)
+    raise _wrong(where, name, value)
+
+
+def _token(value: Mapping[str, Any], where: str, name: str) -> Any:
+    from tokenizers import AddedToken
+
+    content = value.get("content")
+    flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
+    if not isinstance(content, str) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise _wrong(where, str(name)[:50], value)
+    return AddedToken(content, **flags)
+
+
+def _list(value: Any, where: str, name: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str | dict) for item in value):
+        raise _wrong(where, name, value)
+    return value
+
+
+def _number(key: str, where: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 12):
+        raise _wrong(where, "added_tokens_decoder", key)
+    return int(key)
+
+
+def _wrong(where: str, name: str, value: Any) -> EngineDirError:
+    return EngineDirError(f"{where}: {name} is no token: {repr(value)[:100]}", hint=_correct(where))
+
+
+def _decoder(tokenizer: Any) -> Any:
+    decoder = tokenizer.decoder
+    return None if decoder is None else json.loads(decoder.__getstate__())
+
+
+def _growth(decoder: Any, depth: int = 0) -> float:
+    """A bound on how much longer a decoder's output is than its tokens; infinite where there is none at hand."""
+    if decoder is None:
+        return 1.0
+    kind = decoder.get("type")
+    if kind == "Sequence":
+        parts = decoder["decoders"]
+        growth = 1.0
+        for part in parts:
+            growth *= _growth(part, depth + 1)
+        return growth if len(parts) <= MAX_DECODERS and depth < MAX_DECODERS else float("inf")
+    if kind == "Replace":
+        old, new = decoder["pattern"].get("String"), decoder["content"]
+        # An expression may take any time to match, and an empty text matches everywhere.
+        return max(1.0, len(new.encode()) / len(old.encode())) if old else float("inf")
+    return 1.0 if kind in PLAIN_DECODERS else float("inf")
