@@ -17,6 +17,7 @@ from trtprune._plan import Plan, Report, plan_build
 from trtprune._progress import unreported
 from trtprune._rebuild import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
 from trtprune._staging import link_or_copy, replacing_directory
+from trtprune._texts import TEXT_FILES, check_texts
 from trtprune._version import __version__
 from trtprune.engine_dir import (
     CONFIG_NAME,
@@ -31,7 +32,7 @@ from trtprune.engine_dir import (
     digest_weights,
     open_engine_dir,
 )
-from trtprune.errors import BuildError, CheckpointError, EngineDirError
+from trtprune.errors import BuildError, EngineDirError
 
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
@@ -40,17 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 PAST_KEY = re.compile(r"past_key_values\.\d+\.key")
-# Copied as they are; the first is the one no run can do without.
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 def build(
@@ -136,6 +126,7 @@ def build(
     if found is not None:
         say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
         return found
+    check_texts(plan, say)
     with replacing_directory(target) as staging:
         engine_dir = _write(plan, staging, weights, say)
         (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")
@@ -342,11 +333,6 @@ def _weight_file(plan: Plan, name: str) -> Path:
 
 def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
     source = plan.checkpoint.path
-    if not (source / TEXT_FILES[0]).exists():
-        raise CheckpointError(
-            f"{source}: {TEXT_FILES[0]} is missing",
-            hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
-        )
     # With the model's own config beside its weights a build can be built from: with another method, say.
     (staging / MODEL_CONFIG).write_text(json.dumps(plan.checkpoint.config, indent=2) + "\n", encoding="utf-8")
     files = {MODEL_CONFIG: digest_file(staging / MODEL_CONFIG)}

@@ -6,6 +6,7 @@ rounding, so that the numbers are equal, not merely close.  Reading files is in 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,16 @@ class Preprocessor:
     std: tuple[float, ...] | None
     output: tuple[int, int]
     """(height, width) the vision graph takes."""
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str], image_size: tuple[int, int]) -> Preprocessor:
+        """Reads the image processor's settings out of a checkpoint's text files, content by name.
+
+        Raises:
+            EngineDirError: as :meth:`from_config`, or if there are none.
+        """
+        settings, where = _processor_config(files)
+        return cls.from_config(settings, image_size, where)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], image_size: tuple[int, int], where: str = "") -> Preprocessor:
@@ -194,6 +205,26 @@ class Preprocessor:
         square = Pil.new("RGB", (side, side), colour)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
+
+
+def _processor_config(files: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The image processor's settings and the file they are in."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if name not in files:
+            continue
+        try:
+            data = json.loads(files[name])
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise EngineDirError(f"{name}: not JSON: {error}") from None
+        # transformers 5 writes all parts of a processor into one file.
+        if isinstance(data, dict) and name == "processor_config.json":
+            data = data.get("image_processor")
+        if isinstance(data, dict):
+            return data, name
+    raise EngineDirError(
+        "preprocessor_config.json is missing: how pictures are prepared is not known",
+        hint="add the checkpoint's preprocessor_config.json and build again",
+    )
 
 
 def _crop_start(size: int, crop: int) -> int:

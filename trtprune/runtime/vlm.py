@@ -6,7 +6,6 @@ Puts pictures, prompt, chain and sampler together.  No arithmetic on tensors her
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,8 +96,7 @@ class Vlm:
         files = _text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
         self.clip_text = ClipText(self.chain, files)
-        processor, where = _processor_config(files)
-        self.preprocessor = Preprocessor.from_config(processor, config.model.image_size, where)
+        self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
         # Opening them now, not at the first question, is where a provider that does not load must show.
         for name in config.chain:
             self.chain.session(name)
@@ -376,23 +374,3 @@ def _text_files(config: EngineDir) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
     return found
-
-
-def _processor_config(files: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """The image processor's settings and the file they are in."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if name not in files:
-            continue
-        try:
-            data = json.loads(files[name])
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise EngineDirError(f"{name}: not JSON: {error}") from None
-        # transformers 5 writes all parts of a processor into one file.
-        if isinstance(data, dict) and name == "processor_config.json":
-            data = data.get("image_processor")
-        if isinstance(data, dict):
-            return data, name
-    raise EngineDirError(
-        "preprocessor_config.json is missing: how pictures are prepared is not known",
-        hint="add the checkpoint's preprocessor_config.json and build again",
-    )
