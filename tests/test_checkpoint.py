@@ -104,16 +104,13 @@ def test_every_dtype_has_its_size() -> None:
         assert module._numpy_dtype(dtype).itemsize == size, dtype
 
 
-def test_symbolic_links_as_in_the_hubs_cache(single: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    for number, path in enumerate(sorted(single.iterdir())):
-        path.rename(blobs / str(number))
-        (snapshot / path.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
-    found = open_checkpoint(snapshot)
-    assert found.real_path("model.safetensors").parent == blobs
-    assert found.read("a").tolist() == TENSORS["a"].tolist()
+def test_a_json_file_is_counted_before_it_is_parsed(single: Path) -> None:
+    (single / "tokenizer.json").write_bytes(b'{"a": [' + b"{}," * 2_000_001 + b"0]}")
+    with pytest.raises(CheckpointError, match="more than 2000000 lists and objects"):
+        open_checkpoint(single).json_file("tokenizer.json")
+    (single / "tokenizer_config.json").write_bytes(b'{"a": "' + b" " * 4_000_000 + b'"}')
+    with pytest.raises(CheckpointError, match="larger than 4000000 bytes"):
+        open_checkpoint(single).json_file("tokenizer_config.json")
 
 
 def test_text_and_json_files(single: Path) -> None:
@@ -186,7 +183,7 @@ def test_not_a_directory(single: Path, tmp_path: Path) -> None:
 def test_special_files_do_not_block(single: Path) -> None:
     (single / "model.safetensors").unlink()
     os.mkfifo(single / "model.safetensors")
-    refused(single, "not regular files")
+    refused(single, "not a regular file")
     with pytest.raises(CheckpointError, match="not a regular file"):
         read_header(single / "model.safetensors")
     (single / "config.json").unlink()
@@ -234,6 +231,11 @@ def test_truncated_and_padded(single: Path) -> None:
         ({"t": entry(offsets=(-4, 0))}, b"1234", "invalid data_offsets"),
         ({"t": entry(shape=(2,))}, b"1234", "needs 8 bytes"),
         ({"t": entry(shape=(1 << 40, 1 << 40))}, b"1234", "needs"),
+        ({"t": entry(shape=(1,) * 33)}, b"1234", "33 dimensions, the limit is 32"),
+        ({"t": entry(shape=((1 << 63) - 1,) * 32)}, b"1234", "...9504687372369920004 bytes"),
+        (b'{"t": [' + b"{}," * 250_001 + b"0]}", b"", "more than 250000 entries"),
+        (b'{"t": [' + b"[]," * 500_001 + b"0]}", b"", "more than 250000 entries"),
+        ({"t" * 1_000_000: 1}, b"", "not an object"),
         ({"t": entry(offsets=(4, 8))}, b"12345678", "leaves a gap"),
         ({"t": entry(), "u": entry(offsets=(2, 6))}, b"123456", "overlaps"),
         ({"t": entry(), "u": entry()}, b"1234", "overlaps"),
@@ -252,7 +254,7 @@ def test_bad_headers(single: Path, header: Any, data: bytes, word: str) -> None:
 
 def test_a_header_that_claims_to_be_huge(single: Path) -> None:
     (single / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
-    refused(single, "the limit is 100000000")
+    refused(single, "the limit is 25000000")
 
 
 def test_a_missing_shard(sharded: Path) -> None:
@@ -277,6 +279,11 @@ def test_index_and_shards_that_disagree(sharded: Path) -> None:
     remap(sharded, lambda names: names.update(c=first))
     save_file({"scalar": TENSORS["scalar"], "a": TENSORS["a"], "b.weight": TENSORS["b.weight"]}, sharded / second)
     refused(sharded, second, "'a' is also in", first)
+
+
+def test_a_shard_name_no_file_can_have(sharded: Path) -> None:
+    remap(sharded, lambda names: names.update(a="m" * 5000))
+    refused(sharded, "index.json", "'a'", "leaves the checkpoint directory")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[]", "x"])

@@ -105,7 +105,7 @@ def test_shown_is_short_and_printable_for_any_value(value: Any) -> None:
 
 
 def test_shown_does_not_make_what_it_cuts() -> None:
-    assert shown("x" * 100_000_000).count("x") < 100
+    assert shown("x" * 100_000_000).count("x") < 200
     assert shown([1] * 1_000_000) == "[1, 1, 1, 1, 1, 1, 1, 1, ...]"
     assert shown(10**4000).startswith("1000")
     assert "digits" in shown(10**5000)

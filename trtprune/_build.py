@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -332,7 +331,6 @@ def _weight_file(plan: Plan, name: str) -> Path:
 
 
 def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
-    source = plan.checkpoint.path
     # With the model's own config beside its weights a build can be built from: with another method, say.
     (staging / MODEL_CONFIG).write_text(json.dumps(plan.checkpoint.config, indent=2) + "\n", encoding="utf-8")
     files = {MODEL_CONFIG: digest_file(staging / MODEL_CONFIG)}
@@ -342,7 +340,8 @@ def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
             (staging / name).write_text(content, encoding="utf-8")
             files[name] = digest_file(staging / name)
     for name in TEXT_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, staging / name)
+        data = plan.checkpoint.text_bytes(name)
+        if data is not None:
+            (staging / name).write_bytes(data)
             files[name] = digest_file(staging / name)
     return files

@@ -52,6 +52,8 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
         if path.is_symlink():
             raise OSError(0, "a symbolic link to nothing") from None
         return None
+    if data is None:  # a file of /proc that would make its reader wait
+        raise OSError(0, "gives no data")
     if len(data) > limit:
         raise OSError(0, f"larger than {limit} bytes")
     return data

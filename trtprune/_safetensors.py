@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from trtprune._files import open_regular, parse_object
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER_BYTES", "Header", "TensorInfo", "parse_json", "read_header"]
 
-# The limit of the reference implementation; a header of a model with 10,000 tensors has about 1 MB.
-MAX_HEADER_BYTES = 100_000_000
+# A header of a model with 10,000 tensors has about 1 MB. The format's own limit of 100 MB is what a Python dictionary
+# of it makes into gigabytes.
+MAX_HEADER_BYTES = 25_000_000
+# The braces of a valid header are those of its tensors; of anything else it is cheaper to count them than to parse it.
+MAX_ENTRIES = 250_000
+MAX_DIMS = 32
 # Sub-byte types (F4, F6_*) are left out: nothing in a graph could refer to them.
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
@@ -30,7 +34,7 @@ ITEM_SIZES = {
 _AGAIN = "download the file again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where one tensor lies: ``offset`` counts from the start of ``file`` (a base name)."""
 
@@ -60,7 +64,7 @@ def read_header(path: Path) -> Header:
     try:
         with open(path, "rb", opener=open_regular) as stream:
             size = os.fstat(stream.fileno()).st_size
-            prefix = stream.read(8)
+            prefix = stream.read(8) or b""  # None, of some files of /proc
             if len(prefix) < 8:
                 raise CheckpointError(f"{path}: truncated, {size} bytes are no safetensors file", hint=_AGAIN)
             length = int.from_bytes(prefix, "little")
@@ -79,6 +83,8 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"{path}: truncated, its header ends at byte {8 + length} but the file has {size} bytes", hint=_AGAIN
         )
+    if max(text.count(b"{"), text.count(b"[") // 2) > MAX_ENTRIES:
+        raise CheckpointError(f"{path}: damaged safetensors header: more than {MAX_ENTRIES} entries", hint=_AGAIN)
     data = parse_json(text, path, "safetensors header")
     data.pop("__metadata__", None)
     start = 8 + length
@@ -105,20 +111,25 @@ def _count(value: Any) -> bool:
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
     def bad(reason: str, hint: str = _AGAIN) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor '{name}': {reason}", hint=hint)
+        return CheckpointError(f"{path}: tensor {shown(name)}: {reason}", hint=hint)
 
     if not isinstance(entry, dict):
         raise bad("its entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise bad(f"unknown dtype {dtype!r:.50}", hint=f"known: {', '.join(ITEM_SIZES)}")
+        raise bad(f"unknown dtype {shown(dtype)}", hint=f"known: {', '.join(ITEM_SIZES)}")
+    if isinstance(shape, list) and len(shape) > MAX_DIMS:
+        raise bad(f"{len(shape)} dimensions, the limit is {MAX_DIMS}")
     if not isinstance(shape, list) or not all(_count(n) for n in shape):
-        raise bad(f"invalid shape {shape!r:.100}")
+        raise bad(f"invalid shape {shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_count(n) for n in offsets):
-        raise bad(f"invalid data_offsets {offsets!r:.100}")
+        raise bad(f"invalid data_offsets {shown(offsets)}")
     nbytes = math.prod(shape) * ITEM_SIZES[dtype]
     if offsets[1] - offsets[0] != nbytes:
-        raise bad(f"{dtype} {shape} needs {nbytes} bytes, its data_offsets {offsets} span {offsets[1] - offsets[0]}")
+        raise bad(
+            f"{dtype} {shown(shape)} needs {shown(nbytes)} bytes, its data_offsets {offsets} span "
+            f"{offsets[1] - offsets[0]}"
+        )
     return TensorInfo(name, path.name, dtype, tuple(shape), start + offsets[0], nbytes)
 
 
@@ -128,7 +139,8 @@ def _check_layout(path: Path, tensors: list[TensorInfo], start: int, size: int) 
         if tensor.offset != end:
             what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
             raise CheckpointError(
-                f"{path}: tensor '{tensor.name}': its data {what} (byte {tensor.offset}, expected {end})", hint=_AGAIN
+                f"{path}: tensor {shown(tensor.name)}: its data {what} (byte {tensor.offset}, expected {end})",
+                hint=_AGAIN,
             )
         end += tensor.nbytes
     if size < end:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._files import open_regular, read_bounded
+from trtprune._checkpoint_files import plain_name, read_text, weight_path
+from trtprune._files import SMALL_JSON_BYTES, open_regular
 from trtprune._rebuild import origin_of_build
-from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
+from trtprune._safetensors import Header, TensorInfo, parse_json
+from trtprune._shards import read_weights
 from trtprune.aliases import ALIASES, DEMOS
 from trtprune.errors import CheckpointError
 
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_CONFIG_BYTES = 4_000_000
-MAX_TEXT_BYTES = 100_000_000  # tokenizer.json of a 256k vocabulary has about 35 MB
+MAX_TEXT_BYTES = 64_000_000
+"""Of tokenizer.json, which has about 35 MB with a vocabulary of 256,000; other texts are small."""
+MAX_CONTAINERS = 2_000_000
+"""Lists and objects in a JSON file; a tokenizer's merges are half a million lists at most."""
+LARGE_TEXT = "tokenizer.json"
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -83,14 +86,11 @@ class Checkpoint:
         Raises:
             CheckpointError: if ``file`` is not a plain name or does not exist.
         """
-        path = self.weight_file(file)
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing", hint="download the checkpoint again")
-        return path.resolve()
+        return weight_path(self.weight_file(file))
 
     def weight_file(self, file: str) -> Path:
         """Where the weight file of this base name lies."""
-        return (self.weights or self.path) / _plain_name(file, self.path)
+        return (self.weights or self.path) / plain_name(file, self.path)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as a read-only NumPy memory map.
@@ -157,9 +157,17 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: no tensor '{name}'", hint=_closest(name, self.tensors))
         return info
 
+    def text_bytes(self, name: str) -> bytes | None:
+        """The bytes of a text file of the checkpoint, ``None`` if it has none of that name.
+
+        Raises:
+            CheckpointError: if it is too large, cannot be read, or is a link that leaves the checkpoint.
+        """
+        return read_text(self.path, name, MAX_TEXT_BYTES if name == LARGE_TEXT else SMALL_JSON_BYTES)
+
     def text_file(self, name: str) -> str | None:
         """The text of a file of the checkpoint, ``None`` if it has none of that name."""
-        data = self._bytes(name, MAX_TEXT_BYTES)
+        data = self.text_bytes(name)
         if data is None:
             return None
         try:
@@ -172,8 +180,15 @@ class Checkpoint:
 
     def json_file(self, name: str) -> dict[str, Any] | None:
         """The parsed JSON object in a file of the checkpoint, ``None`` if it has none of that name."""
-        data = self._bytes(name, MAX_TEXT_BYTES)
-        return None if data is None else parse_json(data, self.path / name, "JSON file")
+        data = self.text_bytes(name)
+        if data is None:
+            return None
+        if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS:
+            raise CheckpointError(
+                f"{self.path / name}: damaged JSON file: more than {MAX_CONTAINERS} lists and objects",
+                hint="download the file again",
+            )
+        return parse_json(data, self.path / name, "JSON file")
 
     def digest(self) -> str:
         """``sha256:HEX`` of the config, tokenizer and preprocessor files, tensor headers, file sizes, and a few
@@ -182,7 +197,7 @@ class Checkpoint:
             return self.known_digest
         digest = hashlib.sha256()
         for name in ("config.json", *SIDE_FILES):
-            data = self._bytes(name, MAX_TEXT_BYTES)
+            data = self.text_bytes(name)
             if data is not None:
                 digest.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
         by_file: dict[str, list[TensorInfo]] = {name: [] for name in self.files}
@@ -200,9 +215,6 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}", hint=None) from None
         return "sha256:" + digest.hexdigest()
 
-    def _bytes(self, name: str, limit: int) -> bytes | None:
-        return _read_limited(self.path / _plain_name(name, self.path), limit)
-
 
 def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None) -> Checkpoint:
     """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
@@ -217,7 +229,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
         what = "is a file, not a checkpoint directory" if root.exists() else "no such checkpoint directory"
         raise CheckpointError(f"{root}: {what}", hint="give the directory that holds config.json")
     config_path = root / "config.json"
-    text = _read_limited(config_path, MAX_CONFIG_BYTES)
+    text = read_text(root, "config.json", SMALL_JSON_BYTES)
     if text is None:
         raise CheckpointError(
             f"{config_path}: missing", hint="a checkpoint is a directory with config.json and model.safetensors"
@@ -225,15 +237,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
     config = parse_json(text, config_path, "config")
     if "build_digest" in config:
         return _of_build(root)
-    if (root / SINGLE).is_file():
-        header = read_header(root / SINGLE)
-        headers, tensors = {SINGLE: header}, header.tensors
-    elif (root / INDEX).is_file():
-        headers, tensors = _read_sharded(root)
-    else:
-        raise _no_weights(root)
-    if not tensors:
-        raise CheckpointError(f"{root}: the weight files hold no tensors", hint="download the checkpoint again")
+    headers, tensors = read_weights(root)
     name = id or root.resolve().name or "checkpoint"
     return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
 
@@ -331,72 +335,6 @@ def _closest(name: str, known: Any, everything: bool = False) -> str:
     if everything:
         hint += f"{' ' if hint else ''}known: {', '.join(names)}; or a directory, or a hub id owner/name"
     return hint or f"it has {len(names)} tensors"
-
-
-def _plain_name(name: str, root: Path) -> str:
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0") or re.match(r"^[A-Za-z]:", name):
-        raise CheckpointError(f"{root}: file name {name!r} leaves the checkpoint", hint="a plain file name is wanted")
-    return name
-
-
-def _read_limited(path: Path, limit: int) -> bytes | None:
-    try:
-        return read_bounded(path, limit)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror or error}", hint="check the file, or download it again"
-        ) from None
-
-
-def _read_sharded(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:
-    path = root / INDEX
-    text = _read_limited(path, MAX_HEADER_BYTES)
-    assert text is not None
-    weight_map = parse_json(text, path, "index").get("weight_map")
-    again = "download the checkpoint again"
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{path}: weight_map must map tensor names to file names", hint=again)
-    headers: dict[str, Header] = {}
-    for name, file in weight_map.items():
-        if file in headers:
-            continue
-        try:
-            _plain_name(file, root)
-        except CheckpointError:
-            raise CheckpointError(
-                f"{path}: tensor '{name}': path {file!r} leaves the checkpoint directory", hint=again
-            ) from None
-        if not (root / file).is_file():
-            raise CheckpointError(f"{root / file}: missing shard, the index puts tensor '{name}' there", hint=again)
-        headers[file] = read_header(root / file)
-    tensors: dict[str, TensorInfo] = {}
-    for file, header in headers.items():
-        for name, info in header.tensors.items():
-            if name in tensors:
-                raise CheckpointError(f"{root / file}: tensor '{name}' is also in {tensors[name].file}", hint=again)
-            if name not in weight_map:
-                raise CheckpointError(f"{root / file}: tensor '{name}' is not listed in {INDEX}", hint=again)
-            tensors[name] = info
-    for name, file in weight_map.items():
-        if name not in tensors or tensors[name].file != file:
-            raise CheckpointError(f"{root / file}: tensor '{name}' is missing, {INDEX} puts it there", hint=again)
-    return headers, tensors
-
-
-def _no_weights(root: Path) -> CheckpointError:
-    if root.joinpath(INDEX).exists() or root.joinpath(SINGLE).exists():
-        return CheckpointError(f"{root}: the weight files are not regular files", hint="download them again")
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in root.glob(pattern))
-    others = sorted(p.name for p in root.glob("*.safetensors"))
-    if pickles and not others:
-        return CheckpointError(
-            f"{root}: only pickled weights ({pickles[0]}), which can run code when opened and are never read",
-            hint="convert them: load the checkpoint with transformers and call save_pretrained(NEW_DIRECTORY)",
-        )
-    found = f"; found {', '.join(others[:3])}" if others else ""
-    return CheckpointError(
-        f"{root}: neither {SINGLE} nor {INDEX}{found}", hint="download the checkpoint again, with its weights"
-    )
 
 
 def equal_values(a: np.ndarray, b: np.ndarray) -> bool:

@@ -50,7 +50,7 @@ def printable(text: str, keep: str = "") -> str:
 class _Shown(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong, self.maxother = 3, 8, 4, 80, 40, 80
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong, self.maxother = 3, 8, 4, 120, 40, 80
 
     def repr_float(self, x: float, level: int) -> str:
         return {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(repr(x), repr(x))  # as JSON files have it
