@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import trtprune
 from tests import tiny, tiny_files
-from trtprune._build import TEXT_FILES
+from trtprune._texts import TEXT_FILES
 from trtprune.checkpoint import SIDE_FILES, Checkpoint, open_checkpoint
 from trtprune.errors import CheckpointError, TrtpruneError
 
