@@ -27,7 +27,9 @@ def test_facts(root: Path, tmp_path: Path) -> None:
     assert facts["pruning"]["keep_range"] == [16, 576]
     assert facts["kv"]["bytes_at_capacity"] == 4096 * 1536
     assert (facts["kv"]["bytes_per_image"], facts["kv"]["bytes_per_image_unpruned"]) == (64 * 1536, 576 * 1536)
-    assert (facts["kv"]["images_at_capacity"], facts["kv"]["images_at_capacity_unpruned"]) == (64, 7)
+    # 64 pictures of 64 tokens would fill all 4,096 and leave no room for a question.
+    assert (facts["kv"]["images_at_capacity"], facts["kv"]["images_at_capacity_unpruned"]) == (63, 7)
+    assert facts["kv"]["text_at_capacity"] == 64
     (component,) = facts["components"]
     # Two branches of one node each, and the body of the function.
     assert component["ops"] == {"Add": 3, "If": 1, "trtprune::Twice": 1}
@@ -42,7 +44,8 @@ def test_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     facts = describe(open_engine_dir(root))
     text = render(facts)
-    assert "576 → 64 visual tokens (11.1 % kept), --keep 16 to 576 without building again" in text
+    assert "576 → 64 visual tokens (11.1 % kept); any budget from 16 to 576 without building again" in text
+    assert "63 pictures instead of 7, and 64 tokens of text and answer" in text
     assert "1.5 kB a token; a picture takes 98.3 kB instead of 884.7 kB" in text
     assert "pixel_values float32 [batch, 3, 56, 56]" in text
     assert WEIGHTS in text

@@ -12,8 +12,10 @@ from tests import tiny
 from tests.in_llm_generate import Pruned, generate
 from tests.runtime_kit import Kit, Recorder, picture
 from trtprune.errors import BudgetError, InputError
+from trtprune.inspect import describe, render
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request, Vlm
+from trtprune.runtime.batch import turns_of
 
 CASES = {
     "clip-llama": tiny.Tiny(seed=61, layers=6, image_size=112),
@@ -185,6 +187,55 @@ def test_kv_bytes_are_those_of_the_segments(one: Kit) -> None:
     assert pruned.kv_cache_bytes < whole.kv_cache_bytes
     assert pruned.to_json()["segment_tokens"] == pruned.segment_tokens
     assert "segment_tokens" not in whole.to_json()
+
+
+INSPECTED: dict[str, dict[str, Any]] = {
+    **{name: build for name, build in (BUILDS | BUDGET).items() if name != "sparsevlm-rank"},
+    "adafv": {"method": "adafv", "keep": 30},
+    "adafv-original": {"method": "adafv", "keep": 30, "positions": "original"},
+    "none": {"method": "none"},
+}
+
+
+@pytest.mark.parametrize("name", INSPECTED)
+def test_inspect_says_what_a_run_caches_and_accepts(one: Kit, name: str) -> None:
+    vlm = one.load(f"inspected-{name}", **INSPECTED[name], max_seq_len=300)
+    kv = describe(vlm.config)["kv"]
+    result = vlm.generate(picture(0), "What?", max_new_tokens=1)
+    assert [kv["tokens_by_segment"]] == (result.segment_tokens or [[result.kept_tokens]])
+    assert kv["tokens_per_layer"] == result.tokens_per_layer
+    a_token = vlm.config.kv.bytes_per_token
+    assert kv["bytes_per_image"] == pytest.approx(result.tokens_per_layer * a_token, abs=a_token / 1000)
+    # What was taken is that and the text, each segment's share rounded up to 16 tokens (64 from 256 on).
+    visual = 64 if result.segment_tokens else result.kept_tokens
+    text = (result.prompt_tokens - visual) * a_token
+    assert 0 <= result.kv_cache_bytes - kv["bytes_per_image"] - text < 16 * a_token
+    # As many pictures as it says are accepted, if the prompt has only as much text as it says is left; and no more.
+    most, left = kv["images_at_capacity"], kv["text_at_capacity"]
+    images = [picture(i) for i in range(most + 1)]
+
+    def prompt(count: int, words: int) -> str:
+        return "<image>" * count + " a" * words
+
+    def text_of(words: int) -> int:
+        return len(vlm.encoder.encode(turns_of(prompt(1, words), 1, None), raw=True).ids) - 1
+
+    words = next(n for n in range(300) if text_of(n) > left)
+    accepted = vlm.generate(images[:most], prompt(most, words - 1), raw_prompt=True, max_new_tokens=1)
+    assert len(accepted.kept_indices) == most
+    for count, many in ((most, words), (most + 1, 1)):
+        with pytest.raises(InputError, match=r"the KV cache was built for 300|the model's positions end at") as caught:
+            vlm.generate(images[:count], prompt(count, many), raw_prompt=True, max_new_tokens=1)
+        inside = isinstance(get(vlm.config.pruning.method), InLlmMethod)
+        assert not inside or ("fewer images" in str(caught.value.hint) and "--keep" not in str(caught.value.hint))
+
+
+def test_inspect_of_a_rank_that_nobody_knows(one: Kit) -> None:
+    facts = describe(load(one, "sparsevlm-rank").config)
+    assert facts["kv"]["tokens_by_segment"] is None
+    assert facts["kv"]["bytes_per_image"] is None
+    assert "a picture takes at most" in render(facts)
+    assert "to what the rank of the attention says" in render(facts)
 
 
 def test_no_text_behind_the_image(one: Kit) -> None:

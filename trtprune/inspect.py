@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from trtprune import pruning as methods
+from trtprune._budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
 from trtprune.errors import EngineDirError
 
@@ -51,6 +53,8 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
             "positions": pruning.positions,
             "needs": list(pruning.needs),
             "text_span": pruning.text_span,
+            "budget": describe_build(made),
+            "served": describe_served(made),
         },
         "chain": list(made.chain),
         "components": [
@@ -78,16 +82,46 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
             "head_dim": kv.head_dim,
             "dtype": kv.dtype,
             "bytes_at_capacity": kv.capacity * kv.bytes_per_token,
-            "bytes_per_image": pruning.keep * kv.bytes_per_token,
-            "bytes_per_image_unpruned": total * kv.bytes_per_token,
-            "images_at_capacity": kv.capacity // max(1, pruning.keep),
-            "images_at_capacity_unpruned": kv.capacity // max(1, total),
+            **_pictures(made),
         },
         "engines": dataclasses.asdict(made.engines) if made.engines is not None else None,
         "built_with": dict(made.built_with),
         "build_digest": made.build_digest,
         "files": files,
         "bytes": sum(file["bytes"] for file in files),
+    }
+
+
+def _pictures(made: EngineDir) -> dict[str, Any]:
+    """What a picture takes of the cache at the build's own budget, and how many of them a prompt can hold.
+
+    ``tokens_by_segment`` are its tokens in each segment of a decoder that is cut, and None where they are not known
+    before the run.  A prompt holds as many pictures as leave it a token of text; what is left is
+    ``text_at_capacity``.
+    """
+    model, pruning, kv = made.model, made.pruning, made.kv
+    total, held = model.visual_tokens, pruning.keep
+    layers: list[int] = [kv.num_layers]
+    tokens: list[int] | None = [pruning.keep]
+    method = methods.get(pruning.method)
+    if isinstance(method, methods.InLlmMethod):
+        options = method.validate_options(pruning.options)
+        # All of a picture enters the first segment, and that is what a prompt has to have room for.
+        layers, tokens, held = list(kv.segment_layers), None, total
+        if method.meets_keep(options):
+            tokens = [total, *method.schedule(pruning.keep, total, kv.num_layers, options).after]
+    places = total if pruning.positions == "original" else held
+    images = min((kv.capacity - 1) // held, (model.max_positions - 1) // places)
+    per_layer = None if tokens is None else sum(n * count for n, count in zip(layers, tokens, strict=True))
+    return {
+        "layers_by_segment": layers,
+        "tokens_by_segment": tokens,
+        "tokens_per_layer": None if per_layer is None else round(per_layer / kv.num_layers, 3),
+        "bytes_per_image": None if per_layer is None else per_layer * kv.bytes_per_token // kv.num_layers,
+        "bytes_per_image_unpruned": total * kv.bytes_per_token,
+        "images_at_capacity": images,
+        "images_at_capacity_unpruned": min(kv.capacity - 1, model.max_positions - 1) // total,
+        "text_at_capacity": min(kv.capacity - images * held, model.max_positions - images * places),
     }
 
 
@@ -114,7 +148,6 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
 
     model, pruning, kv = facts["model"], facts["pruning"], facts["kv"]
     total = model["visual_tokens"]
-    low, high = pruning["keep_range"]
     weights = f", {facts['weight_dtype']} weights" if facts["weight_dtype"] else ""
     rows = [
         ("model", f"{model['id']}" + (f" at {model['revision'][:12]}" if model["revision"] else "")),
@@ -125,17 +158,14 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
             f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches, {total} visual tokens",
         ),
         ("method", " ".join([pruning["method"], *(f"{k}={v}" for k, v in sorted(pruning["options"].items()))])),
-        ("budget", f"{total} → {pruning['keep']} visual tokens ({_percent(pruning['keep'], total)} kept), "
-                   f"--keep {low} to {high} without building again"),
+        ("budget", pruning["budget"] + (f"; {pruning['served']} without building again" if pruning["served"] else "")),
         ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
         ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["name"] == "vision"
                                           for spec in c["outputs"])),
         ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
-        ("kv cache", f"{_size(kv['bytes_per_token'])} a token; a picture takes {_size(kv['bytes_per_image'])} "
-                     f"instead of {_size(kv['bytes_per_image_unpruned'])}"),
-        ("capacity", f"{kv['capacity']} tokens ({_size(kv['bytes_at_capacity'])}): {kv['images_at_capacity']} pictures "
-                     f"instead of {kv['images_at_capacity_unpruned']}"),
+        ("kv cache", f"{_size(kv['bytes_per_token'])} a token; {_picture_words(kv)}"),
+        ("capacity", f"{kv['capacity']} tokens ({_size(kv['bytes_at_capacity'])}): {_capacity_words(kv)}"),
         *_engine_rows(facts),
         ("built with", ", ".join(f"{key} {value}" for key, value in sorted(facts["built_with"].items()))),
         ("path", f"{facts['path']} ({_size(facts['bytes'])})"),
@@ -161,6 +191,26 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         shared = f"shared with {file['links'] - 1} other place" if file["links"] > 1 else ""
         files.add_row(file["name"], _size(file["bytes"]), shared + ("s" if file["links"] > 2 else ""))
     return [summary, components, files]
+
+
+def _picture_words(kv: dict[str, Any]) -> str:
+    unpruned = _size(kv["bytes_per_image_unpruned"])
+    if kv["bytes_per_image"] is None:
+        return f"a picture takes at most {unpruned}; how much, the rank of the attention says"
+    words = f"a picture takes {_size(kv['bytes_per_image'])} instead of {unpruned}"
+    if len(kv["layers_by_segment"]) == 1:
+        return words
+    parts = zip(kv["tokens_by_segment"], kv["layers_by_segment"], strict=True)
+    spread = ", ".join(f"{tokens} in {_count(layers, 'layer')}" for tokens, layers in parts)
+    return f"{words} ({spread}; {kv['tokens_per_layer']:.1f} a layer)"
+
+
+def _capacity_words(kv: dict[str, Any]) -> str:
+    images, unpruned = kv["images_at_capacity"], kv["images_at_capacity_unpruned"]
+    words = _count(images, "picture") + (f" instead of {unpruned}" if images != unpruned else "")
+    if len(kv["layers_by_segment"]) > 1:
+        words += ", whatever --keep (the first layers read all tokens)"
+    return f"{words}, and {_count(kv['text_at_capacity'], 'token')} of text and answer"
 
 
 def _engine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -237,10 +287,6 @@ def _ops(path: Path) -> dict[str, int]:
                     stack.append(attribute.g)
                 stack.extend(attribute.graphs)
     return dict(sorted(counts.items()))
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(1, whole):.1f} %"
 
 
 def _size(count: float) -> str:

@@ -193,7 +193,7 @@ def fitting(
     for row in rows:
         try:
             length = len(encoder.encode(turns_of(ask(row), 1, None)).ids) - 1 + visual_tokens
-            check_length(length, max_new_tokens, capacity)
+            check_length(length, max_new_tokens, capacity, whole_images=True)
             check_length(length, max_new_tokens, positions, "positions")
         except InputError as error:
             bad[row.id] = error

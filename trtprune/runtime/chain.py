@@ -275,7 +275,8 @@ class Chain:
 
     def check(self, sequence: Layout, max_new_tokens: int) -> None:
         """Refuses what does not fit in the cache or the model's positions."""
-        check_length(len(sequence.ids), max_new_tokens, self.config.kv.capacity)
+        inside = self.segments is not None
+        check_length(len(sequence.ids), max_new_tokens, self.config.kv.capacity, whole_images=inside)
         check_length(sequence.next_position, max_new_tokens, self.config.model.max_positions, "positions")
 
     def prefill(self, rows: Sequence[Layout], cache: Any, start: Sequence[int] | None = None) -> np.ndarray:

@@ -25,7 +25,9 @@ def round_capacity(tokens: int, limit: int) -> int:
     return min(-(-tokens // step) * step, limit)
 
 
-def check_length(prompt: int, max_new_tokens: int, limit: int, what: str = "capacity") -> None:
+def check_length(
+    prompt: int, max_new_tokens: int, limit: int, what: str = "capacity", *, whole_images: bool = False
+) -> None:
     """Refuses a request that cannot be finished, before anything is computed for it.
 
     Args:
@@ -33,6 +35,7 @@ def check_length(prompt: int, max_new_tokens: int, limit: int, what: str = "capa
         max_new_tokens: Tokens the answer may have.
         limit: Tokens there is room for.
         what: What the limit is, for the error.
+        whole_images: Whether the prompt holds all tokens of its images whatever the budget, so that no budget helps.
 
     Raises:
         InputError: telling the numbers and which flag to change.
@@ -43,10 +46,10 @@ def check_length(prompt: int, max_new_tokens: int, limit: int, what: str = "capa
         return
     if what == "positions":
         hint = "shorten the prompt or --max-new-tokens"
-    elif prompt >= limit:
-        hint = "shorten the prompt, choose a smaller --keep, or build with a larger --max-seq-len"
     else:
-        hint = f"--max-new-tokens up to {limit - prompt + 1}, a smaller --keep, or build with a larger --max-seq-len"
+        less = "fewer images (all of their tokens pass the first layers)" if whole_images else "a smaller --keep"
+        first = "shorten the prompt" if prompt >= limit else f"--max-new-tokens up to {limit - prompt + 1}"
+        hint = f"{first}, {less}, or build with a larger --max-seq-len"
     limit_name = "the model's positions end at" if what == "positions" else "the KV cache was built for"
     raise InputError(
         f"the prompt has {prompt} tokens and --max-new-tokens is {max_new_tokens}; {limit_name} {limit}", hint=hint
