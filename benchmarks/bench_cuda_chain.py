@@ -192,8 +192,8 @@ def placement(folder: Path, provider: str) -> dict[str, dict[str, dict[str, int]
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             return super()._configure(options)
 
-        def inference_session(self, model: bytes, onnx_path: Path, weights_root: Path, **settings: Any) -> Any:
-            session = super().inference_session(model, onnx_path, weights_root, **settings)
+        def inference_session(self, model: bytes, onnx_path: Path, **settings: Any) -> Any:
+            session = super().inference_session(model, onnx_path, **settings)
             parts: dict[str, dict[str, int]] = {}
             for part in session.get_provider_graph_assignment_info():
                 ops = parts.setdefault(part.ep_name, {})

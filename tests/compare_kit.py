@@ -39,7 +39,7 @@ def copy(made: Path, name: str) -> Path:
 
 def disturb_weight(made: Path, tensor: str, by: float = 0.5) -> None:
     """Adds to the first row of a float32 weight."""
-    for path in (made / "weights").glob("*.safetensors"):
+    for path in (made / "onnx/weights").glob("*.safetensors"):
         info = read_header(path).tensors.get(tensor)
         if info is not None:
             array = np.memmap(path, np.float32, "r+", info.offset, info.shape)

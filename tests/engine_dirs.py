@@ -23,7 +23,7 @@ from trtprune.engine_dir import (
     digest_weights,
 )
 
-WEIGHTS = "weights/model.safetensors"
+WEIGHTS = "onnx/weights/model.safetensors"
 
 
 def graph(path: Path) -> None:
@@ -44,7 +44,7 @@ def graph(path: Path) -> None:
 def make(root: Path) -> EngineDir:
     """Writes the directory and returns what its ``config.json`` says."""
     (root / "onnx").mkdir(parents=True)
-    (root / "weights").mkdir()
+    (root / "onnx/weights").mkdir()
     (root / "engines").mkdir()
     graph(root / "onnx/vision.onnx")
     (root / "engines/vision.engine").write_bytes(b"engine" * 400_000)
@@ -56,7 +56,7 @@ def make(root: Path) -> EngineDir:
     files[WEIGHTS] = f"{digest_weights(root / WEIGHTS)} {digest_file(root / WEIGHTS)}"
     spec = TensorSpec("pixel_values", "float32", ("batch", 3, 56, 56))
     made = EngineDir(
-        schema_version=1,
+        schema_version=2,
         backend="onnxruntime",
         lowering={"attention": "op"},
         dtype="float32",

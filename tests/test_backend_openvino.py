@@ -292,7 +292,7 @@ g.output(g.op.Mul(x, x), "y", "float32", ["batch", 4])
 opened = []
 for _ in range(2):
     backend = OpenVinoBackend(1)
-    opened.append((backend, backend.compile(g.to_bytes(), Path("small.onnx"), Path("."))))
+    opened.append((backend, backend.compile(g.to_bytes(), Path("small.onnx"))))
 del backend
 while opened:
     opened.pop(0)

@@ -63,7 +63,7 @@ def write_graph(path: Path, dtype: int = TensorProto.FLOAT) -> Path:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> OrtSession:
     path = write_graph(tmp_path_factory.mktemp("ort") / "cache.onnx")
-    return OrtBackend(threads=1).open(path, path.parent, INPUTS, OUTPUTS)
+    return OrtBackend(threads=1).open(path, INPUTS, OUTPUTS)
 
 
 # -- pure functions
@@ -195,12 +195,12 @@ def test_a_broken_graph(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"x\.onnx"):
-        OrtBackend().open(path, tmp_path, (), ())
+        OrtBackend().open(path, (), ())
     with pytest.raises(EngineDirError, match=r"y\.onnx"):
-        OrtBackend().open(tmp_path / "y.onnx", tmp_path, (), ())
+        OrtBackend().open(tmp_path / "y.onnx", (), ())
     good = write_graph(tmp_path / "z.onnx")
     with pytest.raises(EngineDirError, match="inputs or outputs"):
-        OrtBackend().open(good, tmp_path, INPUTS, OUTPUTS[1:])
+        OrtBackend().open(good, INPUTS, OUTPUTS[1:])
 
 
 def test_nothing_noisy_on_stderr(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_nothing_noisy_on_stderr(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trtprune.backends.onnxruntime import OrtBackend\n"
         f"p = Path({str(path)!r})\n"
-        "try: OrtBackend().open(p, p.parent, (), ())\n"
+        "try: OrtBackend().open(p, (), ())\n"
         "except Exception as e: print(type(e).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -314,7 +314,7 @@ def test_cuda_that_does_not_load_is_an_error(
     assert capsys.readouterr().out == ""  # stdout is for results
     assert "libcudnn" in caplog.text
     with pytest.raises(BackendError, match="CUDA provider did not load"):
-        backend.open(write_graph(tmp_path / "z.onnx"), tmp_path, INPUTS, OUTPUTS)
+        backend.open(write_graph(tmp_path / "z.onnx"), INPUTS, OUTPUTS)
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

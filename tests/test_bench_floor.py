@@ -176,7 +176,7 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, 
     ledger, probes = Ledger(), ProductProbes(open_provider(provider, 1))
     call = calls[-1]
     counted = ledger.counted(vlm.config, call)
-    probe = probes.of(counted, vlm.config.root, "decoder")
+    probe = probes.of(counted, vlm.config.root / "onnx", "decoder")
     assert probe is not None
     # Three matrices of 64 x 128 a layer, two of them this way round, are more than any other shape.
     length = result.prompt_tokens
@@ -190,10 +190,10 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, 
     size = float(np.abs(out_rows).max())
     assert closest < (1e-5 if weight_dtype is None else 0.05) * size
     # The same weights at another shape are not loaded again; the same shape is the same probe.
-    other = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root, "decoder")
+    other = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root / "onnx", "decoder")
     assert other is not probe
     assert len(probes._opened) == 1
-    assert probes.of(counted, vlm.config.root, "decoder") is probe
+    assert probes.of(counted, vlm.config.root / "onnx", "decoder") is probe
     assert len(list(probes)) == 2
 
 

@@ -39,8 +39,8 @@ def entries(folder: Path) -> list[str]:
 
 def test_layout(checkpoint: Path, tmp_path: Path) -> None:
     made = trtprune.build(checkpoint, tmp_path / "out", keep=4, keep_range=(2, 16))
-    assert {"config.json", "onnx", "weights", "tokenizer.json", "chat_template.jinja"} <= set(entries(tmp_path / "out"))
-    assert entries(tmp_path / "out" / "onnx") == ["decoder.onnx", "embed.onnx", "pruner.onnx", "vision.onnx"]
+    assert {"config.json", "onnx", "tokenizer.json", "chat_template.jinja"} <= set(entries(tmp_path / "out"))
+    assert entries(tmp_path / "out" / "onnx") == ["decoder.onnx", "embed.onnx", "pruner.onnx", "vision.onnx", "weights"]
     assert made == open_engine_dir(tmp_path / "out", verify="full")
     assert (made.pruning.method, made.pruning.keep, made.pruning.keep_range) == ("adafv", 4, (2, 16))
     assert made.model.visual_tokens == 16
@@ -56,12 +56,12 @@ def test_layout(checkpoint: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_weights_are_links_not_copies(checkpoint: Path, tmp_path: Path) -> None:
-    trtprune.build(checkpoint, tmp_path / "linked", keep=4)
+def test_weights_are_links_or_copies_as_asked(checkpoint: Path, tmp_path: Path) -> None:
+    trtprune.build(checkpoint, tmp_path / "linked", keep=4, weights="link")
     trtprune.build(checkpoint, tmp_path / "copied", keep=4, weights="copy")
     inode = (checkpoint / "model.safetensors").stat().st_ino
-    assert (tmp_path / "linked" / "weights" / "model.safetensors").stat().st_ino == inode
-    assert (tmp_path / "copied" / "weights" / "model.safetensors").stat().st_ino != inode
+    assert (tmp_path / "linked" / "onnx/weights" / "model.safetensors").stat().st_ino == inode
+    assert (tmp_path / "copied" / "onnx/weights" / "model.safetensors").stat().st_ino != inode
 
 
 def test_the_same_build_is_found_again(checkpoint: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_digest_tells_checkpoints_apart(checkpoint: Path, tmp_path: Path) ->
     data.flush()
     one = trtprune.build(checkpoint, tmp_path / "one", keep=4)
     two = trtprune.build(copy, tmp_path / "two", keep=4)
-    assert one.files["weights/model.safetensors"] != two.files["weights/model.safetensors"]
+    assert one.files["onnx/weights/model.safetensors"] != two.files["onnx/weights/model.safetensors"]
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.7, 0.9, 1.1])

@@ -87,7 +87,7 @@ def test_shards_and_copies(llava: Kit, clip: ClipKit, tmp_path: Path) -> None:
     shutil.copy(clip.path / "tokenizer.json", tmp_path / "clip")
     build(llava, tmp_path / "clip", tmp_path / "out", weights="copy")
     build(llava, clip.path, tmp_path / "whole")
-    names = sorted(path.name for path in (tmp_path / "out" / "weights").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out" / "onnx/weights").iterdir())
     assert "model.safetensors" in names
     assert len([name for name in names if name.startswith("clip-model-0")]) > 1
     shutil.rmtree(tmp_path / "clip")
@@ -295,7 +295,7 @@ def test_engines(llava: Kit, clip: ClipKit, tmp_path: Path, target: str) -> None
     out = tmp_path / "out"
     build(llava, clip.path, out, backend="tensorrt-rtx", dtype="float16", lowering=lowering, export_only=True)
     for name, layers in (("vision", 3), ("clip_text", 0)):
-        network = rtx.Network((out / "onnx" / f"{name}.onnx").read_bytes(), out)
+        network = rtx.Network((out / "onnx" / f"{name}.onnx").read_bytes(), out / "onnx")
         network.check(attention=layers, cache_updates=0)
         assert network.build(targets=(target,)) > 0
 

@@ -55,7 +55,7 @@ def decoder_feeds(out: Path, **draw: int) -> tuple[list[dict[str, np.ndarray]], 
 def session(out: Path, component: str) -> ort.InferenceSession:
     """ONNX Runtime without any of trtprune."""
     options = ort.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(out))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(out / "onnx"))
     return ort.InferenceSession((out / f"onnx/{component}.onnx").read_bytes(), options, ["CPUExecutionProvider"])
 
 
@@ -134,7 +134,7 @@ def test_random_inputs_repeat_and_fit_the_graph(out: Path) -> None:
     assert prefill["logits_index"].tolist() == [[23]]
     assert step["write_index"].tolist() == [24]
     assert step["position_ids"].tolist() == [[24]]
-    table = load_file(out / "weights/model.safetensors")["language_model.model.embed_tokens.weight"]
+    table = load_file(out / "onnx/weights/model.safetensors")["language_model.model.embed_tokens.weight"]
     assert all((row == table).all(1).any() for row in prefill["inputs_embeds"][0]), "rows of the model's own table"
 
 

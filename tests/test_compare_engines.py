@@ -73,7 +73,7 @@ class Stand:
         if component.name not in self.sessions:
             options = ort.SessionOptions()
             options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(self.made.root)
+                "session.model_external_initializers_file_folder_path", str(self.made.root / "onnx")
             )
             model = self.made.path(component.onnx).read_bytes()
             self.sessions[component.name] = ort.InferenceSession(model, options, ["CPUExecutionProvider"])

@@ -62,7 +62,7 @@ def test_a_wrong_map_fails(source: Path, tmp_path: Path) -> None:
 def kit_names(out: Path) -> list[str]:
     from trtprune._safetensors import read_header
 
-    return [name for path in (out / "weights").glob("*.safetensors") for name in read_header(path).tensors]
+    return [name for path in (out / "onnx/weights").glob("*.safetensors") for name in read_header(path).tensors]
 
 
 def test_builds_of_different_methods_share_what_is_common(source: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trtprune._staging import link_or_copy, replacing_directory
+from trtprune._staging import replacing_directory
 from trtprune.errors import BuildError
 
 
@@ -91,24 +91,6 @@ def test_a_killed_build_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     assert left_over(tmp_path) != []
     write(target, "whole")
     assert left_over(tmp_path) == ["out"]
-
-
-def test_link_or_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"weights")
-    link = tmp_path / "link"
-    link.symlink_to(source)
-    assert link_or_copy(link, tmp_path / "a", how="link") == "linked"
-    assert (tmp_path / "a").stat().st_ino == source.stat().st_ino
-    assert link_or_copy(source, tmp_path / "b", how="copy") == "copied"
-    assert (tmp_path / "b").stat().st_ino != source.stat().st_ino
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    monkeypatch.setattr(os, "link", refuse)
-    assert link_or_copy(source, tmp_path / "c", how="link") == "copied"
-    assert (tmp_path / "c").read_bytes() == b"weights"
 
 
 def test_a_file_where_the_parent_should_be(tmp_path: Path) -> None:

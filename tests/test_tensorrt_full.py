@@ -130,7 +130,7 @@ def test_full_tensorrt_is_told_nothing_of_float32_attention(checkpoint: Path, fu
     out = trtprune.build(checkpoint, tmp_path / "out", backend="tensorrt", keep=4, dtype="float32", export_only=True)
     for trt, expected in ((full, False), (rtx.trt, True)):
         proto = read_onnx(out.path("onnx/decoder.onnx"), {"capacity": 64})
-        network = Network(trt, get_log(trt), proto, out.root, "decoder")
+        network = Network(trt, get_log(trt), proto, out.root / "onnx", "decoder")
         network.check(attention=3, cache_updates=6)
         assert {op.decomposable for _, op in found_attentions(trt, network.network)} == {expected}
 

@@ -78,8 +78,8 @@ def test_variants_answer_as_their_own_builds(kit: Kit, base: Path) -> None:
         assert opened[0].generate(picture(4), QUESTION, max_new_tokens=2).token_ids
         folders = [path for path in base.parent.iterdir() if path.name.startswith(".variants-")]
         assert len(folders) == 1
-        weights = {p.stat().st_ino for p in folders[0].glob("*/weights/*")}
-        assert weights == {p.stat().st_ino for p in (base / "weights").iterdir()}
+        weights = {p.stat().st_ino for p in folders[0].glob("*/onnx/weights/*")}
+        assert weights == {p.stat().st_ino for p in (base / "onnx/weights").iterdir()}
     assert not [path for path in base.parent.iterdir() if path.name.startswith(".variants-")]
 
 

@@ -85,7 +85,9 @@ def fake_engines(made: EngineDir) -> None:
         assert component.engine is not None
         path = made.root / component.engine
         capacity = cache_capacity(component)
-        write_engine(path, made.root / component.onnx, made.root, component.profiles, capacity)
+        write_engine(
+            path, made.root / component.onnx, (made.root / component.onnx).parent, component.profiles, capacity
+        )
         files[component.engine] = digest_file(path)
     (made.root / "config.json").write_text(dataclasses.replace(made, files=files).to_json())
 

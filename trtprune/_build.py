@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from trtprune._plan import Plan, Report, plan_build
 from trtprune._progress import unreported
 from trtprune._rebuild import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
-from trtprune._staging import link_or_copy, replacing_directory
+from trtprune._staging import replacing_directory
 from trtprune._texts import TEXT_FILES, check_texts
 from trtprune._version import __version__
+from trtprune._weights import check_way, place_weights
 from trtprune.engine_dir import (
     CONFIG_NAME,
     FULL_CHECK_BYTES,
     SCHEMA_VERSION,
+    WEIGHTS,
     ComponentInfo,
     EngineDir,
     KvInfo,
@@ -31,6 +33,7 @@ from trtprune.engine_dir import (
     digest_weights,
     open_engine_dir,
 )
+from trtprune.engine_dir.graphs import count_operators, read_graph, weight_locations
 from trtprune.errors import BuildError, EngineDirError
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def build(
     dtype: str | None = None,
     weight_dtype: str | None = None,
     max_seq_len: int | None = None,
-    weights: str = "link",
+    weights: str = "auto",
     revision: str | None = None,
     allow_extra_tensors: bool = False,
     lowering: Mapping[str, str] | None = None,
@@ -81,7 +84,8 @@ def build(
         weight_dtype: ``"int8"`` or ``"int4"`` stores the decoder's matrices quantised; None as in the checkpoint.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of
             engines the longest prompt they serve, and 256 tokens or more for the answer).
-        weights: ``"link"`` (hard links where possible) or ``"copy"``.
+        weights: ``"copy"``, ``"link"`` (hard links where possible), or ``"auto"``: reflinks, else copies of up to 4 GB,
+            else links, which ``onnx`` refuses to load (``trtprune._weights``).
         lowering: How attention, norm and rotary are written out, over the backend's choice.
         engine: How the TensorRT backends build their engines, and for which GPUs.
         clip: The CLIP checkpoint that the model's vision tower was taken from, for methods that read CLIP's text;
@@ -98,6 +102,7 @@ def build(
         CheckpointError, BudgetError, BuildError, BackendError: each naming the file or flag at fault.
     """
     say = report or unreported
+    check_way(weights)
     target = Path(os.path.abspath(output))
     plan = plan_build(
         model,
@@ -119,8 +124,6 @@ def build(
         export_only=export_only,
         report=say,
     )
-    if weights not in ("link", "copy"):
-        raise BuildError(f"--weights {weights}: unknown", hint="link or copy")
     found = _reusable(target, plan, force)
     if found is not None:
         say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
@@ -159,16 +162,16 @@ def _reusable(target: Path, plan: Plan, force: bool) -> EngineDir | None:
 
 
 def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
-    from trtprune._graphs import make_graphs
+    from trtprune._graphs import describe, make_graphs
 
-    for folder in ("onnx", "weights"):
-        (staging / folder).mkdir()
+    (staging / WEIGHTS).mkdir(parents=True)
     quantized = _plan_quantized(plan)
     components = []
     used: set[str] = set()
     graphs = make_graphs(plan, quantized)
     for name, graph in graphs.items():
         relative = f"onnx/{name}.onnx"
+        describe(graph, plan, name)
         graph.save(staging / relative)
         inputs, outputs, locations, nodes = _read_back(staging / relative)
         used |= locations
@@ -176,7 +179,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         say(name, f"exported, {nodes} nodes")
     files = {component.onnx: digest_file(staging / component.onnx) for component in components}
     if quantized is not None:
-        quantized.write(plan.checkpoint, staging / "weights", lambda text: say("weights", text))
+        quantized.write(plan.checkpoint, staging / WEIGHTS, lambda text: say("weights", text))
     if plan.clip is not None:
         used |= {f"weights/{name}" for name in plan.clip.files}
     files |= _place_weights(plan, staging, sorted(used), weights, say)
@@ -290,7 +293,7 @@ def _read_back(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ..
     """What the file itself says: the config cannot disagree with the graph it describes."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = read_graph(path)
 
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
         kind = value.type.tensor_type
@@ -298,28 +301,27 @@ def _read_back(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ..
         shape = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in kind.shape.dim)
         return TensorSpec(value.name, name, shape)
 
-    locations = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    graph = model.graph
-    return tuple(map(spec, graph.input)), tuple(map(spec, graph.output)), locations, len(graph.node)
+    graph, nodes = model.graph, sum(count_operators(model).values())
+    return tuple(map(spec, graph.input)), tuple(map(spec, graph.output)), weight_locations(model), nodes
 
 
 def _place_weights(plan: Plan, staging: Path, locations: list[str], how: str, say: Report) -> dict[str, str]:
-    files, size, outcome = {}, 0, set()
-    for location in locations:
-        folder, _, name = location.partition("/")
-        if folder != "weights" or "/" in name:
+    names = [location.partition("/")[2] for location in locations]
+    for location, name in zip(locations, names, strict=True):
+        if not location.startswith("weights/") or "/" in name:
             raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
-        if not (staging / location).exists():  # the files of a quantised build are there already
-            outcome.add(link_or_copy(_weight_file(plan, name), staging / location, how=how))
-        size += (staging / location).stat().st_size
-    for location in locations:
-        files[location] = digest_weights(staging / location)
+    folder = staging / WEIGHTS
+    # The files of a quantised build are there already.
+    missing = {name: _weight_file(plan, name) for name in names if not (folder / name).exists()}
+    outcome = place_weights(missing, folder, how)
+    size = sum((folder / name).stat().st_size for name in names)
+    files = {}
+    for name in names:
+        files[f"{WEIGHTS}/{name}"] = digest_weights(folder / name)
         # Beyond this, hashing would take longer than the build; files says which kind it holds.
         if size <= FULL_CHECK_BYTES:
-            files[location] += " " + digest_file(staging / location)
-    say("weights", f"{size / 1e6:,.0f} MB {' and '.join(sorted(outcome)) or 'in all'}")
+            files[f"{WEIGHTS}/{name}"] += " " + digest_file(folder / name)
+    say("weights", f"{size / 1e6:,.0f} MB {outcome or 'in all'}")
     return files
 
 

@@ -34,7 +34,7 @@ def build_engines(
 
     Args:
         plan: With ``engines``.
-        components: Of the graphs in ``staging/onnx/``, whose weights are in ``staging/weights/``.
+        components: Of the graphs in ``staging/onnx/``.
         staging: The directory being written.
         say: Told of each engine; its attribute ``live``, if it has one, of what is being done now.
 
@@ -65,7 +65,7 @@ def build_engines(
         proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity_of(component.name)})
         # Turing; TensorRT-RTX refuses bfloat16 for it even where it is cast to float16 at once.
         old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
-        network = Network(trt, log, proto, staging, component.name, without_bfloat16=old)
+        network = Network(trt, log, proto, staging / "onnx", component.name, without_bfloat16=old)
         network.check(**_expected(plan, component, proto))
         plugins.update(_plugins_used(network, proto, target.plugins))
         profiles = build_engine(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trtprune.models.clip_text import Clip
     from trtprune.models.spec import VisionHead
 
-__all__ = ["make_graphs"]
+__all__ = ["describe", "make_graphs"]
 
 
 def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Graph]:
@@ -58,6 +58,26 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
             clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
         )
     return {name: graphs[name] for name in ("vision", "embed", "clip_text", "pruner", "decoder") if name in graphs}
+
+
+def describe(graph: Graph, plan: Plan, name: str) -> None:
+    """Lets a graph's file say what it is: component, model, method, and how its numbers are stored."""
+    model, revision = plan.checkpoint.id, plan.checkpoint.revision
+    of = f"{model} at revision {revision}" if revision else model
+    stored = f"{plan.dtype}, {plan.weight_dtype} weights" if plan.weight_dtype else plan.dtype
+    graph.doc_string = (
+        f"Component {name} of {of} ({plan.family.name}), in {stored}, of a build with visual-token pruning "
+        f"{plan.method.name}.  config.json one folder above says how components go together."
+    )
+    graph.metadata = {
+        "trtprune.component": name,
+        "trtprune.model": model,
+        **({"trtprune.revision": revision} if revision else {}),
+        "trtprune.family": plan.family.name,
+        "trtprune.method": plan.method.name,
+        "trtprune.dtype": plan.dtype,
+        **({"trtprune.weight_dtype": plan.weight_dtype} if plan.weight_dtype else {}),
+    }
 
 
 def _clip_head(clip: Clip) -> dict[str, VisionHead]:

@@ -110,10 +110,11 @@ def build_options(command: Any) -> Any:
         ),
         click.option(
             "--weights",
-            type=click.Choice(["link", "copy"]),
-            default="link",
+            type=click.Choice(["auto", "copy", "link"]),
+            default="auto",
             show_default=True,
-            help="Hard-link the checkpoint's weight files where possible, or copy them.",
+            help="Copy the checkpoint's weight files, or hard-link them; auto: share their blocks where the file "
+            "system can, else copy up to 4 GB, else link.",
         ),
         click.option(
             "--clip",

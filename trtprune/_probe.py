@@ -51,7 +51,7 @@ def _provider(name: str) -> dict[str, Any]:
         path = Path(folder) / "probe.onnx"
         path.write_bytes(model.SerializeToString())
         spec = TensorSpec("x", "float32", (8, 8)), TensorSpec("y", "float32", (8, 8))
-        session = open_provider(name, threads=1).open(path, path.parent, spec[:1], spec[1:])
+        session = open_provider(name, threads=1).open(path, spec[:1], spec[1:])
         y = session.run({"x": x})["y"]
     error = float(np.abs(np.asarray(y, np.float32) - x @ x).max())
     # CUDA may multiply in TF32; anything beyond that is a wrong answer.

@@ -44,7 +44,7 @@ def origin_of_build(root: Path) -> Origin:
     Raises:
         CheckpointError: if the directory is damaged, older than this, or has quantised weights.
     """
-    from trtprune.engine_dir import open_engine_dir
+    from trtprune.engine_dir import WEIGHTS, open_engine_dir
 
     again = "give the checkpoint itself: --model CHECKPOINT"
     try:
@@ -56,11 +56,11 @@ def origin_of_build(root: Path) -> Origin:
     if MODEL_CONFIG not in made.files:
         raise CheckpointError(f"--model {root}: built by a version that did not keep {MODEL_CONFIG}", hint=again)
     config = made.path(MODEL_CONFIG)
-    names = sorted(name.partition("/")[2] for name in made.files if name.startswith("weights/"))
+    names = sorted(made.weight_files())
     return Origin(
         parse_json(config.read_bytes(), config, "config"),
-        {name: read_header(made.path(f"weights/{name}")) for name in names if not name.startswith(CLIP_PREFIX)},
-        root / "weights",
+        {name: read_header(made.path(f"{WEIGHTS}/{name}")) for name in names if not name.startswith(CLIP_PREFIX)},
+        root / WEIGHTS,
         made.model.id,
         made.model.revision,
         made.model.digest,

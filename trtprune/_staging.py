@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows: no advisory locks here; the rename at the end is still atomic.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["link_or_copy", "replacing_directory"]
+__all__ = ["replacing_directory"]
 
 
 @contextlib.contextmanager
@@ -52,25 +52,6 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def link_or_copy(source: Path, target: Path, *, how: str) -> str:
-    """Puts ``source`` at ``target`` by a hard link (``how="link"``, if the file system allows) or a copy.
-
-    Returns:
-        ``"linked"`` or ``"copied"``.
-    """
-    real = source.resolve()
-    if how == "link":
-        try:
-            os.link(real, target)
-            return "linked"
-        except OSError as error:
-            # Another file system, links not supported or not permitted: a copy serves as well. A full disk does not.
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-    shutil.copyfile(real, target)
-    return "copied"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from trtprune import pruning as methods
 from trtprune._budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
-from trtprune.errors import EngineDirError
+from trtprune.engine_dir.graphs import count_operators, read_graph
 
 __all__ = ["describe", "render"]
 
@@ -70,7 +70,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
                 "dtype": component.dtype,
                 "inputs": [_tensor(spec) for spec in component.inputs],
                 "outputs": [_tensor(spec) for spec in component.outputs],
-                "ops": _ops(made.path(component.onnx)),
+                "ops": count_operators(read_graph(made.path(component.onnx))),
             }
             for component in made.components
         ],
@@ -266,27 +266,6 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _file(root: Path, name: str) -> dict[str, Any]:
     status = (root / name).stat()
     return {"name": name, "bytes": status.st_size, "links": status.st_nlink}
-
-
-def _ops(path: Path) -> dict[str, int]:
-    """How often each operator occurs, in the graph, its functions' bodies and the bodies of loops."""
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own classes
-        raise EngineDirError(f"{path}: not a readable ONNX graph: {error}", hint="build it again") from None
-    counts: dict[str, int] = {}
-    stack: list[Any] = [model.graph, *model.functions]
-    while stack:
-        for node in stack.pop().node:
-            name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-            counts[name] = counts.get(name, 0) + 1
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    stack.append(attribute.g)
-                stack.extend(attribute.graphs)
-    return dict(sorted(counts.items()))
 
 
 def _size(count: float) -> str:

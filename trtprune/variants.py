@@ -2,7 +2,7 @@
 
 ``eval`` and ``bench`` hold methods against each other. What they run is what ``build`` makes, not an imitation: for
 each method the graphs are written anew (a second; the weights are linked, not copied) and run by the same runtime.
-Sessions whose graphs are byte for byte the same, such as the decoder of all methods that prune before it, are opened
+Sessions whose graphs compute the same, such as the decoder of all methods that prune before it, are opened
 once.
 """
 
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune.engine_dir.graphs import graph_digest
 from trtprune.errors import BackendError, BudgetError, EngineDirError
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Variants:
         self._built: dict[Variant, EngineDir] = {variant_of(self.base): self.base}
         self._open: dict[Variant, Vlm] = {}
         self._sessions: dict[tuple[str, ...], Session] = {}
+        self._digests: dict[str, str] = {}
         self._users: dict[tuple[str, ...], set[Variant]] = {}
         self._backend: Backend | None = None
         for path in others:
@@ -230,8 +232,15 @@ class Variants:
             # How graphs are written out is the provider's choice, and then that of whoever built the base for it.
             lowering=base.lowering if provider == built_for else None,
             report=self._report,
-            **self._build_options,
+            **{"weights": "link", **self._build_options},
         )
+
+    def _graph_digest(self, config: EngineDir, component: ComponentInfo) -> str:
+        # Not that of the file, which says of which build it is.
+        content = config.files[component.onnx]
+        if content not in self._digests:
+            self._digests[content] = graph_digest(config.path(component.onnx))
+        return self._digests[content]
 
     # -- for the backends handed to the runtime
 
@@ -251,7 +260,7 @@ class Variants:
         """The session of a component, shared by all whose file has the same content."""
         # A backend that belongs to one directory keeps its sessions' buffers to itself.
         own = str(config.root) if backend is not self._backend else ""
-        key = (component.name, config.files[component.onnx], own)
+        key = (component.name, self._graph_digest(config, component), own)
         if key not in self._sessions:
             self._sessions[key] = backend.session(component, config.root)
         self._users.setdefault(key, set()).add(variant)

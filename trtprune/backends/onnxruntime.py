@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.external import located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.ort_cache import OrtCache, new_cache, to_value
 from trtprune.backends.ort_threads import available_threads
@@ -100,7 +101,6 @@ class OrtBackend:
         threads = 1 if component.name == "embed" else self.threads
         return self.open(
             root / component.onnx,
-            root,
             component.inputs,
             component.outputs,
             threads=threads,
@@ -115,7 +115,6 @@ class OrtBackend:
     def open(
         self,
         onnx_path: Path,
-        weights_root: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
@@ -123,19 +122,18 @@ class OrtBackend:
         spin: bool = True,
         brief: bool = False,
     ) -> OrtSession:
-        """Opens the graph in ``onnx_path``, whose external data locations are relative to ``weights_root``."""
+        """Opens the graph in ``onnx_path``."""
         try:
             model = onnx_path.read_bytes()
         except OSError as error:
             raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
-        session = self.inference_session(model, onnx_path, weights_root, threads=threads, spin=spin, brief=brief)
+        session = self.inference_session(model, onnx_path, threads=threads, spin=spin, brief=brief)
         return OrtSession(self._ort, session, self._device(), inputs, outputs)
 
     def inference_session(
         self,
         model: bytes,
         onnx_path: Path,
-        weights_root: Path,
         *,
         threads: int | None = None,
         spin: bool = True,
@@ -145,8 +143,7 @@ class OrtBackend:
 
         Args:
             model: The serialised graph.
-            onnx_path: What to call it in errors.
-            weights_root: External data locations are relative to it.
+            onnx_path: What to call it in errors; external data locations are relative to its folder.
             threads: Other than the backend's.
             spin: Whether idle threads wait for the next run busily.
             brief: Whether they do so only for the time between two operators.
@@ -164,8 +161,8 @@ class OrtBackend:
             options.add_session_config_entry("session.intra_op.spin_duration_us", BRIEF_SPIN_US)
         # Reasons for a refusal arrive in the exception; the log would only repeat them on stderr.
         options.log_severity_level = 4
-        # From bytes, because a model file may only refer to data below its own folder, and ours lies beside it.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_root))
+        model, folder = located(model, onnx_path.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         # Shapes change from call to call (prompt length, batch): a memory plan per shape would only pile up.
         options.enable_mem_pattern = False
         providers = self._configure(options)

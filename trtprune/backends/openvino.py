@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
 from trtprune.errors import BackendError, EngineDirError
@@ -101,22 +102,20 @@ class OpenVinoBackend:
                 f"{root}: built in bfloat16, which this version does not run in OpenVINO",
                 hint="build it with --dtype float32, and run it with --provider-option precision=bf16",
             )
-        return self.open(root / component.onnx, root, component.inputs, component.outputs)
+        return self.open(root / component.onnx, component.inputs, component.outputs)
 
     def step(self, embed: OrtSession, decoder: OpenVinoSession, cache: OpenVinoCache) -> HostStep:
         """The decode step over one cache."""
         return HostStep(embed, decoder, cache)
 
-    def open(
-        self, path: Path, root: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> OpenVinoSession:
-        """Opens the graph in ``path``, whose external data locations are relative to ``root``."""
+    def open(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OpenVinoSession:
+        """Opens the graph in ``path``."""
         try:
-            graph = path.read_bytes()
+            path.open("rb").close()
         except OSError as error:
             raise EngineDirError(f"{path}: cannot be read: {error}", hint="build it again") from None
         pairs = cache_pairs(inputs, outputs)
-        compiled = self.compile(graph, path, root, pairs)
+        compiled = self.compile(None, path, pairs)
         bound = {name for pair in pairs for name in (pair.past, pair.present)}
         for specs, ports in ((inputs, compiled.inputs), (outputs, compiled.outputs)):
             # A port has several names, where the graph only renames something.
@@ -128,21 +127,19 @@ class OpenVinoBackend:
             )
         return OpenVinoSession(self._openvino, compiled, pairs, inputs, outputs)
 
-    def compile(self, graph: bytes, path: Path, root: Path, pairs: Sequence[CachePair] = ()) -> Any:
+    def compile(self, graph: bytes | None, path: Path, pairs: Sequence[CachePair] = ()) -> Any:
         """The serialised graph as OpenVINO's own ``CompiledModel``.
 
         Args:
-            graph: The serialised graph.
-            path: What to call it in errors.
-            root: External data locations are relative to it.
+            graph: The serialised graph; None is that in ``path``.
+            path: What to call it in errors; external data locations are relative to its folder.
             pairs: Inputs and outputs that become states.
 
         Raises:
             BackendError: if OpenVINO refuses it.
         """
         try:
-            with _inside(root):
-                model = self._core.read_model(graph)
+            model = self._read(graph, path)
             if pairs:
                 from openvino.passes import MakeStateful, Manager
 
@@ -156,15 +153,22 @@ class OpenVinoBackend:
                 hint="trtprune build --provider openvino writes graphs it knows",
             ) from None
 
+    def _read(self, graph: bytes | None, path: Path) -> Any:
+        if graph is None and not has_links(path.parent):
+            return self._core.read_model(path)
+        graph, folder = located(path.read_bytes() if graph is None else graph, path.parent)
+        with _inside(folder):
+            return self._core.read_model(graph)
+
     def runner(
-        self, graph: bytes, path: Path, root: Path, outputs: Sequence[str]
+        self, graph: bytes, path: Path, outputs: Sequence[str]
     ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """Runs a graph by itself, its cache as inputs and outputs like any other; arrays by name in and out.
 
         Raises:
             BackendError: if OpenVINO refuses it.
         """
-        request = self.compile(graph, path, root).create_infer_request()
+        request = self.compile(graph, path).create_infer_request()
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return _infer(self._openvino, request, inputs, outputs)

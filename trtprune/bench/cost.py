@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune.backends.binding import numpy_dtype, resolve_shape
 from trtprune.bench.flops import COUNTS, Counted, count_products
+from trtprune.engine_dir.graphs import read_graph
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -128,7 +128,8 @@ class Ledger:
         """
         key = (made.files[made.component(call.component).onnx], call)
         if key not in self._counted:
-            self._counted[key] = count_products(_read(made, call.component), dict(call.dims), made.root)
+            path = made.path(made.component(call.component).onnx)
+            self._counted[key] = count_products(read_graph(path), dict(call.dims), path.parent)
         return self._counted[key]
 
     def cost(self, made: EngineDir, call: Call, *, token: bool = False) -> Cost:
@@ -142,13 +143,6 @@ class Ledger:
         component = made.component(call.component)
         activations = sum(_size(spec, dims) for spec in (*component.inputs, *component.outputs))
         return Cost(counted.flops, _weight_bytes(counted), kv, activations)
-
-
-def _read(made: EngineDir, component: str) -> Any:
-    import onnx
-
-    path: Path = made.path(made.component(component).onnx)
-    return onnx.load(str(path), load_external_data=False)
 
 
 def _kv_per_token(made: EngineDir, component: str) -> int:

@@ -154,7 +154,7 @@ class ProductProbes:
 
         Args:
             counted: The graph.
-            root: Of its weights.
+            root: The folder of its ``.onnx`` file.
             component: Whose graph it is; some backends run components in different libraries.
 
         Raises:
@@ -173,7 +173,7 @@ class ProductProbes:
         if key not in self._probes:
             if (plain, content) not in self._opened:  # the same weights are opened once for all shapes
                 opener = backend.inference_session if plain else backend.compile
-                self._opened[plain, content] = opener(content, root / "product.onnx", root)
+                self._opened[plain, content] = opener(content, root / "product.onnx")
             rng, opened = np.random.default_rng(0), self._opened[plain, content]
             arrays = {
                 name: rng.standard_normal(counted.shapes[name] or ()).astype(_dtype(counted.kinds[name]))

@@ -65,7 +65,7 @@ def count_products(model: Any, dims: Mapping[str, int], root: Path | None = None
     Args:
         model: ``onnx.ModelProto``; it is not changed.
         dims: A number for each symbolic dimension of its inputs, and for ``keep``, ``recycled`` and ``merged``.
-        root: The engine directory of its weights, needed only if it has to be run.
+        root: The folder of its ``.onnx`` file, needed only if it has to be run.
 
     Raises:
         EngineDirError: for a dimension without a number, or a product whose shapes cannot be inferred.
@@ -107,8 +107,8 @@ def count_chain(made: EngineDir, dims: Mapping[str, Mapping[str, int]]) -> dict[
         made: The directory.
         dims: Component → numbers for its symbolic dimensions.
     """
-    graphs = {name: _read(made.path(made.component(name).onnx)) for name in dims}
-    return {name: sum(count_flops(graphs[name], d, made.root).values()) for name, d in dims.items()}
+    paths = {name: made.path(made.component(name).onnx) for name in dims}
+    return {name: sum(count_flops(_read(paths[name]), d, paths[name].parent).values()) for name, d in dims.items()}
 
 
 def _read(path: Path) -> Any:
@@ -150,7 +150,7 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
     import numpy as np
     import onnx
 
-    import trtprune.backends  # noqa: F401  before onnxruntime: it sets what keeps that from reporting usage
+    from trtprune.backends.external import located  # before onnxruntime: its package keeps that from reporting usage
     import onnxruntime as ort  # isort: skip
 
     for name in names:
@@ -158,8 +158,6 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if root is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(root))
     rng, feeds = np.random.default_rng(0), {}
     given = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
@@ -170,7 +168,11 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
             array = np.zeros(size, kind) if kind.kind in "iub" else rng.random(size).astype(kind)
             feeds[value.name] = array
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = model.SerializeToString()
+        if root is not None:
+            content, folder = located(content, root)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         found = session.run(list(names), feeds)
     except Exception as error:
         why = str(error).strip().splitlines()[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
         return None
     where = {entry.key: entry.value for entry in table.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type)
-    path = made.path(where["location"])
+    path = made.path(f"{PurePosixPath(component.onnx).parent}/{where['location']}")
     try:
         rows = np.memmap(path, dtype, "r", int(where.get("offset", 0)), tuple(table.dims))
     except (OSError, ValueError) as error:

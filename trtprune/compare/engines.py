@@ -129,7 +129,7 @@ def build_probe(
     proto = read_onnx(made.path(component.onnx), {"capacity": made.kv.capacity})
     # Its own outputs stay: cache updates must end in outputs to happen in place.
     shown = mark(proto, tensors, only=False)
-    network = Network(trt, log, proto, made.root, component.name)
+    network = Network(trt, log, proto, made.path(component.onnx).parent, component.name)
     kinds = [node.op_type for node in proto.graph.node]
     network.check(attention=kinds.count("Attention"), cache_updates=kinds.count("TensorScatter"))
     profiles = component_profiles(component.name, component.inputs, limits_of(made), made.backend)

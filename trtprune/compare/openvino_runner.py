@@ -21,13 +21,13 @@ __all__ = ["openvino_runner"]
 
 
 class _OpenVinoRunner(BaseRunner):
-    def __init__(self, backend: OpenVinoBackend, graph: bytes, path: Path, root: Path, name: str) -> None:
+    def __init__(self, backend: OpenVinoBackend, graph: bytes, path: Path, name: str) -> None:
         super().__init__(name=name, prefix="openvino")
         import onnx
 
         model = onnx.load_from_string(graph).graph
         outputs = [value.name for value in model.output]
-        self._open = lambda: backend.runner(graph, path, root, outputs)
+        self._open = lambda: backend.runner(graph, path, outputs)
         self._inputs = _metadata(model.input)
         self._run: Any = None
 
@@ -47,9 +47,9 @@ class _OpenVinoRunner(BaseRunner):
         self._run = None
 
 
-def openvino_runner(backend: OpenVinoBackend, graph: bytes, path: Path, root: Path, name: str) -> BaseRunner:
-    """A runner of the serialised graph; ``path`` and ``root`` as in :meth:`OpenVinoBackend.compile`."""
-    return _OpenVinoRunner(backend, graph, path, root, name)
+def openvino_runner(backend: OpenVinoBackend, graph: bytes, path: Path, name: str) -> BaseRunner:
+    """A runner of the serialised graph; ``path`` as in :meth:`OpenVinoBackend.compile`."""
+    return _OpenVinoRunner(backend, graph, path, name)
 
 
 def _metadata(values: Sequence[onnx.ValueInfoProto]) -> TensorMetadata:

@@ -123,9 +123,9 @@ class GraphSide:
             if backend.runs(component.name):
                 from trtprune.compare.openvino_runner import openvino_runner
 
-                return openvino_runner(backend, model, path, self.made.root, self.name)
+                return openvino_runner(backend, model, path, self.name)
             backend = backend.small
-        return OnnxrtRunner(lambda: backend.inference_session(model, path, self.made.root), name=self.name)
+        return OnnxrtRunner(lambda: backend.inference_session(model, path), name=self.name)
 
 
 class EngineSide:

@@ -3,8 +3,8 @@
 Layout (all paths inside ``config.json`` are relative and stay inside the directory)::
 
     OUT/config.json                 the dataclasses below
-    OUT/onnx/NAME.onnx              external data locations are relative to OUT ("weights/FILE")
-    OUT/weights/*.safetensors       hard links to, or copies of, the checkpoint's files; quantised weights
+    OUT/onnx/NAME.onnx              weights are ONNX external data, "weights/FILE" relative to OUT/onnx
+    OUT/onnx/weights/*.safetensors  copies of, or links to, the checkpoint's files; quantised weights
     OUT/engines/NAME.engine         TensorRT backends only
     OUT/tokenizer.json …            copied from the checkpoint
 
@@ -16,6 +16,7 @@ from trtprune.engine_dir.paths import CONFIG_NAME
 from trtprune.engine_dir.reading import open_engine_dir
 from trtprune.engine_dir.schema import (
     SCHEMA_VERSION,
+    WEIGHTS,
     ComponentInfo,
     EngineDir,
     EngineInfo,
@@ -29,6 +30,7 @@ __all__ = [
     "CONFIG_NAME",
     "FULL_CHECK_BYTES",
     "SCHEMA_VERSION",
+    "WEIGHTS",
     "ComponentInfo",
     "EngineDir",
     "EngineInfo",

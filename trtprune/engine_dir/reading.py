@@ -13,7 +13,7 @@ from trtprune._decode import DecodeError, decode
 from trtprune._files import read_bounded
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
 from trtprune.engine_dir.paths import CONFIG_NAME
-from trtprune.engine_dir.schema import SCHEMA_VERSION, EngineDir
+from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
 
 __all__ = ["open_engine_dir"]
@@ -57,6 +57,11 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
         hint = "upgrade trtprune, or build the directory again with this version"
         raise EngineDirError(
             f"{path}: schema_version {schema} is newer than this trtprune reads ({SCHEMA_VERSION})", hint=hint
+        )
+    if isinstance(schema, int) and 0 < schema < SCHEMA_VERSION and not isinstance(schema, bool):
+        raise EngineDirError(
+            f"{path}: written by an older trtprune (schema_version {schema}, this one reads {SCHEMA_VERSION})",
+            hint="build it again, with --force if it is to lie in the same place",
         )
     if schema != SCHEMA_VERSION or isinstance(schema, bool):
         raise EngineDirError(f"{path}: schema_version must be {SCHEMA_VERSION}", hint="build the directory again")
@@ -139,7 +144,7 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
             raise EngineDirError(f"{path}: missing", hint="copy the whole directory, or build it again")
     if verify == "none":
         return
-    large = {name for name in paths if name.startswith(("weights/", "engines/"))}
+    large = {name for name in paths if name.startswith((f"{WEIGHTS}/", "engines/"))}
     if verify == "auto":
         verify = "full" if sum(paths[name].stat().st_size for name in large) <= FULL_CHECK_BYTES else "fast"
     for name, path in paths.items():

@@ -12,6 +12,7 @@ from trtprune.errors import EngineDirError
 
 __all__ = [
     "SCHEMA_VERSION",
+    "WEIGHTS",
     "ComponentInfo",
     "EngineDir",
     "EngineInfo",
@@ -21,7 +22,9 @@ __all__ = [
     "TensorSpec",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WEIGHTS = "onnx/weights"
+"""Folder of the weight files; graphs call them ``weights/FILE``, relative to their own folder as ONNX has it."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class EngineDir:
     def path(self, relative: str) -> Path:
         """The absolute path of a file named in the config, checked to lie inside the directory."""
         return inside(self.root, relative)
+
+    def weight_files(self) -> tuple[str, ...]:
+        """The names of the weight files, without their folder."""
+        prefix = f"{WEIGHTS}/"
+        return tuple(name.removeprefix(prefix) for name in self.files if name.startswith(prefix))
 
     def to_json(self) -> str:
         """The text of ``config.json``."""

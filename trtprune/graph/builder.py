@@ -2,7 +2,7 @@
 
 The weights are ONNX external data pointing into the checkpoint's own ``.safetensors`` files, so building the graphs
 of a model reads no weight and costs the same for 100 M and 13 B parameters.  The location written into the file is
-``weights/<file>``, relative to the root of the engine directory.
+``weights/<file>``, relative to the folder of the ``.onnx`` file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from onnxscript import GraphBuilder
 
+from trtprune._version import __version__
 from trtprune.errors import CheckpointError
 from trtprune.graph.lowering import Lowering
 from trtprune.graph.tensors import QUANTIZED_OPSET, QuantizedMatrix, TensorLocation
@@ -80,6 +81,10 @@ class Graph:
         self.op = self.builder.op
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
         self._memo: dict[Any, Any] = {}
+        self.doc_string = ""
+        """What the file says of itself, for people."""
+        self.metadata: dict[str, str] = {}
+        """What it says of itself, for programs: its ``metadata_props``."""
 
     # -- inputs, outputs ------------------------------------------------------------------------------------
 
@@ -233,6 +238,9 @@ class Graph:
             self.builder.graph,
             ir_version=12 if self.opset >= 24 else 10,
             producer_name=_PRODUCER,
+            producer_version=__version__,
+            doc_string=self.doc_string or None,
+            metadata_props=dict(self.metadata),
             functions=list(self.builder.functions.values()),
         )
         if self.builder.functions:

@@ -29,6 +29,7 @@ from trtprune.components import clip as clip_tower
 from trtprune.components.clip_text import TextTowerConfig, build_text_tower, text_tower_weights
 from trtprune.components.config import Section
 from trtprune.components.vit import TowerConfig, linear_weights, norm_weights
+from trtprune.engine_dir import WEIGHTS
 from trtprune.errors import CheckpointError, EngineDirError, InputError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import layer_norm
@@ -129,15 +130,15 @@ def clip_of_build(made: EngineDir) -> Clip | None:
     if CLIP_CONFIG not in made.files or CLIP_TOKENIZER not in made.files:
         return None
     path = made.path(CLIP_CONFIG)
-    names = sorted(name.partition("/")[2] for name in made.files if name.startswith(f"weights/{CLIP_PREFIX}"))
-    headers = {name: read_header(made.path(f"weights/{name}")) for name in names}
+    names = sorted(name for name in made.weight_files() if name.startswith(CLIP_PREFIX))
+    headers = {name: read_header(made.path(f"{WEIGHTS}/{name}")) for name in names}
     checkpoint = Checkpoint(
         made.root,
         parse_json(path.read_bytes(), path, "config"),
         {name: info for header in headers.values() for name, info in header.tensors.items()},
         tuple(names),
         made.built_with.get("clip", "clip"),
-        weights=made.root / "weights",
+        weights=made.root / WEIGHTS,
         _headers=headers,
     )
     return _read(checkpoint, made.path(CLIP_TOKENIZER).read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ class Network:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
         log: Its logger.
         proto: ``onnx.ModelProto``; external data locations are relative to ``root``.
-        root: The engine directory; None where there is no external data.
+        root: The folder of the ``.onnx`` file; None where there is no external data.
         component: Name, for messages.
         without_bfloat16: For GPUs that know no bfloat16, not even as the type of a weight that is cast: such weights
             are cast here.  They are the one thing that is copied.

@@ -1,0 +1,97 @@
+"""What can be said of an ONNX file without its weights: its operators, and the files its weights lie in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.errors import EngineDirError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["count_operators", "graph_digest", "read_graph", "weight_locations"]
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The model in ``path``, without its weights.
+
+    Raises:
+        EngineDirError: if it cannot be read.
+    """
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own classes
+        raise EngineDirError(f"{path}: not a readable ONNX graph: {error}", hint="build it again") from None
+
+
+def count_operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs, in the graph, its functions' bodies and the bodies of loops."""
+    counts: dict[str, int] = {}
+    for node in _nodes(model):
+        name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def weight_locations(model: onnx.ModelProto) -> set[str]:
+    """The files that tensors of a model lie in, relative to the folder of its ``.onnx`` file."""
+    import onnx
+
+    external = onnx.TensorProto.EXTERNAL
+    found = set()
+    for tensor in _tensors(model):
+        # Readers differ in which of the two they go by.
+        if tensor.data_location == external or tensor.external_data:
+            found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    return found
+
+
+def graph_digest(path: Path) -> str:
+    """A digest of what a graph computes: of all but its name for people, its producer and its origin.
+
+    Raises:
+        EngineDirError: if the file cannot be read.
+    """
+    model = read_graph(path)
+    for name in ("producer_name", "producer_version", "doc_string", "metadata_props"):
+        model.ClearField(name)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
+    """The graph, functions, and the bodies inside them."""
+    stack: list[Any] = [model.graph, *model.functions]
+    for info in model.training_info:
+        stack += [info.initialization, info.algorithm]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    stack.append(attribute.g)
+                stack.extend(attribute.graphs)
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in _graphs(model):
+        yield from graph.node
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for graph in _graphs(model):
+        yield from getattr(graph, "initializer", ())  # a function has none
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for attribute in (a for node in graph.node for a in node.attribute):
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            sparse_tensors = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            for sparse in (*sparse_tensors, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
