@@ -7,17 +7,19 @@ model; what a model wants of the pixels is in ``preprocess``.
 from __future__ import annotations
 
 import contextlib
-import io
+import logging
 import os
+import re
 import struct
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from trtprune.errors import InputError
+from trtprune.errors import InputError, one_line
+from trtprune.runtime.sources import opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +29,18 @@ __all__ = ["DEFAULT_MAX_PIXELS", "ImageInput", "load_picture", "max_pixels_from"
 DEFAULT_MAX_PIXELS = 64 << 20
 MAX_PIXELS_VARIABLE = "TRTPRUNE_MAX_PIXELS"
 
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | np.ndarray | Image.Image"
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PPM_HEADER_BYTES = 1 << 16
+PPM_PLAIN_BYTES = 4 << 20
+# A broken file makes Pillow's readers raise nearly anything; all of it means the same here.
+READER_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, ArithmeticError,
+    RuntimeError, struct.error,
+)  # fmt: skip
+
+logger = logging.getLogger("trtprune")
+
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | np.ndarray | Image.Image"
 
 
 def max_pixels_from(value: int | None) -> int:
@@ -37,68 +50,118 @@ def max_pixels_from(value: int | None) -> int:
         try:
             value = int(text) if text else DEFAULT_MAX_PIXELS
         except ValueError:
-            raise InputError(f"{MAX_PIXELS_VARIABLE}={text}: not a number") from None
-    if value < 1:
-        raise InputError(f"--max-pixels {value}: must be at least 1")
+            raise InputError(f"{MAX_PIXELS_VARIABLE}={text}: not a number", hint="width × height") from None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"--max-pixels {value}: must be at least 1", hint="width × height of the largest picture")
     return value
 
 
-def load_picture(source: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def load_picture(
+    source: ImageInput,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    strict: bool = False,
+    urls: bool = False,
+    prepared: Callable[[int, int], int] | None = None,
+) -> Image.Image:
     """Reads a picture.
 
     Args:
-        source: A path, the bytes of an image file, a PIL image, or an array uint8 [H, W], [H, W, 1|3|4].
+        source: A path; an address (``https://``, ``http://``, ``data:``, ``file://``); the bytes of an image file; a
+            file open for binary reading; a PIL image; or an array uint8 [H, W], [H, W, 1|3|4].
         max_pixels: Width × height above which the picture is refused undecoded.
+        strict: Refuse an animation or a file of several pages, instead of taking its first frame and saying so.
+        urls: Fetch ``http(s)`` addresses; they are refused otherwise.
+        prepared: Gives the pixels that a picture of (width, height) takes at most while a model's processor works on
+            it; counted against ``max_pixels`` as well.
 
     Returns:
         An RGB image, rotated as its EXIF orientation says; transparency is laid on white, as transformers does;
-        16-bit grey is scaled to 8 bits; CMYK goes through Pillow's plain conversion, without colour profiles.
+        16-bit grey is scaled to 8 bits; CMYK goes through Pillow's plain conversion, without colour profiles.  Of a
+        photograph with further pictures in its file (a preview, a gain map) it is the photograph.
 
     Raises:
         InputError: naming the picture and what is wrong with it.
     """
     from PIL import Image
 
+    rules = _Rules(max_pixels, strict, prepared)
     if isinstance(source, Image.Image):
-        return _finish(source, "the picture", max_pixels)
+        return _finish(source, "the picture", rules)
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), "the picture", max_pixels)
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        name = f"--image {path}"
+        return _from_array(source, rules)
+    with opened(source, urls) as (stream, name):
         try:
-            if path.is_dir():
-                raise InputError(f"{name}: is a directory", hint="give one picture file; repeat --image for several")
-            with path.open("rb") as stream:
-                return _decode(stream, name, max_pixels)
-        except FileNotFoundError:
-            raise InputError(f"{name}: no such file") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{name}: cannot be read: {reason}") from None
-    raise InputError(
-        f"a picture cannot be a {type(source).__name__}", hint="a path, bytes, a PIL image or a uint8 array [H, W, 3]"
-    )
+            return _decode(stream, name, rules)
+        except OSError as error:  # of the disk; Pillow's own have no number and are caught where they come up
+            hint = "copy the file from its source again"
+            raise InputError(f"{name}: cannot be read: {error.strerror or error}", hint=hint) from None
 
 
-def _decode(stream: Any, name: str, max_pixels: int) -> Image.Image:
+@dataclass(frozen=True)
+class _Rules:
+    """What a picture must keep to; as the arguments of :func:`load_picture`."""
+
+    max_pixels: int
+    strict: bool
+    prepared: Callable[[int, int], int] | None
+
+    def check_size(self, width: int, height: int, name: str) -> None:
+        """Raises InputError for a picture that is empty or too large."""
+        hint = f"scale it down, or raise the limit with --max-pixels or {MAX_PIXELS_VARIABLE}"
+        if width < 1 or height < 1:
+            raise InputError(f"{name}: is empty ({width} × {height})", hint="a picture has at least one pixel")
+        if width * height > self.max_pixels:
+            raise InputError(f"{name}: {width} × {height} is above the limit of {self.max_pixels} pixels", hint=hint)
+        taken = self.prepared(width, height) if self.prepared else 0
+        if taken > self.max_pixels:
+            raise InputError(
+                f"{name}: {width} × {height} is too narrow: prepared for the model it takes {taken} pixels, above the "
+                f"limit of {self.max_pixels}",
+                hint=f"crop it, or raise the limit with --max-pixels or {MAX_PIXELS_VARIABLE}",
+            )
+
+
+def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
     from PIL import Image
 
+    _check_header(stream, name)
     with _own_limits():
         try:
-            image = Image.open(stream)
+            image = Image.open(stream, formats=_formats())
         except Image.DecompressionBombError:
             # Pillow has a limit of its own, some 179 million pixels, that it checks first.
             raise InputError(f"{name}: is above the limit of pixels", hint="scale it down") from None
-        except (OSError, SyntaxError, ValueError, OverflowError, struct.error) as error:
+        except MemoryError:
+            raise InputError(f"{name}: does not fit in memory", hint="scale it down") from None
+        except READER_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            hint = "PNG, JPEG, WebP, BMP, TIFF … as Pillow reads them"
-            raise InputError(f"{name}: not a picture that can be read", hint=hint) from None
+            raise InputError(
+                f"{name}: not a picture that can be read", hint=f"one of {', '.join(_formats())}"
+            ) from None
         with image:
-            return _finish(image, name, max_pixels)
+            return _finish(image, name, rules)
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats that are opened.  Pillow knows some forty more, one of which starts another program (EPS), and some
+    of which decode before their size can be looked at (ICO, ICNS)."""
+    from PIL import features
+
+    return (*FORMATS, "AVIF") if features.check("avif") else FORMATS
+
+
+def _check_header(stream: IO[bytes], name: str) -> None:
+    """Refuses a PPM that is slow to read: Pillow goes through comments and through numbers in text byte by byte."""
+    head = stream.read(PPM_HEADER_BYTES)
+    if head[:1] == b"P" and head[1:2].isalnum():
+        plain = head[1:2] in b"123"
+        bare = re.sub(rb"#[^\r\n]*(?:[\r\n]|$)", b" ", head).split(None, 4)
+        size = stream.seek(0, os.SEEK_END)
+        if (len(head) == PPM_HEADER_BYTES and len(bare) < 4) or (plain and size > PPM_PLAIN_BYTES):
+            raise InputError(f"{name}: a PPM with long comments, or of numbers in text", hint="save it as PNG")
+    stream.seek(0)
 
 
 @contextlib.contextmanager
@@ -109,41 +172,39 @@ def _own_limits() -> Iterator[None]:
         yield
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _finish(image: Image.Image, name: str, rules: _Rules) -> Image.Image:
     from PIL import Image, ImageOps
 
-    _check_size(image.width, image.height, name, max_pixels)
+    rules.check_size(image.width, image.height, name)
     try:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and getattr(image, "is_animated", frames > 1):
-            raise InputError(f"{name}: has {frames} frames", hint="save the frame you mean as a single picture")
         with _own_limits():
+            # A photograph with a preview behind it (MPO) is no animation; nor is the frame that the caller went to.
+            several = image.format != "MPO" and not _tell(image) and getattr(image, "is_animated", False)
+            if several and rules.strict:
+                raise InputError(
+                    f"{name}: has several frames", hint="save the frame you mean, or leave --strict-images out"
+                )
             image.load()
             image = ImageOps.exif_transpose(image)
-            return _to_rgb(image)
+            found = _to_rgb(image, name)
     except InputError:
         raise
     except MemoryError:
         raise InputError(f"{name}: does not fit in memory", hint="scale it down") from None
-    # A broken file makes Pillow's readers raise nearly anything; all of it means the same here.
-    except (
-        OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, ArithmeticError,
-        struct.error, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        raise InputError(f"{name}: damaged or cut off: {str(error)[:200]}", hint="fetch or export it again") from None
+    except (*READER_ERRORS, Image.DecompressionBombError) as error:
+        reason = one_line(str(error), 200) or type(error).__name__
+        raise InputError(f"{name}: damaged or cut off: {reason}", hint="fetch or export it again") from None
+    if several:
+        logger.warning("%s: has several frames; the first one is taken", name)
+    return found
 
 
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    if width < 1 or height < 1:
-        raise InputError(f"{name}: is empty ({width} × {height})")
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name}: {width} × {height} is above the limit of {max_pixels} pixels",
-            hint=f"scale it down, or raise the limit with --max-pixels or {MAX_PIXELS_VARIABLE}",
-        )
+def _tell(image: Image.Image) -> int:
+    """The frame an image is at."""
+    return image.tell() if callable(getattr(image, "tell", None)) else 0
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "TIFF", "PPM")):
@@ -152,7 +213,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "I"):
         raise InputError(
-            f"a picture of mode {image.mode} has no defined white", hint="convert it to 8-bit RGB or grey first"
+            f"{name}: of mode {image.mode}, which has no defined white", hint="convert it to 8-bit RGB or grey first"
         )
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
         layer = image.convert("RGBA")
@@ -161,7 +222,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _from_array(array: np.ndarray, rules: _Rules) -> Image.Image:
     from PIL import Image
 
     hint = "uint8 [H, W] or [H, W, 1|3|4], 0 = black, 255 = white"
@@ -171,5 +232,5 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
         array = array[:, :, 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise InputError(f"an array of shape {list(array.shape)} is no picture", hint=hint)
-    _check_size(array.shape[1], array.shape[0], "the array", max_pixels)
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    rules.check_size(array.shape[1], array.shape[0], "the array")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the array")

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Geometry", "Preprocessor"]
 
+FLOAT32_MAX = 3.4e38
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 SIZE_LIMIT = 16384
+HINT = "correct the checkpoint's preprocessor_config.json, or fetch it again, and build again"
 CLIP_DEFAULTS: dict[str, Any] = {
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -107,36 +109,73 @@ class Preprocessor:
             EngineDirError: for a processor that is not supported, or settings that do not lead to ``image_size``.
         """
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-        name = str(kind).removesuffix("Fast").removesuffix("Pil")
+        name = kind.removesuffix("Fast").removesuffix("Pil") if isinstance(kind, str) else ""
         if name not in PROCESSORS:
             raise EngineDirError(
-                f"{where}: image processor {kind} is not supported", hint=f"supported: {', '.join(sorted(PROCESSORS))}"
+                f"{where}: image processor {kind!r:.100} is not supported"
+                if isinstance(kind, str)
+                else f"{where}: image_processor_type is no text",
+                hint=f"supported: {', '.join(sorted(PROCESSORS))}",
             )
         values = PROCESSORS[name] | {key: value for key, value in config.items() if value is not None}
         try:
-            made = cls(
-                processor=name,
-                resize=_resize(values["size"]) if values["do_resize"] else None,
-                resample=int(values["resample"]),
-                crop=_pair(values["crop_size"]) if values["do_center_crop"] else None,
-                pad_square=name == "LlavaImageProcessor" and bool(values["do_pad"]),
-                rescale=float(values["rescale_factor"]) if values["do_rescale"] else None,
-                mean=_channels(values["image_mean"]) if values["do_normalize"] else None,
-                std=_channels(values["image_std"]) if values["do_normalize"] else None,
-                output=image_size,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineDirError(f"{where}: not a valid image processor: {error}") from None
+            made = cls._from_values(name, values, image_size)
+        except KeyError as error:
+            raise EngineDirError(f"{where}: not a valid image processor: no {error}", hint=HINT) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EngineDirError(f"{where}: not a valid image processor: {error}", hint=HINT) from None
         if name != "LlavaImageProcessor" and values["do_pad"]:
-            raise EngineDirError(f"{where}: do_pad of {kind} is not supported")
-        if made.resample not in range(6):
-            raise EngineDirError(f"{where}: resample {made.resample} is not a Pillow filter (0 to 5)")
+            raise EngineDirError(f"{where}: do_pad of {kind} is not supported", hint="set do_pad to false")
         fixed = made.crop or (made.resize[1:] if made.resize and made.resize[0] == "exact" else None)
         if made.pad_square and made.resize and made.resize[0] == "shortest" and made.crop is None:
             fixed = (made.resize[1], made.resize[1])
         if fixed is not None and fixed != image_size:
-            raise EngineDirError(f"{where}: makes pictures of {fixed}, the vision graph takes {image_size}")
+            hint = "size, crop_size and the vision_config's image_size must agree"
+            raise EngineDirError(f"{where}: makes pictures of {fixed}, the vision graph takes {image_size}", hint=hint)
         return made
+
+    @classmethod
+    def _from_values(cls, name: str, values: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocessor:
+        """Raises KeyError, TypeError, ValueError or OverflowError for a setting that is none."""
+        resample = values["resample"]
+        if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(6):
+            raise ValueError(f"resample {resample!r:.100} is not a Pillow filter (0 to 5)")
+        pad_square = name == "LlavaImageProcessor" and _flag(values, "do_pad")
+        normalize = _flag(values, "do_normalize")
+        mean = _channels("image_mean", values["image_mean"]) if normalize else None
+        std = _channels("image_std", values["image_std"]) if normalize else None
+        if std is not None and not all(abs(np.float32(value)) > 0 for value in std):
+            raise ValueError(f"image_std {std} has a zero: every picture would be infinite")
+        if pad_square and mean is not None and not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"image_mean {mean} is no colour to pad with: values are 0 to 1")
+        rescale = _number("rescale_factor", values["rescale_factor"]) if _flag(values, "do_rescale") else None
+        made = cls(
+            processor=name,
+            resize=_resize(values["size"]) if _flag(values, "do_resize") else None,
+            resample=resample,
+            crop=_pair(values["crop_size"]) if _flag(values, "do_center_crop") else None,
+            pad_square=pad_square,
+            rescale=rescale,
+            mean=mean,
+            std=std,
+            output=image_size,
+        )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(made._values(np.array([[[0] * 3, [255] * 3]], np.uint8))).all()
+        if not finite:
+            raise ValueError("rescale_factor, image_mean and image_std lead beyond every float32")
+        return made
+
+    def pixels_taken(self, width: int, height: int) -> int:
+        """Pixels of the largest picture on the way from (width, height) to the model's input."""
+        most = width * height
+        if self.pad_square:
+            width = height = max(width, height)
+            most = width * height
+        if self.resize is not None:
+            new_height, new_width = self._target(height, width)
+            most = max(most, new_height * new_width)
+        return most
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """``pixel_values`` of one RGB image: float32 [3, H, W].
@@ -147,6 +186,8 @@ class Preprocessor:
         pixels = np.asarray(self._pad(image), np.uint8)
         if self.resize is not None:
             size = self._target(pixels.shape[0], pixels.shape[1])
+            if size[0] * size[1] > SIZE_LIMIT * SIZE_LIMIT:
+                raise InputError(f"a picture of {image.width} × {image.height} is too narrow", hint="crop it")
             from PIL import Image as Pil
 
             resample = Pil.Resampling(self.resample)
@@ -158,6 +199,10 @@ class Preprocessor:
                 f"the picture becomes {pixels.shape[:2]} pixels; this model takes exactly {self.output}",
                 hint="its image processor neither crops nor resizes to a fixed size: scale the picture yourself",
             )
+        return np.ascontiguousarray(np.moveaxis(self._values(pixels), -1, 0))
+
+    def _values(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [H, W, 3] as the model wants them, float32 of the same shape."""
         # float64 and back: transformers rescales so, and the last bit of a float32 product would differ.
         values: np.ndarray
         if self.rescale is not None:
@@ -166,7 +211,7 @@ class Preprocessor:
             values = pixels.astype(np.float32)
         if self.mean is not None and self.std is not None:
             values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(np.moveaxis(values.astype(np.float32), -1, 0))
+        return values.astype(np.float32)
 
     def geometry(self, image: Image.Image) -> Geometry:
         """Where the model's input lies in ``image``; parts of it may lie outside (padding)."""
@@ -191,8 +236,6 @@ class Preprocessor:
         short, long = min(height, width), max(height, width)
         # Truncated, not rounded, as torchvision and transformers have it.
         other = int(first * long / short)
-        if other * first > SIZE_LIMIT * SIZE_LIMIT:
-            raise InputError(f"a picture of {width} × {height} is too narrow to be resized", hint="crop it")
         return (first, other) if height <= width else (other, first)
 
     def _pad(self, image: Image.Image) -> Image.Image:
@@ -248,30 +291,47 @@ def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _edge(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZE_LIMIT:
-        raise ValueError(f"size {value!r} is not between 1 and {SIZE_LIMIT}")
+        raise ValueError(f"size {value!r:.100} is not between 1 and {SIZE_LIMIT}")
     return value
 
 
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return _edge(value), _edge(value)
-    return _edge(value["height"]), _edge(value["width"])
+    if not isinstance(value, dict):
+        raise ValueError(f"size {value!r:.100} is no size")
+    return _edge(value.get("height")), _edge(value.get("width"))
 
 
 def _resize(size: Any) -> tuple[str, int, int]:
     if isinstance(size, int):
         return "shortest", _edge(size), 0
     if not isinstance(size, dict):
-        raise ValueError(f"size {size!r} is no size")
+        raise ValueError(f"size {size!r:.100} is no size")
     if size.get("longest_edge") or size.get("max_height"):
-        raise ValueError(f"size {size} is not supported")
+        raise ValueError(f"size {size!r:.100} is not supported")
     if size.get("shortest_edge"):
         return "shortest", _edge(size["shortest_edge"]), 0
     return ("exact", *_pair(size))
 
 
-def _channels(value: Any) -> tuple[float, ...]:
-    values = (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        raise ValueError(f"{value} is not a value for each of 3 channels")
-    return values
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values[name]
+    if not isinstance(value, int) or value not in (0, 1):  # a string "false" would be taken for yes
+        raise ValueError(f"{name} {value!r:.100} is neither true nor false")
+    return bool(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r:.100} is not a number")
+    if not abs(value) < FLOAT32_MAX:
+        raise ValueError(f"{name} is beyond every float32")
+    return float(value)
+
+
+def _channels(name: str, value: Any) -> tuple[float, ...]:
+    found = list(value) if isinstance(value, list | tuple) else [value] * 3
+    if len(found) != 3:
+        raise ValueError(f"{name} has not a value for each of 3 channels")
+    return tuple(_number(name, item) for item in found)
