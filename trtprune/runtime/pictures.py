@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import struct
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
@@ -29,9 +29,11 @@ __all__ = ["DEFAULT_MAX_PIXELS", "ImageInput", "load_picture", "max_pixels_from"
 DEFAULT_MAX_PIXELS = 64 << 20
 MAX_PIXELS_VARIABLE = "TRTPRUNE_MAX_PIXELS"
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-PPM_HEADER_BYTES = 1 << 16
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PPM_PLAIN_BYTES = 4 << 20
+MAX_READS = 2_000_000
+SMALL_READ = 1024
+READ_SECONDS = 8.0
 # A broken file makes Pillow's readers raise nearly anything; all of it means the same here.
 READER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, ArithmeticError,
@@ -122,13 +124,51 @@ class _Rules:
             )
 
 
+class _Counted:
+    """A stream for Pillow, whose readers go through some parts of a file in Python: comments and numbers of a PPM,
+    runs of a BMP, segments of a JPEG, blocks of a GIF.  A small file of millions of them would take minutes.
+
+    Args:
+        stream: Of the file, which is read from its beginning.
+        name: What errors call the picture.
+    """
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream, self._name = stream, name
+        self._reads = self._bytes = 0
+        self._start = time.thread_time()
+        self.opening = True
+        """Only headers are looked at, so that time alone says that something is wrong."""
+
+    def read(self, size: int = -1) -> bytes:
+        """As the stream's."""
+        data = self._stream.read(size)
+        self._reads += 1
+        self._bytes += len(data)
+        timed = self.opening or (self._reads % 64 == 0 and self._bytes < SMALL_READ * self._reads)
+        if self._reads > MAX_READS or (timed and time.thread_time() - self._start > READ_SECONDS):
+            raise InputError(f"{self._name}: is made of too many small parts", hint="save it as PNG")
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As the stream's."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As the stream's."""
+        return self._stream.tell()
+
+
 def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
     from PIL import Image
 
-    _check_header(stream, name)
+    head = stream.read(2)
+    if head in (b"P1", b"P2", b"P3") and stream.seek(0, os.SEEK_END) > PPM_PLAIN_BYTES:
+        raise InputError(f"{name}: a large PPM of numbers in text", hint="save it as PNG")
+    counted = _Counted(stream, name)
     with _own_limits():
         try:
-            image = Image.open(stream, formats=_formats())
+            image = Image.open(cast("IO[bytes]", counted), formats=_formats())
         except Image.DecompressionBombError:
             # Pillow has a limit of its own, some 179 million pixels, that it checks first.
             raise InputError(f"{name}: is above the limit of pixels", hint="scale it down") from None
@@ -137,10 +177,10 @@ def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
         except READER_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise InputError(
-                f"{name}: not a picture that can be read", hint=f"one of {', '.join(_formats())}"
-            ) from None
+            hint = f"one of {', '.join(_formats())}"
+            raise InputError(f"{name}: not a picture that can be read", hint=hint) from None
         with image:
+            counted.opening = False
             return _finish(image, name, rules)
 
 
@@ -150,18 +190,6 @@ def _formats() -> tuple[str, ...]:
     from PIL import features
 
     return (*FORMATS, "AVIF") if features.check("avif") else FORMATS
-
-
-def _check_header(stream: IO[bytes], name: str) -> None:
-    """Refuses a PPM that is slow to read: Pillow goes through comments and through numbers in text byte by byte."""
-    head = stream.read(PPM_HEADER_BYTES)
-    if head[:1] == b"P" and head[1:2].isalnum():
-        plain = head[1:2] in b"123"
-        bare = re.sub(rb"#[^\r\n]*(?:[\r\n]|$)", b" ", head).split(None, 4)
-        size = stream.seek(0, os.SEEK_END)
-        if (len(head) == PPM_HEADER_BYTES and len(bare) < 4) or (plain and size > PPM_PLAIN_BYTES):
-            raise InputError(f"{name}: a PPM with long comments, or of numbers in text", hint="save it as PNG")
-    stream.seek(0)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def load(
     verify: str = "auto",
     provider_options: Mapping[str, str] | None = None,
     max_pixels: int | None = None,
+    strict_images: bool = False,
+    urls: bool = False,
 ) -> Vlm:
     """Opens an engine directory.
 
@@ -60,6 +63,9 @@ def load(
             :class:`trtprune.backends.openvino.OpenVinoBackend` and
             :class:`trtprune.backends.tensorrt.backend.TrtBackend`.
         max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
+        strict_images: Refuse animations and files of several pages, instead of taking the first frame and saying so.
+        urls: Fetch pictures that are given as ``http(s)`` addresses.  Leave it off in a program whose users name
+            pictures: they would reach whatever the program's machine does.  Such a program should refuse paths, too.
 
     Raises:
         EngineDirError: if the directory is damaged or foreign.
@@ -67,7 +73,8 @@ def load(
     """
     config = open_engine_dir(path, verify=verify)
     backend = open_backend(config, provider=provider, threads=threads, options=provider_options)
-    return Vlm(config, backend, max_pixels=max_pixels_from(max_pixels))
+    limit = max_pixels_from(max_pixels)
+    return Vlm(config, backend, max_pixels=limit, strict_images=strict_images, urls=urls)
 
 
 @dataclass(frozen=True)
@@ -88,15 +95,18 @@ class Vlm:
     Not for several threads at once: the sessions share one cache memory.
     """
 
-    def __init__(self, config: EngineDir, backend: Backend, *, max_pixels: int) -> None:
+    def __init__(
+        self, config: EngineDir, backend: Backend, *, max_pixels: int, strict_images: bool = False, urls: bool = False
+    ) -> None:
         self.config = config
         self.provider = backend.name
         self.chain = Chain(config, backend)
-        self._max_pixels = max_pixels
         files = _text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
         self.clip_text = ClipText(self.chain, files)
         self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
+        taken = self.preprocessor.pixels_taken
+        self._load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
         # Opening them now, not at the first question, is where a provider that does not load must show.
         for name in config.chain:
             self.chain.session(name)
@@ -121,8 +131,9 @@ class Vlm:
         """Answers one question about one picture, or about several together.
 
         Args:
-            images: A path, bytes of a file, PIL image or uint8 array, or the :class:`Features` of one; or a list of
-                those, all in one prompt.
+            images: A path, ``data:`` address, bytes of a file, open binary file, PIL image or uint8 array (see
+                :func:`trtprune.runtime.pictures.load_picture`), or the :class:`Features` of one; or a list of those,
+                all in one prompt.
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
             keep: Visual tokens to keep of each image; None: the build's default.
             max_new_tokens: Longest answer.
@@ -230,7 +241,7 @@ class Vlm:
 
     def look(self, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
         """Features of one picture and the text its tokens would be selected by; for ``show``."""
-        picture = load_picture(image, self._max_pixels)
+        picture = self._load(image)
         features = self.chain.look([self.preprocessor(picture)])[0]
         encoded = self.encoder.encode(turns_of(prompt, 1, system))
         embeds = self.chain.embed(encoded.ids[None])[0]
@@ -303,7 +314,7 @@ class Vlm:
                 if isinstance(image, Features):
                     found[key] = self.chain.check_features(image)
                 elif key not in pixels:
-                    pixels[key] = self.preprocessor(load_picture(image, self._max_pixels))
+                    pixels[key] = self.preprocessor(self._load(image))
                 keys.append(key)
         with clock.stage("vision"):
             if pixels:
