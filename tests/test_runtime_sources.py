@@ -335,7 +335,7 @@ def test_slow_ppm(data: bytes) -> None:
     start = time.process_time()
     with pytest.raises(InputError):
         load_picture(data)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
 
 
 @settings(max_examples=60, deadline=None)

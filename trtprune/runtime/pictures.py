@@ -31,7 +31,7 @@ MAX_PIXELS_VARIABLE = "TRTPRUNE_MAX_PIXELS"
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PPM_PLAIN_BYTES = 4 << 20
-MAX_READS = 2_000_000
+MAX_READS = 1_000_000
 SMALL_READ = 1024
 READ_SECONDS = 8.0
 # A broken file makes Pillow's readers raise nearly anything; all of it means the same here.
