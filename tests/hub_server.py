@@ -30,6 +30,15 @@ class Hub:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     """(method, path, Range, Authorization)"""
     url: str = ""
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Further repositories, by id."""
+
+    def find(self, path: str) -> tuple[str, dict[str, bytes]]:
+        """The repository that a path of the API or of a file is about, by id, and its files; empty if there is none."""
+        repos = {self.repo: self.files, **self.others}
+        parts = path.removeprefix("/api/models/").strip("/").split("/")
+        repo = "/".join(parts[:2])
+        return (repo, repos[repo]) if repo in repos else ("", {})
 
     def gets(self, file: str) -> list[str | None]:
         """The Range header of each GET of a file's content."""
@@ -55,28 +64,31 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+            repo, files = hub.find(path)
             if hub.fail is not None:
                 status, code = hub.fail
                 self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
-            elif path.startswith(f"/api/models/{hub.repo}/tree/"):
+            elif not repo:
+                self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            elif path.startswith(f"/api/models/{repo}/tree/"):
                 rows = [
                     {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for name, data in hub.files.items()
+                    for name, data in files.items()
                 ]
                 self.reply(200, json.dumps(rows).encode())
-            elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
-                siblings = [{"rfilename": name} for name in hub.files]
-                info = {"id": hub.repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            elif path in (f"/api/models/{repo}{end}" for end in ("", "/revision/main", f"/revision/{COMMIT}")):
+                siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                info = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
                 self.reply(200, json.dumps(info).encode())
-            elif path.startswith(f"/api/models/{hub.repo}/revision/"):
+            elif path.startswith(f"/api/models/{repo}/revision/"):
                 self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith(f"/{hub.repo}/resolve/"):
-                self.file(path.rpartition("/")[2])
+            elif path.startswith(f"/{repo}/resolve/"):
+                self.file(path.rpartition("/")[2], files)
             else:
                 self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
-        def file(self, name: str) -> None:
-            data = hub.files.get(name)
+        def file(self, name: str, files: dict[str, bytes]) -> None:
+            data = files.get(name)
             if data is None:
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return

@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "bare tokenizer": (edit_tokenizer(post_processor=None), r"puts tokens \[\] around"),
     "cut off": (truncate, "model.safetensors"),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), "neither model.safetensors"),
-    "no config": (lambda path: (path / "config.json").unlink(), "config.json: missing"),
+    "no config": (lambda path: (path / "config.json").unlink(), "config.json is missing"),
     "not a CLIP": (lambda path: tiny.edit_config(path, model_type="siglip"), "model_type is 'siglip', not 'clip'"),
     "no text tower": (lose("text_model.final_layer_norm.weight"), "lacks tensor 'text_model.final_layer_norm.weight'"),
     "no projection": (lose("visual_projection.weight"), "lacks tensor 'visual_projection.weight'"),

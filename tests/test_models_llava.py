@@ -432,7 +432,16 @@ def test_qwen2_layer_types(tmp_path: Path) -> None:
 def test_unsupported_architecture(config: dict) -> None:
     with pytest.raises(CheckpointError, match="which trtprune does not support") as e:
         get_family(config)
-    assert e.value.hint == "supported: LlavaForConditionalGeneration"
+    assert e.value.hint.endswith("supported: LlavaForConditionalGeneration")
+
+
+@pytest.mark.parametrize(
+    "value", ["LlavaForConditionalGeneration", 5, {"LlavaForConditionalGeneration": 1}, [["x"]], "", [5]], ids=str
+)
+def test_architectures_is_a_list_of_names(value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json: architectures is .*, expected a list of names") as e:
+        get_family({"architectures": value, "model_type": "llava"})
+    assert e.value.hint
 
 
 def test_clip_refuses_another_picture_size(copy: Path) -> None:

@@ -20,7 +20,7 @@ from trtprune.errors import BuildError, CheckpointError
 
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
-    from trtprune._engine_plan import EnginePlan
+    from trtprune._engine_plan import EnginePlan, Target
     from trtprune.checkpoint import Checkpoint
     from trtprune.graph import Lowering
     from trtprune.models import Family, ModelSpec
@@ -77,9 +77,8 @@ def plan_build(
     report: Report | None = None,
 ) -> Plan:
     """Resolves the model and checks every argument against it; writes nothing. Arguments as in ``build``."""
-    from trtprune._budget import resolve_budget
     from trtprune._engine_options import EngineOptions, check_options
-    from trtprune._engine_plan import find_target, plan_engines
+    from trtprune._engine_plan import find_target
     from trtprune.checkpoint import resolve
     from trtprune.models import get_family
 
@@ -94,26 +93,20 @@ def plan_build(
     if target is not None:
         chosen_lowering = _for_engines(chosen_lowering, backend, target.names, dtype)
     values = chosen.validate_options(dict(options or {}))
-    checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"))
+    asked = _Asked(chosen, values, keep, keep_range, positions, max_seq_len, engine, target)
+
+    def judge(found: Checkpoint) -> None:
+        """What the config alone rules out must not cost a download, or be said of missing weights."""
+        spec = get_family(found.config).spec(found)
+        asked.decide(spec, clip=clip is not None or found.weights is not None)
+
+    checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"), check=judge)
     family = get_family(checkpoint.config)
     spec = family.spec(checkpoint)
     for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
         say("model", f"warning: {warning}")
     second = _find_clip(checkpoint, family, clip, say)
-    info = resolve_budget(
-        chosen,
-        spec,
-        keep=keep,
-        keep_range=keep_range,
-        options=values,
-        positions=positions,
-        clip=second is not None,
-    )
-    capacity = _capacity(spec, info, max_seq_len)
-    engines = None
-    if target is not None:
-        engines = plan_engines(engine, target, spec, info, max_seq_len)
-        capacity = engines.limits.capacity
+    info, capacity, engines = asked.decide(spec, clip=second is not None)
     digest = hashlib.sha256(
         json.dumps(
             {
@@ -146,6 +139,44 @@ def plan_build(
         second,
         digest,
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked of the budget and of the lengths, with the method's options validated."""
+
+    method: Method
+    options: Mapping[str, Any]
+    keep: int | None
+    keep_range: tuple[int, int] | None
+    positions: str | None
+    max_seq_len: int | None
+    engine: EngineOptions
+    target: Target | None
+
+    def decide(self, spec: ModelSpec, *, clip: bool) -> tuple[PruningInfo, int, EnginePlan | None]:
+        """Budget, KV capacity and engines for a model, with or without CLIP's text tower.
+
+        Raises:
+            BudgetError, BuildError: naming the flag that this model cannot serve.
+        """
+        from trtprune._budget import resolve_budget
+        from trtprune._engine_plan import plan_engines
+
+        info = resolve_budget(
+            self.method,
+            spec,
+            keep=self.keep,
+            keep_range=self.keep_range,
+            options=self.options,
+            positions=self.positions,
+            clip=clip,
+        )
+        if self.target is None:
+            return info, _capacity(spec, info, self.max_seq_len), None
+        _capacity(spec, info, self.max_seq_len)
+        engines = plan_engines(self.engine, self.target, spec, info, self.max_seq_len)
+        return info, engines.limits.capacity, engines
 
 
 def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[str] | None, say: Report) -> Clip | None:

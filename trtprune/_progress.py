@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Progress", "Transfer", "progress_of", "unreported"]
+__all__ = ["Progress", "Transfer", "duration", "progress_of", "size", "unreported"]
 
 LINE_SECONDS = 5.0
 RATE_SECONDS = 15.0

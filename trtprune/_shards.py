@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trtprune._checkpoint_files import plain_name, read_text, weight_path
 from trtprune._safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_json, read_header
+from trtprune.advice import for_files
 from trtprune.errors import CheckpointError, shown
 
-__all__ = ["INDEX", "SINGLE", "read_weights"]
+__all__ = ["INDEX", "SINGLE", "file_names", "no_config", "no_weights", "read_weights"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,10 +31,18 @@ def read_weights(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:
     elif exists(root / INDEX):
         headers, tensors = _read_sharded(root)
     else:
-        raise no_weights(root, sorted(path.name for path in root.iterdir()))
+        raise no_weights(root, file_names(root))
     if not tensors:
         raise CheckpointError(f"{root}: the weight files hold no tensors", hint=_AGAIN)
     return headers, tensors
+
+
+def file_names(root: Path) -> list[str]:
+    """Names of what lies in a directory, sorted; none where there is no directory."""
+    try:
+        return sorted(entry.name for entry in os.scandir(root))
+    except OSError:
+        return []
 
 
 def exists(path: Path) -> bool:
@@ -90,10 +100,22 @@ def no_weights(where: object, names: list[str]) -> CheckpointError:
     """The error for a directory or repository whose files are ``names``, none of them weights that are read."""
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     others = [name for name in names if name.endswith(".safetensors")]
-    if pickles and not others:
+    adapter = "adapter_config.json" in names
+    if pickles and not others and not adapter:
         return CheckpointError(
             f"{where}: only pickled weights ({pickles[0]}), which can run code when opened and are never read",
             hint="convert them: load the checkpoint with transformers and call save_pretrained(NEW_DIRECTORY)",
         )
     found = f"; found {', '.join(others[:3])}" if others else ""
-    return CheckpointError(f"{where}: neither {SINGLE} nor {INDEX}{found}", hint=f"{_AGAIN}, with its weights")
+    what, advice = for_files(names) or ("", f"{_AGAIN}, with its weights")
+    return CheckpointError(f"{where}: neither {SINGLE} nor {INDEX}{found}{what and f': {what}'}", hint=advice)
+
+
+def no_config(where: object, names: list[str]) -> CheckpointError:
+    """The error for a directory or repository without ``config.json``, whose files are ``names``."""
+    known = for_files(names)
+    if known is not None:
+        return CheckpointError(f"{where}: config.json is missing: {known[0]}", hint=known[1])
+    return CheckpointError(
+        f"{where}: config.json is missing", hint="a checkpoint has config.json and model.safetensors in one directory"
+    )

@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from trtprune._checkpoint_files import plain_name, read_text, weight_path
 from trtprune._files import SMALL_JSON_BYTES, open_regular
 from trtprune._rebuild import origin_of_build
 from trtprune._safetensors import Header, TensorInfo, parse_json
-from trtprune._shards import read_weights
+from trtprune._shards import INDEX, SINGLE, file_names, no_config, no_weights, read_weights
 from trtprune.aliases import ALIASES, DEMOS
 from trtprune.errors import CheckpointError
 
@@ -216,10 +216,21 @@ class Checkpoint:
         return "sha256:" + digest.hexdigest()
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None) -> Checkpoint:
+Check = Callable[["Checkpoint"], None]
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None, check: Check | None = None
+) -> Checkpoint:
     """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
 
     An engine directory stands for the checkpoint it was built from, where it holds the weights as they were.
+
+    Args:
+        path: The directory.
+        id, revision: What the checkpoint is called; by default by its directory.
+        check: Called with the checkpoint before its weights are looked for: its config and text files can be read, it
+            has no ``tensors`` yet. What it raises is the end.
 
     Raises:
         CheckpointError: naming the file or tensor at fault.
@@ -228,18 +239,25 @@ def open_checkpoint(path: str | os.PathLike[str], *, id: str | None = None, revi
     if not root.is_dir():
         what = "is a file, not a checkpoint directory" if root.exists() else "no such checkpoint directory"
         raise CheckpointError(f"{root}: {what}", hint="give the directory that holds config.json")
-    config_path = root / "config.json"
-    text = read_text(root, "config.json", SMALL_JSON_BYTES)
-    if text is None:
-        raise CheckpointError(
-            f"{config_path}: missing", hint="a checkpoint is a directory with config.json and model.safetensors"
-        )
-    config = parse_json(text, config_path, "config")
-    if "build_digest" in config:
-        return _of_build(root)
-    headers, tensors = read_weights(root)
+    config = _read_config(root)
     name = id or root.resolve().name or "checkpoint"
+    if "build_digest" in config:
+        found = _of_build(root)
+        if check is not None:
+            check(found)
+        return found
+    if check is not None:
+        check(Checkpoint(root, config, {}, (), name, revision))
+    headers, tensors = read_weights(root)
     return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
+
+
+def _read_config(root: Path) -> dict[str, Any]:
+    path = root / "config.json"
+    text = read_text(root, path.name, SMALL_JSON_BYTES)
+    if text is None:
+        raise no_config(root, file_names(root))
+    return parse_json(text, path, "config")
 
 
 def _of_build(root: Path) -> Checkpoint:
@@ -267,6 +285,7 @@ def resolve(
     offline: bool | None = None,
     progress: Callable[[str], None] | None = None,
     aliases: Mapping[str, str] | None = None,
+    check: Check | None = None,
 ) -> Checkpoint:
     """Finds a checkpoint, downloading it if need be.
 
@@ -277,8 +296,10 @@ def resolve(
         cache_dir: Where downloads are kept; the hub's own default otherwise (``HF_HOME``).
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
-        progress: Called with one line per step of a download.
+        progress: Where lines and bars of a download go (:mod:`trtprune._progress`); by default bars where somebody
+            watches.
         aliases: Short names to hub ids; those of :mod:`trtprune.aliases` by default.
+        check: As of :func:`open_checkpoint`; of a model on the hub it is called before the weights are fetched.
 
     Raises:
         CheckpointError: one line that names what is at fault, with a hint.
@@ -293,7 +314,7 @@ def resolve(
             raise CheckpointError(
                 f"--revision {revision}: {text} is a directory, it has no revisions", hint="leave --revision out"
             )
-        return open_checkpoint(text)
+        return open_checkpoint(text, check=check)
     if aliases is None:
         aliases = ALIASES
     name, at, tag = text.partition("@")
@@ -305,7 +326,7 @@ def resolve(
             raise CheckpointError(f"--model {name} has no revisions", hint="leave --revision out")
         from trtprune.demo.assemble import assemble
 
-        return open_checkpoint(assemble(name=name, progress=progress), id=name)
+        return open_checkpoint(assemble(name=name, progress=progress), id=name, check=check)
     hub_id = aliases.get(name, name)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
         if "/" in name:
@@ -317,8 +338,18 @@ def resolve(
         )
     from trtprune.hub import download
 
+    def look(path: Path, commit: str | None, names: Sequence[str] | None) -> None:
+        """Judges what can be judged by the small files, and by the names of the others."""
+        where = f"--model {text}"
+        if "config.json" not in (file_names(path) if names is None else names):
+            raise no_config(where, list(names or ()))
+        if check is not None:
+            check(Checkpoint(path, _read_config(path), {}, (), hub_id, commit))
+        if names is not None and not {SINGLE, INDEX} & set(names):
+            raise no_weights(where, sorted(names))
+
     path, commit = download(
-        hub_id, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress
+        hub_id, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress, look=look
     )
     return open_checkpoint(path, id=hub_id, revision=commit)
 

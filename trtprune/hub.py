@@ -9,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtprune._progress import Progress, Transfer
-from trtprune.errors import CheckpointError
+from trtprune._progress import Progress, Transfer, size
+from trtprune.errors import CheckpointError, TrtpruneError
 
-__all__ = ["ALLOW", "IGNORE", "download"]
+__all__ = ["IGNORE", "TEXTS", "WEIGHTS", "Look", "download"]
 
+# All but the weights: what it takes to judge a model.
+TEXTS = ["*.json", "*.jinja"]
 # Never *.bin or *.pt: pickles can run code when opened.
-ALLOW = ["*.safetensors", "*.json", "*.jinja"]
+WEIGHTS = ["*.safetensors"]
 # Sub-directories hold other formats, consolidated.safetensors a second copy of all weights in another layout.
 IGNORE = ["*/*", "consolidated*.safetensors", "adapter_*", "*.fp16.safetensors", "*.bin", "*.pt", "*.pth"]
+Look = Callable[[Path, "str | None", "Sequence[str] | None"], None]
 _MANUAL = "or download the directory elsewhere and give its path to --model"
 
 
@@ -34,8 +39,9 @@ def download(
     token: str | None = None,
     offline: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    look: Look | None = None,
 ) -> tuple[Path, str | None]:
-    """Brings a hub repository's config, tokenizer and safetensors into the cache.
+    """Brings a hub repository's config, tokenizer and safetensors into the cache, the weights last.
 
     Args:
         hub_id: ``owner/name``.
@@ -44,6 +50,8 @@ def download(
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
         progress: Where lines and bars go (:mod:`trtprune._progress`); by default bars in a terminal or notebook.
+        look: Called with the directory, the commit and the names of all files of the repository (None where they are
+            not known) before the first byte of the weights is asked for. What it raises ends the download.
 
     Returns:
         The directory and the commit it holds.
@@ -51,33 +59,95 @@ def download(
     Raises:
         CheckpointError: one line and a hint for every failure.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
 
     offline = bool(constants.HF_HUB_OFFLINE) if offline is None else offline
-    arguments: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "token": token,
-        "allow_patterns": ALLOW,
-        "ignore_patterns": IGNORE,
-        "library_name": "trtprune",
-        "max_workers": 4,
-    }
     where = f"{hub_id}@{revision}" if revision else hub_id
+    say = Progress.of(progress)
+    repository = _Repository(hub_id, Path(cache_dir or constants.HF_HUB_CACHE), token, offline)
     try:
         with _quiet():
-            if offline:
-                path = snapshot_download(hub_id, local_files_only=True, **arguments)
-            else:
-                say = Progress.of(progress)
+            if not offline:
                 say(f"{where}: looking it up on the hub")
-                with say.transfer(where) as transfer:
-                    path = snapshot_download(hub_id, tqdm_class=_meter(transfer), **arguments)
+            path = repository.fetch(revision, TEXTS)
+            commit = path.name if path.parent.name == "snapshots" else None
+            sizes = repository.sizes(commit) if commit is not None else None
+            if look is not None:
+                look(path, commit, None if sizes is None else sorted(sizes))
+            missing = repository.missing(sizes or {}, commit)
+            with say.transfer(where, sum(missing.values()) or None) as transfer:
+                repository.fetch(commit or revision, WEIGHTS, transfer)
+    except TrtpruneError:
+        raise
     except Exception as error:
         raise _explain(error, where, offline, constants.ENDPOINT, cache_dir or constants.HF_HUB_CACHE) from error
-    snapshot = Path(path)
     # snapshots/COMMIT is the cache's layout; anything else would not be a commit worth recording.
-    return snapshot, snapshot.name if snapshot.parent.name == "snapshots" else None
+    return path, commit
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository on the hub, and the cache that its files are brought into."""
+
+    hub_id: str
+    cache: Path
+    token: str | None
+    offline: bool
+
+    def fetch(self, revision: str | None, allow: list[str], transfer: Transfer | None = None) -> Path:
+        """The directory with the files of these patterns."""
+        from huggingface_hub import snapshot_download
+
+        online: dict[str, Any] = {"local_files_only": True} if self.offline else {"tqdm_class": _meter(transfer)}
+        path = snapshot_download(
+            self.hub_id,
+            revision=revision,
+            cache_dir=self.cache,
+            token=self.token,
+            allow_patterns=allow,
+            ignore_patterns=IGNORE,
+            library_name="trtprune",
+            max_workers=4,
+            **online,
+        )
+        return Path(path)
+
+    def sizes(self, commit: str) -> dict[str, int] | None:
+        """Bytes by name of all files of the repository, 0 where the hub does not say; None without its answer."""
+        from huggingface_hub import HfApi
+
+        if self.offline:
+            return None
+        try:
+            info = HfApi(token=self.token).model_info(self.hub_id, revision=commit, files_metadata=True)
+        except Exception:
+            # Only makes errors earlier and figures better: with everything in the cache nobody needs the hub.
+            return None
+        return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+
+    def missing(self, sizes: Mapping[str, int], commit: str | None) -> dict[str, int]:
+        """Bytes by name of the weights that are still to come.
+
+        Raises:
+            CheckpointError: if the disk has no room for them.
+        """
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.utils import filter_repo_objects
+
+        names = filter_repo_objects(sizes, allow_patterns=WEIGHTS, ignore_patterns=IGNORE)
+        found = {
+            name: sizes[name]
+            for name in names
+            if not isinstance(try_to_load_from_cache(self.hub_id, name, self.cache, commit), str)
+        }
+        with contextlib.suppress(OSError):  # no folder yet, or one that does not say
+            needed, free = sum(found.values()), shutil.disk_usage(self.cache).free
+            if needed > free:
+                raise CheckpointError(
+                    f"--model {self.hub_id}: its weights take {size(needed)}, {self.cache} has {size(free)} left",
+                    hint="free some space, or set HF_HOME to a larger disk",
+                )
+        return found
 
 
 @contextlib.contextmanager
@@ -88,9 +158,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _meter(transfer: Transfer) -> type:
+def _meter(transfer: Transfer | None) -> type:
     """A progress bar class for huggingface_hub that counts into ``transfer`` in place of drawing."""
     from huggingface_hub.utils import tqdm
+
+    known = transfer is not None and transfer.total is not None
 
     class Meter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,9 +173,11 @@ def _meter(transfer: Transfer) -> type:
             self.total = kwargs.get("total")
 
         def update(self, n: float | None = 1) -> None:
-            if self._counts:
+            if transfer is None or not self._counts:
+                return
+            if not known:  # the sum of the files that have begun
                 transfer.total = self.total or None
-                transfer.advance(int(n or 0))
+            transfer.advance(int(n or 0))
 
     return Meter
 

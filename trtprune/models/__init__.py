@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trtprune.advice import for_architecture
 from trtprune.aliases import ALIASES
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 from trtprune.models.spec import Family, ModelSpec
 
 __all__ = ["ALIASES", "Family", "ModelSpec", "get_family", "supported"]
@@ -29,19 +30,28 @@ def get_family(config: Mapping[str, Any]) -> Family:
         CheckpointError: for an architecture that no family serves; the hint lists those that are.
     """
     families = _families()
-    architectures = config.get("architectures") or []
+    architectures = config.get("architectures")
+    if architectures is None:
+        architectures = []
+    # A list and nothing else: a string would be searched for the name.
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(
+            f"config.json: architectures is {shown(architectures)}, expected a list of names",
+            hint="download config.json again, or correct it",
+        )
     for family in families:
         if family.architecture in architectures or (
             not architectures and config.get("model_type") == family.model_type
         ):
             return family
     if architectures:
-        problem = f"config.json: architectures is {architectures!r}"
+        problem = f"config.json: architectures is {shown(architectures)}"
     else:
-        problem = f"config.json: model_type is {config.get('model_type')!r}"
+        problem = f"config.json: model_type is {shown(config.get('model_type'))}"
+    supported = "supported: " + ", ".join(family.architecture for family in families)
+    advice = for_architecture(config)
     raise CheckpointError(
-        f"{problem}, which trtprune does not support",
-        hint="supported: " + ", ".join(family.architecture for family in families),
+        f"{problem}, which trtprune does not support", hint=f"{advice}; {supported}" if advice else supported
     )
 
 

@@ -30,7 +30,7 @@ from trtprune.components.clip_text import TextTowerConfig, build_text_tower, tex
 from trtprune.components.config import Section
 from trtprune.components.vit import TowerConfig, linear_weights, norm_weights
 from trtprune.engine_dir import WEIGHTS
-from trtprune.errors import CheckpointError, EngineDirError, InputError
+from trtprune.errors import CheckpointError, EngineDirError, InputError, shown
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import layer_norm
 from trtprune.models.weights import compare
@@ -98,7 +98,7 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
     """
     flag = f"--clip {os.fspath(name)}"
     try:
-        checkpoint = resolve(name, progress=progress)
+        checkpoint = resolve(name, progress=progress, check=_check_config)
         tokenizer = checkpoint.text_file("tokenizer.json")
         if tokenizer is None:
             raise CheckpointError(
@@ -144,13 +144,19 @@ def clip_of_build(made: EngineDir) -> Clip | None:
     return _read(checkpoint, made.path(CLIP_TOKENIZER).read_text(encoding="utf-8"))
 
 
-def _read(checkpoint: Checkpoint, tokenizer: str) -> Clip:
-    config = Section(checkpoint.config, "")
-    if config.values.get("model_type") != "clip":
+def _check_config(checkpoint: Checkpoint) -> None:
+    """Refuses what is not CLIP, before its weights are fetched."""
+    kind = checkpoint.config.get("model_type")
+    if kind != "clip":
         raise CheckpointError(
-            f"config.json: model_type is {config.values.get('model_type')!r}, not 'clip'",
+            f"config.json: model_type is {shown(kind)}, not 'clip'",
             hint="a checkpoint of transformers' CLIPModel, such as openai/clip-vit-large-patch14-336",
         )
+
+
+def _read(checkpoint: Checkpoint, tokenizer: str) -> Clip:
+    _check_config(checkpoint)
+    config = Section(checkpoint.config, "")
     text_section, vision_section = (_section(config, name) for name in ("text_config", "vision_config"))
     text = TextTowerConfig.read(text_section, config.integer("projection_dim", 512))
     vision = clip_tower.read_config(vision_section, None)

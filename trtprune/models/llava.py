@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from trtprune.advice import for_quantization
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
 from trtprune.components.decoder import (
@@ -283,10 +284,12 @@ def _build_vision(
 def _parse(checkpoint: Checkpoint) -> _Parsed:
     config = Section(checkpoint.config, "")
     for section in (config, config.section("text_config")):
-        if section.values.get("quantization_config") is not None:
+        settings = section.values.get("quantization_config")
+        if settings is not None:
+            method, advice = for_quantization(settings)
             raise CheckpointError(
-                f"{section.key('quantization_config')}: quantised checkpoints are not supported",
-                hint="use the float16, bfloat16 or float32 checkpoint",
+                f"{section.key('quantization_config')}: quantised checkpoints are not supported ({method})",
+                hint=advice,
             )
     vision = config.section("vision_config")
     if checkpoint.config.get("vision_config") is None:
