@@ -151,8 +151,10 @@ def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]
             added[_number(key, where)] = _token(value, where, key)
     else:
         settings, own, extra, older = _of_map(_object(files, "special_tokens_map.json"), settings, own, extra)
-        special = {_text(settings[name]) for name in NAMES if settings.get(name)}
-        special |= {_text(value) for value in _list(extra, where, "extra_special_tokens")}
+        values = [settings.get(name) for name in NAMES]
+        values += _list(extra, where, "extra_special_tokens")
+        # transformers does not look into entries of tokenizer_config.json here.
+        special = {_text(value) for value in values if not isinstance(value, dict) or "__type" not in value}
         added = _of_list(_object(files, "added_tokens.json"), special)
         added |= tokenizer.get_added_tokens_decoder()
     extra = older if extra is None else extra
@@ -204,12 +206,12 @@ def _of_list(found: Mapping[str, Any], special: set[str]) -> dict[int, Any]:
 
 
 def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras: Iterable[Any]) -> None:
-    """Tokens that the tokenizer lacks, or has with other flags; then names' and extra ones it does not know at all."""
+    """Listed tokens, in the order of their ids; then named and extra ones that the tokenizer does not know."""
     from tokenizers import AddedToken
 
     have = tokenizer.get_added_tokens_decoder()
-    same = {repr(token) for token in have.values()}
-    new: list[Any] = [token for _, token in sorted(added.items()) if repr(token) not in same]
+    # Also those it has: a name makes them special, and their flags count.
+    new: list[Any] = [token for _, token in sorted(added.items())]
     known = {token.content for token in have.values()} | {token.content for token in new}
     named = list(named)
     new += [value for value in dict.fromkeys([*named, *extras]) if _text(value) not in known]
