@@ -23,7 +23,7 @@ from trtprune import errors
 from trtprune.errors import BackendError, EngineDirError, InputError
 from trtprune.text.service import LENGTH, MEMORY
 
-__all__ = ["OFF", "Model"]
+__all__ = ["OFF", "Model", "stop"]
 
 OFF = "TRTPRUNE_TEXT_PROCESS"
 """Set to ``off``, this environment variable keeps templates and tokenizers in the program, without limits."""
@@ -41,6 +41,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.generation = 0
+        self.served: set[int] = set()
         self.closed: collections.deque[int] = collections.deque()
         self._child: subprocess.Popen[bytes] | None = None
         self._local: Any = None
@@ -52,6 +53,7 @@ class _Process:
             TrtpruneError: as the service raised it, or because it took too much.
         """
         closed = [self.closed.popleft() for _ in range(len(self.closed))]
+        self.served = self.served - set(closed) | {message["model"]}
         message = {**message, "closed": closed, "seconds": seconds}
         if os.environ.get(OFF, "").lower() == "off":
             return self._here(message)
@@ -91,6 +93,7 @@ class _Process:
         """Ends the process, if one runs; returns its exit code."""
         child, self._child = self._child, None
         self.generation += 1
+        self.served = set()
         if child is None:
             return 0
         with contextlib.suppress(OSError):
@@ -107,7 +110,7 @@ class _Process:
 
     def forget(self) -> None:
         """After a fork: the process is the parent's."""
-        self.lock, self._child = threading.RLock(), None
+        self.lock, self._child, self.served = threading.RLock(), None, set()
         self.generation += 1
 
     def _here(self, message: dict[str, Any]) -> Any:
@@ -160,6 +163,10 @@ def _search_path() -> list[str]:
     return list(dict.fromkeys(found))
 
 
+class _OutOfMemory(EngineDirError):
+    """The process took more memory than it may."""
+
+
 def _kill(child: subprocess.Popen[bytes], late: threading.Event) -> None:
     late.set()
     child.kill()
@@ -169,7 +176,7 @@ def _too_much(stage: str, seconds: float, late: bool, died: bool, code: int) -> 
     if late:
         return EngineDirError(f"{stage} takes more than {seconds:.0f} s of processor time", hint=TRUST)
     if not died or code < 0:
-        return EngineDirError(f"{stage} takes more than {MEMORY / 1e9:.1f} GB of memory", hint=TRUST)
+        return _OutOfMemory(f"{stage} takes more than {MEMORY / 1e9:.1f} GB of memory", hint=TRUST)
     return BackendError(
         f"the process for templates and tokenizers ended with exit code {code}",
         hint=f"{sys.executable} must be able to import trtprune, jinja2 and tokenizers; or set {OFF}=off",
@@ -216,8 +223,23 @@ class Model:
     def ask(self, method: str, **arguments: Any) -> Any:
         """The result of a method of the model."""
         with _PROCESS.lock:
-            if self._generation != _PROCESS.generation:
-                _PROCESS.ask({"model": self._number, **self._opening}, OPEN_SECONDS)
-                self._generation = _PROCESS.generation
-            message = {"model": self._number, "method": method, "arguments": arguments}
-            return _PROCESS.ask(message, ASK_SECONDS)
+            crowded = bool(_PROCESS.served - {self._number})
+            try:
+                return self._ask(method, arguments)
+            except _OutOfMemory:
+                # Perhaps only because of the other models; they are opened again when they are asked.
+                if not crowded:
+                    raise
+                return self._ask(method, arguments)
+
+    def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
+        if self._generation != _PROCESS.generation:
+            _PROCESS.ask({"model": self._number, **self._opening}, OPEN_SECONDS)
+            self._generation = _PROCESS.generation
+        return _PROCESS.ask({"model": self._number, "method": method, "arguments": arguments}, ASK_SECONDS)
+
+
+def stop() -> None:
+    """Ends the process; the next question starts it again."""
+    with _PROCESS.lock:
+        _PROCESS.end()
