@@ -18,7 +18,8 @@ FILTERS = (
     "join(x)", "list", "string", "length", "replace('a', 'a' * 1000)", "indent(10**7)", "tojson(indent=10**6)", "upper",
     "tojson(separators=('a' * 10**6, ':'))", "sum(start=[])", "center(10**9)", "batch(10**8)", "format(x, x)", "trim",
     "map('string')", "select", "sort", "unique", "wordwrap(1)", "truncate(10**9)", "urlize", "xmlattr",
-    "groupby('role')", "batch(3, 'x' * 10**8)", "slice(10**9)", "first", "last", "attr('__class__')", "random", "pprint", "dictsort",
+    "groupby('role')", "batch(3, 'x' * 10**8)", "slice(10**9)", "first", "last", "attr('__class__')", "random",
+    "pprint", "dictsort",
 )  # fmt: skip
 METHODS = (
     "format('a' * 10**7)", "zfill(10**10)", "ljust(10**10)", "replace('a', 'b' * 10**6)", "join(x)", "split('')",
