@@ -11,7 +11,7 @@ from PIL import Image
 from trtprune.errors import InputError
 from trtprune.show import caption_for, overlay, panels
 from trtprune.show.overlay import FRAME, OUTLINE
-from trtprune.show.text import font, paragraph
+from trtprune.show.text import paragraph, width_of
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,4 @@ def test_text_fits() -> None:
     assert (picture.width, picture.height) == (300, 78)
     assert paragraph("x" * 1000, 200).height == 26
     narrow = overlay(noise(10, 400), [0], patch_grid=(2, 2), title=caption_for("zspaprune", 64, 576))
-    assert narrow.width >= font(9).getlength(caption_for("zspaprune", 64, 576)) > 12
+    assert narrow.width >= width_of(caption_for("zspaprune", 64, 576), 9) > 12

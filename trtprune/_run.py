@@ -14,7 +14,7 @@ from trtprune.errors import InputError
 if TYPE_CHECKING:
     from trtprune.runtime import Request, Result, Vlm
 
-__all__ = ["answer_batch", "answer_one", "answer_turns", "draw_panels", "open_vlm", "read_requests"]
+__all__ = ["answer_batch", "answer_one", "answer_turns", "open_vlm", "read_requests"]
 
 MAX_REQUESTS_BYTES = 1 << 30
 BATCH_SIZE = 4
@@ -138,47 +138,3 @@ def read_requests(path: Path, shared: Mapping[str, Any]) -> Iterator[Request]:
         # Paths in the file are relative to the file, so that a data set can be moved as a whole.
         located = [str(path.parent / picture) for picture in pictures]
         yield Request(images=located, prompt=row["prompt"], **shared)
-
-
-def draw_panels(
-    vlm: Vlm,
-    image: str,
-    prompt: str,
-    keeps: Sequence[int],
-    methods: Sequence[str],
-    seed: int | None,
-    output: Path,
-) -> list[dict[str, Any]]:
-    """Writes the overview picture; returns what each panel shows.
-
-    The compiled method runs as its graph; any other runs as its NumPy reference on the same features.
-    """
-    from trtprune import pruning
-    from trtprune.show import caption_for, overlay, panels
-
-    info, model = vlm.config.pruning, vlm.config.model
-    names = list(methods) or [info.method]
-    budgets = list(keeps) or [info.keep]
-    chosen = [pruning.get(name) for name in names]
-    view = vlm.look(image, prompt)
-    drawn, pictures = [], []
-    for method in chosen:
-        for keep in [model.visual_tokens] if method.name == "none" else budgets:
-            indices = vlm.select(view, keep=keep, method=method.name, seed=seed)
-            logger.info("%-10s %s", method.name, describe_budget(model.visual_tokens, len(indices)))
-            picture = overlay(
-                view.image,
-                indices,
-                patch_grid=model.patch_grid,
-                geometry=view.geometry,
-                first_patch=model.first_patch,
-                title=caption_for(method.name, len(indices), model.visual_tokens),
-            )
-            pictures.append(picture)
-            drawn.append({"method": method.name, "keep": keep, "kept_indices": [int(i) for i in indices]})
-    sheet = panels(view.image, pictures, caption=prompt)
-    try:
-        sheet.save(output)
-    except (OSError, ValueError) as error:
-        raise InputError(f"-o {output}: cannot be written: {error}", hint="a .png or .jpg file") from None
-    return drawn

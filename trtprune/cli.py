@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,12 +17,10 @@ from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._eval_command import evaluate
 from trtprune._frontier_command import frontier
-from trtprune._options import ATTENTION, PATH, build_options, engine_options, run_options, take_engine_options
+from trtprune._options import ATTENTION, PATH, build_options, engine_options, take_engine_options
 from trtprune._run_command import run
+from trtprune._show_command import show
 from trtprune._version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["main"]
 
@@ -84,39 +82,6 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
         echo_json({"output": str(made.root), **json.loads(made.to_json())})
     else:
         click.echo(str(made.root))
-
-
-@main.command()
-@click.option("--image", required=True, help="The picture.")
-@click.option("--prompt", default="Describe the image.", show_default=True, help="What text-aware methods select by.")
-@click.option(
-    "--keep", "keeps", multiple=True, type=int, help="A budget; repeat for a panel each.  [default: as built]"
-)
-@click.option("--method", "methods", multiple=True, help="A method; repeat for a row each.  [default: as built]")
-@click.option("--seed", type=int, help="For --method random.")
-@click.option("-o", "--output", type=PATH, default="kept.png", show_default=True, help="The picture to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print the kept indices as JSON.")
-@run_options
-def show(
-    directory: Path,
-    image: str,
-    prompt: str,
-    keeps: tuple[int, ...],
-    methods: tuple[str, ...],
-    seed: int | None,
-    output: Path,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Draw the picture with the kept tokens bright and the dropped ones dimmed."""
-    from trtprune._run import draw_panels, open_vlm
-
-    vlm = open_vlm(directory, max_pixels=None, **settings)
-    drawn = draw_panels(vlm, image, prompt, keeps, methods, seed, output)
-    if as_json:
-        echo_json({"output": str(output), "panels": drawn})
-    else:
-        click.echo(str(output))
 
 
 @main.command()
@@ -188,6 +153,7 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(show)
 main.add_command(compare)
 main.add_command(bench)
 main.add_command(evaluate)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
     from trtprune.runtime import Vlm
 
-__all__ = ["Variant", "Variants", "parse_variants"]
+__all__ = ["Variant", "Variants", "parse_variants", "warnings_only"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,18 @@ def parse_variants(text: str) -> list[Variant]:
     if not parts:
         raise BudgetError("--methods: names no method", hint=f"some of {', '.join(pruning.names())}")
     return list(dict.fromkeys(map(Variant.parse, parts)))
+
+
+def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """Of what the builds on the way say, the warnings, each once: every one of them reads the same CLIP."""
+    said = set()
+
+    def say(what: str, message: str) -> None:
+        if message.startswith("warning") and (what, message) not in said:
+            said.add((what, message))
+            report(what, message)
+
+    return say
 
 
 class Variants:

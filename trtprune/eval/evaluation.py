@@ -19,7 +19,7 @@ from trtprune.eval.report import Evaluation, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
 from trtprune.eval.runner import Builds, run
 from trtprune.eval.store import Store, refuse_if_written
-from trtprune.variants import Variants
+from trtprune.variants import Variants, warnings_only
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -127,7 +127,7 @@ def evaluate(
         max_pixels=max_pixels,
         model=model,
         build_options=None if clip is None else {"clip": clip},
-        report=_warnings(report),
+        report=warnings_only(report),
     ) as variants:
         points = plan_points(variants, methods, keeps, report)
         settings = {
@@ -254,18 +254,6 @@ def _digest_of_clip(clip: str | os.PathLike[str], report: Callable[[str, str], N
     from trtprune.models.clip_text import open_clip
 
     return open_clip(clip, progress=progress_of(report, "clip")).digest
-
-
-def _warnings(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """Of what the builds on the way say, the warnings, each once: every one of them reads the same CLIP."""
-    said = set()
-
-    def say(what: str, message: str) -> None:
-        if message.startswith("warning") and (what, message) not in said:
-            said.add((what, message))
-            report(what, message)
-
-    return say
 
 
 def _engine(base: EngineDir) -> dict[str, Any]:

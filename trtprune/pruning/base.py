@@ -192,6 +192,24 @@ class Method(ABC):
         found = self._rows(image_features, keep, inputs, given, self.merge)
         return tuple(self._stack(image_features, part) for part in zip(*found, strict=True))  # type: ignore[return-value]
 
+    def merged_into(self, image_features: np.ndarray, *, keep: int, **given: Any) -> np.ndarray:
+        """Where each token went: int64 [N] or [B, N], the kept token whose row it is a part of, -1 for none.
+
+        Arguments and errors as for :meth:`reference`. A kept token is a part of its own row; of a method that does not
+        merge, no other token is a part of any.
+        """
+        inputs = {key: given.pop(key) for key in [*given] if key in INPUTS or key in ("text_mask", "seed", "grid")}
+        return self._stack(image_features, self._rows(image_features, keep, inputs, given, self.assign))
+
+    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """:meth:`merged_into` for one image, inputs and options checked."""
+        import numpy as np
+
+        kept = self.select(image_features, keep=keep, **inputs)
+        found = np.full(len(image_features), -1, np.int64)
+        found[kept[kept >= 0]] = kept[kept >= 0]
+        return found
+
     def _selected(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, None]:
         return self.select(image_features, keep=keep, **inputs), None
 

@@ -40,6 +40,9 @@ class Downsample(Method):
         members = grids.cells(keep, inputs["grid"]) == np.arange(keep)[:, None]
         return self.select(image_features, keep=keep, **inputs), merging.means(members, image_features)[0]
 
+    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        return grids.middles(keep, inputs["grid"])[grids.cells(keep, inputs["grid"])]
+
     def build_merged(
         self,
         g: Graph,

@@ -166,6 +166,12 @@ class InLlmMethod(Method):
 
         return np.zeros((0, visual.shape[1]), np.float32)
 
+    def clusters(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
+        """Which vector of :meth:`recycle` each token went into, int64 [N]; -1: into none."""
+        import numpy as np
+
+        return np.full(len(visual), -1, np.int64)
+
     def point(
         self, visual: np.ndarray, attention: np.ndarray, *, keep: int, **context: Any
     ) -> tuple[np.ndarray, np.ndarray]:

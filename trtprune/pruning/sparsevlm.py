@@ -254,13 +254,29 @@ class SparseVlm(InLlmMethod):
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
         import numpy as np
 
-        values = {name: option.default for name, option in self.options.items()} | options
-        many, count = recycling.merged_counts(len(visual) - len(kept), self._recycles(values))
+        best, count, values = self._recycled(scores, len(kept), options)
         if not count:
             return np.zeros((0, visual.shape[1]), np.float32)
-        order = np.argsort(-scores, kind="stable")
-        best = order[len(kept) : len(kept) + many]
         return recycling.merge(visual[best], count, str(values["assign"]), str(values["reduce"]))
+
+    def clusters(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
+        import numpy as np
+
+        best, count, values = self._recycled(scores, len(kept), options)
+        found = np.full(len(visual), -1, np.int64)
+        if count:
+            found[best] = recycling.cluster(visual[best], count, str(values["assign"]))[1]
+        return found
+
+    def _recycled(
+        self, scores: np.ndarray, kept: int, options: Mapping[str, Any]
+    ) -> tuple[np.ndarray, int, dict[str, Any]]:
+        """The removed tokens that are merged, best first; into how many vectors; and all options."""
+        import numpy as np
+
+        values = {name: option.default for name, option in self.options.items()} | dict(options)
+        many, count = recycling.merged_counts(len(scores) - kept, self._recycles(values))
+        return np.argsort(-scores, kind="stable")[kept : kept + many], count, values
 
     # -- graph --------------------------------------------------------------------------------------------------
 

@@ -76,6 +76,17 @@ class Trim(Method):
 
         return np.sort(self._ranked(len(image_features), inputs)[:keep])
 
+    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        ranked = self._ranked(len(image_features), inputs)
+        found = np.arange(len(ranked))
+        if keep < len(ranked):
+            others = ranked[keep - 1 :]
+            _, _, good = ops.norms(image_features[others])
+            found[others] = np.where(good, others[0], -1)
+        return found
+
     def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 

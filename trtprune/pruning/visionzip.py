@@ -84,6 +84,24 @@ class VisionZip(Method):
         dominant, targets, _ = self._parts(image_features, keep, inputs)
         return self._named(dominant, targets, inputs)
 
+    @staticmethod
+    def _nearest(targets: np.ndarray, others: np.ndarray, inputs: Mapping[str, Any]) -> np.ndarray:
+        """Which of the targets each of the others goes to."""
+        key, norm, _ = ops.norms(inputs["vision_keys"])
+        nearest: np.ndarray = ops.cosine(key[targets], norm[targets], key[others], norm[others]).argmax(axis=0)
+        return nearest
+
+    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        dominant, targets, others = self._parts(image_features, keep, inputs)
+        found = np.full(len(image_features), -1, np.int64)
+        found[dominant], found[targets] = dominant, targets
+        if len(targets):
+            _, _, good = ops.norms(image_features[others])
+            found[others] = np.where(good, targets[self._nearest(targets, others, inputs)], -1)
+        return found
+
     def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
@@ -92,8 +110,7 @@ class VisionZip(Method):
         if inputs["cls_token"] == "keep":
             rows.insert(0, inputs["cls_feature"][None])
         if len(targets):
-            key, norm, _ = ops.norms(inputs["vision_keys"])
-            nearest = ops.cosine(key[targets], norm[targets], key[others], norm[others]).argmax(axis=0)
+            nearest = self._nearest(targets, others, inputs)
             mean, count = merging.means(nearest == np.arange(len(targets))[:, None], image_features[others])
             rows[-1] = rows[-1] + mean if inputs["merge"] == "sum" else (rows[-1] + mean * count) / (count + 1)
         return self._named(dominant, targets, inputs), np.concatenate(rows)

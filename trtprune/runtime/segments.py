@@ -87,6 +87,8 @@ class Segments:
         self._rated = method.attention(self._options) is not None
         self._ranked = method.ranked(self._options)
         self._pools = [CachePool(session(name), config.kv) for name in self._names]
+        self.watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None
+        """Told of every prune point: states of an image's tokens, what its raters gave them, and the kept indices."""
         self.max_batch = min(session(name).max_batch for name in self._names)
 
     def check_keep(self, keep: int) -> None:
@@ -303,7 +305,11 @@ class Segments:
             inputs |= {"rater_attention": attention, "rater_weights": weights, "rater_index": index}
         found = session.run({name: value for name, value in inputs.items() if name in needs})
         merged = found["merged_features"][0] if "merged_features" in found else None
-        return self._memory.to_host(found["kept_indices"])[0], found["pruned_features"][0], merged
+        kept = self._memory.to_host(found["kept_indices"])[0]
+        if self.watch is not None and attention is not None:
+            given = self._memory.to_host(attention)[0][..., : len(rating), :][..., np.isin(rating, mine), begin:stop]
+            self.watch(self._memory.to_host(out["last_hidden_state"])[b, begin:stop], given, kept)
+        return kept, found["pruned_features"][0], merged
 
     def _keep(
         self, k: int, row: Row, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]

@@ -1,23 +1,24 @@
-"""What a method that a build was not made with can read of a picture: for its NumPy reference."""
+"""What a method reads of a picture for its NumPy reference, and where each visual token of a picture went."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trtprune import pruning
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import INPUTS
+from trtprune.runtime.chain import Features
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from trtprune.backends.base import Array
     from trtprune.engine_dir import EngineDir
     from trtprune.pruning import Method
-    from trtprune.runtime.chain import Features
+    from trtprune.runtime.vlm import View, Vlm
 
-__all__ = ["picture_inputs"]
+__all__ = ["merged_into", "picture_inputs"]
 
 
 def picture_inputs(
@@ -70,3 +71,65 @@ def picture_inputs(
             )
         found["grid"] = (rows, columns)
     return found
+
+
+def merged_into(
+    vlm: Vlm, view: View, *, keep: int, seed: int | None = None, name: str | None = None
+) -> np.ndarray | None:
+    """Where each visual token of a viewed picture went, int64 [N]; None if the build's method merges nothing.
+
+    ``name`` is another method, with its default options.
+
+    The number of a token of the same row, one for all of a row; -1 where it went into none. Of a method inside the
+    decoder: of the rows that its last segment gets. Found in NumPy from what the graphs read and returned.
+    """
+    info = vlm.config.pruning
+    method = pruning.get(name or info.method)
+    options = method.validate_options(info.options if name in (None, info.method) else None)
+    fetch = vlm.chain.memory.to_host
+    if isinstance(method, pruning.InLlmMethod):
+        if not method.merged_counts(vlm.config.model.visual_tokens, options)[1]:
+            return None
+        trace = _Trace(method, options, vlm.config.model.visual_tokens)
+        segments = vlm.chain.segments
+        assert segments is not None
+        segments.watch = trace
+        try:
+            vlm.select(view, keep=keep)
+        finally:
+            segments.watch = None
+        return trace.merged_into()
+    if not method.merges:
+        return None
+    seen = Features(view.features.image, {**view.features.extras, **vlm.clip_text.read(view.prompt)})
+    return method.merged_into(
+        fetch(view.features.image),
+        keep=keep,
+        text_embeds=fetch(view.text_embeds[view.prompt.span(method.text_span(options))]),
+        seed=seed,
+        **picture_inputs(vlm.config, method, seen, fetch),
+        **options,
+    )
+
+
+class _Trace:
+    """Follows the tokens of one image through the prune points of a decoder."""
+
+    def __init__(self, method: pruning.InLlmMethod, options: Mapping[str, Any], tokens: int) -> None:
+        self._method, self._options, self._tokens = method, options, tokens
+        self._members = [np.array([token]) for token in range(tokens)]
+        """Which tokens of the image are in each row, at present."""
+
+    def __call__(self, states: np.ndarray, attention: np.ndarray, kept: np.ndarray) -> None:
+        scores = self._method.rate(attention.astype(np.float32), **self._options)
+        cluster = self._method.clusters(states.astype(np.float32), scores, kept, **self._options)
+        before = self._members
+        self._members = [before[place] for place in kept]
+        for number in range(int(cluster.max()) + 1):
+            self._members.append(np.concatenate([before[place] for place in np.flatnonzero(cluster == number)]))
+
+    def merged_into(self) -> np.ndarray:
+        found = np.full(self._tokens, -1, np.int64)
+        for members in self._members:
+            found[members] = members.min()
+        return found

@@ -5,13 +5,14 @@ Drawn on the picture the user gave, not on the square the model saw: what the pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from trtprune.errors import InputError
 from trtprune.show.text import title_strip
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 __all__ = ["Geometry", "fit", "overlay"]
@@ -19,6 +20,9 @@ __all__ = ["Geometry", "fit", "overlay"]
 PANEL = 480  # the longer side of a picture in a panel, in pixels
 OUTLINE = (255, 196, 0)
 FRAME = (250, 250, 250)
+MERGED = (120, 200, 255)
+TINTS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (122, 123, 254))
+"""What patches of one merged token share; neighbours differ."""
 
 
 class Geometry(Protocol):
@@ -45,6 +49,7 @@ def overlay(
     patch_grid: tuple[int, int],
     geometry: Geometry | None = None,
     first_patch: int = 0,
+    merged_into: Sequence[int] | np.ndarray | None = None,
     title: str | None = None,
     size: int = PANEL,
 ) -> Image.Image:
@@ -56,6 +61,9 @@ def overlay(
         patch_grid: (rows, columns) of the vision tower.
         geometry: Where the model's input lies in ``image``; the whole picture by default.
         first_patch: The patch that token 0 stands for; -1 where token 0 is the CLS token, which has no place.
+        merged_into: For each visual token the kept one whose row it is a part of, -1 for none; see
+            :meth:`trtprune.pruning.Method.merged_into`. Tokens that are several patches are tinted alike and outlined
+            in blue.
         title: A line under the picture.
         size: The longer side of the drawn picture in pixels.
 
@@ -94,12 +102,22 @@ def overlay(
         if left[c + 1] > left[c] and top[r + 1] > top[r]:
             draw.rectangle((left[c], top[r], left[c + 1] - 1, top[r + 1] - 1), fill=255)
     picture = Pil.composite(shown, Pil.composite(dropped, unseen, seen), bright)
+    groups = _groups(merged_into, rows, columns, first_patch)
+    for number, group in enumerate(groups):
+        tinted = Pil.blend(shown, Pil.new("RGB", shown.size, TINTS[number % len(TINTS)]), 0.3)
+        for r, c in group:
+            box = left[c], top[r], left[c + 1], top[r + 1]
+            if box[2] > box[0] and box[3] > box[1]:
+                picture.paste(tinted.crop(box), box[:2])
 
     draw = ImageDraw.Draw(picture)
     inside = left[0] <= 0 and top[0] <= 0 and left[-1] >= shown.width and top[-1] >= shown.height
     if not inside:
         draw.rectangle((left[0] - 1, top[0] - 1, left[-1], top[-1]), outline=FRAME)
-    for line in _outline(kept, left, top):
+    for group in groups:
+        for line in _outline(group, left, top):
+            draw.line(line, fill=MERGED)
+    for line in _outline(kept - {patch for group in groups for patch in group}, left, top):
         draw.line(line, fill=OUTLINE)
     return picture if title is None else title_strip(picture, title)
 
@@ -126,6 +144,18 @@ def _patches(indices: Iterable[int], rows: int, columns: int, first: int) -> set
             )
         kept.add(divmod(patch, columns))
     return kept
+
+
+def _groups(
+    merged_into: Sequence[int] | np.ndarray | None, rows: int, columns: int, first: int
+) -> list[set[tuple[int, int]]]:
+    """The patches of each token that is more than one, in the tokens' order."""
+    found: dict[int, set[tuple[int, int]]] = {}
+    for token, target in enumerate([] if merged_into is None else merged_into):
+        patch = token + first
+        if int(target) >= 0 and 0 <= patch < rows * columns:
+            found.setdefault(int(target), set()).add(divmod(patch, columns))
+    return [found[target] for target in sorted(found) if len(found[target]) > 1]
 
 
 def _outline(kept: set[tuple[int, int]], left: list[int], top: list[int]) -> Iterable[tuple[int, int, int, int]]:

@@ -1,65 +1,127 @@
-"""Several overlays on one sheet: the picture itself first, then a panel per method and budget."""
+"""Several overlays on one sheet: the picture itself at the left, then methods in rows and budgets in columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trtprune.show.overlay import PANEL, fit
-from trtprune.show.text import PAPER, paragraph, title_strip
+from trtprune.show.text import INK, PAPER, paragraph, stack, title_strip
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["caption_for", "panels"]
+__all__ = ["answer_under", "caption_for", "panel_size", "panels"]
 
 GAP = 18
 MAX_COLUMNS = 4
+WIDEST = 2600
+"""Pixels of a sheet: with many budgets, panels become smaller."""
+SMALLEST = 200
+FAINT = (110, 114, 122)
+CHANGED = (190, 30, 45)
 
 
-def caption_for(method: str, kept: int, total: int) -> str:
-    """``adafv · 64 of 576 tokens (11.1 %)``."""
-    return f"{method} · {kept} of {total} tokens ({100 * kept / total:.1f} %)"
+def caption_for(method: str, kept: int, total: int, merged: int = 0) -> str:
+    """``adafv · 64 of 576 tokens (11.1 %)``; with ``, 10 merged`` where tokens are several patches."""
+    more = f", {merged} merged" if merged else ""
+    return f"{method} · {kept} of {total} tokens ({100 * kept / total:.1f} %){more}"
+
+
+def panel_size(columns: int) -> int:
+    """The longer side of a picture where so many stand beside the picture itself."""
+    return max(SMALLEST, min(PANEL, WIDEST // (columns + 1) - GAP))
+
+
+def answer_under(
+    picture: Image.Image, answer: str | None, *, same: bool = True, font: Path | None = None
+) -> Image.Image:
+    """The picture with the answer under it, on up to three lines; None leaves it as it is.
+
+    One that is not ``same`` as with all tokens is red.
+    """
+    if answer is None:
+        return picture
+    ink = INK if same else CHANGED
+    words = paragraph(answer or "(no words)", picture.width, size=19, font=font, ink=ink, centred=True)
+    return stack([picture, words])
 
 
 def panels(
     image: Image.Image,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Image.Image] | Sequence[Sequence[Image.Image | None]],
     *,
     caption: str | None = None,
+    aside: Sequence[str] = (),
     columns: int | None = None,
     size: int = PANEL,
+    font: Path | None = None,
 ) -> Image.Image:
     """Lays out the original and the overlays.
 
     Args:
-        image: The picture itself; it becomes the first panel.
-        pictures: Titled pictures of :func:`~trtprune.show.overlay`.
-        caption: A paragraph above the panels: the question the selection was made for.
-        columns: Panels a row; chosen by their number otherwise.
+        image: The picture itself.
+        pictures: Titled pictures of :func:`~trtprune.show.overlay`. Rows of them are laid out as they are, each
+            column under its first, with the picture itself at the left (None is an empty place); of a plain sequence
+            the picture is the first, and the rows follow from their number.
+        caption: A paragraph above the panels, of rows under the picture: the question the selection was made for.
+        aside: With rows, smaller lines under that.
+        columns: Panels a row of a plain sequence; chosen by their number otherwise.
         size: The ``size`` the overlays were made with.
+        font: A font file that goes before those that are found.
 
     Returns:
         A new RGB picture.
     """
+    own = title_strip(fit(image, size), f"picture · {image.width} x {image.height} pixels", font)
+    if pictures and not hasattr(pictures[0], "mode"):
+        rows: list[list[Any]] = [list(row) for row in pictures]  # type: ignore[arg-type]
+        words = [paragraph(caption, own.width, size=21, lines=8, font=font)] if caption and caption.strip() else []
+        words += [paragraph(line, own.width, size=17, lines=6, font=font, ink=FAINT) for line in aside]
+        sheet = _grid(rows)
+        left = stack([own, *words], gap=8)
+        return _beside(left, sheet)
+    tiles = [own, *pictures]
+    columns = max(1, min(columns or _columns(len(tiles)), len(tiles)))
+    sheet = _grid([tiles[start : start + columns] for start in range(0, len(tiles), columns)])
+    if not caption or not caption.strip():
+        return _framed(sheet)
+    return _framed(stack([paragraph(caption, sheet.width, font=font), sheet], gap=GAP))
+
+
+def _grid(rows: Sequence[Sequence[Image.Image | None]]) -> Image.Image:
+    """All columns of one width, rows as high as their highest."""
     from PIL import Image as Pil
 
-    tiles = [title_strip(fit(image, size), f"picture · {image.width} x {image.height} pixels"), *pictures]
-    columns = max(1, min(columns or _columns(len(tiles)), len(tiles)))
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    tiles = [tile for row in rows for tile in row if tile is not None]
     cell = max(tile.width for tile in tiles)
-    heights = [max(tile.height for tile in row) for row in rows]
-    width = columns * cell + (columns + 1) * GAP
-    head = paragraph(caption, width - 2 * GAP) if caption and caption.strip() else None
-    top = GAP + (head.height + GAP if head else 0)
-    sheet = Pil.new("RGB", (width, top + sum(heights) + len(rows) * GAP), PAPER)
-    if head:
-        sheet.paste(head, (GAP, GAP))
+    heights = [max((tile.height for tile in row if tile is not None), default=0) for row in rows]
+    columns = max(map(len, rows))
+    width = columns * cell + (columns - 1) * GAP
+    sheet = Pil.new("RGB", (width, sum(heights) + (len(rows) - 1) * GAP), PAPER)
+    top = 0
     for row, height in zip(rows, heights, strict=True):
         for number, tile in enumerate(row):
-            sheet.paste(tile, (GAP + number * (cell + GAP) + (cell - tile.width) // 2, top + height - tile.height))
+            if tile is not None:
+                sheet.paste(tile, (number * (cell + GAP) + (cell - tile.width) // 2, top))
         top += height + GAP
     return sheet
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    from PIL import Image as Pil
+
+    sheet = Pil.new("RGB", (left.width + GAP + right.width, max(left.height, right.height)), PAPER)
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width + GAP, 0))
+    return _framed(sheet)
+
+
+def _framed(sheet: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    return ImageOps.expand(sheet, GAP, PAPER)
 
 
 def _columns(count: int) -> int:

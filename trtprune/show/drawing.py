@@ -1,0 +1,304 @@
+"""``trtprune show``: what methods keep of a picture at several budgets and what is answered then, as one sheet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune._budget import describe_budget
+from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError, TrtpruneError
+from trtprune.show.fonts import missing
+from trtprune.show.overlay import overlay
+from trtprune.show.panels import answer_under, caption_for, panel_size, panels
+from trtprune.variants import Variant, Variants
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from trtprune.runtime import Vlm
+    from trtprune.runtime.pictures import ImageInput
+    from trtprune.runtime.vlm import View
+
+__all__ = ["Asked", "Panel", "check_output", "draw", "find_panels", "save"]
+
+logger = logging.getLogger("trtprune")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be shown.
+
+    Attributes:
+        image: The picture.
+        prompt: The question; text-aware methods select by it.
+        keeps: Budgets, a column each; none: as built.
+        methods: ``METHOD[:OPTION=VALUE]…``, a row each; none: as built.
+        seed: Of method ``random``.
+        answers: Answer the question with what each kept, and with all tokens.
+        max_new_tokens: Longest answer.
+    """
+
+    image: ImageInput
+    prompt: str
+    keeps: Sequence[int] = ()
+    methods: Sequence[str] = ()
+    seed: int | None = None
+    answers: bool = True
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a method keeps at a budget.
+
+    Attributes:
+        method, keep: Which.
+        kept_indices: int64, ascending; of a method inside the decoder what is left in its last segment.
+        merged_into: As of :func:`trtprune.runtime.selecting.merged_into`.
+        answer: None: not asked, or not to be had here.
+        segment_tokens: Tokens in each segment of a decoder that is cut.
+    """
+
+    method: str
+    keep: int
+    kept_indices: np.ndarray
+    merged_into: np.ndarray | None = None
+    answer: str | None = None
+    segment_tokens: Sequence[int] = ()
+
+    @property
+    def merged(self) -> list[list[int]]:
+        """The tokens of each row that is more than one."""
+        groups: dict[int, list[int]] = {}
+        for token, target in enumerate([] if self.merged_into is None else self.merged_into):
+            if target >= 0:
+                groups.setdefault(int(target), []).append(token)
+        return [group for _, group in sorted(groups.items()) if len(group) > 1]
+
+    def caption(self, total: int) -> str:
+        """A line."""
+        if self.segment_tokens:
+            steps = " → ".join(map(str, self.segment_tokens))
+            merged = f", {len(self.merged)} merged" if self.merged else ""
+            return f"{self.method} · {self.keep} a layer: {steps}{merged}"
+        return caption_for(self.method, len(self.kept_indices), total, len(self.merged))
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        found: dict[str, Any] = {"method": self.method, "keep": self.keep}
+        found["kept_indices"] = [int(index) for index in self.kept_indices]
+        if self.merged_into is not None:
+            found["merged"] = self.merged
+        if self.answer is not None:
+            found["answer"] = self.answer
+        return found
+
+
+@dataclass
+class Sheet:
+    """Everything that is drawn: the picture as the model sees it, a row of panels a method, and the unpruned answer."""
+
+    view: View
+    rows: list[list[Panel | None]] = field(default_factory=list)
+    unpruned: str | None = None
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All of them."""
+        return [panel for row in self.rows for panel in row if panel is not None]
+
+
+def check_output(path: Path) -> None:
+    """Refuses what could not be written, before there is anything to write.
+
+    Raises:
+        InputError: for a folder that is missing, or a kind of file that is no picture.
+    """
+    from PIL import Image
+
+    if not path.parent.is_dir():
+        raise InputError(f"-o {path}: there is no directory {path.parent}", hint="make it first")
+    if path.is_dir():
+        raise InputError(f"-o {path}: is a directory", hint="name a file")
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"-o {path}: not a kind of picture that can be written", hint="a .png or .jpg file")
+
+
+def find_panels(variants: Variants, asked: Asked, say: Callable[[str], None] | None = None) -> Sheet:
+    """Runs every method at every budget.
+
+    A method the directory was not built with is built on the way; where that cannot be (engines), its NumPy reference
+    selects from what the directory's vision graph returns, and there is no answer.
+
+    Raises:
+        BudgetError: for a method, option or budget that cannot be served.
+        InputError: for a picture that cannot be read.
+    """
+    chosen = _variants(variants, asked.methods)
+    base = variants.open(variants.own)
+    budgets = list(dict.fromkeys(asked.keeps)) or [variants.base.pruning.keep]
+    total = variants.base.model.visual_tokens
+    sheet = Sheet(base.look(asked.image, asked.prompt))
+    for variant in chosen:
+        if say is not None:
+            say(variant.label)
+        keeps = [total] if variant.method == "none" else budgets
+        vlm = _open(variants, variant, asked)
+        row = [_panel(variants, vlm, variant, keep, sheet.view, asked, alone=len(chosen) == 1) for keep in keeps]
+        sheet.rows.append([*row, *[None] * (len(budgets) - len(row))])
+    if not sheet.panels:
+        raise BudgetError("no method serves any of these budgets", hint="trtprune inspect says which a build serves")
+    if asked.answers:
+        sheet.unpruned = _unpruned(variants, sheet, asked)
+    return sheet
+
+
+def _variants(variants: Variants, methods: Sequence[str]) -> list[Variant]:
+    """The directory's own method with the options it was built with, where it is named without any."""
+    found = []
+    for text in methods:
+        parsed = Variant.parse(text)
+        found.append(variants.own if text.strip() == variants.own.method else parsed)
+    return list(dict.fromkeys(found)) or [variants.own]
+
+
+def _open(variants: Variants, variant: Variant, asked: Asked) -> Vlm | None:
+    """A build of the method; None where only its NumPy reference can be had."""
+    try:
+        return variants.open(variant)
+    except (BackendError, CheckpointError, ModuleNotFoundError) as error:
+        defaults = Variant.make(variant.method)
+        if variant != defaults or isinstance(pruning.get(variant.method), pruning.InLlmMethod):
+            raise
+        logger.warning("%s: selected by its NumPy reference, and no answer: %s", variant.label, _reason(error))
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, TrtpruneError) else f"{error}, which building it needs"
+
+
+def _panel(
+    variants: Variants, vlm: Vlm | None, variant: Variant, keep: int, view: View, asked: Asked, *, alone: bool
+) -> Panel | None:
+    from trtprune.runtime.selecting import merged_into
+
+    total = variants.base.model.visual_tokens
+    if vlm is None:
+        base = variants.open(variants.own)
+        indices = base.select(view, keep=keep, method=variant.method, seed=asked.seed)
+        logger.info("%-10s %s", variant.label, describe_budget(total, len(indices)))
+        where = merged_into(base, view, keep=keep, seed=asked.seed, name=variant.method)
+        return Panel(variant.label, keep, indices, where)
+    try:
+        vlm.chain.check_keep(keep)
+    except BudgetError as error:
+        if alone:
+            raise
+        # Of several methods, those inside the decoder cannot go as low as others: their place stays empty.
+        logger.warning("%s at %d: %s", variant.label, keep, error.message)
+        return None
+    own = view if variant == variants.own else vlm.look(view.image, asked.prompt)
+    if not asked.answers:
+        import numpy as np
+
+        found = np.asarray(vlm.select(own, keep=keep, seed=asked.seed))
+        panel = Panel(variant.label, keep, found, merged_into(vlm, own, keep=keep, seed=asked.seed))
+    else:
+        panel = _answered(vlm, variant.label, keep, own, asked)
+    logger.info("%-10s %s", variant.label, describe_budget(total, len(panel.kept_indices)))
+    return panel
+
+
+def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: Asked) -> Panel:
+    import numpy as np
+
+    from trtprune.runtime.selecting import merged_into
+
+    result = vlm.generate(view.features, asked.prompt, keep=keep, seed=asked.seed, max_new_tokens=asked.max_new_tokens)
+    steps = result.segment_tokens[0] if result.segment_tokens else ()
+    where = merged_into(vlm, view, keep=keep, seed=asked.seed)
+    return Panel(label, keep, np.asarray(result.kept_indices[0]), where, result.text.strip(), steps)
+
+
+def _unpruned(variants: Variants, sheet: Sheet, asked: Asked) -> str | None:
+    """The answer with all tokens, from a build that prunes nothing; None with a note where there is none."""
+    for panel in sheet.panels:
+        if panel.method == "none":
+            return panel.answer
+    total = variants.base.model.visual_tokens
+    try:
+        vlm = variants.open(Variant.make("none"))
+    except (BackendError, CheckpointError, ModuleNotFoundError) as error:
+        if variants.base.pruning.keep_range[1] < total:
+            logger.warning("unpruned: no answer: %s", _reason(error))
+            return None
+        logger.info("unpruned: %s with all %d tokens: %s", variants.own.label, total, _reason(error))
+        vlm = variants.open(variants.own)
+    return _answered(vlm, "none", total, vlm.look(sheet.view.image, asked.prompt), asked).answer
+
+
+def draw(sheet: Sheet, asked: Asked, model: Any, *, font: Path | None = None) -> Image.Image:
+    """The sheet as a picture; says which letters no font here has.
+
+    Args:
+        sheet: What was found.
+        asked: What was asked.
+        model: The engine directory's model.
+        font: A font file that goes before those that are found.
+    """
+    size = panel_size(max(map(len, sheet.rows)))
+    drawn: list[list[Image.Image | None]] = []
+    for row in sheet.rows:
+        drawn.append([])
+        for panel in row:
+            if panel is None:
+                drawn[-1].append(None)
+                continue
+            picture = overlay(
+                sheet.view.image,
+                panel.kept_indices,
+                patch_grid=model.patch_grid,
+                geometry=sheet.view.geometry,
+                first_patch=model.first_patch,
+                merged_into=panel.merged_into,
+                title=panel.caption(model.visual_tokens),
+                size=size,
+            )
+            same = sheet.unpruned in (None, panel.answer)
+            drawn[-1].append(answer_under(picture, panel.answer, same=same, font=font))
+    aside = []
+    if sheet.unpruned is not None:
+        aside.append(f"all {model.visual_tokens} tokens: {sheet.unpruned}")
+        if any(panel.answer not in (None, sheet.unpruned) for panel in sheet.panels):
+            aside.append("in red: another answer than with all tokens")
+    if any(panel.merged for panel in sheet.panels):
+        aside.append("outlined in blue, in one tint: patches merged into one token")
+    absent = missing(" ".join([asked.prompt, *aside, *(panel.answer or "" for panel in sheet.panels)]), font)
+    if absent:
+        logger.warning(
+            "no font here has %s: drawn as \ufffd (install one, such as Noto Sans CJK, or name one with --font)",
+            " ".join(absent[:20]),
+        )
+    return panels(sheet.view.image, drawn, caption=asked.prompt, aside=aside, size=size, font=font)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes the picture, whole or not at all.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        picture.save(part, optimize=True)
+        part.replace(path)
+    except (OSError, ValueError) as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"-o {path}: cannot be written: {error}", hint="a .png or .jpg file") from None
