@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._output import check_source, find_target, old_files
 from trtprune._plan import Plan, Report, plan_build
 from trtprune._progress import unreported
 from trtprune._rebuild import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
@@ -73,7 +74,8 @@ def build(
 
     Args:
         model: Alias (``"llava-1.5-7b"``, ``"demo"``), hub id, or directory of a transformers checkpoint.
-        output: The directory to write; it appears whole or not at all.
+        output: The directory to write; it appears whole or not at all.  Where it is a symbolic link, the folder that
+            the link leads to.
         keep: Default budget, visual tokens kept per image (default 64, or all of them for ``none``).
         keep_range: Inclusive limits of the budget at run time (default: 1 to all).
         method: A name from ``trtprune.pruning.names()``; ``options`` are its options.
@@ -91,7 +93,8 @@ def build(
         clip: The CLIP checkpoint that the model's vision tower was taken from, for methods that read CLIP's text;
             alias, hub id or directory.  With another method it is only kept in the build, for ``eval`` and ``bench``.
         export_only: Write the graphs in the spelling of the backend, and no engines.
-        force: Build even if the same build is there, and replace another engine directory at ``output``.
+        force: Build even if the same build is there, and replace another engine directory at ``output``; one that
+            holds other files than those of its build is refused.
         report: Called with (component, what happened) as work proceeds; by default these lines go to the logger
             ``trtprune``, and downloads draw a bar where stderr is a terminal or a notebook.
 
@@ -103,7 +106,7 @@ def build(
     """
     say = report or unreported
     check_way(weights)
-    target = Path(os.path.abspath(output))
+    target = find_target(output, force)
     plan = plan_build(
         model,
         keep=keep,
@@ -124,41 +127,37 @@ def build(
         export_only=export_only,
         report=say,
     )
-    found = _reusable(target, plan, force)
+    if plan.checkpoint.weights is not None:
+        check_source(target, plan.checkpoint.path)
+    found = None if force else _reusable(target, plan, weights)
     if found is not None:
         say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
         return found
     check_texts(plan, say)
-    with replacing_directory(target) as staging:
+    with replacing_directory(target, lambda: old_files(target)) as staging:
         engine_dir = _write(plan, staging, weights, say)
         (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")
-    return open_engine_dir(target, verify="none")
+    return open_engine_dir(os.path.abspath(output), verify="none")
 
 
-def _reusable(target: Path, plan: Plan, force: bool) -> EngineDir | None:
-    if not target.exists() and not target.is_symlink():
-        return None
-    if not target.is_dir():
-        raise BuildError(f"{target}: exists and is not a directory", hint="choose another -o/--output")
-    if not any(target.iterdir()):
-        return None
-    if not (target / CONFIG_NAME).exists() or not (target / "onnx").is_dir():
-        raise BuildError(
-            f"{target}: exists and is not an engine directory",
-            hint="choose another -o; trtprune never deletes others' files",
-        )
-    if force:
+def _reusable(target: Path, plan: Plan, weights: str) -> EngineDir | None:
+    """The finished build at ``target``, if it is this one; None if the place is free."""
+    if not (target / CONFIG_NAME).exists():
         return None
     try:
         found = open_engine_dir(target)
     except EngineDirError as error:
         raise BuildError(f"{error.message}", hint="--force replaces this engine directory") from None
-    if found.build_digest == plan.digest:
-        return found
-    have = f"{found.model.id}, {found.pruning.method}, keep {found.pruning.keep}, {found.backend}, {found.dtype}"
-    if found.weight_dtype is not None:
-        have += f", {found.weight_dtype} weights"
-    raise BuildError(f"{target}: holds another build ({have})", hint="--force replaces it, or choose another -o")
+    if found.build_digest != plan.digest:
+        have = f"{found.model.id}, {found.pruning.method}, keep {found.pruning.keep}, {found.backend}, {found.dtype}"
+        if found.weight_dtype is not None:
+            have += f", {found.weight_dtype} weights"
+        raise BuildError(f"{target}: holds another build ({have})", hint="--force replaces it, or choose another -o")
+    files = [target / WEIGHTS / name for name in found.weight_files()]
+    if weights == "copy" and any(file.stat().st_nlink > 1 for file in files):
+        old_files(target)
+        return None
+    return found
 
 
 def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
