@@ -41,7 +41,7 @@ def find_target(output: str | os.PathLike[str], force: bool) -> Path:
             hint="cd to one that does, or give an absolute path",
         ) from None
     # What is left of a link after all were followed is one that leads in a circle.
-    if target.is_symlink():
+    if os.path.islink(target):
         raise BuildError(f"-o {given}: is a circle of links", hint=ELSEWHERE)
     check_writable(target)
     recover(target)
