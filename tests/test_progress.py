@@ -49,7 +49,7 @@ def test_a_bar_where_a_line_can_change(clock: Clock) -> None:
     with Progress(lines.append, live=shown.append).transfer("weights", 1000, done=500) as transfer:
         clock.now += 1
         transfer.advance(250)
-    assert shown == ["━━━━━━━━━━━━━━━╌╌╌╌╌ 750 B of 1.0 kB, 75 %, 250 B/s, 1.0 s left  weights"]
+    assert shown == ["━━━━━━━━━━━━━━━╌╌╌╌╌ 750 B of 1.0 kB, 75 %, 250 B/s, 1.0 s left  weights", ""]
     assert lines == ["weights: 250 B in 1.0 s (250 B/s)"]
 
 

@@ -193,10 +193,10 @@ class Reporter:
         logger.info("%-9s %s", component, message)
 
     def live(self, text: str) -> None:
-        """Says what is being done now; often called, seldom shown."""
-        if self._status is not None and time.perf_counter() - self._shown > 0.1:
+        """Says what is being done now; often called, seldom shown. An empty text leaves the title."""
+        if self._status is not None and (not text or time.perf_counter() - self._shown > 0.1):
             self._shown = time.perf_counter()
-            self._status.update(one_line(f"{self._title}: {text}", 100))
+            self._status.update(one_line(f"{self._title}: {text}" if text else self._title, 100))
 
 
 @contextlib.contextmanager

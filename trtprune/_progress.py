@@ -130,6 +130,8 @@ class Transfer:
     def __exit__(self, kind: Any, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif self._progress.live is not None:
+            self._progress.live("")
         came, seconds = self.done - self._first, time.monotonic() - self._start
         if kind is None and came > 0:
             rate = f" ({size(came / seconds)}/s)" if seconds >= 1 else ""
