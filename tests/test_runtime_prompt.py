@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from tests.runtime_kit import picture
 from trtprune.errors import EngineDirError, InputError, TrtpruneError
 from trtprune.runtime.prompt import PromptEncoder
+from trtprune.text import process
 from trtprune.text.template import ChatTemplate, Turn, find_template
 
 CORPUS = [
@@ -104,6 +107,12 @@ def files(tokenizer: Tokenizer, template: str | None) -> dict[str, str]:
 
 
 def encoder(tokenizer: Tokenizer, template: str | None = LLAVA) -> PromptEncoder:
+    return made_of(tokenizer.to_str(), template)
+
+
+@functools.lru_cache(10)
+def made_of(text: str, template: str | None) -> PromptEncoder:
+    tokenizer = Tokenizer.from_str(text)
     return PromptEncoder(files(tokenizer, template), "<image>", tokenizer.token_to_id("<image>"))
 
 
@@ -238,6 +247,34 @@ def test_a_placeholder_in_the_question(tokenizer: Tokenizer) -> None:
         encoder(tokenizer).encode([Turn("user", "what is <image>?", 1)])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a lone \ud800 surrogate", "character 7"),
+        (None, "NoneType"),
+        (5, "int"),
+        (b"bytes", "bytes"),
+        ("x" * 1_000_000, "1,000,000 characters"),
+    ],
+)
+@pytest.mark.parametrize("raw", [False, True])
+def test_questions_that_are_no_text(tokenizer: Tokenizer, text: Any, said: str, raw: bool) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        encoder(tokenizer).encode([Turn("user", text, 1)], raw=raw)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "raw", "notes"), [("", False, 1), (" \n", False, 1), ("", True, 0), ("Why?", False, 0)]
+)
+def test_an_empty_question_is_noted(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, text: str, raw: bool, notes: int
+) -> None:
+    encoder(tokenizer).encode([Turn("user", text, 0 if raw else 1)], raw=raw)
+    assert len(caplog.records) == notes
+    assert all("empty" in record.message for record in caplog.records)
+
+
 def test_find_template() -> None:
     config = {"tokenizer_config.json": json.dumps({"chat_template": "C"})}
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
@@ -252,6 +289,9 @@ def test_find_template() -> None:
             find_template({"chat_template.json": bad})
 
 
+GROW = (
+    "{{% set n = namespace(x={start}) %}}{{% for i in range(99) %}}{{% set n.x = {step} %}}{{% endfor %}}{{{{ n.x }}}}"
+)
 HOSTILE = {
     "syntax": "{% for %}",
     "unclosed": "{{ messages",
@@ -276,17 +316,38 @@ HOSTILE = {
     "format-method": "{{ '{:9999999999}'.format(1) }}",
     "format-filter": "{{ '%09999999999d'|format(1) }}",
     "indent": "{{ 'a\nb'|indent(9999999999) }}",
-    "doubling": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling": GROW.format(start="'aaaaaaaa'", step="n.x + n.x"),
+    "lists": GROW.format(start="[1]", step="n.x + n.x"),
+    "tilde": GROW.format(start="'aa'", step="n.x ~ n.x"),
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+    "replace": "{{ ('a' * 9999)|replace('a', 'a' * 99999) }}",
+    "indent-of-json": "{{ messages|tojson(indent=999999999) }}",
+    "nested-lists": GROW.format(start="[]", step="[n.x, n.x]"),
+    "sum": GROW.format(start="[[1]]", step="[n.x|sum(start=n.x[0])] * 2"),
+    "break": "{% break %}",
+    "deep": "{% if 1 %}" * 30 + "{% endif %}" * 30,
+    "long-number": "{{ " + "1" * 5000 + " }}",
     "no-image": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
 }
 
 
-@pytest.mark.timeout(30)
+@pytest.fixture(scope="module")
+def little_memory() -> Iterator[None]:
+    """To fill it takes less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "MEMORY", 200_000_000)
+        process.stop()
+        yield
+    process.stop()
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_templates(name: str) -> None:
+def test_hostile_templates(little_memory: None, name: str) -> None:
     with pytest.raises(TrtpruneError) as caught:
         encoder(SMALL, HOSTILE[name]).encode([Turn("user", "Why?", 1)])
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 SMALL = byte_level()

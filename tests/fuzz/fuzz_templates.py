@@ -10,7 +10,7 @@ from typing import Any
 from tests.chat_templates import STYLES
 from tests.fuzz.fuzz_tokenizers import small_tokenizer
 
-SHORT = 24
+SHORT = 12
 PRELOAD = ("trtprune.runtime.prompt", "tests.fuzz.fuzz_templates")
 
 ATOMS = ("messages", "messages[0].content", "'ab'", "x", "[1, 2]", "ns.x", "{}", "7", "10**6", "bos_token", "m", "''")

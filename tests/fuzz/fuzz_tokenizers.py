@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-SHORT = 24
+SHORT = 12
 PRELOAD = ("trtprune.runtime.prompt", "tests.fuzz.fuzz_tokenizers")
 
 SPECIAL = ("<s>", "</s>", "<unk>", "<image>")

@@ -21,7 +21,7 @@ from typing import Any
 
 from trtprune import errors
 from trtprune.errors import BackendError, EngineDirError, InputError
-from trtprune.text.service import LENGTH, MEMORY
+from trtprune.text.service import LENGTH
 
 __all__ = ["OFF", "Model", "stop"]
 
@@ -29,10 +29,12 @@ OFF = "TRTPRUNE_TEXT_PROCESS"
 """Set to ``off``, this environment variable keeps templates and tokenizers in the program, without limits."""
 OPEN_SECONDS, ASK_SECONDS = 12.0, 6.0
 """Processor time that opening a model's files and asking it once may take."""
+MEMORY = 1_500_000_000
+"""Address space of the process in bytes; reading a tokenizer of 256,000 tokens takes 320 to 630 MB."""
 # Where the processor is shared, time passes faster than it is used.
 WALL = 4.0 if sys.platform != "win32" else 1.0
 TRUST = "use the tokenizer and template files of a checkpoint you trust"
-START = "import sys; sys.path[:] = {path!r}; from trtprune.text.service import main; main()"
+START = "import sys; sys.path[:] = {path!r}; from trtprune.text.service import main; main({memory})"
 
 
 class _Process:
@@ -117,7 +119,7 @@ class _Process:
         from trtprune.text.service import Service
 
         if self._local is None:
-            self._local = Service(lambda stage: None)
+            self._local = Service(lambda stage, seconds: None)
         answer = self._local.answer(message)
         if "out_of_memory" in answer:
             raise EngineDirError("templates and tokenizers take more memory than there is", hint=TRUST)
@@ -137,7 +139,7 @@ class _Process:
         }
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-c", START.format(path=_search_path())],
+                [sys.executable, "-I", "-S", "-B", "-c", START.format(path=_search_path(), memory=MEMORY)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

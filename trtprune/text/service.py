@@ -18,11 +18,9 @@ from typing import Any, BinaryIO
 from trtprune.errors import TrtpruneError
 from trtprune.text.model import ClipModel, TextModel
 
-__all__ = ["LENGTH", "MEMORY", "Service", "main"]
+__all__ = ["LENGTH", "Service", "main"]
 
 LENGTH = struct.Struct(">Q")
-MEMORY = 1_500_000_000
-"""Address space in bytes; reading a tokenizer of 35 MB takes about a third of it."""
 KINDS = {"text": TextModel, "clip": ClipModel}
 METHODS = ("decode", "encode", "info", "rehearse", "segments")
 
@@ -60,13 +58,13 @@ class Service:
             return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
-def main() -> None:
-    """Answers until standard input ends."""
+def main(memory: int) -> None:
+    """Answers until standard input ends, in an address space of so many bytes."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # What a library prints must not come between the answers.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit_memory()
+    _limit_memory(memory)
     limit = _TimeLimit()
 
     def announce(stage: str, seconds: float) -> None:
@@ -75,9 +73,12 @@ def main() -> None:
 
     service = Service(announce)
     while len(header := source.read(LENGTH.size)) == LENGTH.size:
-        message = json.loads(source.read(LENGTH.unpack(header)[0]))
-        limit.begin(message["seconds"])
-        _send(target, service.answer(message))
+        try:
+            message = json.loads(source.read(LENGTH.unpack(header)[0]))
+            limit.begin(message["seconds"])
+            _send(target, service.answer(message))
+        except MemoryError:
+            _send(target, {"out_of_memory": True})
 
 
 def _send(target: BinaryIO, answer: dict[str, Any]) -> None:
@@ -86,13 +87,13 @@ def _send(target: BinaryIO, answer: dict[str, Any]) -> None:
     target.flush()
 
 
-def _limit_memory() -> None:
+def _limit_memory(size: int) -> None:
     if sys.platform == "win32":  # has no such limits; the time a call may take is all that is bounded there
         return
     import resource
 
     # macOS refuses the first or takes no notice of it.
-    for kind, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+    for kind, value in ((resource.RLIMIT_AS, size), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         try:
             resource.setrlimit(kind, (value, value))
         except (OSError, ValueError):
