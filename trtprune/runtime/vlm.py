@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune._files import SMALL_JSON_BYTES, read_bounded
 from trtprune.backends.opening import open_backend
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import BudgetError, EngineDirError, InputError
@@ -27,6 +28,7 @@ from trtprune.runtime.prompt import Prompt, PromptEncoder
 from trtprune.runtime.result import Request, Result
 from trtprune.runtime.sampling import Sampling
 from trtprune.runtime.selecting import picture_inputs
+from trtprune.text.tokens import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from trtprune.runtime.result import Images
 
 __all__ = ["Stream", "View", "Vlm", "load"]
-
-TEXT_LIMIT = 256 << 20
 
 
 def load(
@@ -379,9 +379,12 @@ def _text_files(config: EngineDir) -> dict[str, str]:
             continue
         path = config.path(name)
         try:
-            if path.stat().st_size > TEXT_LIMIT:
-                raise EngineDirError(f"{path}: larger than {TEXT_LIMIT} bytes", hint="build the directory again")
-            found[name] = path.read_text(encoding="utf-8")
+            # Of these only a tokenizer is large.
+            data = read_bounded(path, MAX_TOKENIZER_BYTES if name.endswith("tokenizer.json") else SMALL_JSON_BYTES)
+            if data is None:
+                raise OSError(0, "missing")
+            found[name] = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
+            reason = getattr(error, "strerror", None) or error
+            raise EngineDirError(f"{path}: cannot be read: {reason}", hint="build the directory again") from None
     return found
