@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from trtprune.engine_dir import (
     ComponentInfo,
     EngineDir,
+    GenerationInfo,
     KvInfo,
     ModelInfo,
     PruningInfo,
@@ -90,6 +91,7 @@ def make(root: Path) -> EngineDir:
         ),
         chain=("vision",),
         kv=KvInfo(4096, 1536, 3, 2, 32, "float32"),
+        generation=GenerationInfo(),
         built_with={"trtprune": "0"},
         build_digest="sha256:11",
         files=files,

@@ -118,21 +118,34 @@ def test_the_penalty_counts_the_answer_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "python", "flag"),
     [
-        ({"temperature": -1}, "--temperature"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"top_k": -1}, "--top-k"),
-        ({"top_p": 0}, "--top-p"),
-        ({"top_p": 1.1}, "--top-p"),
-        ({"repetition_penalty": 0}, "--repetition-penalty"),
-        ({"seed": -1}, "--seed"),
-        ({"seed": 2**63}, "--seed"),
+        ({"temperature": -1}, "temperature=-1", "--temperature -1"),
+        ({"temperature": float("nan")}, "temperature=nan", "--temperature nan"),
+        ({"temperature": "hot"}, "temperature='hot'", "--temperature hot"),
+        ({"top_k": -1}, "top_k=-1", "--top-k -1"),
+        ({"top_k": 2.5}, "top_k=2.5", "--top-k 2.5"),
+        ({"top_k": True}, "top_k=True", "--top-k"),
+        ({"top_p": 0}, "top_p=0", "--top-p 0"),
+        ({"top_p": 1.1}, "top_p=1.1", "--top-p 1.1"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0", "--repetition-penalty 0"),
+        ({"seed": -1}, "seed=-1", "--seed -1"),
+        ({"seed": "a"}, "seed='a'", "--seed a"),
+        ({"seed": 2**63}, f"seed={2**63}", f"--seed {2**63}"),
+        ({"seed": 10**400}, "seed=1000", "--seed 1000"),
     ],
 )
-def test_ranges(arguments: dict[str, Any], named: str) -> None:
-    with pytest.raises(InputError, match=named):
+def test_ranges(arguments: dict[str, Any], python: str, flag: str) -> None:
+    with pytest.raises(InputError) as caught:
         Sampling(**arguments)
+    assert caught.value.message.startswith(python)
+    assert caught.value.flag_message.startswith(flag)
+
+
+def test_numbers_of_numpy() -> None:
+    found = Sampling(np.float32(0.5), np.int64(3), np.float64(0.9), np.float32(1.5), np.uint8(4))
+    assert (found.temperature, found.top_k, found.top_p, found.repetition_penalty, found.seed) == (0.5, 3, 0.9, 1.5, 4)
+    assert [type(value) for value in (found.temperature, found.top_k, found.seed)] == [float, int, int]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -106,7 +106,7 @@ def test_turns_that_select_anew(vlm: Vlm) -> None:
     # Going back to a kept selection continues with the last one.
     third = chat.ask("Sure?", repick=False, max_new_tokens=3)
     assert third.kept_indices == second.kept_indices
-    with pytest.raises(InputError, match="--keep 3"):
+    with pytest.raises(InputError, match="keep=3: "):
         chat.ask("Sure?", repick=False, keep=3)
 
 

@@ -328,12 +328,12 @@ def test_no_image(vlm: Vlm) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
-        ({"max_new_tokens": 1.5}, "--max-new-tokens"),
-        ({"temperature": -1}, "--temperature"),
-        ({"stop": [""]}, "--stop"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5"),
+        ({"temperature": -1}, "temperature=-1"),
+        ({"stop": [""]}, "stop="),
         ({"prompt": "a <image> b"}, "stands for an image"),
-        ({"prompt": 5}, "must be text"),
+        ({"prompt": 5}, "prompt=5"),
         ({"images": "missing.png"}, "missing.png"),
         ({"images": b"nonsense"}, "not a picture"),
         ({"raw_prompt": True}, "raw prompt"),

@@ -66,6 +66,7 @@ def build(
     lowering: Mapping[str, str] | None = None,
     engine: EngineOptions | None = None,
     clip: str | os.PathLike[str] | None = None,
+    generation_config: str = "checkpoint",
     force: bool = False,
     export_only: bool = False,
     report: Report | None = None,
@@ -92,6 +93,8 @@ def build(
         engine: How the TensorRT backends build their engines, and for which GPUs.
         clip: The CLIP checkpoint that the model's vision tower was taken from, for methods that read CLIP's text;
             alias, hub id or directory.  With another method it is only kept in the build, for ``eval`` and ``bench``.
+        generation_config: ``"checkpoint"`` takes the settings of the checkpoint's ``generation_config.json`` as
+            defaults of every answer; ``"ignore"`` leaves them out, but for the tokens that end an answer.
         export_only: Write the graphs in the spelling of the backend, and no engines.
         force: Build even if the same build is there, and replace another engine directory at ``output``; one that
             holds other files than those of its build is refused.
@@ -124,6 +127,7 @@ def build(
         lowering=lowering,
         engine=engine,
         clip=clip,
+        generation_config=generation_config,
         export_only=export_only,
         report=say,
     )
@@ -215,6 +219,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         files=files,
         weight_dtype=plan.weight_dtype,
         engines=engines,
+        generation=plan.generation,
         root=staging,
     )
     if engines is not None:

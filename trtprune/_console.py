@@ -123,7 +123,7 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 def fail(error: TrtpruneError, cause: BaseException | None = None) -> NoReturn:
     """Prints the error and its hint on stderr and exits with 1."""
     logger.debug("traceback of the error below", exc_info=cause or error)
-    _print_error(error.message, error.hint)
+    _print_error(error.flag_message, error.flag_hint)
     sys.exit(1)
 
 

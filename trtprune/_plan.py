@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune._generation import check_choice, read_generation
 from trtprune._progress import progress_of, unreported
 from trtprune._version import __version__
-from trtprune.engine_dir import SCHEMA_VERSION, PruningInfo
-from trtprune.errors import BuildError, CheckpointError
+from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PruningInfo
+from trtprune.errors import BuildError, CheckpointError, shown
 
 if TYPE_CHECKING:
     from trtprune._engine_options import EngineOptions
@@ -52,6 +53,7 @@ class Plan:
     lowering: Lowering
     engines: EnginePlan | None
     clip: Clip | None
+    generation: GenerationInfo
     digest: str
 
 
@@ -73,6 +75,7 @@ def plan_build(
     lowering: Mapping[str, str] | None = None,
     engine: EngineOptions | None = None,
     clip: str | os.PathLike[str] | None = None,
+    generation_config: str = "checkpoint",
     export_only: bool = False,
     report: Report | None = None,
 ) -> Plan:
@@ -86,6 +89,7 @@ def plan_build(
     chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
     dtype = _check_target(backend, provider, dtype)
     _check_weight_dtype(weight_dtype, backend, dtype)
+    check_choice(generation_config)
     engine = engine or EngineOptions()
     check_options(engine, backend, export_only)
     target = None if backend == "onnxruntime" or export_only else find_target(backend, engine, dtype, weight_dtype)
@@ -105,6 +109,7 @@ def plan_build(
     spec = family.spec(checkpoint)
     for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
         say("model", f"warning: {warning}")
+    generation = _generation(checkpoint, spec, generation_config, say)
     second = _find_clip(checkpoint, family, clip, say)
     info, capacity, engines = asked.decide(spec, clip=second is not None)
     digest = hashlib.sha256(
@@ -118,6 +123,7 @@ def plan_build(
                 "lowering": vars(chosen_lowering),
                 **({"engines": engines.identity()} if engines is not None else {}),
                 **({"clip": second.digest} if second is not None else {}),
+                **({"generation": generation_config} if generation_config != "checkpoint" else {}),
             },
             sort_keys=True,
             default=str,
@@ -137,6 +143,7 @@ def plan_build(
         chosen_lowering,
         engines,
         second,
+        generation,
         digest,
     )
 
@@ -177,6 +184,17 @@ class _Asked:
         _capacity(spec, info, self.max_seq_len)
         engines = plan_engines(self.engine, self.target, spec, info, self.max_seq_len)
         return info, engines.limits.capacity, engines
+
+
+def _generation(checkpoint: Checkpoint, spec: ModelSpec, choice: str, say: Report) -> GenerationInfo:
+    """How answers are generated, and a line about what is not as one would expect."""
+    found = read_generation(checkpoint, spec.vocab_size, choice)
+    said = found.said()
+    if said:
+        say("model", f"{found.source}: " + ", ".join(f"{name} {shown(value)}" for name, value in said.items()))
+    if not spec.eos_token_ids:
+        say("model", "warning: no eos_token_id in generation_config.json: as in transformers, no token ends an answer")
+    return found
 
 
 def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[str] | None, say: Report) -> Clip | None:

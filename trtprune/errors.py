@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import reprlib
 
+from trtprune._arguments import as_flags, as_python
+
 __all__ = [
     "BackendError",
     "BudgetError",
@@ -32,10 +34,13 @@ def one_line(text: str, limit: int = MESSAGE_LENGTH) -> str:
     Runs of white space become one space; control, format and surrogate characters become escapes like ``\\x1b``, so
     that no file can move the cursor, change the window's title or write a line of its own.
     """
-    # Cut before the work: a message of 90 MB must not take seconds. Escapes only make it longer.
-    cut = text if len(text) <= 4 * limit else text[: 4 * limit] + " …"
-    line = printable(" ".join(cut.split()))
+    line = printable(" ".join(_cut(text, limit).split()))
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _cut(text: str, limit: int) -> str:
+    # Before the work: a message of 90 MB must not take seconds. Escapes only make it longer.
+    return text if len(text) <= 4 * limit else text[: 4 * limit] + " …"
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -74,13 +79,27 @@ class TrtpruneError(Exception):
         message: One line naming the file, tensor or flag at fault.
         hint: What the user can change, in one line.
 
-    Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.
+    Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.  Arguments
+    in them (:func:`trtprune._arguments.arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
+    the command line's flags, ``marked_message`` and ``marked_hint`` for an error that quotes this one.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = one_line(message)
-        self.hint = None if hint is None else one_line(hint)
+        self.marked_message = _cut(message, MESSAGE_LENGTH)
+        self.marked_hint = None if hint is None else _cut(hint, MESSAGE_LENGTH)
+        self.message = one_line(as_python(self.marked_message))
+        self.hint = None if self.marked_hint is None else one_line(as_python(self.marked_hint))
         super().__init__(self.message)
+
+    @property
+    def flag_message(self) -> str:
+        """The message for the command line."""
+        return one_line(as_flags(self.marked_message))
+
+    @property
+    def flag_hint(self) -> str | None:
+        """The hint for the command line."""
+        return None if self.marked_hint is None else one_line(as_flags(self.marked_hint))
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} ({self.hint})"

@@ -243,6 +243,7 @@ class Variants:
             max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
             # How graphs are written out is the provider's choice, and then that of whoever built the base for it.
             lowering=base.lowering if provider == built_for else None,
+            generation_config="ignore" if base.generation.source == "ignored" else "checkpoint",
             report=self._report,
             **{"weights": "link", **self._build_options},
         )

@@ -124,8 +124,8 @@ class BuildCell:
             [Request(self._question.image, self._question.prompt)],
             keep=self.keep,
             max_new_tokens=tokens or self._question.tokens,
-            sampling=Sampling(0.0, 0, 1.0, 1.0, None),
-            stop=None,
+            sampling=Sampling.of(self.vlm.config.generation, temperature=0),
+            stop=(),
             ignore_eos=True,
         )
         return batch.steps(), batch

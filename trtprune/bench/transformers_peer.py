@@ -98,6 +98,7 @@ class TransformersPeer:
         # Nothing ends an answer before its length. A least length would do so too, but forbid the token that ends one,
         # and so make the answer another.
         self.model.generation_config.eos_token_id = None
+        self.model.generation_config.stop_strings = None
         text = self.model.config.text_config
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -132,7 +132,7 @@ def compare_answers(
         keep: The budget; None: as built.
         min_agreement: Part of the counted answers that must be the same; None: any.
         report: Told (what, message).
-        settings: For :meth:`trtprune.runtime.Vlm.generate`, the same for both runs.
+        settings: For :meth:`trtprune.runtime.Vlm.generate`, the same for both runs; greedy, unless they say otherwise.
 
     Raises:
         BudgetError: if nothing would be pruned, or the build does not serve all tokens.
@@ -150,6 +150,7 @@ def compare_answers(
             f"--against unpruned: this build serves budgets up to {info.keep_range[1]}, not all {total} tokens",
             hint=f"build with --keep-range {info.keep_range[0]}:{total}",
         )
+    settings = {"temperature": 0, **settings}  # a draw says nothing about what pruning changed
     rows, caches = [], (0, 0)
     for number, asked in enumerate(questions, 1):
         pruned = vlm.generate_batch([asked.request], keep=budget, **settings)[0]

@@ -81,9 +81,8 @@ def record(
     plain = dataclasses.replace(made, backend="onnxruntime", engines=None)
     recorder: Any = _Backend(backend)
     vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))
-    vlm.generate(
-        list(images), prompt, keep=keep, max_new_tokens=1 + decode_steps, ignore_eos=True, system=system, seed=0
-    )
+    settings: Any = {"max_new_tokens": 1 + decode_steps, "ignore_eos": True, "temperature": 0, "seed": 0}
+    vlm.generate(list(images), prompt, keep=keep, system=system, **settings)
     names = {name: [f"run {i}" for i in range(len(feeds))] for name, feeds in recorder.seen.items()}
     for name in names:
         if name.startswith("decoder"):

@@ -99,6 +99,17 @@ def _check_values(made: EngineDir, path: Path) -> None:
         **{f"kv.{name}": getattr(kv, name) for name in ("num_kv_heads", "head_dim")},
     }
     wrong = [f"config.{name} must be between 1 and {MAX_SIZE}" for name, n in positive.items() if not 0 < n <= MAX_SIZE]
+    generation = made.generation.wrong(max(model.vocab_size, 1))
+    if generation is not None:
+        wrong.append(f"config.generation.{generation}")
+    segments = [name for name in made.chain if name.startswith("decoder.")]
+    layers = kv.segment_layers
+    if len(layers) != len(segments) or (segments and (min(layers) < 1 or sum(layers) != kv.num_layers)):
+        wrong.append(f"config.kv.segment_layers must share {kv.num_layers} layers among {len(segments)} segments")
+    for component in made.components:
+        for spec in (*component.inputs, *component.outputs):
+            if any(isinstance(size, int) and not 0 <= size <= MAX_SIZE for size in spec.shape):
+                wrong.append(f"config.components: '{component.name}': '{spec.name}' has a shape out of range")
     low, high = pruning.keep_range
     if not 1 <= low <= high <= model.visual_tokens:
         wrong.append(f"config.pruning.keep_range must lie between 1 and {model.visual_tokens}")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.paths import inside
 from trtprune.errors import EngineDirError
 
@@ -145,6 +146,7 @@ class EngineDir:
     components: tuple[ComponentInfo, ...]
     chain: tuple[str, ...]
     kv: KvInfo
+    generation: GenerationInfo
     built_with: dict[str, str]
     build_digest: str
     files: dict[str, str]

@@ -91,7 +91,9 @@ class Answerer:
         self._lanes = [_Lane(vlm, not reads_question(vlm)) for vlm in vlms]
         self._chain = vlms[0].chain
         self._max_new_tokens = max_new_tokens
-        self._stop = check_stop(stop)
+        generation = vlms[0].config.generation
+        self._stop = check_stop(list(stop) or None, generation.stop_strings)
+        self._sampling = Sampling.of(generation, temperature=0)
         self._reuse = reuse and all(lane.blind for lane in self._lanes)
         self._cache: Any = None
 
@@ -127,7 +129,7 @@ class Answerer:
         with clock.stage("prefill"):
             logits = chain.prefill(layouts, cache, start)
         answers = [
-            Answer(lane.vlm, layout, prompt.ids, lane.kept or [], self._max_new_tokens, Sampling(), self._stop)
+            Answer(lane.vlm, layout, prompt.ids, lane.kept or [], self._max_new_tokens, self._sampling, self._stop)
             for lane, layout in zip(lanes, layouts, strict=True)
         ]
         for answer, selected in zip(answers, chain.selected(cache), strict=False):

@@ -130,13 +130,17 @@ def evaluate(
         report=warnings_only(report),
     ) as variants:
         points = plan_points(variants, methods, keeps, report)
-        settings = {
+        settings: dict[str, Any] = {
             "metric": questions.metric,
             "prompt_suffix": prompt_suffix,
             "max_new_tokens": max_new_tokens,
             "stop": list(stop),
             "seed": seed,
         }
+        rules = variants.base.generation.rules()
+        if rules:
+            settings["generation"] = rules
+            report("answers", f"greedy, with the checkpoint's {', '.join(rules)}")
         engine = _engine(variants.base)
         fingerprint = {
             "engine": engine["build_digest"],

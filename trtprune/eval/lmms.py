@@ -154,7 +154,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
             keep=self.keep,
             max_new_tokens=max(1, min(asked, self._room(question, len(images)))),
             temperature=temperature,
-            top_p=float(settings.get("top_p") or 1.0) if temperature else 1.0,
+            top_p=float(settings["top_p"]) if temperature and settings.get("top_p") else None,
             stop=[until] if isinstance(until, str) else [text for text in until if text],
             system=self._system,
             seed=self._seed,

@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from trtprune._generation import eos_token_ids
 from trtprune.advice import for_quantization
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
@@ -144,7 +145,7 @@ class LlavaFamily:
             max_positions=m.text.max_positions,
             image_token=_image_token(checkpoint, image_token_id),
             image_token_id=image_token_id,
-            eos_token_ids=_eos_ids(checkpoint, m.text.model_type),
+            eos_token_ids=eos_token_ids(checkpoint),
             feature_layers=m.selection.layers,
             select_strategy="default" if m.selection.drop_first else "full",
             sliding_window=min(windows) if windows else None,
@@ -372,17 +373,3 @@ def _image_token(checkpoint: Checkpoint, token_id: int) -> str:
             return entry["content"]
     token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
     return token if isinstance(token, str) else "<image>"
-
-
-def _eos_ids(checkpoint: Checkpoint, decoder: str) -> tuple[int, ...]:
-    """``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else transformers' default."""
-    generation = checkpoint.json_file("generation_config.json") or {}
-    text = checkpoint.config.get("text_config") or {}
-    for source in (generation, checkpoint.config, text):
-        value = source.get("eos_token_id")
-        if value is not None:
-            ids = value if isinstance(value, list) else [value]
-            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-                raise CheckpointError(f"eos_token_id is {value!r}, expected a token id or a list of them")
-            return tuple(ids)
-    return () if decoder == "qwen2" or "eos_token_id" in text else (2,)

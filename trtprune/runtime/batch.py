@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from trtprune._arguments import arg, text_of, whole
 from trtprune.errors import InputError
 from trtprune.runtime.chain import Clock, Features, Layout, Row
 from trtprune.runtime.prompt import Detokenizer
@@ -17,27 +20,68 @@ from trtprune.runtime.sampling import Sampler, Sampling
 from trtprune.text.template import Turn
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from trtprune.runtime.vlm import Vlm
 
-__all__ = ["Answer", "Batch", "Stream", "check_stop", "turns_of"]
+__all__ = ["MAX_NEW_TOKENS", "Answer", "Batch", "Stream", "answer_length", "check_stop", "turns_of"]
+
+MAX_NEW_TOKENS = 64
+"""Longest answer, where neither caller nor checkpoint say."""
 
 
 def turns_of(prompt: str, images: int, system: str | None) -> list[Turn]:
     """The turns of a single question."""
-    if not isinstance(prompt, str):
-        raise InputError(f"the prompt must be text, not {type(prompt).__name__}")
-    first = [] if system is None else [Turn("system", system)]
-    return [*first, Turn("user", prompt, images)]
+    first = [] if system is None else [Turn("system", text_of("system", system))]
+    return [*first, Turn("user", text_of("prompt", prompt), images)]
 
 
-def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as a tuple; raises InputError for an empty one."""
-    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(isinstance(text, str) and text for text in found):
-        raise InputError("--stop: must be a text that is not empty")
-    return found
+def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """Stop strings as a tuple; those of ``default`` for None.
+
+    Raises:
+        InputError: for what is no text, and for an empty one.
+    """
+    if stop is None:
+        return tuple(default)
+    found = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(found, Sequence) or not all(isinstance(text, str) and text for text in found):
+        raise InputError(f"{arg('stop', stop)}: must be a text that is not empty, or a list of such")
+    return tuple(found)
+
+
+def _as_transformers(vlm: Vlm, ids: np.ndarray) -> np.ndarray:
+    """Ids of a prompt with the placeholder once for each visual token, as transformers' processor writes them."""
+    model = vlm.config.model
+    return np.repeat(ids, np.where(ids == model.image_token_id, model.visual_tokens, 1))
+
+
+def answer_length(vlm: Vlm, given: int | None, ids: np.ndarray, layout: Layout) -> int:
+    """Longest answer to a prompt: what the caller gives, else what the checkpoint says and has room, else 64 tokens.
+
+    Args:
+        vlm: What answers.
+        given: By the caller.
+        ids: Of the prompt.
+        layout: Of the prompt.
+
+    Raises:
+        InputError: if the prompt is longer than what the checkpoint allows for prompt and answer together.
+    """
+    info = vlm.config.generation
+    if given is not None:
+        return given
+    wanted = info.max_new_tokens
+    if wanted is None and info.max_length is not None:
+        whole_prompt = len(_as_transformers(vlm, ids))
+        wanted = info.max_length - whole_prompt
+        if wanted < 1:
+            raise InputError(
+                f"the prompt has {whole_prompt} tokens with all of its visual ones, and the checkpoint's "
+                f"generation_config.json allows {info.max_length} with the answer",
+                hint=f"{arg('max_new_tokens', MAX_NEW_TOKENS)} goes before that",
+            )
+    if wanted is None:
+        return MAX_NEW_TOKENS
+    return max(1, min(wanted, vlm.chain.room(layout)))
 
 
 class Answer:
@@ -46,7 +90,7 @@ class Answer:
     Args:
         vlm: Whose tokenizer and end-of-sequence ids count.
         layout: The row's prompt.
-        prompt_ids: int64 ids of the prompt, for the repetition penalty.
+        prompt_ids: int64 ids of the prompt, for settings that look at what was said.
         kept: Kept indices of each image.
         max_new_tokens: Longest answer.
         sampling: How to choose.
@@ -66,7 +110,8 @@ class Answer:
         ignore_eos: bool = False,
     ) -> None:
         self._config = vlm.config
-        self._eos = frozenset(() if ignore_eos else vlm.config.model.eos_token_ids)
+        eos = () if ignore_eos else vlm.config.model.eos_token_ids
+        self._eos = frozenset(eos)
         self._pieces: list[str] = []
         self.kept = kept
         self.segment_tokens: list[list[int]] = []
@@ -74,7 +119,8 @@ class Answer:
         # The embeddings can be large, in a device's memory: once they are computed on, nobody needs them.
         bare = replace(layout, embeds=())
         # transformers penalises every id of the prompt, the image placeholder's too.
-        self.row = Row(bare, max_new_tokens, Sampler(sampling, prompt_ids), self._on_token)
+        sampler = Sampler(sampling, _as_transformers(vlm, prompt_ids), eos, max_new_tokens)
+        self.row = Row(bare, max_new_tokens, sampler, self._on_token)
 
     def _on_token(self, token: int) -> str | None:
         self._pieces.append(self.text.add(token))
@@ -139,20 +185,21 @@ class Batch:
         requests: Sequence[Request],
         *,
         keep: int | None,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         sampling: Sampling,
         stop: str | Sequence[str] | None,
         ignore_eos: bool = False,
     ) -> None:
         self._vlm = vlm
         self._ignore_eos = ignore_eos
-        self._stop = check_stop(stop)
+        # A measurement of a fixed length is not to be cut short by the checkpoint's own texts either.
+        self._stop = check_stop(stop, () if ignore_eos else vlm.config.generation.stop_strings)
         self._requests = []
         for request in requests:
             budget = vlm.chain.check_keep(keep if request.keep is None else request.keep)
             longest = max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-            if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
-                raise InputError(f"--max-new-tokens {longest}: must be at least 1")
+            if longest is not None:
+                longest = whole("max_new_tokens", longest, 1)
             own = sampling if request.seed is None else replace(sampling, seed=request.seed)
             self._requests.append((request, vlm.pictures(request.images), budget, longest, own))
         self.answers: list[Answer] = []
@@ -174,10 +221,11 @@ class Batch:
         found = iter(vlm.features([image for _, images, *_ in self._requests for image in images], clock))
         # 3. Select, and lay the rows out.
         layouts: list[Layout] = []
-        for prompt, (_, images, keep, longest, sampling) in zip(prompts, self._requests, strict=True):
+        for prompt, (_, images, keep, given, sampling) in zip(prompts, self._requests, strict=True):
             features: list[Features] = [next(found) for _ in images]
             embeds, kept, cut = vlm.cut(prompt, features, keep, sampling.seed or 0, clock)
             layout = vlm.lay_out(prompt, embeds, cut, kept, keep)
+            longest = answer_length(vlm, given, prompt.ids, layout)
             vlm.chain.check(layout, longest)
             layouts.append(layout)
             answer = Answer(vlm, layout, prompt.ids, kept, longest, sampling, self._stop, self._ignore_eos)

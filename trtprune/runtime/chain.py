@@ -158,10 +158,27 @@ class Chain:
         self.memory.wait()
         return found
 
-    def embed(self, ids: np.ndarray) -> Array:
-        """Embeddings [B, T, D] of int64 [B, T] ids."""
+    def embed(self, ids: np.ndarray, name: Callable[[int], str] = str) -> Array:
+        """Embeddings [B, T, D] of int64 [B, T] ids.
+
+        Args:
+            ids: Of tokens; those at the image placeholder mean nothing.
+            name: The text of a token, for the message.
+
+        Raises:
+            InputError: for a token of the tokenizer that the model has no embedding of.
+        """
+        model = self.config.model
+        beyond = ids[((ids >= model.vocab_size) | (ids < 0)) & (ids != model.image_token_id)]
+        if len(beyond):
+            raise InputError(
+                f"the prompt holds {name(int(beyond[0]))!r}, token {beyond[0]}, and the model has embeddings of "
+                f"{model.vocab_size} tokens only",
+                hint="leave it out; or give the checkpoint the tokens of its tokenizer (in transformers, "
+                "resize_token_embeddings), and build again",
+            )
         # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
-        ids = np.where(ids < self.config.model.vocab_size, ids, 0)
+        ids = np.where(ids < model.vocab_size, ids, 0)
         return self.session("embed").run({"input_ids": ids})["text_embeds"]
 
     def check_keep(self, keep: int | None) -> int:
@@ -272,6 +289,11 @@ class Chain:
                 f"--batch-size: {rows} rows at once; the engines were built for {limit}",
                 hint="a smaller batch, or build with a larger --max-batch-size",
             )
+
+    def room(self, sequence: Layout) -> int:
+        """Tokens of an answer that fit behind a prompt; below 1 if none does."""
+        kv, model = self.config.kv, self.config.model
+        return min(kv.capacity - len(sequence.ids), model.max_positions - sequence.next_position) + 1
 
     def check(self, sequence: Layout, max_new_tokens: int) -> None:
         """Refuses what does not fit in the cache or the model's positions."""

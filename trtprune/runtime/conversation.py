@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._arguments import arg, text_of, whole
 from trtprune.errors import InputError
-from trtprune.runtime.batch import Answer, check_stop
+from trtprune.runtime.batch import Answer, answer_length, check_stop
 from trtprune.runtime.chain import Clock, Features
 from trtprune.runtime.result import Result
 from trtprune.runtime.sampling import Sampling
@@ -38,7 +39,7 @@ class Conversation:
     def __init__(self, vlm: Vlm, images: Images, *, system: str | None = None) -> None:
         self._vlm = vlm
         self._images = vlm.pictures(images)
-        self._system = [] if system is None else [Turn("system", system)]
+        self._system = [] if system is None else [Turn("system", text_of("system", system))]
         self._turns: list[Turn] = []
         self._features: list[Features] | None = None
         self._kept: list[np.ndarray] | None = None
@@ -58,11 +59,11 @@ class Conversation:
         *,
         keep: int | None = None,
         repick: bool = True,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
@@ -78,13 +79,21 @@ class Conversation:
                 :meth:`Vlm.generate`.
         """
         vlm, clock = self._vlm, Clock()
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        if max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
+        info = vlm.config.generation
+        sampling = Sampling.of(
+            info,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        if max_new_tokens is not None:
+            max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
         budget = vlm.chain.check_keep(keep)
-        stops = check_stop(stop)
+        stops = check_stop(stop, () if ignore_eos else info.stop_strings)
         # 1. The whole conversation as one prompt.
-        question = Turn("user", prompt, 0 if self._turns else len(self._images))
+        question = Turn("user", text_of("prompt", prompt), 0 if self._turns else len(self._images))
         with clock.stage("preprocess"):
             encoded = vlm.encoder.encode([*self._system, *self._turns, question])
         # 2. The pictures are looked at once.
@@ -92,19 +101,22 @@ class Conversation:
             self._features = vlm.features(self._images, clock)
         # 3. The selection: the question's own, or the one already made.
         if repick or self._kept is None:
-            selected = vlm.cut(encoded, self._features, budget, seed or 0, clock)
-        elif keep is not None and keep != self._budget:
-            raise InputError(f"--keep {keep}: the selection was made with another", hint="repick=True selects anew")
+            selected = vlm.cut(encoded, self._features, budget, sampling.seed or 0, clock)
+        elif keep is not None and budget != self._budget:
+            raise InputError(
+                f"{arg('keep', keep)}: the selection was made with another", hint=f"{arg('repick', True)} selects anew"
+            )
         else:
             selected = vlm.embed(encoded, clock), self._kept, self._rows
             budget = self._budget
         embeds, kept, rows = selected
         layout = vlm.lay_out(encoded, embeds, rows, kept, budget)
-        vlm.chain.check(layout, max_new_tokens)
+        longest = answer_length(vlm, max_new_tokens, encoded.ids, layout)
+        vlm.chain.check(layout, longest)
         # 4. What the cache holds already. Tokens alone do not tell: the features must be the same ones, too.
         same = self._cache is not None and self._kept is not None and not repick and kept is self._kept
         known = _common(self._cached, layout.ids[:-1]) if same else 0
-        tokens = len(layout.ids) + max_new_tokens - 1
+        tokens = len(layout.ids) + longest - 1
         if self._cache is not None and same:
             cache = vlm.chain.pool.grow(self._cache, tokens)
         else:
@@ -116,7 +128,7 @@ class Conversation:
         with clock.stage("prefill"):
             logits = vlm.chain.prefill([layout], cache, [known])
         # 5. The answer.
-        answer = Answer(vlm, layout, encoded.ids, kept, max_new_tokens, sampling, stops, ignore_eos)
+        answer = Answer(vlm, layout, encoded.ids, kept, longest, sampling, stops, ignore_eos)
         for answer.kept, answer.segment_tokens in vlm.chain.selected(cache):
             pass
         for _ in vlm.chain.decode([answer.row], logits, cache, clock):

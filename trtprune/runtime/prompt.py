@@ -138,6 +138,11 @@ class PromptEncoder:
                 hint="correct the checkpoint's tokenizer.json and build again",
             ) from None
 
+    def token(self, number: int) -> str:
+        """The text of one token, as far as it can be told."""
+        named = None if self._tokenizer is None else self._tokenizer.id_to_token(number)
+        return self.decode([number]) if named is None else str(named)
+
     def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
         """For one answer that is read while it grows."""
         return Detokenizer(self, stop)

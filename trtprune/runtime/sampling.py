@@ -8,69 +8,161 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from trtprune._arguments import arg, real, whole
+from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.errors import BackendError, InputError
+from trtprune.runtime import processors
+from trtprune.runtime.processors import Processor, softmax
 
-__all__ = ["Sampler", "Sampling", "filter_logits"]
+__all__ = ["NO_LIMIT", "Sampler", "Sampling", "filter_logits"]
+
+NO_LIMIT = 1 << 62
+"""A longest answer that is never reached."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How to choose. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+
+    ``checkpoint`` are the settings that no caller names; the four that are here go before those there.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    checkpoint: GenerationInfo = field(default_factory=GenerationInfo)
 
     def __post_init__(self) -> None:
-        """Checks the ranges; raises InputError naming the flag."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"--temperature {self.temperature}: must be 0 (greedy) or above")
-        if self.top_k < 0:
-            raise InputError(f"--top-k {self.top_k}: must be 0 (off) or above")
+        """Checks types and ranges; raises InputError naming the argument."""
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
+        object.__setattr__(self, "top_k", whole("top_k", self.top_k, 0, " (off)"))
+        if self.temperature < 0:
+            raise InputError(f"{arg('temperature', self.temperature)}: must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1 (off)")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise InputError(f"--repetition-penalty {self.repetition_penalty}: must be above 0; 1 is off")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: out of range", hint="0 to 2**63 - 1")
+            raise InputError(f"{arg('top_p', self.top_p)}: must be above 0 and at most 1 (off)")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"{arg('repetition_penalty', self.repetition_penalty)}: must be above 0; 1 is off")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+            if self.seed >= 2**63:
+                raise InputError(f"{arg('seed', self.seed)}: out of range", hint="0 to 2**63 - 1")
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: GenerationInfo,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Sampling:
+        """What a caller asks for, and for what is None, what the checkpoint says.
+
+        As in transformers, a temperature that is asked for makes a greedy checkpoint draw, with its own ``top_k`` (50,
+        where it says none) and ``top_p``; 0 is greedy, whatever the checkpoint says.
+        """
+        if temperature is None:
+            temperature = checkpoint.temperature if checkpoint.do_sample else 0.0
+        return cls(
+            temperature,
+            checkpoint.top_k if top_k is None else top_k,
+            # transformers lets the likeliest token through where top_p is 0; so does the smallest number above it.
+            (checkpoint.top_p or math.ulp(0.0)) if top_p is None else top_p,
+            checkpoint.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed,
+            checkpoint,
+        )
+
+    def processors(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[Processor]:
+        """What changes the logits of an answer, in transformers' order.
+
+        Args:
+            prompt: int64 ids of the prompt, with a placeholder for each visual token of an image.
+            eos: Ids that end the answer.
+            max_new_tokens: Longest answer.
+        """
+        return [*self._rules(prompt, eos, max_new_tokens), *(self._filters() if self.temperature else ())]
+
+    def _rules(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[Processor]:
+        """What acts on greedy decoding, too."""
+        info, begin, found = self.checkpoint, len(prompt), list[Processor]()
+        shortest = info.min_length if info.min_new_tokens is None else begin + info.min_new_tokens
+        if info.sequence_bias:
+            found.append(processors.SequenceBias(info.sequence_bias))
+        if info.encoder_repetition_penalty != 1:
+            found.append(processors.RepetitionPenalty(1 / info.encoder_repetition_penalty, prompt))
+        if self.repetition_penalty != 1:
+            found.append(processors.RepetitionPenalty(self.repetition_penalty))
+        if info.no_repeat_ngram_size:
+            found.append(processors.NoRepeatNGram(info.no_repeat_ngram_size))
+        if info.encoder_no_repeat_ngram_size:
+            found.append(processors.EncoderNoRepeatNGram(info.encoder_no_repeat_ngram_size, prompt))
+        if info.bad_words_ids:
+            found.append(processors.BadWords(info.bad_words_ids, eos))
+        if shortest and eos:
+            found.append(processors.MinLength(shortest, eos))
+        if info.forced_bos_token_id is not None:
+            found.append(processors.ForcedBos(info.forced_bos_token_id))
+        if info.forced_eos_token_id:
+            found.append(processors.ForcedEos(begin + max_new_tokens, info.forced_eos_token_id))
+        if info.remove_invalid_values:
+            found.append(processors.RemoveInvalid())
+        if info.exponential_decay_length_penalty is not None and eos:
+            start, factor = info.exponential_decay_length_penalty
+            found.append(processors.ExponentialDecay(start + begin, factor, eos))
+        if info.suppress_tokens:
+            found.append(processors.Suppress(info.suppress_tokens))
+        if info.begin_suppress_tokens:
+            late = begin <= 1 and info.forced_bos_token_id is not None
+            found.append(processors.BeginSuppress(info.begin_suppress_tokens, begin + late))
+        return found
+
+    def _filters(self) -> list[Processor]:
+        """What acts before a draw."""
+        info, found = self.checkpoint, list[Processor]()
+        if self.temperature != 1:
+            found.append(processors.Temperature(self.temperature))
+        if info.top_h is not None:
+            found.append(processors.TopH(info.top_h))
+        if self.top_k:
+            found.append(processors.TopK(self.top_k))
+        if self.top_p < 1:
+            found.append(processors.TopP(self.top_p))
+        if info.min_p:
+            found.append(processors.MinP(info.min_p))
+        if info.typical_p < 1:
+            found.append(processors.Typical(info.typical_p))
+        if info.epsilon_cutoff:
+            found.append(processors.Epsilon(info.epsilon_cutoff))
+        if info.eta_cutoff:
+            found.append(processors.Eta(info.eta_cutoff))
+        return found
 
 
 def filter_logits(logits: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None) -> np.ndarray:
-    """Logits after repetition penalty, temperature, top-k and top-p, in this order.
+    """Logits as they are chosen from after a prompt.
 
     Args:
         logits: float32 [V].
-        sampling: The settings; with ``temperature`` 0 only the penalty is applied.
-        seen: Token ids of prompt and answer so far; each is penalised once, however often it occurs.
+        sampling: The settings; with ``temperature`` 0 nothing is filtered that acts on draws.
+        seen: int64 ids of the prompt.
 
     Returns:
-        A new float32 [V]; what is filtered out is -inf.
+        A new float32 [V]; what is ruled out is -inf.
     """
+    ids = np.zeros(0, np.int64) if seen is None else np.asarray(seen, np.int64)
     scores = logits.astype(np.float32, copy=True)
-    if sampling.repetition_penalty != 1.0 and seen is not None and seen.size:
-        ids = np.unique(seen)
-        penalty = np.float32(sampling.repetition_penalty)
-        chosen = scores[ids]
-        scores[ids] = np.where(chosen < 0, chosen * penalty, chosen / penalty)
-    if sampling.temperature == 0:
-        return scores
-    scores /= np.float32(sampling.temperature)
-    if 0 < sampling.top_k < scores.size:
-        # Ties with the k-th stay in, as in transformers.
-        limit = np.partition(scores, scores.size - sampling.top_k)[scores.size - sampling.top_k]
-        scores[scores < limit] = -np.inf
-    if sampling.top_p < 1:
-        order = np.argsort(scores, kind="stable")
-        total = np.cumsum(_softmax(scores[order]), dtype=np.float32)
-        drop = total <= np.float32(1 - sampling.top_p)
-        drop[-1] = False
-        scores[order[drop]] = -np.inf
+    for process in sampling.processors(ids, (), NO_LIMIT):
+        scores = process(ids, scores)
     return scores
 
 
@@ -79,12 +171,21 @@ class Sampler:
 
     Args:
         sampling: Settings; without a seed the draws differ from run to run.
-        prompt: int64 ids of the prompt, for the repetition penalty.
+        prompt: int64 ids of the prompt, with a placeholder for each visual token of an image.
+        eos: Ids that end the answer.
+        max_new_tokens: Longest answer.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int] | np.ndarray = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] | np.ndarray = (),
+        eos: Sequence[int] = (),
+        max_new_tokens: int = NO_LIMIT,
+    ) -> None:
         self.sampling = sampling
-        self._seen = np.unique(np.asarray(prompt, np.int64))
+        self._ids = np.asarray(prompt, np.int64)
+        self._processors = sampling.processors(self._ids, eos, max_new_tokens)
         key = np.random.SeedSequence(sampling.seed).generate_state(2, np.uint64)
         self._random = np.random.Generator(np.random.Philox(key=key))
 
@@ -92,25 +193,33 @@ class Sampler:
         """The next token for float32 [V] logits; ties go to the lower id.
 
         Raises:
-            BackendError: if the largest logit is not finite: the model computed NaN or overflowed.
+            BackendError: if the largest logit is not finite: the model computed NaN or overflowed; or if a draw finds
+                every token ruled out by the checkpoint's settings.
         """
-        if not np.isfinite(logits.max()):  # NaN anywhere, +inf, or nothing but -inf
-            raise BackendError("the model's logits are not finite numbers", hint="build with --dtype float32")
-        scores = filter_logits(logits, self.sampling, self._seen)
-        if self.sampling.temperature == 0:
-            token = int(np.argmax(scores))
-        else:
-            # Inverse of the cumulative distribution in float64, so that one draw a token is all that is used up.
-            total = np.cumsum(_softmax(scores.astype(np.float64)))
-            place = self._random.random() * total[-1]
-            token = int(np.searchsorted(total, place, side="right"))
-            if token >= scores.size or scores[token] == -np.inf:
-                token = int(np.argmax(scores))
-        if self.sampling.repetition_penalty != 1.0:
-            self._seen = np.union1d(self._seen, [token])
+        checked = self.sampling.checkpoint.remove_invalid_values
+        if not checked and not np.isfinite(logits.max()):  # NaN anywhere, +inf, or nothing but -inf
+            hint = f"build with {arg('dtype', 'float32')}"
+            raise BackendError("the model's logits are not finite numbers", hint=hint)
+        scores = logits
+        if self._processors:
+            scores = logits.astype(np.float32, copy=False)
+            for process in self._processors:
+                scores = process(self._ids, scores)
+        token = int(np.argmax(scores)) if self.sampling.temperature == 0 else self._draw(scores)
+        if self._processors:
+            self._ids = np.append(self._ids, token)
         return token
 
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max())
-    return weights / weights.sum()
+    def _draw(self, scores: np.ndarray) -> int:
+        if not np.isfinite(scores.max()):
+            raise BackendError(
+                "the checkpoint's generation_config.json rules out every token, and nothing is left to draw from",
+                hint=f"{arg('temperature', 0)}, or build with {arg('generation_config', 'ignore')}",
+            )
+        # Inverse of the cumulative distribution in float64, so that one draw a token is all that is used up.
+        total = np.cumsum(softmax(scores.astype(np.float64)))
+        place = self._random.random() * total[-1]
+        token = int(np.searchsorted(total, place, side="right"))
+        if token >= scores.size or scores[token] == -np.inf:
+            token = int(np.argmax(scores))
+        return token

@@ -117,11 +117,11 @@ class Vlm:
         prompt: str,
         *,
         keep: int | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
@@ -130,19 +130,22 @@ class Vlm:
     ) -> Result:
         """Answers one question about one picture, or about several together.
 
+        What is None is as the checkpoint's ``generation_config.json`` says, read as transformers reads it, and so are
+        the settings that have no argument here; see :class:`trtprune.engine_dir.GenerationInfo`.
+
         Args:
             images: A path, ``data:`` address, bytes of a file, open binary file, PIL image or uint8 array (see
                 :func:`trtprune.runtime.pictures.load_picture`), or the :class:`Features` of one; or a list of those,
                 all in one prompt.
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
             keep: Visual tokens to keep of each image; None: the build's default.
-            max_new_tokens: Longest answer.
-            temperature: 0 always takes the likeliest token; above, draws.
-            top_k: Draw among so many likeliest tokens; 0 is off.
+            max_new_tokens: Longest answer; 64, if the checkpoint does not say either.
+            temperature: 0 always takes the likeliest token; above, draws, whatever the checkpoint does by default.
+            top_k: Draw among so many likeliest tokens; 0 is off, and 50 is transformers' default.
             top_p: Draw among the likeliest tokens that together have this probability; 1 is off.
             repetition_penalty: Above 1 makes what was said before less likely.
             seed: Makes draws repeat.
-            stop: Texts that end the answer; they are not part of it.
+            stop: Texts that end the answer; they are not part of it.  An empty list: none, nor the checkpoint's.
             ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
             system: A system prompt.
             raw_prompt: ``prompt`` is the whole prompt with a placeholder for each image.
@@ -170,11 +173,11 @@ class Vlm:
         requests: Sequence[Request],
         *,
         keep: int | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
@@ -184,7 +187,14 @@ class Vlm:
         Each answer is what the request alone would give, up to the rounding of larger matrix products.  Settings as
         for :meth:`generate`; those of a request come first.
         """
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        sampling = Sampling.of(
+            self.config.generation,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         batch = Batch(
             self,
             requests,
@@ -204,11 +214,11 @@ class Vlm:
         prompt: str,
         *,
         keep: int | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
@@ -220,7 +230,14 @@ class Vlm:
         Nothing is computed before the first piece is asked for.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        sampling = Sampling.of(
+            self.config.generation,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         return Stream(
             Batch(
                 self,
@@ -244,7 +261,7 @@ class Vlm:
         picture = self._load(image)
         features = self.chain.look([self.preprocessor(picture)])[0]
         encoded = self.encoder.encode(turns_of(prompt, 1, system))
-        embeds = self.chain.embed(encoded.ids[None])[0]
+        embeds = self.chain.embed(encoded.ids[None], self.encoder.token)[0]
         return View(picture, self.preprocessor.geometry(picture), features, encoded, embeds)
 
     def select(self, view: View, *, keep: int, method: str | None = None, seed: int | None = None) -> np.ndarray:
@@ -324,7 +341,7 @@ class Vlm:
     def embed(self, prompt: Prompt, clock: Clock) -> Array:
         """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
         with clock.stage("prefill"):
-            return self.chain.embed(prompt.ids[None])[0]
+            return self.chain.embed(prompt.ids[None], self.encoder.token)[0]
 
     def cut(
         self, prompt: Prompt, features: Sequence[Features], keep: int, seed: int, clock: Clock
