@@ -83,7 +83,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             elif path.startswith(f"/api/models/{repo}/revision/"):
                 self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             elif path.startswith(f"/{repo}/resolve/"):
-                self.file(path.rpartition("/")[2], files)
+                self.file(path.removeprefix(f"/{repo}/resolve/").partition("/")[2], files)
             else:
                 self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 

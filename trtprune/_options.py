@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTENTION",
     "CLIP",
+    "ENGINE_DIRECTORY",
     "PATH",
     "KeepRange",
     "KeyValue",
@@ -25,6 +27,18 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
+
+
+class _EngineDirectory(click.Path):
+    """A path, or the hub's ``owner/name``, which ``./owner/name`` is not: a :class:`Path` forgets the difference."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        here = str(value).startswith("./") and not path.exists()
+        return Path.cwd() / path if here else path
+
+
+ENGINE_DIRECTORY = _EngineDirectory()
 
 CLIP = click.option(
     "--clip", metavar="CHECKPOINT", help="For methods that read CLIP's text; see `trtprune build --help`."
@@ -203,7 +217,7 @@ def take_engine_options(arguments: dict[str, Any]) -> EngineOptions:
 
 def run_options(command: Any) -> Any:
     options = [
-        click.argument("directory", type=PATH, metavar="OUT"),
+        click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT"),
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "openvino"]),

@@ -17,7 +17,7 @@ from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._eval_command import evaluate
 from trtprune._frontier_command import frontier
-from trtprune._options import ATTENTION, PATH, build_options, engine_options, take_engine_options
+from trtprune._options import ATTENTION, ENGINE_DIRECTORY, build_options, engine_options, take_engine_options
 from trtprune._run_command import run
 from trtprune._show_command import show
 from trtprune._version import __version__
@@ -85,7 +85,7 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
 
 
 @main.command()
-@click.argument("directory", type=PATH, metavar="OUT")
+@click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT")
 @click.option("--verify", type=click.Choice(["none", "fast", "full"]), default="full", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 @log_options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import warnings
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtprune._files import SMALL_JSON_BYTES, parse_object, read_bounded
 from trtprune._progress import Progress, Transfer, size
 from trtprune.errors import CheckpointError, TrtpruneError
 
-__all__ = ["IGNORE", "TEXTS", "WEIGHTS", "Look", "download"]
+__all__ = ["IGNORE", "TEXTS", "WEIGHTS", "Look", "download", "download_build"]
 
 # All but the weights: what it takes to judge a model.
 TEXTS = ["*.json", "*.jinja"]
@@ -28,7 +30,7 @@ WEIGHTS = ["*.safetensors"]
 # Sub-directories hold other formats, consolidated.safetensors a second copy of all weights in another layout.
 IGNORE = ["*/*", "consolidated*.safetensors", "adapter_*", "*.fp16.safetensors", "*.bin", "*.pt", "*.pth"]
 Look = Callable[[Path, "str | None", "Sequence[str] | None"], None]
-_MANUAL = "or download the directory elsewhere and give its path to --model"
+_MANUAL = "or download the directory elsewhere and give its path"
 
 
 def download(
@@ -85,6 +87,59 @@ def download(
     return path, commit
 
 
+def download_build(hub_id: str, *, revision: str | None = None, progress: Callable[[str], None] | None = None) -> Path:
+    """Brings an engine directory that was uploaded to the hub into the cache: the files its ``config.json`` lists.
+
+    Args:
+        hub_id: ``owner/name``.
+        revision: Branch, tag or commit; the default branch otherwise.
+        progress: As of :func:`download`.
+
+    Raises:
+        CheckpointError: one line and a hint for every failure.
+        EngineDirError: if the repository's ``config.json`` is not that of an engine directory.
+    """
+    from huggingface_hub import constants
+
+    from trtprune.engine_dir import CONFIG_NAME
+    from trtprune.engine_dir.reading import read_config
+
+    offline, cache = bool(constants.HF_HUB_OFFLINE), Path(constants.HF_HUB_CACHE)
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    say = Progress.of(progress)
+    repository = _Repository(hub_id, cache, None, offline, ignore=())
+    try:
+        with _quiet():
+            if not offline:
+                say(f"{where}: no such directory here, looking it up on the hub")
+            path = repository.fetch(revision, [CONFIG_NAME])
+            _refuse_others(path / CONFIG_NAME, where)
+            files = [glob.escape(name) for name in read_config(path).files]
+            commit = path.name if path.parent.name == "snapshots" else None
+            sizes = repository.sizes(commit) if commit is not None else None
+            missing = repository.missing(sizes or {}, commit, files)
+            with say.transfer(where, sum(missing.values()) or None) as transfer:
+                repository.fetch(commit or revision, files, transfer)
+    except TrtpruneError:
+        raise
+    except Exception as error:
+        raise _explain(error, where, offline, constants.ENDPOINT, cache, flag="") from error
+    return path
+
+
+def _refuse_others(config: Path, where: str) -> None:
+    """Says of a repository that holds a model, and no build of it, what can be done with it."""
+    try:
+        data = parse_object(read_bounded(config, SMALL_JSON_BYTES) or b"{}")
+    except (OSError, ValueError):
+        return  # larger than any checkpoint's; read_config says what else is wrong
+    if "schema_version" not in data:
+        raise CheckpointError(
+            f"{where}: holds no engine directory" + (", but a checkpoint" if "model_type" in data else ""),
+            hint=f"build one from it: trtprune build --model {where} -o OUT",
+        )
+
+
 @dataclass(frozen=True)
 class _Repository:
     """A repository on the hub, and the cache that its files are brought into."""
@@ -93,8 +148,9 @@ class _Repository:
     cache: Path
     token: str | None
     offline: bool
+    ignore: Sequence[str] = tuple(IGNORE)
 
-    def fetch(self, revision: str | None, allow: list[str], transfer: Transfer | None = None) -> Path:
+    def fetch(self, revision: str | None, allow: Sequence[str], transfer: Transfer | None = None) -> Path:
         """The directory with the files of these patterns."""
         from huggingface_hub import snapshot_download
 
@@ -104,8 +160,8 @@ class _Repository:
             revision=revision,
             cache_dir=self.cache,
             token=self.token,
-            allow_patterns=allow,
-            ignore_patterns=IGNORE,
+            allow_patterns=list(allow),
+            ignore_patterns=list(self.ignore),
             library_name="trtprune",
             max_workers=4,
             **online,
@@ -125,8 +181,10 @@ class _Repository:
             return None
         return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
 
-    def missing(self, sizes: Mapping[str, int], commit: str | None) -> dict[str, int]:
-        """Bytes by name of the weights that are still to come.
+    def missing(
+        self, sizes: Mapping[str, int], commit: str | None, patterns: Sequence[str] = tuple(WEIGHTS)
+    ) -> dict[str, int]:
+        """Bytes by name of the files, weights by default, that are still to come.
 
         Raises:
             CheckpointError: if the disk has no room for them.
@@ -134,7 +192,7 @@ class _Repository:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.utils import filter_repo_objects
 
-        names = filter_repo_objects(sizes, allow_patterns=WEIGHTS, ignore_patterns=IGNORE)
+        names = filter_repo_objects(sizes, allow_patterns=list(patterns), ignore_patterns=list(self.ignore))
         found = {
             name: sizes[name]
             for name in names
@@ -144,7 +202,7 @@ class _Repository:
             needed, free = sum(found.values()), shutil.disk_usage(self.cache).free
             if needed > free:
                 raise CheckpointError(
-                    f"--model {self.hub_id}: its weights take {size(needed)}, {self.cache} has {size(free)} left",
+                    f"{self.hub_id}: its weights take {size(needed)}, {self.cache} has {size(free)} left",
                     hint="free some space, or set HF_HOME to a larger disk",
                 )
         return found
@@ -182,12 +240,14 @@ def _meter(transfer: Transfer | None) -> type:
     return Meter
 
 
-def _explain(error: Exception, where: str, offline: bool, endpoint: str, cache: Any) -> CheckpointError:
+def _explain(
+    error: Exception, where: str, offline: bool, endpoint: str, cache: Any, flag: str = "--model "
+) -> CheckpointError:
     """The one line for a failure.  Order matters: the hub's exceptions inherit from each other."""
     from huggingface_hub import errors
 
     def say(message: str, hint: str) -> CheckpointError:
-        return CheckpointError(f"--model {where}: {message}", hint=hint)
+        return CheckpointError(f"{flag}{where}: {message}", hint=hint)
 
     chain = list(_chain(error))
     full = next((e for e in chain if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)), None)
@@ -204,7 +264,8 @@ def _explain(error: Exception, where: str, offline: bool, endpoint: str, cache: 
             "check the spelling; for a private model log in: hf auth login (or set HF_TOKEN)",
         )
     if any(isinstance(e, errors.RevisionNotFoundError) for e in chain):
-        return say("no such revision on the hub", "give a branch, a tag or a full commit id with --revision")
+        how = "with --revision" if flag else "behind the @"
+        return say("no such revision on the hub", f"give a branch, a tag or a full commit id {how}")
     if any(isinstance(e, errors.HFValidationError) for e in chain):
         return say("not a valid hub id", "a hub id is owner/name")
     # Not every release of huggingface_hub has it.

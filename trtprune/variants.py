@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
 from trtprune.engine_dir.graphs import graph_digest
+from trtprune.engine_dir.paths import hub_blobs
 from trtprune.errors import BackendError, BudgetError, EngineDirError
 
 if TYPE_CHECKING:
@@ -220,9 +221,12 @@ class Variants:
                 hint=f"trtprune build --method {variant.method} … -o OTHER, and --with OTHER",
             )
         if self._folder is None:
-            # Beside the base, because links do not reach over file systems.
+            # Beside the base, because links do not reach over file systems; in a cache of the hub, where every folder
+            # beside it is a commit, beside its blobs.
+            root = base.root.resolve()
+            beside = (hub_blobs(root) or root).parent
             try:
-                self._folder = tempfile.TemporaryDirectory(prefix=".variants-", dir=base.root.resolve().parent)
+                self._folder = tempfile.TemporaryDirectory(prefix=".variants-", dir=beside)
             except OSError:
                 self._folder = tempfile.TemporaryDirectory(prefix="trtprune-")
         positions = None

@@ -7,13 +7,16 @@ from pathlib import Path, PurePosixPath
 
 from trtprune.errors import EngineDirError
 
-__all__ = ["CONFIG_NAME", "inside"]
+__all__ = ["CONFIG_NAME", "hub_blobs", "inside"]
 
 CONFIG_NAME = "config.json"
 
 
 def inside(root: Path, relative: str) -> Path:
     """The path of the file ``relative`` in the engine directory ``root``.
+
+    In the cache of the Hugging Face hub a directory, ``snapshots/COMMIT``, holds links into the ``blobs`` of the same
+    repository; those are files of the directory like any other.
 
     Raises:
         EngineDirError: if it leaves the directory, by its text or by a symbolic link, or is no path.
@@ -30,7 +33,8 @@ def inside(root: Path, relative: str) -> Path:
     path = root.joinpath(*pure.parts)
     try:
         # A symbolic link may lead outside even where the text of the path does not.
-        bad = bad or not path.resolve().is_relative_to(root.resolve())
+        real, base = path.resolve(), root.resolve()
+        bad = bad or not (real.is_relative_to(base) or real.parent == hub_blobs(base))
         path.is_file()
     except (OSError, ValueError, RuntimeError):  # too long, not encodable, a circle of links
         bad = True
@@ -40,3 +44,12 @@ def inside(root: Path, relative: str) -> Path:
             hint="build it again",
         )
     return path
+
+
+def hub_blobs(root: Path) -> Path | None:
+    """Where the cache of the Hugging Face hub keeps the files of ``root`` (resolved); None if it is no part of one."""
+    repository = root.parent.parent
+    if root.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return None
+    blobs = repository / "blobs"
+    return None if blobs.is_symlink() else blobs

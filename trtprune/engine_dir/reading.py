@@ -12,11 +12,12 @@ from pathlib import Path
 from trtprune._decode import DecodeError, decode
 from trtprune._files import read_bounded
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
+from trtprune.engine_dir.finding import find_engine_dir
 from trtprune.engine_dir.paths import CONFIG_NAME
 from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
 
-__all__ = ["open_engine_dir"]
+__all__ = ["MAX_CONFIG_BYTES", "open_engine_dir", "read_config"]
 
 MAX_CONFIG_BYTES = 16_000_000
 MAX_SIZE = 1 << 40
@@ -28,7 +29,7 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     """Reads and checks an engine directory.
 
     Args:
-        root: The directory ``build`` wrote.
+        root: The directory ``build`` wrote; or ``owner/name[@revision]`` of one on the Hugging Face hub.
         verify: ``"none"`` (only that files exist), ``"fast"`` (graphs and small files in full, weights by header
             and size, engines by their first MiB and size), ``"full"`` (every byte that was hashed at build),
             ``"auto"`` (full up to 1 GiB of weights and engines, else fast).
@@ -37,12 +38,28 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     Raises:
         EngineDirError: naming the file or field at fault.
     """
-    root = Path(root)
-    path = root / CONFIG_NAME
+    root = find_engine_dir(root)
     if not root.is_dir():
         raise EngineDirError(
             f"{root}: no such engine directory", hint="make one: trtprune build --model demo --keep 64 -o OUT"
         )
+    engine_dir = read_config(root)
+    if backend is not None and engine_dir.backend != backend:
+        raise EngineDirError(
+            f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
+            hint=f"build it again with --backend {backend}",
+        )
+    _check_files(engine_dir, verify)
+    return engine_dir
+
+
+def read_config(root: Path) -> EngineDir:
+    """What ``config.json`` of an engine directory says, checked as far as that needs no other file.
+
+    Raises:
+        EngineDirError: naming the field at fault.
+    """
+    path = root / CONFIG_NAME
     try:
         data = json.loads(_read_config(path))
         # A lone surrogate passes the parser and would blow up in the first message that prints it.
@@ -72,12 +89,6 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     except DecodeError as error:
         raise EngineDirError(f"{path}: {error}", hint="build the directory again") from None
     _check_values(engine_dir, path)
-    if backend is not None and engine_dir.backend != backend:
-        raise EngineDirError(
-            f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
-            hint=f"build it again with --backend {backend}",
-        )
-    _check_files(engine_dir, verify)
     return engine_dir
 
 
