@@ -9,23 +9,14 @@ from typing import Any
 
 import click
 
+from trtprune._click import Command, option
 from trtprune._console import logger, progress
-from trtprune._options import CLIP, PATH, run_options
+from trtprune._options import CLIP, OUTPUT, PATH, PRUNING, keeps_option, methods_option, plot_options, run_options
 from trtprune.errors import InputError
 
 __all__ = ["bench", "check_writable"]
 
-
-class Budgets(click.ParamType):
-    """``576,192,64``."""
-
-    name = "n,n,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 192,64", param, ctx)
+PEERS, MEASURING = "Peers", "Measuring"
 
 
 def check_writable(flag: str, path: Path | None) -> None:
@@ -42,55 +33,105 @@ def check_writable(flag: str, path: Path | None) -> None:
         raise InputError(f"{flag} {path}: is a directory", hint="name a file")
 
 
-@click.command()
-@click.option("--keep", "keeps", type=Budgets(), help="Budgets, such as 192,64.  [default: N/3, N/9 and as built]")
-@click.option(
-    "--methods",
-    metavar="A,B:OPTION=VALUE",
-    help="Methods; all, and what follows it besides; unpruned is always measured too.  [default: as built]",
-)
-@click.option(
-    "--against", type=click.Choice(["transformers", "openvino"]), multiple=True,
-    help="A peer in the same run, unpruned; repeatable.",
-)  # fmt: skip
-@click.option("--checkpoint", "--model", help="For transformers: directory, alias or hub id.  [default: as recorded]")
-@click.option(
-    "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
+@click.command(cls=Command, short_help="Measure time, memory and work with and without pruning.")
+@keeps_option("a third and a ninth of all, and as built")
+@methods_option("Pruning methods, or all; unpruned is always measured, too.")
+@option(
+    "--with",
+    "others",
+    type=PATH,
+    multiple=True,
+    group=PRUNING,
+    help="An engine directory of another method, measured beside OUT; repeatable.",
 )
 @CLIP
-@click.option("--image", help="The picture.  [default: a generated scene]")
-@click.option("--prompt", help="The question.")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Of all cells in turn.")
-@click.option("--warmup", type=click.IntRange(1), default=2, show_default=True, help="Rounds before that do not count.")
-@click.option("--max-new-tokens", "tokens", type=click.IntRange(2), default=16, show_default=True, help="Of an answer.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of each round.")
-@click.option(
-    "--memory/--no-memory", default=True, help="Run each cell once more in a process of its own for its peak."
+@option(
+    "--against",
+    type=click.Choice(["transformers", "openvino"]),
+    multiple=True,
+    group=PEERS,
+    help="Another program that is measured in the same run, unpruned; repeatable.",
 )
-@click.option("--json", "json_file", type=PATH, help="Write all numbers here; - is stdout, instead of the table.")
-@click.option("--plot", type=PATH, help="Draw the stages of each cell here.")
+@option(
+    "--checkpoint",
+    aliases=["--model"],
+    group=PEERS,
+    help="The checkpoint for transformers: a directory, alias or hub id.  [default: as recorded at build]",
+)
+@option("--image", metavar="PICTURE", group=MEASURING, help="The picture.  [default: a generated scene]")
+@option("--prompt", group=MEASURING, help="The question.  [default: one about the generated scene]")
+@option(
+    "--rounds",
+    type=click.IntRange(1),
+    metavar="N",
+    default=10,
+    show_default=True,
+    group=MEASURING,
+    help="The number of rounds; in each round everything is run once, in random order.",
+)
+@option(
+    "--warmup",
+    type=click.IntRange(1),
+    metavar="N",
+    default=2,
+    show_default=True,
+    group=MEASURING,
+    help="The number of rounds before those, which are not counted.",
+)
+@option(
+    "--max-new-tokens",
+    "tokens",
+    type=click.IntRange(2),
+    metavar="N",
+    default=16,
+    show_default=True,
+    group=MEASURING,
+    help="The length of every answer in tokens.",
+)
+@option("--seed", type=int, default=0, show_default=True, group=MEASURING, help="The seed of the order in each round.")
+@option(
+    "--memory/--no-memory",
+    default=True,
+    group=MEASURING,
+    help="Whether each is run once more in a process of its own, for its peak of memory.  [default: memory]",
+)
+@option(
+    "--json",
+    "json_file",
+    type=PATH,
+    bare="-",
+    metavar="FILE",
+    group=OUTPUT,
+    help="Print all numbers as JSON on stdout instead of the table; with FILE write them there, beside the table.",
+)
+@option("--report", type=PATH, metavar="FILE", group=OUTPUT, help="Write all numbers to this file as JSON.")
+@plot_options("Draw the stages of each cell, to FILE or bench.png.")
 @run_options
-def bench(directory: Path, json_file: Path | None, plot: Path | None, others: tuple[Path, ...], **given: Any) -> None:
-    """Measure time, memory and work to the first token and behind it, beside unpruned and a peer.
+def bench(
+    directory: Path, json_file: Path | None, report: Path | None, plot: Any, others: tuple[Path, ...], **given: Any
+) -> None:
+    """Measure time, memory and work up to the first token and after it, beside unpruned and a peer.
 
     \b
     trtprune bench out
-    trtprune bench out --keep 192,64 --methods adafv,divprune:center=true --against transformers
-    trtprune bench out --methods all --json bench.json --plot bench.png
+    trtprune bench out --keep 192,64 --methods adafv,divprune:center=true
+    trtprune bench out --keep 64 --against transformers
+    trtprune bench out --methods all --report bench.json --plot bench.png
     """
     from trtprune._plots import require_matplotlib
     from trtprune.bench.plot import draw_stages
     from trtprune.bench.report import render, to_json, write_json
     from trtprune.bench.running import PROMPT, Settings, run_bench
 
-    for flag, path in (("--json", json_file), ("--plot", plot)):
+    picture = Path("bench.png") if plot is True else plot or None
+    for flag, path in (("--json", json_file), ("--report", report), ("--plot", picture)):
         check_writable(flag, path)
-    if plot is not None:
-        require_matplotlib("--plot", plot)
+    if picture is not None:
+        require_matplotlib("--plot", picture)
     command = shlex.join(["trtprune", *sys.argv[1:]])
     names = ("keeps", "methods", "against", "image", "rounds", "warmup", "tokens", "seed", "memory")
     settings = Settings(**{name: given[name] for name in names}, prompt=given["prompt"] or PROMPT)
-    with progress("bench") as report:
+    with progress("bench") as say:
         run = run_bench(
             directory,
             settings,
@@ -101,13 +142,14 @@ def bench(directory: Path, json_file: Path | None, plot: Path | None, others: tu
             checkpoint=given["checkpoint"],
             others=others,
             build_options={"clip": given["clip"]} if given["clip"] else None,
-            report=report,
+            report=say,
         )
     result = to_json(run, command)
-    if json_file is not None:
-        write_json(result, json_file)
-    if plot is not None:
-        draw_stages(result, plot)
-        logger.info("%-9s %s", "plot", plot)
+    for path in (json_file, report):
+        if path is not None:
+            write_json(result, path)
+    if picture is not None:
+        draw_stages(result, picture)
+        logger.info("%-9s %s", "plot", picture)
     if json_file is None or str(json_file) != "-":
         click.echo(render(result))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtprune._click import Command, option
 from trtprune._console import echo_json, logger
-from trtprune._options import PATH, run_options
+from trtprune._options import JSON, KEEP, OUTPUT, PATH, plot_options, run_options
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,76 +20,191 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-NAMED = "[name:]value, of one output or of all; repeatable.  "
+NAMED = "[NAME:]VALUE"
+REFERENCE, REAL, RANDOM, TOLERANCE = "Reference", "A real input", "Random inputs", "Tolerance"
+UNPRUNED_GROUP = "Answers, with --against unpruned"
 UNPRUNED = "unpruned"
 
 
-@click.command()
-@click.option(
+@click.command(cls=Command, short_help="Compare an engine directory with a reference: numbers, or answers.")
+@option(
     "--against",
     metavar="REFERENCE",
-    help="onnxruntime (engines beside their own graphs), transformers (graphs beside the checkpoint), "
-    "another engine directory, or unpruned (answers).  [default: onnxruntime with engines, else transformers]",
+    group=REFERENCE,
+    help="What is compared with: onnxruntime (engines beside their own graphs), transformers (graphs beside the "
+    "checkpoint), another engine directory, or unpruned (answers).  [default: onnxruntime with engines, else "
+    "transformers]",
 )
-@click.option("--component", "components", multiple=True, help="vision, embed, clip_text, pruner, decoder; repeatable.")
-@click.option("--checkpoint", help="For transformers: directory, alias or hub id.  [default: as recorded at build]")
-@click.option("--allow-other-weights", is_flag=True, help="The reference may have other weights of the same sizes.")
-@click.option("--image", "images", multiple=True, help="A real input: a picture; repeat for several in one prompt.")
-@click.option("--prompt", "prompts", multiple=True, help="A real input: the question; repeatable with unpruned.")
-@click.option("--system", help="System message of a real input.")
-@click.option("--load-inputs", type=PATH, help="Inputs that --save-inputs, or Polygraphy, wrote.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of random inputs.")
-@click.option("--iterations", type=click.IntRange(1), default=1, show_default=True, help="Random inputs a component.")
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Rows of random inputs.")
-@click.option("--text-tokens", type=click.IntRange(1), default=16, show_default=True, help="Of a random prompt.")
-@click.option("--decode-steps", type=click.IntRange(0), default=2, show_default=True, help="Single tokens per prompt.")
-@click.option("--keep", type=int, help="Visual tokens kept per image.  [default: as built]")
-@click.option("--atol", multiple=True, help=NAMED + "[default: 1e-4; float16, bfloat16: 1e-2]")
-@click.option("--rtol", multiple=True, help=NAMED + "[default: 1e-5; float16, bfloat16: 1e-2]")
-@click.option(
-    "--check-error-stat",
+@option(
+    "--checkpoint",
+    aliases=["--model"],
+    group=REFERENCE,
+    help="The checkpoint for transformers: a directory, alias or hub id.  [default: as recorded at build]",
+)
+@option(
+    "--allow-other-weights",
+    is_flag=True,
+    group=REFERENCE,
+    help="Accept a reference with other weights of the same sizes.",
+)
+@option(
+    "--component",
+    "components",
+    metavar="NAME",
     multiple=True,
-    help=NAMED + "max, mean, median, elemwise or quantile.  [default: elemwise; float16, bfloat16: mean]",
+    group=REFERENCE,
+    help="A component to compare: vision, embed, clip_text, pruner or decoder; repeatable.  [default: all]",
 )
-@click.option("--error-quantile", multiple=True, help=NAMED + "For the quantile.  [default: 0.99]")
-@click.option("--validate", is_flag=True, help="NaN or infinity in an output is a failure, whatever the tolerance.")
-@click.option("--save-inputs", type=PATH, help="Polygraphy's JSON; of several components FILE.COMPONENT.json.")
-@click.option("--save-outputs", type=PATH, help="Outputs of both sides, likewise.")
-@click.option("--layerwise", is_flag=True, help="Find the first tensor inside that is beyond tolerance.")
-@click.option("--plot", type=PATH, help="Draw the error behind every layer; implies --layerwise.")
-@click.option("--report", type=PATH, help="Write everything that was found as JSON.")
-@click.option("--requests", type=PATH, help='unpruned: JSON lines {"image": …, "prompt": …, "answer": …}.')
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="unpruned: of an answer.")
-@click.option("--stop", multiple=True, help="unpruned: stop before this string; repeatable.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), help="unpruned: part of answers that must be the same.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@option(
+    "--image",
+    "images",
+    metavar="PICTURE",
+    multiple=True,
+    group=REAL,
+    help="A picture; repeat it for several in one prompt.",
+)
+@option(
+    "--prompt", "prompts", metavar="TEXT", multiple=True, group=REAL, help="The question; repeatable with unpruned."
+)
+@option("--system", metavar="TEXT", group=REAL, help="The system message.")
+@option("--load-inputs", type=PATH, group=REAL, help="A file of inputs that --save-inputs, or Polygraphy, wrote.")
+@option("--seed", type=click.IntRange(0), default=1, show_default=True, group=RANDOM, help="The seed of random inputs.")
+@option(
+    "--iterations",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    group=RANDOM,
+    help="The number of random inputs for each component.",
+)
+@option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    group=RANDOM,
+    help="The number of rows of a random input.",
+)
+@option(
+    "--text-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=16,
+    show_default=True,
+    group=RANDOM,
+    help="The number of text tokens of a random prompt.",
+)
+@option(
+    "--decode-steps",
+    type=click.IntRange(0),
+    metavar="N",
+    default=2,
+    show_default=True,
+    group=RANDOM,
+    help="The number of single tokens that follow a random prompt.",
+)
+@KEEP
+@option(
+    "--atol",
+    metavar=NAMED,
+    multiple=True,
+    group=TOLERANCE,
+    help="The absolute tolerance, of all outputs or of one; repeatable.  [default: 1e-4; float16, bfloat16: 1e-2]",
+)
+@option(
+    "--rtol",
+    metavar=NAMED,
+    multiple=True,
+    group=TOLERANCE,
+    help="The relative tolerance, likewise.  [default: 1e-5; float16, bfloat16: 1e-2]",
+)
+@option(
+    "--check-error-stat",
+    metavar=NAMED,
+    multiple=True,
+    group=TOLERANCE,
+    help="The error that is held to the tolerances: max, mean, median, elemwise or quantile.  [default: elemwise; "
+    "float16, bfloat16: mean]",
+)
+@option(
+    "--error-quantile",
+    metavar=NAMED,
+    multiple=True,
+    group=TOLERANCE,
+    help="The quantile that quantile takes.  [default: 0.99]",
+)
+@option(
+    "--validate",
+    is_flag=True,
+    group=TOLERANCE,
+    help="Fail where an output has NaN or infinity, whatever the tolerance.",
+)
+@option(
+    "--layerwise", is_flag=True, group=TOLERANCE, help="Find the first tensor inside a graph that is beyond tolerance."
+)
+@option(
+    "--requests",
+    type=PATH,
+    group=UNPRUNED_GROUP,
+    help='Questions as JSON lines {"image": …, "prompt": …, "answer": …}.',
+)
+@option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=64,
+    show_default=True,
+    group=UNPRUNED_GROUP,
+    help="The largest length of an answer in tokens.",
+)
+@option("--stop", metavar="TEXT", multiple=True, group=UNPRUNED_GROUP, help="A text at which answers end; repeatable.")
+@option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    metavar="0-1",
+    group=UNPRUNED_GROUP,
+    help="The share of answers that must be the same.",
+)
+@option(
+    "--save-inputs",
+    type=PATH,
+    group=OUTPUT,
+    help="The file for inputs, in Polygraphy's JSON; with several components FILE.COMPONENT.json.",
+)
+@option("--save-outputs", type=PATH, group=OUTPUT, help="The file for the outputs of both sides, likewise.")
+@plot_options("Draw the error after every layer, to FILE or error.png; implies --layerwise.")
+@option("--report", type=PATH, group=OUTPUT, help="Write everything that was found to this file as JSON.")
+@JSON
 @run_options
 def compare(
     directory: Path,
     against: str | None,
     as_json: bool,
     report: Path | None,
-    plot: Path | None,
+    plot: Any,
     **arguments: Any,
 ) -> None:
     """Compare an engine directory with a reference: numbers within tolerance, or the same answers.
 
     \b
-    trtprune compare out                                  engines beside their graphs in ONNX Runtime
+    trtprune compare out
     trtprune compare out --against transformers --layerwise --plot error.png
     trtprune compare out-float16 --against out-float32
     trtprune compare out --against unpruned --requests questions.jsonl
     """
     command = shlex.join(["trtprune", *sys.argv[1:]])
     start = time.perf_counter()
-    for flag, path in (("--report", report), ("--plot", plot)):
+    picture = Path("error.png") if plot is True else plot or None
+    for flag, path in (("--report", report), ("--plot", picture)):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{flag} {path}: there is no directory {path.parent}", hint="make it first")
     logger.info("[I] RUNNING | Command: %s", command)
     if against == UNPRUNED:
-        found = _answers(directory, arguments, report, plot, as_json)
+        found = _answers(directory, arguments, report, picture, as_json)
     else:
-        found = _numbers(directory, against, arguments, report, plot, as_json)
+        found = _numbers(directory, against, arguments, report, picture, as_json)
     runtime = time.perf_counter() - start
     if found:
         logger.info("[I] PASSED | Runtime: %.3fs | Command: %s", runtime, command)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from trtprune._click import LOGGING, Command, option
 from trtprune._terminal import (
     LineFormatter,
     StderrHandler,
@@ -43,6 +44,8 @@ class Group(click.Group):
 
     Errors of usage look like all others, and exit with 2.
     """
+
+    command_class = Command
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """As click's."""
@@ -143,18 +146,35 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     options = [
-        click.option("-v", "--verbose", count=True, expose_value=False, callback=configure, help="More log lines."),
-        click.option("-q", "--quiet", count=True, expose_value=False, callback=configure, help="Fewer log lines."),
-        click.option(
+        option(
+            "-v",
+            "--verbose",
+            count=True,
+            expose_value=False,
+            callback=configure,
+            group=LOGGING,
+            help="Write more log lines; repeatable.",
+        ),
+        option(
+            "-q",
+            "--quiet",
+            count=True,
+            expose_value=False,
+            callback=configure,
+            group=LOGGING,
+            help="Write warnings and errors only.",
+        ),
+        option(
             "--log-file",
             type=click.Path(dir_okay=False, path_type=Path),
             expose_value=False,
             callback=configure,
-            help="Write all log lines, with times, to this file too.",
+            group=LOGGING,
+            help="A file for all log lines, with times.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
+    for each in reversed(options):
+        command = each(command)
     return command
 
 

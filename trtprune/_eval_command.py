@@ -9,48 +9,107 @@ from typing import Any
 
 import click
 
-from trtprune._bench_command import Budgets
+from trtprune._click import Command, option
 from trtprune._console import echo_json, logger
-from trtprune._options import CLIP, PATH, run_options
+from trtprune._options import (
+    CLIP,
+    MAX_PIXELS,
+    MODEL,
+    OUTPUT,
+    PATH,
+    PRUNING,
+    keeps_option,
+    methods_option,
+    plot_options,
+    run_options,
+)
 
 __all__ = ["evaluate"]
 
+QUESTIONS, ANSWERS = "Questions", "Answers"
 
-@click.command(name="eval")
-@click.option(
+
+@click.command(name="eval", cls=Command, short_help="Ask questions with known answers: what does pruning break?")
+@option(
     "--data",
     required=True,
     metavar="DATA",
-    help="FILE.jsonl, easy-vqa, scenes, signs, or a set as downloaded: vqav2:DIR, gqa:DIR, pope:DIR, textvqa:DIR, "
-    "scienceqa:DIR.",
+    group=QUESTIONS,
+    help="The questions: FILE.jsonl, easy-vqa, scenes, signs, or a set as downloaded: vqav2:DIR, gqa:DIR, pope:DIR, "
+    "textvqa:DIR, scienceqa:DIR.",
 )
-@click.option(
-    "--methods",
-    metavar="A,B:OPTION=VALUE",
-    help="Methods; all, with what follows it besides; unpruned is always asked.  [default: as built]",
+@option("--images", type=PATH, group=QUESTIONS, help="The folder of the pictures, where it is not the usual one.")
+@option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    group=QUESTIONS,
+    help="The largest number of questions; drawn by seed.",
 )
-@click.option("--keep", "keeps", type=Budgets(), help="Budgets, such as 192,64.  [default: N/3, N/9 and as built]")
-@click.option("--limit", type=click.IntRange(1), help="At most so many questions, drawn with --seed.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
-@click.option("--metric", help="exact, vqa, textvqa, gqa, pope or letter.  [default: the data's own]")
-@click.option("--images", type=PATH, help="Folder of the pictures, where it is not the usual one.")
-@click.option("--prompt-suffix", help="A line behind every question, instead of the set's own; '' for none.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Of an answer.")
-@click.option("--stop", multiple=True, help="Stop before this string; repeatable.")
-@click.option("--controls", is_flag=True, help="Ask every question with a wrong and with a grey picture, too.")
-@click.option("--strict", is_flag=True, help="A row that cannot be used is an error.")
-@click.option("-o", "--output", type=PATH, help="Directory of the results.  [default: OUT-eval]")
-@click.option("--force", is_flag=True, help="Start anew where the directory holds answers.")
-@click.option("--so-far", is_flag=True, help="Ask nothing; report on the answers that the directory holds.")
-@click.option("--part", metavar="K/N", help="Ask the K-th of N shares; for processes side by side, with one OUTPUT.")
-@click.option("--plot/--no-plot", default=None, help="Draw accuracy.png.  [default: if matplotlib is there]")
-@click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
-@click.option(
-    "--with", "others", type=PATH, multiple=True, help="A directory of engines of another method; repeatable."
+@option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    group=QUESTIONS,
+    help="The seed of everything that is drawn at random: questions, controls, method random.",
+)
+@option(
+    "--part",
+    metavar="K/N",
+    group=QUESTIONS,
+    help="Ask only the K-th of N shares, for processes side by side with one OUTPUT.",
+)
+@option("--strict", is_flag=True, group=QUESTIONS, help="Stop at a row that cannot be used, instead of leaving it out.")
+@MAX_PIXELS
+@keeps_option("a third and a ninth of all, and as built")
+@methods_option("Pruning methods, or all; unpruned is always asked, too.")
+@option(
+    "--with",
+    "others",
+    type=PATH,
+    multiple=True,
+    group=PRUNING,
+    help="An engine directory of another method, asked beside OUT; repeatable.",
 )
 @CLIP
-@click.option("--model", help="The checkpoint, where OUT's weights cannot stand for it (quantised ones).")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, instead of the table.")
+@option(
+    "--checkpoint",
+    "model",
+    aliases=["--model"],
+    group=MODEL,
+    help="The checkpoint, where OUT's own weights cannot stand for it (quantised ones).",
+)
+@option(
+    "--prompt-suffix",
+    metavar="TEXT",
+    group=ANSWERS,
+    help="A line that follows every question, instead of the set's own; '' for none.",
+)
+@option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=16,
+    show_default=True,
+    group=ANSWERS,
+    help="The largest length of an answer in tokens.",
+)
+@option("--stop", metavar="TEXT", multiple=True, group=ANSWERS, help="A text at which answers end; repeatable.")
+@option(
+    "--metric",
+    metavar="NAME",
+    group=ANSWERS,
+    help="How answers are judged: exact, vqa, textvqa, gqa, pope or letter.  [default: the data's own]",
+)
+@option("--controls", is_flag=True, group=ANSWERS, help="Ask every question with a wrong and with a grey picture, too.")
+@option("-o", "--output", type=PATH, group=OUTPUT, help="The directory of the results.  [default: OUT-eval]")
+@option("--force", is_flag=True, group=OUTPUT, help="Start anew where the directory holds answers.")
+@option("--so-far", is_flag=True, group=OUTPUT, help="Ask nothing; report on the answers that the directory holds.")
+@plot_options("Draw accuracy by budget, to FILE or OUTPUT/accuracy.png.  [default: if matplotlib is there]")
+@option(
+    "--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON on stdout, instead of the table."
+)
 @run_options
 def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, **given: Any) -> None:
     """Ask questions with known answers, with and without pruning, and say what the pruning broke.
@@ -60,8 +119,8 @@ def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, **g
 
     \b
     trtprune eval out --data questions.jsonl
-    trtprune eval out --data easy-vqa --methods adafv,fastervlm,random --keep 192,64,16 -o results
-    trtprune eval out --data pope:coco --methods all --keep 64 --limit 1000 --controls
+    trtprune eval out --data easy-vqa --methods adafv,random --keep 192,64,16
+    trtprune eval out --data pope:coco --methods all --limit 1000 --controls
     CUDA_VISIBLE_DEVICES=1 trtprune eval out --data pope:coco --part 2/2
     """
     from trtprune.eval.evaluation import evaluate as run_eval

@@ -1,32 +1,42 @@
-"""The option groups of the command line, and the types of their values; no command, no heavy import."""
+"""The options that commands share, under one spelling each, and the types of their values; no command, no heavy import.
+
+A spelling that was once used is kept as an alias, which help does not list.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from trtprune._click import OUTPUT, option
 from trtprune._console import log_options
 
-if TYPE_CHECKING:
-    from trtprune._engine_options import EngineOptions
-
 __all__ = [
-    "ATTENTION",
     "CLIP",
     "ENGINE_DIRECTORY",
+    "JSON",
+    "KEEP",
+    "MAX_PIXELS",
+    "MODEL",
+    "OUTPUT",
     "PATH",
-    "KeepRange",
+    "PRUNING",
+    "RUNNING",
+    "Budgets",
     "KeyValue",
-    "build_options",
-    "engine_options",
+    "keeps_option",
+    "methods_option",
+    "plot_options",
     "run_options",
-    "take_engine_options",
 ]
 
 PATH = click.Path(path_type=Path)
+MODEL, PRUNING, RUNNING = "Model", "Pruning", "Running"
+"""Headings in help."""
 
 
 class _EngineDirectory(click.Path):
@@ -40,22 +50,19 @@ class _EngineDirectory(click.Path):
 
 ENGINE_DIRECTORY = _EngineDirectory()
 
-CLIP = click.option(
-    "--clip", metavar="CHECKPOINT", help="For methods that read CLIP's text; see `trtprune build --help`."
-)
 
+class Budgets(click.ParamType):
+    """``576,192,64``."""
 
-class KeepRange(click.ParamType):
-    """``LOW:HIGH``, both inclusive."""
+    name = "n,n,…"
 
-    name = "low:high"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
         try:
-            low, high = (int(part) for part in str(value).split(":"))
+            return tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not LOW:HIGH, for example 16:576", param, ctx)
-        return low, high
+            self.fail(f"{value!r} is not a list of numbers such as 192,64", param, ctx)
 
 
 class KeyValue(click.ParamType):
@@ -70,177 +77,122 @@ class KeyValue(click.ParamType):
         return key, text
 
 
-class PoolLimit(click.ParamType):
-    """``POOL:BYTES`` with K, M or G."""
-
-    name = "pool:bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        from trtprune._engine_options import parse_pool_limit
-
-        try:
-            return parse_pool_limit(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def build_options(command: Any) -> Any:
-    options = [
-        click.option("-m", "--model", required=True, help="Alias (see `trtprune models`), hub id, or local directory."),
-        click.option("-o", "--output", type=PATH, required=True, help="The engine directory to write."),
-        click.option("--keep", type=int, help="Visual tokens kept per image by default.  [default: 64]"),
-        click.option("--keep-range", type=KeepRange(), help="Budgets the build serves.  [default: 1 to all]"),
-        click.option("--method", default="adafv", show_default=True, help="See `trtprune methods`."),
-        click.option(
-            "--option", "options", type=KeyValue(), multiple=True, help="An option of the method; repeatable."
-        ),
-        click.option("--positions", type=click.Choice(["compact", "original"]), help="Position ids of kept tokens."),
-        click.option("--dtype", "--precision", help="float32, float16 or bfloat16.  [default: by provider]"),
-        click.option(
-            "--weight-dtype",
-            type=click.Choice(["int8", "int4"]),
-            help="Store the language model's matrices quantised.  [default: as in the checkpoint]",
-        ),
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda", "openvino"]),
-            default="cpu",
-            show_default=True,
-            help="What to write the graphs for: ONNX Runtime on a CPU or a GPU, or OpenVINO.",
-        ),
-        click.option(
-            "--max-seq-len",
-            "--max-kv-cache-capacity",
-            type=int,
-            help="KV capacity in tokens, prompt and answer.  [default: the model's positions; of engines the longest "
-            "prompt and 256]",
-        ),
-        click.option(
-            "--lowering",
-            type=KeyValue(),
-            multiple=True,
-            help="attention|vision_attention|norm|rotary|cache|products=op|primitives (attentions also with -float32), "
-            "coverage=every|lazy; repeatable.",
-        ),
-        click.option(
-            "--weights",
-            type=click.Choice(["auto", "copy", "link"]),
-            default="auto",
-            show_default=True,
-            help="Copy the checkpoint's weight files, or hard-link them; auto: share their blocks where the file "
-            "system can, else copy up to 4 GB, else link.",
-        ),
-        click.option(
-            "--clip",
-            metavar="CHECKPOINT",
-            help="The CLIP that the model's vision tower was taken from, for methods that read its text (see `trtprune "
-            "methods`), such as openai/clip-vit-large-patch14-336.",
-        ),
-        click.option(
-            "--generation-config",
-            type=click.Choice(["checkpoint", "ignore"]),
-            default="checkpoint",
-            show_default=True,
-            help="How answers are generated by default: as the checkpoint's generation_config.json says, or greedily.",
-        ),
-        click.option("--revision", help="Revision of a hub model."),
-        click.option(
-            "--allow-extra-tensors", is_flag=True, help="Only warn of tensors the architecture has no use for."
-        ),
-        click.option("--force", is_flag=True, help="Build again, and replace another engine directory at OUTPUT."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return log_options(command)
-
-
-ATTENTION = click.option(
-    "--attention",
-    type=click.Choice(["fused", "fp32-boundary", "decomposed"]),
-    default="fused",
-    show_default=True,
-    help="The decoder's attention in engines: TensorRT's kernels, the same in float32, or plain operators.",
+JSON = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the result as JSON on stdout.")
+KEEP = option(
+    "--keep",
+    type=int,
+    metavar="N",
+    group=PRUNING,
+    help="The number of visual tokens kept per image.  [default: as built]",
+)
+MAX_PIXELS = option("--max-pixels", type=int, metavar="N", help="The largest picture that is opened, in pixels.")
+CLIP = option(
+    "--clip",
+    metavar="CHECKPOINT",
+    group=MODEL,
+    help="The CLIP that the model's vision tower was taken from, such as openai/clip-vit-large-patch14-336; for "
+    "methods that read CLIP's text (see `trtprune methods`).",
 )
 
 
-def engine_options(command: Any) -> Any:
-    """The flags of the TensorRT backends; :func:`take_engine_options` gathers them."""
-    options = [
-        click.option("--max-batch-size", type=int, default=1, show_default=True, help="Engines: rows of a batch."),
-        click.option("--max-input-len", type=int, help="Engines: text tokens of a prompt.  [default: 512]"),
-        click.option("--max-images", type=int, default=1, show_default=True, help="Engines: pictures of a prompt."),
-        ATTENTION,
-        click.option(
-            "--compute-capability",
-            multiple=True,
-            metavar="SM,...",
-            help="Engines: GPUs to build for, such as sm89,sm120 (TensorRT-RTX only).  [default: the GPU that is here]",
-        ),
-        click.option("--builder-optimization-level", type=int, help="Engines: 0 (builds quickly) to 5 (runs fast)."),
-        click.option("--pool-limit", type=PoolLimit(), multiple=True, help="Engines: workspace:4G; repeatable."),
-        click.option("--load-timing-cache", type=PATH, help="TensorRT: kernel timings of an earlier build."),
-        click.option("--save-timing-cache", type=PATH, help="TensorRT: where to keep kernel timings."),
-        click.option("--version-compatible", is_flag=True, help="TensorRT: engines that later versions load too."),
-        click.option(
-            "--hardware-compatibility-level",
-            type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
-            default="none",
-            show_default=True,
-            help="TensorRT: other GPUs that load the engines too.",
-        ),
-        click.option("--weight-streaming", is_flag=True, help="Engines that can keep some weights in host memory."),
-        click.option(
-            "--profiling-verbosity",
-            type=click.Choice(["layer_names_only", "none", "detailed"]),
-            default="layer_names_only",
-            show_default=True,
-            help="Engines: what they say of their layers.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def keeps_option(default: str) -> Any:
+    """``--keep 64,16`` or ``--keep 64 --keep 16``: a tuple of budgets, None where none is given.
+
+    Args:
+        default: What is taken then, for the help.
+    """
+
+    def join(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int, ...], ...]) -> Any:
+        return tuple(keep for part in value for keep in part) or None
+
+    text = f"Numbers of visual tokens to keep per image, such as 192,64; repeatable.  [default: {default}]"
+    return option("--keep", "keeps", type=Budgets(), multiple=True, callback=join, group=PRUNING, help=text)
 
 
-def take_engine_options(arguments: dict[str, Any]) -> EngineOptions:
-    """Removes the values of :func:`engine_options` from a command's arguments."""
-    from dataclasses import fields
+def methods_option(text: str) -> Any:
+    """``--methods A,B`` or ``--methods A --methods B``: one text ``A,B``, None where none is given.
 
-    from trtprune._engine_options import EngineOptions
+    Args:
+        text: Help.
+    """
 
-    values = {f.name: arguments.pop(f.name) for f in fields(EngineOptions) if f.name in arguments}
-    if "pool_limit" in values:
-        values["pool_limit"] = dict(values["pool_limit"])
-    return EngineOptions(**values)
+    def join(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+        return ",".join(value) if value else None
+
+    return option(
+        "--methods",
+        aliases=["--method"],
+        metavar="A,B:OPTION=VALUE",
+        multiple=True,
+        callback=join,
+        group=PRUNING,
+        help=f"{text}  [default: as built]",
+    )
+
+
+class Picture(click.ParamType):
+    """A file; True stands for the flag alone."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value is True else Path(value)
+
+
+def plot_options(text: str) -> Any:
+    """``--plot``, ``--plot FILE`` and ``--no-plot``: ``plot`` is True, a path or False; None where neither is given.
+
+    Args:
+        text: Help of ``--plot``.
+    """
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def wrapped(*args: Any, plot: Any, no_plot: bool, **given: Any) -> Any:
+            return command(*args, plot=False if no_plot else plot, **given)
+
+        draw = option("--plot", type=Picture(), bare=True, metavar="FILE", group=OUTPUT, help=text)
+        leave = option("--no-plot", is_flag=True, group=OUTPUT, help="Draw no picture.")
+        return draw(leave(wrapped))
+
+    return decorate
 
 
 def run_options(command: Any) -> Any:
     options = [
         click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT"),
-        click.option(
+        option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "openvino"]),
-            help="Run in ONNX Runtime on this, or in OpenVINO; of TensorRT engines, the graphs they were built from."
-            "  [default: as built]",
+            group=RUNNING,
+            help="What runs the graphs: ONNX Runtime on a CPU or a GPU, or OpenVINO; with TensorRT engines, what runs "
+            "the graphs that these were built from.  [default: as built]",
         ),
-        click.option(
+        option(
             "--provider-option",
             "provider_options",
             type=KeyValue(),
             multiple=True,
-            help="Of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 (openvino); or "
-            "TensorRT's: device_id, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+            group=RUNNING,
+            help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
+            "(openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads of the provider.  [default: all cores]"),
-        click.option(
+        option(
+            "--threads",
+            type=click.IntRange(1),
+            metavar="N",
+            group=RUNNING,
+            help="The number of CPU threads the provider uses.  [default: all cores]",
+        ),
+        option(
             "--verify",
             type=click.Choice(["auto", "none", "fast", "full"]),
             default="auto",
             show_default=True,
-            help="How much of the directory to check before use.",
+            group=RUNNING,
+            help="How much of the directory is checked before use.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
+    for each in reversed(options):
+        command = each(command)
     return log_options(command)

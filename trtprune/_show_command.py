@@ -7,50 +7,75 @@ from typing import Any
 
 import click
 
+from trtprune._click import OUTPUT, Command, option
 from trtprune._console import echo_json, logger, progress
-from trtprune._options import CLIP, PATH, run_options
+from trtprune._options import CLIP, MAX_PIXELS, PATH, PRUNING, keeps_option, methods_option, run_options
 
 __all__ = ["show"]
 
+QUESTION = "Question"
 DEFAULT = Path("kept.png")
 
 
-@click.command()
-@click.option("--image", required=True, help="The picture.")
-@click.option(
-    "--prompt", default="Describe the image.", show_default=True, help="The question; text-aware methods select by it."
+@click.command(cls=Command, short_help="Draw what methods keep of a picture, with the answers.")
+@option("--image", required=True, metavar="PICTURE", group=QUESTION, help="The picture.")
+@option(
+    "--prompt",
+    metavar="TEXT",
+    default="Describe the image.",
+    show_default=True,
+    group=QUESTION,
+    help="The question, by which text-aware methods select.",
 )
-@click.option(
-    "--keep", "keeps", multiple=True, type=int, help="A budget; repeat for a column each.  [default: as built]"
+@option(
+    "--answers/--no-answers",
+    default=True,
+    group=QUESTION,
+    help="Whether the answer is written under each panel.  [default: answers]",
 )
-@click.option(
-    "--method",
-    "methods",
-    metavar="METHOD:OPTION=VALUE",
+@option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=32,
+    show_default=True,
+    group=QUESTION,
+    help="The largest length of an answer in tokens.",
+)
+@option("--seed", type=int, group=QUESTION, help="The seed of method random.")
+@MAX_PIXELS
+@keeps_option("as built")
+@methods_option("Pruning methods, a row each.")
+@option(
+    "--with",
+    "others",
+    type=PATH,
     multiple=True,
-    help="A method; repeat for a row each.  [default: as built]",
+    group=PRUNING,
+    help="An engine directory of another method, drawn beside OUT; repeatable.",
 )
-@click.option("--answers/--no-answers", default=True, help="The answer under each panel.  [default: answers]")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=32, show_default=True, help="Longest answer.")
-@click.option("--seed", type=int, help="For --method random.")
-@click.option("--font", type=PATH, help="A font file for letters that the fonts found here lack.")
-@click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
-@click.option("--with", "others", type=PATH, multiple=True, help="A directory built with another method; repeatable.")
 @CLIP
-@click.option("-o", "--output", type=PATH, help=f"The picture to write.  [default: {DEFAULT}]")
-@click.option("--json", "as_json", is_flag=True, help="Print kept indices, merged tokens and answers as JSON.")
+@option("-o", "--output", type=PATH, group=OUTPUT, help=f"The picture to write.  [default: {DEFAULT}]")
+@option("--font", type=PATH, group=OUTPUT, help="A font file for letters that the fonts found here lack.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print kept indices, merged tokens and answers as JSON on stdout.",
+)
 @run_options
 def show(directory: Path, output: Path | None, font: Path | None, as_json: bool, **given: Any) -> None:
     """Draw what methods keep of a picture, a row a method and a column a budget, with the answers.
 
     \b
     trtprune show out --image cat.jpg --prompt "What is on the table?"
-    trtprune show out --image cat.jpg --keep 192 --keep 64 --method adafv --method visionzip -o kept.png
+    trtprune show out --image cat.jpg --keep 192,64 --methods adafv,visionzip
     """
     from trtprune.runtime.pictures import load_picture, max_pixels_from
     from trtprune.show import drawing
     from trtprune.show.fonts import check_font
-    from trtprune.variants import Variants, warnings_only
+    from trtprune.variants import Variants, split_methods, warnings_only
 
     # A name, font or picture that is wrong should not cost the loading of a model.
     path = output or DEFAULT
@@ -58,8 +83,9 @@ def show(directory: Path, output: Path | None, font: Path | None, as_json: bool,
     check_font(font)
     limit = max_pixels_from(given["max_pixels"])
     picture = load_picture(given["image"], limit)
-    names = ("keeps", "methods", "seed", "answers", "max_new_tokens")
-    asked = drawing.Asked(picture, given["prompt"], **{name: given[name] for name in names})
+    settings = {name: given[name] for name in ("seed", "answers", "max_new_tokens")}
+    methods = split_methods(given["methods"] or "")
+    asked = drawing.Asked(picture, given["prompt"], given["keeps"] or (), methods, **settings)
     with (
         progress("show") as report,
         Variants(

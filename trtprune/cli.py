@@ -13,11 +13,13 @@ from typing import Any
 import click
 
 from trtprune._bench_command import bench
+from trtprune._build_options import ATTENTION, GRAPHS, build_options, engine_options, take_engine_options
+from trtprune._click import option
 from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
 from trtprune._eval_command import evaluate
 from trtprune._frontier_command import frontier
-from trtprune._options import ATTENTION, ENGINE_DIRECTORY, build_options, engine_options, take_engine_options
+from trtprune._options import ENGINE_DIRECTORY, JSON
 from trtprune._run_command import run
 from trtprune._show_command import show
 from trtprune._version import __version__
@@ -38,33 +40,48 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.option(
+@main.command(short_help="Compile a checkpoint with a pruning method.")
+@build_options
+@option(
     "--backend",
     type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the graphs.",
+    group=GRAPHS,
+    help="The library that runs the graphs, or the engines built from them.",
 )
-@build_options
 @engine_options
 def build(**arguments: Any) -> None:
-    """Compile a checkpoint with a pruning method into an engine directory."""
+    """Compile a checkpoint with a pruning method into an engine directory.
+
+    \b
+    trtprune build --model demo --keep 64 -o out
+    trtprune build --model llava-1.5-7b --method divprune --keep 128 -o out
+    trtprune build --model ./my-llava --weight-dtype int8 -o out
+    trtprune build --model llava-1.5-7b --backend tensorrt-rtx \\
+        --compute-capability sm89,sm120 -o out
+    """
     _build(export_only=False, **arguments)
 
 
-@main.command()
-@click.option(
+@main.command(short_help="Write the ONNX graphs alone, without engines.")
+@build_options
+@option(
     "--backend",
     type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
-    help="Whose spelling of attention, norm and rotary the graphs use.",
+    group=GRAPHS,
+    help="The library whose forms of attention, norm and rotary the graphs use.",
 )
-@build_options
 @ATTENTION
 def export(**arguments: Any) -> None:
-    """Write the ONNX graphs of a checkpoint and a pruning method, and no engines."""
+    """Write the ONNX graphs of a checkpoint and a pruning method, and no engines.
+
+    \b
+    trtprune export --model demo --keep 64 -o out
+    trtprune export --model llava-1.5-7b --backend tensorrt --dtype float16 -o out
+    """
     _build(export_only=True, **arguments)
 
 
@@ -84,13 +101,24 @@ def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **a
         click.echo(str(made.root))
 
 
-@main.command()
+@main.command(short_help="Say what an engine directory holds, and check it.")
 @click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT")
-@click.option("--verify", type=click.Choice(["none", "fast", "full"]), default="full", show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@option(
+    "--verify",
+    type=click.Choice(["none", "fast", "full"]),
+    default="full",
+    show_default=True,
+    help="How much is checked: nothing, sizes, or every byte against its digest.",
+)
+@JSON
 @log_options
 def inspect(directory: Path, verify: str, as_json: bool) -> None:
-    """Say what an engine directory holds, and check it."""
+    """Say what an engine directory holds, and check it.
+
+    \b
+    trtprune inspect out
+    trtprune inspect out --verify none --json
+    """
     from trtprune.engine_dir import open_engine_dir
     from trtprune.inspect import describe, render
 
@@ -101,11 +129,16 @@ def inspect(directory: Path, verify: str, as_json: bool) -> None:
         click.echo(render(facts))
 
 
-@main.command()
-@click.option("--json", "as_json", is_flag=True)
+@main.command(short_help="List the pruning methods and their options.")
+@JSON
 @log_options
 def methods(as_json: bool) -> None:
-    """List the pruning methods, what each needs, costs and returns, and its options."""
+    """List the pruning methods, what each needs, costs and returns, and its options.
+
+    \b
+    trtprune methods
+    trtprune methods --json
+    """
     from trtprune._methods import describe_methods, render_methods
 
     if as_json:
@@ -114,11 +147,16 @@ def methods(as_json: bool) -> None:
         click.echo(render_methods())
 
 
-@main.command()
-@click.option("--json", "as_json", is_flag=True)
+@main.command(short_help="List the models that can be built.")
+@JSON
 @log_options
 def models(as_json: bool) -> None:
-    """List the aliases and architectures that can be built."""
+    """List the aliases and architectures that can be built.
+
+    \b
+    trtprune models
+    trtprune models --json
+    """
     from trtprune.aliases import DEMOS
     from trtprune.models import ALIASES, supported
 
@@ -136,11 +174,16 @@ def models(as_json: bool) -> None:
             click.echo(f"  {key:<20} {text}")
 
 
-@main.command()
-@click.option("--json", "as_json", is_flag=True)
+@main.command(short_help="Say what is installed, and what is missing.")
+@JSON
 @log_options
 def doctor(as_json: bool) -> None:
-    """Say what is installed here, what it can do, and what to install for the rest."""
+    """Say what is installed here, what it can do, and what to install for the rest.
+
+    \b
+    trtprune doctor
+    trtprune doctor --json
+    """
     from trtprune.doctor import examine
 
     report = examine()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
     from trtprune.runtime import Vlm
 
-__all__ = ["Variant", "Variants", "parse_variants", "warnings_only"]
+__all__ = ["Variant", "Variants", "parse_variants", "split_methods", "warnings_only"]
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,19 @@ class Variant:
         return " ".join([self.method, *(f"{k}={v}" for k, v in self.options if v != defaults[k])])
 
 
+def split_methods(text: str) -> list[str]:
+    """The methods, each with its options, of a comma-separated list."""
+    # A value may hold commas (schedule=2:66,6:30), but behind one that separates stands a name.
+    return [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
+
+
 def parse_variants(text: str) -> list[Variant]:
     """A comma-separated list of :meth:`Variant.parse`; what occurs twice counts once.
 
     Raises:
         BudgetError: for an unknown method or option, or an empty list.
     """
-    # A value may hold commas (schedule=2:66,6:30), but behind one that separates stands a name.
-    parts = [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
+    parts = split_methods(text)
     if not parts:
         raise BudgetError("--methods: names no method", hint=f"some of {', '.join(pruning.names())}")
     return list(dict.fromkeys(map(Variant.parse, parts)))

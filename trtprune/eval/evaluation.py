@@ -52,7 +52,7 @@ def evaluate(
     force: bool = False,
     so_far: bool = False,
     part: str | None = None,
-    plot: bool | None = None,
+    plot: bool | str | os.PathLike[str] | None = None,
     others: Sequence[str | os.PathLike[str]] = (),
     model: str | os.PathLike[str] | None = None,
     clip: str | os.PathLike[str] | None = None,
@@ -88,7 +88,7 @@ def evaluate(
         so_far: Ask nothing, report on the answers that ``output`` holds.
         part: ``1/2`` asks the first of two shares of the pictures, for processes side by side with one ``output``; its
             answers go to results-1of2.jsonl. Without it the answers of all parts count, and the report is written.
-        plot: Draw accuracy.png, which needs matplotlib; None: if that is there.
+        plot: Draw accuracy.png, or this file, which needs matplotlib; None: if that is there.
         others, model, provider, provider_options, threads, verify, max_pixels: As for
             :class:`trtprune.variants.Variants`.
         clip: The CLIP checkpoint of the vision tower, for methods that read its text; see :func:`trtprune.build`.
@@ -103,7 +103,8 @@ def evaluate(
     """
     folder = Path(output)
     share = None if part is None else Part.parse(part)
-    plot = share is None and plot_wanted(plot, "--plot", folder / PICTURE)
+    picture = folder / PICTURE if plot is None or isinstance(plot, bool) else Path(plot)
+    draw = share is None and plot_wanted(plot if plot is None else plot is not False, "--plot", picture)
     answers = answers_file(folder, part)
     beside = [path for path in answer_files(folder) if path != answers]
     _check_files(folder, answers, beside, share, force, so_far)
@@ -196,10 +197,10 @@ def evaluate(
     evaluation = Evaluation(command, engine, facts, settings, tuple(figures), tuple(notes))
     if share is None:
         write_files(evaluation, folder)
-    if plot:
+    if draw:
         from trtprune.eval.plot import draw_accuracy
 
-        draw_accuracy(evaluation, folder / PICTURE)
+        draw_accuracy(evaluation, picture)
     return evaluation
 
 

@@ -1,0 +1,94 @@
+"""click as this command line uses it: other spellings of a flag that help does not list, flags with an optional value,
+options in groups.  No command, no heavy import."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["LOGGING", "MORE", "OUTPUT", "Command", "Option", "option"]
+
+MORE, OUTPUT, LOGGING = "Options", "Output", "Logging"
+LAST = (OUTPUT, LOGGING)
+
+
+class Option(click.Option):
+    """A click option.
+
+    Args:
+        aliases: Further spellings that are taken and not listed in help.
+        group: The heading it stands under in help.
+        bare: The flag's value where none is given with it, which makes one optional. An engine directory is never taken
+            for the value, so that ``--json OUT`` is the flag and the argument.
+    """
+
+    def __init__(
+        self,
+        declarations: Sequence[str] | None = None,
+        *,
+        aliases: Sequence[str] = (),
+        group: str = MORE,
+        bare: Any = None,
+        **settings: Any,
+    ) -> None:
+        self.aliases, self.group, self.bare = tuple(aliases), group, bare
+        if bare is not None:
+            settings |= {"is_flag": False, "flag_value": bare}
+        super().__init__(declarations, **settings)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """As click's, with the aliases."""
+        listed, self.opts = self.opts, [*self.opts, *self.aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = listed
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As click's, with an optional value in brackets."""
+        record = super().get_help_record(ctx)
+        if record is None or self.bare is None:
+            return record
+        metavar = self.metavar or "FILE"
+        return record[0].replace(f" {metavar}", f" [{metavar}]"), record[1]
+
+
+option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Option)
+"""``click.option`` with what :class:`Option` adds."""
+
+
+class Command(click.Command):
+    """A click command whose help lists its options in groups."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's; see ``bare`` of :class:`Option`."""
+        optional = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, Option) and parameter.bare is not None
+            for name in (*parameter.opts, *parameter.aliases)
+        }
+        end = args.index("--") if "--" in args else len(args)
+        pairs = list(enumerate(itertools.pairwise(args[:end])))
+        alone = [at for at, (word, after) in pairs if word in optional and (Path(after) / "config.json").is_file()]
+        # With nothing behind it a flag is not given a value.
+        kept = [word for place, word in enumerate(args[:end]) if place not in alone]
+        return super().parse_args(ctx, [*kept, *(args[place] for place in alone), *args[end:]])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, a section a group, in the order in which groups first occur; output and logging last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            # Newer releases of click have records of arguments, too, which the usage line names.
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                group = LOGGING if "--help" in parameter.opts else getattr(parameter, "group", MORE)
+                groups.setdefault(group, []).append(record)
+        for group in sorted(groups, key=lambda group: LAST.index(group) if group in LAST else -1):
+            with formatter.section("Logging and help" if group == LOGGING else group):
+                formatter.write_dl(groups[group])
