@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from trtprune.models import ModelSpec
     from trtprune.pruning import Method
 
-__all__ = ["DEFAULT_KEEP", "check_needs", "describe_budget", "describe_build", "describe_served", "resolve_budget"]
+__all__ = [
+    "DEFAULT_KEEP",
+    "check_keep",
+    "check_needs",
+    "describe_budget",
+    "describe_build",
+    "describe_served",
+    "resolve_budget",
+]
 
 DEFAULT_KEEP = 64
 CLIP_TOWER = "clip_vision_model"
@@ -55,6 +63,23 @@ def describe_served(made: EngineDir) -> str:
         if len(served) <= high - low:
             return "budgets " + ", ".join(map(str, served))
     return f"any budget from {low} to {high}"
+
+
+def check_keep(made: EngineDir, keep: int | None) -> int:
+    """The budget, as the build serves it; None: as built.
+
+    Raises:
+        BudgetError: for one that it does not.
+    """
+    low, high = made.pruning.keep_range
+    if keep is None:
+        return made.pruning.keep
+    if not low <= keep <= high:
+        raise BudgetError(
+            f"--keep {keep}: outside {low} to {high}, the --keep-range of {made.root}",
+            hint="choose another --keep, or build with a wider --keep-range",
+        )
+    return keep
 
 
 def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:

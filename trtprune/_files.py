@@ -15,7 +15,12 @@ from typing import Any
 
 from trtprune.errors import one_line
 
-__all__ = ["SMALL_JSON_BYTES", "open_regular", "parse_object", "read_bounded"]
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks here.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["SMALL_JSON_BYTES", "lock", "open_regular", "parse_object", "read_bounded"]
 
 SMALL_JSON_BYTES = 4_000_000
 """Limit of configs and token lists in bytes; a tokenizer_config.json with 6,000 added tokens has 1.2 MB."""
@@ -88,3 +93,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"'{key[:100]}' occurs twice")
             seen.add(key)
     return data
+
+
+def lock(file: int) -> bool:
+    """Whether an open file is this process's alone until it is closed; no other process has locked it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

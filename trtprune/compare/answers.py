@@ -7,7 +7,6 @@ talks, not what it saw.  Where nothing is pruned there is nothing to report, and
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,16 +102,18 @@ def read_questions(path: Path) -> list[Asked]:
     Raises:
         InputError: naming the line.
     """
-    from trtprune._run import read_requests
+    from trtprune._requests import IN_CALL, RequestFile
 
-    requests = list(read_requests(path, {}))
-    if not requests:
-        raise InputError(f"{path}: no questions", hint='one JSON object a line: {"image": …, "prompt": …, "answer": …}')
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("answer"), str | None):
-            raise InputError(f"{path}: question {number}: the answer is no text", hint='"answer": "two"')
-    return [Asked(request, row.get("answer")) for request, row in zip(requests, rows, strict=True)]
+    refused = dict.fromkeys(IN_CALL, "all questions are asked alike here") | {"keep": "--keep is the one of all here"}
+    found = []
+    with RequestFile(path, refused=refused) as rows:
+        rows.survey(strict=True)
+        for row in rows:
+            answer = row.given.get("answer")
+            if not isinstance(answer, str | None):
+                raise InputError(f"{path}:{row.number}: the answer is no text", hint='"answer": "two"')
+            found.append(Asked(row.to_request({}), answer))
+    return found
 
 
 def compare_answers(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._budget import check_keep
 from trtprune.compare._require import as_error, polygraphy
 from trtprune.compare.numerics import Feed
-from trtprune.errors import BudgetError, InputError
+from trtprune.errors import InputError
 
 if TYPE_CHECKING:
-    from trtprune.engine_dir import ComponentInfo, EngineDir
+    from trtprune.engine_dir import ComponentInfo
 
 __all__ = ["check_feeds", "check_keep", "fit_profile", "load_feeds", "narrow", "wire_dtype"]
 
@@ -33,19 +34,6 @@ def narrow(array: np.ndarray, dtypes: Sequence[str]) -> np.ndarray:
         elif dtype == "float16":
             array = array.astype(np.float16)
     return array
-
-
-def check_keep(made: EngineDir, keep: int | None) -> int:
-    """The budget, as the build serves it."""
-    low, high = made.pruning.keep_range
-    if keep is None:
-        return made.pruning.keep
-    if not low <= keep <= high:
-        raise BudgetError(
-            f"--keep {keep}: outside {low} to {high}, the --keep-range of {made.root}",
-            hint="choose another --keep, or build with a wider --keep-range",
-        )
-    return keep
 
 
 def fit_profile(component: ComponentInfo, feed: Mapping[str, np.ndarray]) -> None:

@@ -94,6 +94,8 @@ def _bar(total: int, done: int) -> Any:
         TimeRemainingColumn(),
         console=stderr_console(),
         transient=True,
+        # What is printed meanwhile is a result, and belongs on stdout.
+        redirect_stdout=False,
     )
     bar.add_task("answers", total=total, completed=done)
     return bar

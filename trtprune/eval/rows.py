@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from trtprune._jsonl import JsonLines, prompt_of
 from trtprune.errors import InputError
 from trtprune.eval.scoring import LETTERS, METRICS, MIN_SOFT_ANSWERS
+from trtprune.runtime.sources import picture_fault
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -228,18 +230,9 @@ def _fault(row: Row, metric: str, there: dict[Path, str]) -> str:
             return f"metric letter needs one of {known[0]} to {known[-1]} as answer"
     if isinstance(row.image, Path):
         if row.image not in there:
-            there[row.image] = _picture_fault(row.image)
+            there[row.image] = picture_fault(row.image)
         return there[row.image]
     return ""
-
-
-def _picture_fault(path: Path) -> str:
-    try:
-        if path.is_file():
-            return "" if path.stat().st_size else f"image {path}: is empty"
-        return f"image {path}: is a directory" if path.is_dir() else f"image {path}: no such file"
-    except (OSError, ValueError) as error:  # a name too long, or with a null byte
-        return f"image {str(path)[:200]!r}: {getattr(error, 'strerror', None) or error}"
 
 
 def read_rows(
@@ -251,9 +244,9 @@ def read_rows(
 ) -> DataSet:
     """Reads a JSON-lines file of questions.
 
-    Each line is an object with ``image`` (a path relative to the file), ``question`` and ``answers`` (a list) or
-    ``answer``; it may have ``id`` (else "line-N"), ``group``, ``choices`` and ``metric``.  Other keys are left alone.
-    Blank lines do not count.
+    Each line is an object with ``image`` (a path relative to the file), ``question`` (or ``prompt``) and ``answers``
+    (a list) or ``answer``; it may have ``id`` (else "line-N"), ``group``, ``choices`` and ``metric``.  Other keys are
+    left alone.  Blank lines do not count.
 
     Args:
         path: The file, UTF-8.
@@ -265,43 +258,27 @@ def read_rows(
         InputError: The file cannot be read, is too large, has no usable row, or (``strict``) has an unusable one.
     """
     entries: list[tuple[int, Row | str]] = []
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"--data {path}: larger than {MAX_FILE_BYTES} bytes", hint="split it")
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if len(line) > MAX_LINE_BYTES:
-                    entries.append((number, f"longer than {MAX_LINE_BYTES} bytes"))
-                elif line.strip():
-                    entries.append((number, _parse(line, number, images or path.parent)))
-    except OSError as error:
-        raise InputError(f"--data {path}: cannot be read: {error.strerror or error}", hint=HINT) from None
+    with JsonLines(path, flag="--data", hint=HINT, max_line=MAX_LINE_BYTES, max_bytes=MAX_FILE_BYTES) as lines:
+        for number, entry in lines:
+            entries.append((number, entry if isinstance(entry, str) else _row(entry, number, images or lines.folder)))
+            if len(entries) > MAX_ROWS:
+                raise InputError(f"--data {path}: more than {MAX_ROWS} rows", hint="split it")
     if metric is None:
         rows = [entry for _, entry in entries if isinstance(entry, Row)]
         metric = "vqa" if rows and all(len(row.answers) == 10 for row in rows) else "exact"
     return collect(path.stem, entries, metric=metric, strict=strict, source=str(path))
 
 
-def _parse(line: bytes, number: int, folder: Path) -> Row | str:
+def _row(entry: dict[str, Any], number: int, folder: Path) -> Row | str:
     """The row of one line, or what is wrong with it."""
-    try:
-        entry = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at column {error.colno}"
-    except (RecursionError, ValueError) as error:
-        return f"not JSON: {error}"
-    if not isinstance(entry, Mapping):
-        return "not a JSON object"
     key = _text(entry.get("id", f"line-{number}"))
     if not key or len(key) > MAX_ID:
         return f"id must be a string or number of up to {MAX_ID} characters"
-    image, question = entry.get("image"), entry.get("question")
+    image, question = entry.get("image"), prompt_of(entry)
     if not isinstance(image, str) or not image:
         return "no image"
-    if not isinstance(question, str):
-        return "no question"
+    if question is None:
+        return "no question, or two that differ"
     answers = _texts(entry.get("answers", entry.get("answer")))
     if answers is None:
         return (

@@ -16,12 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trtprune._files import lock
 from trtprune.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks here.
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Key", "Record", "Store", "refuse_if_written"]
 
@@ -157,7 +153,7 @@ class Store:
             self._file = -1
 
     def _lock(self) -> None:
-        if not _lock(self._file):
+        if not lock(self._file):
             raise _written(self.path)
 
     def _open(self, force: bool) -> None:
@@ -255,21 +251,10 @@ def refuse_if_written(path: Path) -> None:
     except OSError:
         return
     try:
-        if not _lock(file):
+        if not lock(file):
             raise _written(path)
     finally:
         os.close(file)
-
-
-def _lock(file: int) -> bool:
-    """Whether the file is ours alone until it is closed."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _written(path: Path) -> InputError:

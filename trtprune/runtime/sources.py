@@ -24,7 +24,7 @@ from trtprune._files import open_regular
 from trtprune._version import __version__
 from trtprune.errors import InputError, one_line
 
-__all__ = ["MAX_BYTES", "opened", "read_stream"]
+__all__ = ["MAX_BYTES", "is_address", "local_file", "opened", "picture_fault", "read_stream"]
 
 MAX_BYTES = 256 << 20
 """Of a picture's file: more than 64 Mi pixels of three bytes take uncompressed."""
@@ -221,9 +221,30 @@ def _fetched(address: str, name: str) -> bytes:
     raise found[0]
 
 
-def existing_file(source: str) -> Path | None:
-    """The path that a picture's name stands for; None for an address or data."""
+def is_address(source: str) -> bool:
+    """Whether a picture's name is an address or data rather than a path."""
+    return bool(_scheme(source))
+
+
+def local_file(source: str) -> Path | None:
+    """The path that a picture's name stands for; None for an address on the network, or data.
+
+    Raises:
+        InputError: for the address of a file on another machine.
+    """
     kind = _scheme(source)
     if kind == "file":
         return Path(_local_path(source))
     return None if kind else Path(source)
+
+
+def picture_fault(path: Path) -> str:
+    """Why there is no picture at ``path``, by a look at its name alone; empty if there may be one."""
+    try:
+        if path.is_file():
+            return "" if path.stat().st_size else f"image {path}: is empty"
+        if path.is_dir():
+            return f"image {path}: is a directory"
+        return f"image {path}: is no regular file" if path.exists() else f"image {path}: no such file"
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        return f"image {str(path)[:200]!r}: {getattr(error, 'strerror', None) or error}"
