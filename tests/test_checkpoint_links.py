@@ -128,6 +128,19 @@ def test_weights_on_another_disk(root: Path, tmp_path: Path) -> None:
         open_checkpoint(root)
 
 
+def test_a_build_of_weights_on_another_disk(tmp_path: Path) -> None:
+    path = tiny_files.complete(tmp_path / "model", tiny.Tiny(layers=1, vision_layers=2))
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").rename(tmp_path / "shard.safetensors")
+    (path / "model.safetensors").symlink_to(tmp_path / "shard.safetensors")
+    for how in ("copy", "link"):
+        out = tmp_path / how
+        trtprune.build(path, out, keep=4, weights=how)
+        (placed,) = out.rglob("model.safetensors")
+        assert not placed.is_symlink()
+        assert placed.read_bytes() == data
+
+
 def test_a_build_copies_no_file_from_elsewhere(tmp_path: Path) -> None:
     path = tiny_files.complete(tmp_path / "model", tiny.Tiny(layers=1, vision_layers=2))
     (tmp_path / "secret.json").write_text(SECRET)

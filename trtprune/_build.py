@@ -137,7 +137,7 @@ def build(
     if found is not None:
         say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
         return found
-    check_texts(plan, say)
+    check_texts(plan.checkpoint, plan.spec, say)
     with replacing_directory(target, lambda: old_files(target)) as staging:
         engine_dir = _write(plan, staging, weights, say)
         (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")

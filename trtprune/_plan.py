@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune import pruning
 from trtprune._generation import check_choice, read_generation
 from trtprune._progress import progress_of, unreported
+from trtprune._texts import check_texts
 from trtprune._version import __version__
 from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
@@ -97,12 +98,20 @@ def plan_build(
     if target is not None:
         chosen_lowering = _for_engines(chosen_lowering, backend, target.names, dtype)
     values = chosen.validate_options(dict(options or {}))
+
+    def unsaid(component: str, message: str) -> None:
+        """Where warnings go that are to be repeated."""
+
     asked = _Asked(chosen, values, keep, keep_range, positions, max_seq_len, engine, target)
 
     def judge(found: Checkpoint) -> None:
         """What the config alone rules out must not cost a download, or be said of missing weights."""
         spec = get_family(found.config).spec(found)
         asked.decide(spec, clip=clip is not None or found.weights is not None)
+        if found.remote:
+            # Said again, and with its warnings, when the weights are here.
+            _generation(found, spec, generation_config, unsaid)
+            check_texts(found, spec, unsaid)
 
     checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"), check=judge)
     family = get_family(checkpoint.config)

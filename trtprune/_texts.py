@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from trtprune.errors import CheckpointError, EngineDirError, InputError
 
 if TYPE_CHECKING:
-    from trtprune._plan import Plan, Report
+    from trtprune._plan import Report
     from trtprune.checkpoint import Checkpoint
+    from trtprune.models import ModelSpec
 
 __all__ = ["TEXT_FILES", "check_texts", "read_texts"]
 
@@ -44,11 +45,12 @@ def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def check_texts(plan: Plan, say: Report) -> None:
+def check_texts(checkpoint: Checkpoint, spec: ModelSpec, say: Report) -> None:
     """Asks one question and a second one, and reads the image processor's settings.
 
     Args:
-        plan: Of the build.
+        checkpoint: Whose files they are.
+        spec: Of its model.
         say: Called with what users of the build should know.
 
     Raises:
@@ -57,12 +59,12 @@ def check_texts(plan: Plan, say: Report) -> None:
     from trtprune.runtime.preprocess import Preprocessor
     from trtprune.runtime.prompt import PromptEncoder
 
-    files, spec = read_texts(plan.checkpoint), plan.spec
+    files = read_texts(checkpoint)
     try:
         Preprocessor.from_files(files, spec.image_size)
         encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
         notes = encoder.rehearse()
     except (EngineDirError, InputError) as error:
-        raise CheckpointError(f"{plan.checkpoint.path}: {error.message}", hint=error.hint) from None
+        raise CheckpointError(f"{checkpoint.path}: {error.message}", hint=error.hint) from None
     for note in notes:
         say("prompt", f"warning: {note}")

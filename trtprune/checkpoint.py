@@ -67,6 +67,7 @@ class Checkpoint:
         revision: The commit, if it came from the hub.
         weights: Folder of the weight files, where that is not ``path``.
         known_digest: What :meth:`digest` is to say, of a checkpoint that is read from a build of it.
+        remote: Whether this is a repository on the hub whose weights are asked for next.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Checkpoint:
     revision: str | None = None
     weights: Path | None = None
     known_digest: str | None = None
+    remote: bool = False
     _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
     _same: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -343,10 +345,11 @@ def resolve(
         where = f"--model {text}"
         if "config.json" not in (file_names(path) if names is None else names):
             raise no_config(where, list(names or ()))
+        lacking = names is not None and not {SINGLE, INDEX} & set(names)
         if check is not None:
-            check(Checkpoint(path, _read_config(path), {}, (), hub_id, commit))
-        if names is not None and not {SINGLE, INDEX} & set(names):
-            raise no_weights(where, sorted(names))
+            check(Checkpoint(path, _read_config(path), {}, (), hub_id, commit, remote=not lacking))
+        if lacking:
+            raise no_weights(where, sorted(names or ()))
 
     path, commit = download(
         hub_id, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress, look=look
