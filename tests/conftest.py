@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import settings
+
+import trtprune._installer
 
 # Before any test imports ONNX Runtime; see trtprune/backends/__init__.py.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -18,3 +21,9 @@ if os.environ.get("CI"):
 # hands that down.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _installed_by_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in hints are pip's, whatever installed this environment."""
+    monkeypatch.setattr(trtprune._installer, "installed_by", lambda: "pip")

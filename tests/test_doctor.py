@@ -121,7 +121,7 @@ def test_tensorrt_rtx_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         BUILDS,
         ("info", "runs no engine here: that needs a GPU among those, and its driver"),
     ]
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [], {})
     assert the(report, "tensorrt-rtx").fix == "pip install 'trtprune[tensorrt-rtx]'"
     broken = {"ok": False, "text": "libtensorrt_rtx.so.1: cannot open shared object file"}
     report = machine(monkeypatch, RTX_ONLY, [], {"tensorrt_rtx": broken})
@@ -130,7 +130,7 @@ def test_tensorrt_rtx_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = {"onnxruntime": "1", "tensorrt-cu13": "11.4.0.106", "cuda-bindings": "13.4.4"}
+    packages = {"onnxruntime": "1.31.1", "tensorrt-cu13": "11.4.0.106", "cuda-bindings": "13.4.4"}
     found = {"tensorrt": {"ok": True, "text": "11.4.0.106"}}
     report = machine(monkeypatch, packages, [H200], found)
     assert lines(report, "tensorrt") == [("ok", "11.4.0.106, builds for and runs on NVIDIA H200 (SM90)")]
@@ -144,7 +144,7 @@ def test_full_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     old = packages | {"tensorrt-cu13": "10.9.0"}
     report = machine(monkeypatch, old, [H200], {"tensorrt": {"ok": True, "text": "10.9.0"}})
     assert lines(report, "tensorrt") == [("problem", "10.9.0, at least 10.15 is needed")]
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [H200], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [H200], {})
     assert the(report, "tensorrt").fix == "pip install 'trtprune[tensorrt]'"
     # No machine is told to wait for a release that is there.
     assert "later release" not in report.render()
@@ -155,7 +155,7 @@ def test_what_runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (the(report, "cuda-bindings").status, report.ok) == ("problem", False)
     assert the(report, "cuda-bindings").fix == "pip install 'cuda-bindings>=13.0'"
     # Nothing to run, or nothing to run it on: no fault.
-    for packages, gpus in (({"onnxruntime": "1"}, [RTX]), (RTX_ONLY, [])):
+    for packages, gpus in (({"onnxruntime": "1.31.1"}, [RTX]), (RTX_ONLY, [])):
         report = machine(monkeypatch, packages, gpus, {"tensorrt_rtx": TARGETS})
         assert (the(report, "cuda-bindings").status, report.ok) == ("missing", True)
     broken = {"tensorrt_rtx": TARGETS, "cuda_bindings": {"ok": False, "text": "cudaErrorInsufficientDriver"}}
@@ -167,36 +167,36 @@ def test_what_runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], status: str) -> None:
     """CUDA 13 asks for driver 580 (release notes of CUDA 13.0)."""
     old = Gpu("NVIDIA A100", 80, 40_000_000_000, "570.124.06")
-    report = machine(monkeypatch, packages or {"onnxruntime": "1"}, [old], {})
+    report = machine(monkeypatch, packages or {"onnxruntime": "1.31.1"}, [old], {})
     assert the(report, "driver").status == status
     assert "570.124.06 is too old for CUDA 13" in the(report, "driver").text
-    report = machine(monkeypatch, packages or {"onnxruntime": "1"}, [H200], {})
+    report = machine(monkeypatch, packages or {"onnxruntime": "1.31.1"}, [H200], {})
     assert not [check for check in report.checks if check.name == "driver"]
 
 
 def test_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [], {})
     assert the(report, "polygraphy").fix == "pip install 'trtprune[compare]'"
-    report = machine(monkeypatch, {"onnxruntime": "1", "polygraphy": "0.53.6"}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1", "polygraphy": "0.53.6"}, [], {})
     assert (the(report, "polygraphy").status, the(report, "polygraphy").fix) == ("ok", None)
 
 
 def test_plugin_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = {"onnxruntime": "1", "tensorrt-cu13": "10.16.1.11", "cuda-bindings": "13"}
+    full = {"onnxruntime": "1.31.1", "tensorrt-cu13": "10.16.1.11", "cuda-bindings": "13"}
     at = "TopKGather and MaxMinSelect 0.1.0"
     library = {"ok": True, "text": at, "path": "/opt/libtrtprune_plugins.so", "tensorrt": "10.14.1"}
     ten = {"plugins": library, "tensorrt": {"ok": True, "text": "10.16.1.11"}}
-    assert the(machine(monkeypatch, {"onnxruntime": "1"}, [], {}), "plugins").status == "missing"
+    assert the(machine(monkeypatch, {"onnxruntime": "1.31.1"}, [], {}), "plugins").status == "missing"
     report = machine(monkeypatch, full, [H200], ten)
     assert lines(report, "plugins") == [("ok", f"{at} for TensorRT 10 (/opt/libtrtprune_plugins.so)")]
     report = machine(monkeypatch, full, [H200], ten | {"tensorrt": {"ok": True, "text": "11.4.0.106"}})
     assert lines(report, "plugins") == [
         ("problem", "/opt/libtrtprune_plugins.so: compiled for TensorRT 10.14.1, installed is 11.4.0.106")
     ]
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [H200], {"plugins": library})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [H200], {"plugins": library})
     assert lines(report, "plugins")[0][0] == "info"
     foreign = {"ok": False, "text": "/tmp/x.so is not trtprune's plugin library", "hint": "build it"}
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {"plugins": foreign})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [], {"plugins": foreign})
     assert (the(report, "plugins").status, the(report, "plugins").fix) == ("problem", "build it")
 
 
@@ -254,21 +254,21 @@ def test_probing_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_or_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = machine(monkeypatch, {"onnxruntime": "1", "numpy": "1.20.0"}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1", "numpy": "1.20.0"}, [], {})
     assert the(report, "numpy").status == "problem"
     assert "at least" in the(report, "numpy").text
     monkeypatch.setattr(doctor, "REQUIRED", (*doctor.REQUIRED, "absent"))
-    report = machine(monkeypatch, {"onnxruntime": "1", "absent": ""}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1", "absent": ""}, [], {})
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "absent" else "99")
-    assert the(examine(), "absent").fix == "pip install 'absent'"
+    assert the(examine(), "absent").fix == "pip install absent"
 
 
 def test_an_image_that_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What builds graphs may be left out of it: no fault, but said."""
-    have: dict[str, Any] = {"onnxruntime": "1", "onnx-ir": None, "onnxscript": None, "huggingface-hub": None}
+    have: dict[str, Any] = {"onnxruntime": "1.31.1", "onnx-ir": None, "onnxscript": None, "huggingface-hub": None}
     report = machine(monkeypatch, have, [], {})
     assert report.ok, report.render()
-    assert (the(report, "onnxscript").status, the(report, "onnxscript").fix) == ("missing", "pip install 'onnxscript'")
+    assert (the(report, "onnxscript").status, the(report, "onnxscript").fix) == ("missing", "pip install onnxscript")
     assert the(report, "onnx-ir").enables == "trtprune build, export, compare"
     assert the(report, "packages").text == "onnx 99.0, numpy 99.0"
     assert not machine(monkeypatch, {**have, "numpy": None}, [], {}).ok
@@ -279,7 +279,7 @@ def test_a_part_that_fails_leaves_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("no /proc here")
 
     monkeypatch.setattr(doctor, "_machine", broken)
-    report = machine(monkeypatch, {"onnxruntime": "1"}, [], {})
+    report = machine(monkeypatch, {"onnxruntime": "1.31.1"}, [], {})
     assert the(report, "doctor").text == "could not look further here: RuntimeError: no /proc here"
 
 

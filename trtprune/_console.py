@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from trtprune._click import LOGGING, Command, option
+from trtprune._installer import to_install
 from trtprune._terminal import (
     LineFormatter,
     StderrHandler,
@@ -35,8 +36,27 @@ logger = logging.getLogger("trtprune")
 
 INTERRUPTED = "trtprune: interrupted; nothing was left half-written"
 
-BUILD_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "huggingface_hub")
+BUILD_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "huggingface_hub", "gguf")
 """What an installation that only runs engine directories may lack, such as the runtime image's."""
+PACKAGES = {name: name.replace("_", "-") for name in BUILD_PACKAGES} | {
+    "numpy": "numpy",
+    "PIL": "Pillow",
+    "jinja2": "jinja2",
+    "ml_dtypes": "ml-dtypes",
+    "rich": "rich",
+    "tokenizers": "tokenizers",
+    "onnxruntime": "trtprune[cpu]",
+    "openvino": "trtprune[openvino]",
+    "matplotlib": "trtprune[plot]",
+    "polygraphy": "trtprune[compare]",
+    "torch": "trtprune[torch]",
+    "transformers": "trtprune[torch]",
+    "cuda": "trtprune[tensorrt]",
+    "tensorrt": "trtprune[tensorrt]",
+    "tensorrt_rtx": "trtprune[tensorrt-rtx]",
+    "lmms_eval": "trtprune[lmms]",
+}
+"""Module → what brings it, a package or an extra of this one."""
 
 
 class Group(click.Group):
@@ -66,9 +86,11 @@ class Group(click.Group):
             fail(error)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in BUILD_PACKAGES:
+            if package not in PACKAGES:
                 raise
-            hint = f"pip install {package.replace('_', '-')}; in a container, use the builder image"
+            hint = to_install(PACKAGES[package])
+            if package in BUILD_PACKAGES:
+                hint += "; in a container, use the builder image"
             fail(TrtpruneError(f"{package} is not installed, and this command needs it", hint=hint))
         except KeyboardInterrupt:
             click.echo(INTERRUPTED, err=True)

@@ -5,10 +5,13 @@ Pure: takes what was found and tried, and gives lines.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trtprune._gpu import Gpu
+from trtprune._installer import to_install
 from trtprune._report import INFO, MISSING, OK, PROBLEM, Check
 
 __all__ = ["CUDA_PACKAGES", "FULL", "RTX", "engine_checks", "gpu_checks", "older"]
@@ -20,16 +23,15 @@ CUDA_PACKAGES = ("onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13")
 CUDA13_DRIVER = 580
 # Attention with a mask and the in-place cache update come with it (TensorRT's release notes).
 LEAST_TENSORRT = "10.15"
-INSTALL = {
-    "tensorrt-rtx": "pip install 'trtprune[tensorrt-rtx]'",
-    "tensorrt": "pip install 'trtprune[tensorrt]'",
-    "compare": "pip install 'trtprune[compare]'",
-    "cuda-bindings": "pip install 'cuda-bindings>=13.0'",
-    "plugins": "cmake -S plugins -B build/plugins && cmake --build build/plugins, then set TRTPRUNE_PLUGIN_LIBRARY",
-}
-INSTEAD = f"{INSTALL['tensorrt']} and --backend tensorrt, or --provider cuda"
+BINDINGS = "cuda-bindings>=13.0"
+SOURCES = Path(__file__).parent.parent / "plugins"
+"""The plugins' sources, where this is a clone."""
 Version = Callable[[str], "str | None"]
 Answers = Mapping[str, Mapping[str, Any]]
+
+
+def _instead() -> str:
+    return f"{to_install(extra='tensorrt')} and --backend tensorrt, or --provider cuda"
 
 
 def older(found: str, least: str) -> bool:
@@ -78,7 +80,7 @@ def engine_checks(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iter
     if found:
         yield Check("polygraphy", OK, f"{found}, for trtprune compare")
     else:
-        yield Check("polygraphy", MISSING, "not installed", INSTALL["compare"], "trtprune compare")
+        yield Check("polygraphy", MISSING, "not installed", to_install(extra="compare"), "trtprune compare")
 
 
 def _rtx(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
@@ -86,10 +88,10 @@ def _rtx(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
     answer = tried.get("tensorrt_rtx")
     if answer is None:
         enables = "--backend tensorrt-rtx: engines for RTX GPUs, built also where there is none"
-        yield Check(name, MISSING, "not installed", INSTALL[name], enables)
+        yield Check(name, MISSING, "not installed", to_install(extra=name), enables)
         return
     if not answer.get("ok"):
-        yield Check(name, PROBLEM, f"does not work: {answer.get('text')}", INSTALL[name])
+        yield Check(name, PROBLEM, f"does not work: {answer.get('text')}", to_install(extra=name))
         return
     targets = [str(target) for target in answer.get("targets") or []]
     yield Check(name, OK, f"{answer.get('text')}, builds for {', '.join(targets)}; that needs no GPU")
@@ -108,10 +110,10 @@ def _rtx(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
             yield Check(name, PROBLEM, text, "check the driver (nvidia-smi)")
         elif here.get("ok"):
             text = f"{gpu.name}: SM{gpu.sm}{family} is not among its targets, yet an engine made here for here loads"
-            yield Check(name, INFO, text, INSTEAD)
+            yield Check(name, INFO, text, _instead())
         else:
             text = f"does not serve {gpu.name}: SM{gpu.sm}{family} is not among its targets"
-            yield Check(name, INFO, text, INSTEAD)
+            yield Check(name, INFO, text, _instead())
 
 
 def _full(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
@@ -121,12 +123,12 @@ def _full(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Che
     if answer is None:
         where = "" if gpus else ", on a machine that has one"
         enables = f"--backend tensorrt: engines for the GPU they are built on, Hopper too{where}"
-        yield Check(name, MISSING, "not installed", INSTALL[name], enables)
+        yield Check(name, MISSING, "not installed", to_install(extra=name), enables)
     elif not answer.get("ok"):
-        yield Check(name, PROBLEM if gpus else MISSING, f"does not work: {answer.get('text')}", INSTALL[name])
+        yield Check(name, PROBLEM if gpus else MISSING, f"does not work: {answer.get('text')}", to_install(extra=name))
     elif older(found or str(answer.get("text")), LEAST_TENSORRT):
         text = f"{answer.get('text')}, at least {LEAST_TENSORRT} is needed"
-        yield Check(name, PROBLEM, text, "pip install -U 'trtprune[tensorrt]'")
+        yield Check(name, PROBLEM, text, to_install(extra=name, upgrade=True))
     elif not gpus:
         yield Check(name, INFO, f"{answer.get('text')}, can do nothing here: building and running both need a GPU")
     else:
@@ -145,13 +147,13 @@ def _bindings(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable
     found = version(name)
     if found is None:
         # Only where engines could run at all is it a fault that nothing can run them.
-        yield Check(name, PROBLEM if gpus and wanted else MISSING, "not installed", INSTALL[name], enables)
+        yield Check(name, PROBLEM if gpus and wanted else MISSING, "not installed", to_install(BINDINGS), enables)
         return
     answer = tried.get("cuda_bindings", {})
     if answer.get("ok"):
         yield Check(name, OK, f"{found}, {answer.get('text')}")
     elif gpus:
-        yield Check(name, PROBLEM, f"{found}, does not work: {answer.get('text', 'not tried')}", INSTALL[name])
+        yield Check(name, PROBLEM, f"{found}, does not work: {answer.get('text', 'not tried')}", to_install(BINDINGS))
     else:
         yield Check(name, INFO, f"{found}, runs engines where there is a GPU and its driver")
 
@@ -164,7 +166,10 @@ def _plugins(tried: Answers, gpus: Sequence[Gpu]) -> Iterable[Check]:
     if "path" not in answer:
         enables = f"{answer['text']} as one kernel each, in engines of full TensorRT"
         text = "no plug-in library found; none is needed, graphs carry definitions in plain operators"
-        yield Check(name, MISSING, text, INSTALL["plugins"], enables)
+        made = f"cmake -S {shlex.quote(str(SOURCES))} -B build/plugins && cmake --build build/plugins"
+        how = f"{made}, then set TRTPRUNE_PLUGIN_LIBRARY" if SOURCES.is_dir() else None
+        where = "" if how else "; built from the folder plugins/ of trtprune's sources"
+        yield Check(name, MISSING, text, how, enables + where)
         return
     made_for, path = str(answer["tensorrt"]), answer["path"]
     what = f"{answer['text']} for TensorRT {made_for.partition('.')[0]} ({path})"

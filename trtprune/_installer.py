@@ -30,23 +30,28 @@ def installed_by() -> str:
     return "uv" if installer == "uv" or importlib.util.find_spec("pip") is None else "pip"
 
 
-def to_install(*requirements: str, extra: str = "", upgrade: bool = False) -> str:
+def to_install(requirement: str = "", *, extra: str = "", upgrade: bool = False, again: bool = False) -> str:
     """A shell command.
 
     Args:
-        requirements: Packages, such as ``onnx>=1.20``; or
+        requirement: A package, such as ``onnx>=1.20``, or ``trtprune[extra]``; or
         extra: one of this package's own extras.
-        upgrade: Replace what is installed.
+        upgrade: Also where an older version is installed.
+        again: Also where it is installed, as its files may be damaged.
     """
-    wanted = [f"{NAME}[{extra}]"] if extra else list(requirements)
+    wanted = f"{NAME}[{extra}]" if extra else requirement
+    extra = wanted.removeprefix(f"{NAME}[").rstrip("]") if wanted.startswith(f"{NAME}[") else ""
     how = installed_by()
     if how == "uv tool":
-        return _uv_tool([] if extra else wanted, extra)
+        return _uv_tool([] if extra else [wanted], extra, again=again)
     if how == "pipx":
         # Into the environment that pipx made: an index need not know this package.
-        flags = ["--force"] if upgrade else []
-        return shlex.join(["pipx", "inject", *flags, NAME, *(_packages_of(extra) if extra else wanted)])
-    return shlex.join([*_pip(how, "install"), *(["-U"] if upgrade else []), *wanted])
+        flags = ["--force"] if upgrade or again else []
+        return shlex.join(["pipx", "inject", *flags, NAME, *(_packages_of(extra) if extra else [wanted])])
+    flags = ["-U"] if upgrade else []
+    if again:
+        flags += ["--force-reinstall" if how == "pip" else "--reinstall", *([] if extra else ["--no-deps"])]
+    return shlex.join([*_pip(how, "install"), *flags, wanted])
 
 
 def to_uninstall(*packages: str) -> str:
@@ -79,12 +84,12 @@ def _packages_of(extra: str) -> list[str]:
     return found
 
 
-def _uv_tool(packages: list[str], extra: str) -> str:
+def _uv_tool(packages: list[str], extra: str, *, again: bool) -> str:
     """Installs the tool anew with what it had and what is wanted; uv keeps nothing that is not named."""
     extras, source, others = _receipt()
     extras = sorted({*extras, extra} - {""})
     tool = f"{NAME}[{','.join(extras)}]" if extras else NAME
-    words = ["uv", "tool", "install", f"{tool} @ {source}" if source else tool]
+    words = ["uv", "tool", "install", *(["--reinstall"] if again else []), f"{tool} @ {source}" if source else tool]
     for package in [*others, *packages]:
         words += ["--with", package]
     return shlex.join(words)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtprune import pruning
+from trtprune._installer import to_install
 from trtprune.errors import BackendError, InputError
 
 __all__ = ["INK", "Style", "plot_wanted", "require_matplotlib", "save_figure", "styles_of"]
@@ -25,7 +26,6 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = "osD^vPX*<>phd"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-INSTALL = "pip install 'trtprune[plot]'"
 
 logger = logging.getLogger("trtprune")
 
@@ -87,7 +87,7 @@ def require_matplotlib(flag: str, path: Path) -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise BackendError(f"{flag} needs matplotlib, which is not installed", hint=INSTALL) from None
+        raise BackendError(f"{flag} needs matplotlib, which is not installed", hint=to_install(extra="plot")) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.backend_bases import FigureCanvasBase
@@ -112,7 +112,7 @@ def plot_wanted(asked: bool | None, flag: str, path: Path) -> bool:
     except BackendError:
         if asked:
             raise
-        logger.warning("%-9s no %s: matplotlib is not installed (%s)", "plot", path.name, INSTALL)
+        logger.warning("%-9s no %s: matplotlib is not installed (%s)", "plot", path.name, to_install(extra="plot"))
         return False
     return True
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from trtprune._doctor_gpu import FULL, RTX, engine_checks, gpu_checks, older
 from trtprune._gpu import Gpu, find_gpus
+from trtprune._installer import installed_by, to_install, to_uninstall
 from trtprune._report import INFO, MISSING, OK, PROBLEM, Check, Report
 from trtprune._version import __version__
 
@@ -26,10 +27,21 @@ __all__ = ["Check", "Report", "examine"]
 
 REQUIRED = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "ml-dtypes", "tokenizers", "jinja2", "Pillow", "huggingface-hub",
-    "click", "rich",
+    "click", "rich", "gguf",
 )  # fmt: skip
 # What runs an engine directory does without these, and so does an image made to run one.
-BUILD_ONLY = ("onnx-ir", "onnxscript", "huggingface-hub")
+BUILD_ONLY = {
+    "onnx-ir": "trtprune build, export, compare",
+    "onnxscript": "trtprune build, export, compare",
+    "huggingface-hub": "trtprune build, export, compare",
+    "gguf": "trtprune build --model demo",
+}
+# Package → the extra that brings it, and what it is for.
+OPTIONAL = {
+    "matplotlib": ("plot", "--plot of eval, bench, compare and frontier"),
+    "torch": ("torch", "--against transformers of compare and bench"),
+    "transformers": ("torch", "--against transformers of compare and bench"),
+}
 # All of these install the package `onnxruntime`; the files of the one installed last win.
 WHEELS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
@@ -51,6 +63,7 @@ def examine() -> Report:
         lambda: _onnxruntime(tried, gpus),
         lambda: gpu_checks(gpus, _version),
         lambda: engine_checks(tried, gpus, _version),
+        _optional,
         _cache,
     ]
     checks: list[Check] = []
@@ -112,8 +125,8 @@ def _probe(name: str) -> dict[str, Any]:
 
 
 def _machine() -> Iterable[Check]:
-    yield Check("trtprune", OK, __version__)
-    old = sys.version_info < (3, 10)
+    yield Check("trtprune", OK, f"{__version__}, installed by {installed_by()} in {Path(__file__).parent}")
+    old = sys.version_info < (3, 11)
     yield Check("python", PROBLEM if old else OK, f"{platform.python_version()} ({sys.executable})")
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     yield Check("system", OK if platform.system() == "Linux" else INFO, f"{system}, {' '.join(platform.libc_ver())}")
@@ -167,13 +180,11 @@ def _packages() -> Iterable[Check]:
     for package in REQUIRED:
         found = _version(package)
         if found is None and package in BUILD_ONLY:
-            yield Check(
-                package, MISSING, "not installed", f"pip install '{package}'", "trtprune build, export, compare"
-            )
+            yield Check(package, MISSING, "not installed", to_install(package), BUILD_ONLY[package])
         elif found is None:
-            yield Check(package, PROBLEM, "not installed", f"pip install '{package}'", "every command")
+            yield Check(package, PROBLEM, "not installed", to_install(package), "every command")
         elif (least := wanted.get(package.lower())) and older(found, least):
-            yield Check(package, PROBLEM, f"{found}, at least {least} is needed", f"pip install -U '{package}'")
+            yield Check(package, PROBLEM, f"{found}, at least {least} is needed", to_install(package, upgrade=True))
     versions = {package: _version(package) for package in ("onnx", "onnx-ir", "onnxscript", "numpy")}
     yield Check("packages", INFO, ", ".join(f"{package} {found}" for package, found in versions.items() if found))
 
@@ -183,8 +194,9 @@ def _minimums() -> dict[str, str]:
     found = {}
     try:
         for line in importlib.metadata.requires("trtprune") or []:
-            if ";" not in line and ">=" in line:
-                name, _, least = line.partition(">=")
+            requirement = line.partition(";")[0]
+            if ">=" in requirement:
+                name, _, least = requirement.partition(">=")
                 found[name.strip().lower()] = least.strip()
     except importlib.metadata.PackageNotFoundError:
         pass
@@ -195,22 +207,24 @@ def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[
     extra = "cuda" if gpus else "cpu"
     wheels = _wheels()
     if not wheels:
-        yield Check(
-            "onnxruntime", PROBLEM, "not installed", f"pip install 'trtprune[{extra}]'", "trtprune run and show"
-        )
+        yield Check("onnxruntime", PROBLEM, "not installed", to_install(extra=extra), "trtprune run and show")
         return
     if len(wheels) > 1:
         yield Check(
             "onnxruntime",
             PROBLEM,
             f"{' and '.join(wheels)} are installed together and overwrite each other's files",
-            f"pip uninstall -y {' '.join(wheels)} && pip install 'trtprune[{extra}]'",
+            f"{to_uninstall(*wheels)} && {to_install(extra=extra)}",
         )
         return
     package, version = next(iter(wheels.items()))
-    yield Check(package, OK, version)
-    swap = "pip uninstall -y onnxruntime && pip install 'trtprune[cuda]'"
-    yield _tried("provider cpu", tried["cpu"], f"pip install --force-reinstall 'trtprune[{extra}]'", broken=PROBLEM)
+    least = _minimums().get("onnxruntime")
+    if least and older(version, least):
+        yield Check(package, PROBLEM, f"{version}, at least {least} is needed", to_install(package, upgrade=True))
+    else:
+        yield Check(package, OK, version)
+    swap = f"{to_uninstall('onnxruntime')} && {to_install(extra='cuda')}"
+    yield _tried("provider cpu", tried["cpu"], to_install(extra=extra, again=True), broken=PROBLEM)
     if "cuda" in tried:
         # With a GPU in the machine it should work; without one nothing is wrong.
         state = PROBLEM if gpus else MISSING
@@ -220,11 +234,11 @@ def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[
         what = "--provider cuda" if gpus else "--provider cuda, on a machine with an NVIDIA GPU"
         yield Check("provider cuda", MISSING, "this wheel has none", swap, what)
     if "openvino" in tried:
-        yield _tried("provider openvino", tried["openvino"], "pip install -U 'trtprune[openvino]'", broken=PROBLEM)
+        yield _tried("provider openvino", tried["openvino"], to_install(extra="openvino", upgrade=True), broken=PROBLEM)
     elif package == "onnxruntime":
         fast = {"amx_bf16", "avx512_bf16"} & _cpu_info()[1]
         enables = "--provider openvino" + (", faster in bfloat16, which this CPU has instructions for" if fast else "")
-        yield Check("provider openvino", MISSING, "not installed", "pip install 'trtprune[openvino]'", enables)
+        yield Check("provider openvino", MISSING, "not installed", to_install(extra="openvino"), enables)
 
 
 def _tried(name: str, answer: dict[str, Any], fix: str, *, broken: str, text: str | None = None) -> Check:
@@ -233,9 +247,26 @@ def _tried(name: str, answer: dict[str, Any], fix: str, *, broken: str, text: st
     return Check(name, broken, text or f"does not work: {answer.get('text')}", fix)
 
 
+def _optional() -> Iterable[Check]:
+    for package, (extra, enables) in OPTIONAL.items():
+        found = _version(package)
+        if found:
+            yield Check(package, OK, found)
+        else:
+            yield Check(package, MISSING, "not installed", to_install(extra=extra), enables)
+
+
 def _cache() -> Iterable[Check]:
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     home = home.expanduser()
-    existing = next((path for path in (home, *home.parents) if path.exists()), Path("/"))
     offline = ", HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "on") else ""
-    yield Check("model cache", INFO, f"{home}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free{offline}")
+    yield Check("model cache", INFO, f"{home}, {_free(home)}{offline}")
+    own = os.environ.get("TRTPRUNE_CACHE")
+    root = Path(own) if own else Path.home() / ".cache/trtprune"
+    named = "as TRTPRUNE_CACHE says" if own else "TRTPRUNE_CACHE names another"
+    yield Check("demo cache", INFO, f"{root}, {_free(root)}; {named}")
+
+
+def _free(folder: Path) -> str:
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    return f"{shutil.disk_usage(existing).free / 1e9:.0f} GB free"

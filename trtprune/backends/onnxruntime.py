@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import io
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._installer import to_install, to_uninstall
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.external import located
 from trtprune.backends.host import HostMemory, HostStep
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
 
 PROVIDERS = ("cpu", "cuda")
+OLDEST = (1, 25)
+"""The first release with every operator of the graphs."""
 OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit")}
 logger = logging.getLogger("trtprune")
 
@@ -80,7 +84,7 @@ class OrtBackend:
             if "CUDAExecutionProvider" not in self._ort.get_available_providers():
                 raise BackendError(
                     "--provider cuda: this onnxruntime has no CUDA provider",
-                    hint="pip uninstall onnxruntime && pip install 'trtprune[cuda]'",
+                    hint=f"{to_uninstall('onnxruntime')} && {to_install(extra='cuda')}",
                 )
 
     def session(self, component: ComponentInfo, root: Path) -> OrtSession:
@@ -300,7 +304,7 @@ def _import_onnxruntime(provider: str) -> Any:
         keep = "onnxruntime-gpu" if provider == "cuda" else "onnxruntime"
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            hint=f"pip uninstall -y {drop} && pip install --force-reinstall --no-deps {keep}",
+            hint=f"{to_uninstall(drop)} && {to_install(keep, again=True)}",
         )
     try:
         import onnxruntime
@@ -309,7 +313,14 @@ def _import_onnxruntime(provider: str) -> Any:
             reason = f"onnxruntime does not load: {_first_line(error)}"
         else:
             reason = f"--provider {provider} needs ONNX Runtime, which is not installed"
-        raise BackendError(reason, hint=f"pip install 'trtprune[{provider}]'") from None
+        raise BackendError(reason, hint=to_install(extra=provider)) from None
+    have = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    if have < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(
+            f"onnxruntime {onnxruntime.__version__} is too old for the graphs, which need {oldest}",
+            hint=to_install(f"{wheels[0] if wheels else 'onnxruntime'}>={oldest}", upgrade=True),
+        )
     return onnxruntime
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._installer import to_install
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
 from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
@@ -69,9 +70,7 @@ class OpenVinoBackend:
         try:
             import openvino
         except ImportError as error:
-            raise BackendError(
-                f"--provider openvino: {_reason(error)}", hint="pip install 'trtprune[openvino]'"
-            ) from None
+            raise BackendError(f"--provider openvino: {_reason(error)}", hint=to_install(extra="openvino")) from None
         self.small = OrtBackend("cpu", threads)
         """Runs what OpenVINO does not."""
         self.memory: Memory = HostMemory()

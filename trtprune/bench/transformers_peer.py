@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._installer import to_install
 from trtprune.bench.cells import Question, Sample
 from trtprune.errors import BackendError, CheckpointError
 
@@ -30,7 +31,7 @@ def require_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise BackendError(
-            f"--against transformers: {str(error).splitlines()[0]}", hint="pip install 'trtprune[torch]'"
+            f"--against transformers: {str(error).splitlines()[0]}", hint=to_install(extra="torch")
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

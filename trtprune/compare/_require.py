@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trtprune._installer import to_install
 from trtprune.errors import BackendError
 
 __all__ = ["as_error", "polygraphy", "set_flavour"]
@@ -36,13 +37,13 @@ def polygraphy() -> Any:
         from polygraphy.logger import G_LOGGER
     except ImportError as error:
         raise BackendError(
-            f"trtprune compare needs Polygraphy: {str(error).splitlines()[0]}", hint="pip install 'trtprune[compare]'"
+            f"trtprune compare needs Polygraphy: {str(error).splitlines()[0]}", hint=to_install(extra="compare")
         ) from None
     version = tuple(int(part) for part in re.findall(r"\d+", polygraphy.__version__)[:2])
     if version < OLDEST:
         raise BackendError(
             f"trtprune compare needs Polygraphy {OLDEST[0]}.{OLDEST[1]}; {polygraphy.__version__} is installed",
-            hint=f"pip install -U 'polygraphy>={OLDEST[0]}.{OLDEST[1]}'",
+            hint=to_install(f"polygraphy>={OLDEST[0]}.{OLDEST[1]}", upgrade=True),
         )
     theirs = logging.getLogger("Polygraphy")
     if not any(isinstance(handler, _Forward) for handler in theirs.handlers):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._installer import to_install
 from trtprune.compare._require import set_flavour
 from trtprune.compare.inputs import wire_dtype
 from trtprune.compare.points import mark
@@ -160,7 +161,7 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
         except ImportError:
             raise BackendError(
                 f"{made.root}: comparing engines in bfloat16 needs torch, since NumPy has no such dtype",
-                hint="pip install 'trtprune[torch]'",
+                hint=to_install(extra="torch"),
             ) from None
 
     def load() -> Any:

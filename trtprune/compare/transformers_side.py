@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune._installer import to_install
 from trtprune.aliases import DEMOS
 from trtprune.compare.points import Point, module_label
 from trtprune.errors import BackendError, CheckpointError, InputError
@@ -87,7 +88,7 @@ class TransformersSide:
             import transformers
         except ImportError as error:
             raise BackendError(
-                f"--against transformers: {str(error).splitlines()[0]}", hint="pip install 'trtprune[torch]'"
+                f"--against transformers: {str(error).splitlines()[0]}", hint=to_install(extra="torch")
             ) from None
         self.made = made
         self.name = f"transformers:{path.name}"

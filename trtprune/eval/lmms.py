@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtprune._console import logger
+from trtprune._installer import to_install
 from trtprune.errors import BudgetError, InputError
 
 try:
@@ -23,7 +24,7 @@ try:
     _registry = importlib.import_module("lmms_eval.api.registry")
 except ImportError as error:
     raise InputError(
-        f"lmms-eval cannot be imported: {error}", hint="pip install 'trtprune[lmms]', or lmms-eval itself"
+        f"lmms-eval cannot be imported: {error}", hint=f"{to_install(extra='lmms')}, or lmms-eval itself"
     ) from None
 
 __all__ = ["TrtPrune", "main", "manifest"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from trtprune._installer import to_install
 from trtprune.errors import InputError
 from trtprune.eval.layouts import LAYOUTS
 from trtprune.eval.rows import MAX_ROWS, DataSet, Drawn, Row, collect, read_rows
@@ -113,7 +114,7 @@ def _easy_vqa(metric: str, limit: int | None, seed: int) -> DataSet:
         import easy_vqa
     except ImportError:
         raise InputError(
-            "--data easy-vqa: the package easy-vqa is not installed", hint="pip install easy-vqa"
+            "--data easy-vqa: the package easy-vqa is not installed", hint=to_install("easy-vqa")
         ) from None
     paths = easy_vqa.get_test_image_paths()
     rows = (

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trtprune._installer import to_install
 from trtprune.errors import BackendError
 
 __all__ = ["CudaDriver", "Device", "Driver"]
@@ -90,7 +91,7 @@ class CudaDriver:
             from cuda.bindings import runtime
         except ImportError as error:
             raise BackendError(
-                f"cuda-bindings does not load: {error}".splitlines()[0], hint="pip install cuda-bindings"
+                f"cuda-bindings does not load: {error}".splitlines()[0], hint=to_install("cuda-bindings")
             ) from None
         self._cuda = cuda = runtime
         status, count = cuda.cudaGetDeviceCount()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from trtprune._installer import to_install
 from trtprune.errors import BackendError
 
 __all__ = ["FLAVOURS", "Log", "Record", "get_log", "load_tensorrt", "one_line"]
@@ -35,7 +36,7 @@ def load_tensorrt(backend: str) -> Any:
     Raises:
         BackendError: if it is not installed, does not load, or is too old for the graphs.
     """
-    hint = f"pip install 'trtprune[{backend}]'"
+    hint = to_install(extra=backend)
     try:
         trt = importlib.import_module(MODULES[backend])
     except ModuleNotFoundError as error:
@@ -52,7 +53,7 @@ def load_tensorrt(backend: str) -> Any:
         oldest = ".".join(map(str, OLDEST[backend]))
         raise BackendError(
             f"--backend {backend}: {MODULES[backend]} {version} is too old for the graphs, which need {oldest}",
-            hint=f"pip install -U '{MODULES[backend].replace('_', '-')}-cu13>={oldest}'",
+            hint=to_install(f"{MODULES[backend].replace('_', '-')}-cu13>={oldest}", upgrade=True),
         )
     return trt
 

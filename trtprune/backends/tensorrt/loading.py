@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._installer import to_install
 from trtprune.backends.tensorrt.flavour import get_log
 from trtprune.errors import BackendError, EngineDirError
 
@@ -62,7 +63,7 @@ def check_version(config: EngineDir, info: EngineInfo, installed: str) -> None:
     again = "build it again" if config.backend == "tensorrt-rtx" else "build it again with --version-compatible"
     raise BackendError(
         f"{config.root}: the engines were built with {config.backend} {info.version}; {installed} is installed",
-        hint=f"pip install '{package}=={info.version}', or {again}",
+        hint=f"{to_install(f'{package}=={info.version}')}, or {again}",
     )
 
 
