@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,16 +291,21 @@ def _infer(
         raise BackendError(f"OpenVINO: {_reason(error)}") from None
 
 
+_FOLDER = threading.Lock()
+"""The working directory is the whole process's."""
+
+
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
     """Works in a folder: of a graph in memory, OpenVINO looks for weights there, and nowhere outside of it."""
-    before = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir(folder)
-        yield
-    finally:
-        os.fchdir(before)
-        os.close(before)
+    with _FOLDER:
+        before = os.open(".", os.O_RDONLY)
+        try:
+            os.chdir(folder)
+            yield
+        finally:
+            os.fchdir(before)
+            os.close(before)
 
 
 def _reason(error: BaseException) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from trtprune.runtime.chain import Features
 from trtprune.runtime.conversation import Conversation
+from trtprune.runtime.loading import load
 from trtprune.runtime.result import Request, Result
-from trtprune.runtime.vlm import Stream, View, Vlm, load
+from trtprune.runtime.vlm import Stream, View, Vlm
 
 __all__ = ["Conversation", "Features", "Request", "Result", "Stream", "View", "Vlm", "load"]

@@ -247,8 +247,8 @@ class Batch:
 class Stream:
     """Pieces of an answer as they come; after the last one, :attr:`result` holds the whole."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, vlm: Vlm, batch: Batch) -> None:
+        self._vlm, self._batch = vlm, batch
         self._pieces = self._run()
 
     def _run(self) -> Iterator[str]:
@@ -258,10 +258,12 @@ class Stream:
                 yield piece
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        # Between two pieces the model is free for other calls, of this thread or another.
+        with self._vlm.using():
+            return next(self._pieces)
 
     @property
     def result(self) -> Result:

@@ -124,6 +124,12 @@ class Chain:
             self._sessions[name] = self._backend.session(self.config.component(name), self.config.root)
         return self._sessions[name]
 
+    def close(self) -> None:
+        """Lets go of sessions and memory."""
+        self._sessions.clear()
+        self._pool = None
+        vars(self).pop("segments", None)
+
     @property
     def pool(self) -> CachePool | Segments:
         """Cache memory of the decoder."""

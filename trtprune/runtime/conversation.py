@@ -78,8 +78,7 @@ class Conversation:
             max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As for
                 :meth:`Vlm.generate`.
         """
-        vlm, clock = self._vlm, Clock()
-        info = vlm.config.generation
+        info = self._vlm.config.generation
         sampling = Sampling.of(
             info,
             temperature=temperature,
@@ -88,12 +87,25 @@ class Conversation:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        if max_new_tokens is not None:
-            max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
-        budget = vlm.chain.check_keep(keep)
+        longest = None if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1)
         stops = check_stop(stop, () if ignore_eos else info.stop_strings)
+        with self._vlm.using():
+            return self._ask(text_of("prompt", prompt), keep, repick, longest, sampling, stops, ignore_eos)
+
+    def _ask(
+        self,
+        prompt: str,
+        keep: int | None,
+        repick: bool,
+        max_new_tokens: int | None,
+        sampling: Sampling,
+        stops: Sequence[str],
+        ignore_eos: bool,
+    ) -> Result:
+        vlm, clock = self._vlm, Clock()
+        budget = vlm.chain.check_keep(keep)
         # 1. The whole conversation as one prompt.
-        question = Turn("user", text_of("prompt", prompt), 0 if self._turns else len(self._images))
+        question = Turn("user", prompt, 0 if self._turns else len(self._images))
         with clock.stage("preprocess"):
             encoded = vlm.encoder.encode([*self._system, *self._turns, question])
         # 2. The pictures are looked at once.

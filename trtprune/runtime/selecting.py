@@ -18,7 +18,45 @@ if TYPE_CHECKING:
     from trtprune.pruning import Method
     from trtprune.runtime.vlm import View, Vlm
 
-__all__ = ["merged_into", "picture_inputs"]
+__all__ = ["merged_into", "picture_inputs", "select"]
+
+
+def select(vlm: Vlm, view: View, *, keep: int, method: str | None, seed: int | None) -> np.ndarray:
+    """As :meth:`trtprune.runtime.Vlm.select`."""
+    info = vlm.config.pruning
+    if method in (None, info.method) and vlm.chain.segments:
+        return _select_inside(vlm, view, vlm.chain.check_keep(keep))
+    if method is None or method == info.method:
+        text = view.text_embeds[view.prompt.span(info.text_span)]
+        given = vlm.clip_text.read(view.prompt)
+        return vlm.chain.prune(view.features, text, vlm.chain.check_keep(keep), seed or 0, given)[0]
+    other = pruning.get(method)
+    if isinstance(other, pruning.InLlmMethod):
+        raise BudgetError(
+            f"--method {method} prunes inside the decoder, and this build's decoder is not cut for it",
+            hint=f"trtprune build --method {method}, and show that build",
+        )
+    fetch = vlm.chain.memory.to_host
+    seen = Features(view.features.image, {**view.features.extras, **vlm.clip_text.read(view.prompt)})
+    return other.reference(
+        fetch(view.features.image),
+        keep=keep,
+        text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
+        seed=seed,
+        **picture_inputs(vlm.config, other, seen, fetch),
+    )
+
+
+def _select_inside(vlm: Vlm, view: View, keep: int) -> np.ndarray:
+    """What of a viewed picture is left in the decoder's last segment, for the view's prompt."""
+    everything = np.arange(vlm.config.model.visual_tokens)
+    layout = vlm.lay_out(view.prompt, view.text_embeds, [view.features.image], [everything], keep)
+    cache = vlm.chain.pool.take(1, len(layout.ids))
+    try:
+        vlm.chain.prefill([layout], cache)
+        return vlm.chain.selected(cache)[0][0][0]
+    finally:
+        vlm.chain.pool.give_back(cache)
 
 
 def picture_inputs(

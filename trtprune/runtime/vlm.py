@@ -7,74 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune import pruning
-from trtprune._files import SMALL_JSON_BYTES, read_bounded
-from trtprune.backends.opening import open_backend
-from trtprune.engine_dir import EngineDir, open_engine_dir
-from trtprune.errors import BudgetError, EngineDirError, InputError
+from trtprune._arguments import arg
+from trtprune.errors import BackendError, InputError
 from trtprune.runtime.batch import Batch, Stream, turns_of
 from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
 from trtprune.runtime.clip_text import ClipText
-from trtprune.runtime.pictures import ImageInput, load_picture, max_pixels_from
+from trtprune.runtime.pictures import ImageInput, load_picture
 from trtprune.runtime.preprocess import Geometry, Preprocessor
 from trtprune.runtime.prompt import Prompt, PromptEncoder
 from trtprune.runtime.result import Request, Result
 from trtprune.runtime.sampling import Sampling
-from trtprune.runtime.selecting import picture_inputs
-from trtprune.text.tokens import MAX_TOKENIZER_BYTES
+from trtprune.runtime.selecting import select
+from trtprune.runtime.texts import text_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from trtprune.backends.base import Array, Backend
+    from trtprune.engine_dir import EngineDir
     from trtprune.runtime.conversation import Conversation
     from trtprune.runtime.result import Images
 
-__all__ = ["Stream", "View", "Vlm", "load"]
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    provider: str | None = None,
-    threads: int | None = None,
-    verify: str = "auto",
-    provider_options: Mapping[str, str] | None = None,
-    max_pixels: int | None = None,
-    strict_images: bool = False,
-    urls: bool = False,
-) -> Vlm:
-    """Opens an engine directory.
-
-    Args:
-        path: What ``build`` wrote.
-        provider: ``cpu`` or ``cuda`` of ONNX Runtime, or ``openvino``; None takes what it was built for.  A directory
-            of TensorRT engines holds their graphs, too: with a provider, those run.
-        threads: Processor threads of a provider; None takes what the container allows.
-        verify: How thoroughly files are checked: ``auto``, ``none``, ``fast``, ``full``.
-        provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend`,
-            :class:`trtprune.backends.openvino.OpenVinoBackend` and
-            :class:`trtprune.backends.tensorrt.backend.TrtBackend`.
-        max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
-        strict_images: Refuse animations and files of several pages, instead of taking the first frame and saying so.
-        urls: Fetch pictures that are given as ``http(s)`` addresses.  Leave it off in a program whose users name
-            pictures: they would reach whatever the program's machine does.  Such a program should refuse paths, too.
-
-    Raises:
-        EngineDirError: if the directory is damaged or foreign.
-        BackendError: if the provider, library or GPU is missing or refuses the directory.
-    """
-    config = open_engine_dir(path, verify=verify)
-    backend = open_backend(config, provider=provider, threads=threads, options=provider_options)
-    limit = max_pixels_from(max_pixels)
-    return Vlm(config, backend, max_pixels=limit, strict_images=strict_images, urls=urls)
+__all__ = ["Stream", "View", "Vlm"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +53,14 @@ class View:
 
 
 class Vlm:
-    """Answers questions about pictures; make it with :func:`load`.
+    """Answers questions about pictures; make it with :func:`trtprune.load`.
 
-    Not for several threads at once: the sessions share one cache memory.
+    Several threads may share one: they take turns, a whole call each, or of a stream a piece.  As a context manager
+    it is closed at the end of the block.
+
+    Attributes:
+        config: The engine directory.
+        provider: What runs it.
     """
 
     def __init__(
@@ -100,8 +68,10 @@ class Vlm:
     ) -> None:
         self.config = config
         self.provider = backend.name
+        self._turn = threading.RLock()
+        self._closed = False
         self.chain = Chain(config, backend)
-        files = _text_files(config)
+        files = text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
         self.clip_text = ClipText(self.chain, files)
         self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
@@ -110,6 +80,30 @@ class Vlm:
         # Opening them now, not at the first question, is where a provider that does not load must show.
         for name in config.chain:
             self.chain.session(name)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """One thread's turn: sessions, their requests and the memory of caches are shared by all calls.
+
+        Raises:
+            BackendError: if the model is closed.
+        """
+        with self._turn:
+            if self._closed:
+                raise BackendError("this model is closed", hint="trtprune.load opens the directory again")
+            yield
+
+    def close(self) -> None:
+        """Frees sessions and memory; whatever is asked afterwards is an error.  Closing twice is none."""
+        with self._turn:
+            self._closed = True
+            self.chain.close()
+
+    def __enter__(self) -> Vlm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(
         self,
@@ -204,8 +198,9 @@ class Vlm:
             stop=stop,
             ignore_eos=ignore_eos,
         )
-        for _ in batch.steps():
-            pass
+        with self.using():
+            for _ in batch.steps():
+                pass
         return batch.results
 
     def stream(
@@ -239,6 +234,7 @@ class Vlm:
             seed=seed,
         )
         return Stream(
+            self,
             Batch(
                 self,
                 [request],
@@ -247,7 +243,7 @@ class Vlm:
                 sampling=sampling,
                 stop=stop,
                 ignore_eos=ignore_eos,
-            )
+            ),
         )
 
     def chat(self, images: Images, *, system: str | None = None) -> Conversation:
@@ -258,50 +254,23 @@ class Vlm:
 
     def look(self, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
         """Features of one picture and the text its tokens would be selected by; for ``show``."""
-        picture = self._load(image)
-        features = self.chain.look([self.preprocessor(picture)])[0]
-        encoded = self.encoder.encode(turns_of(prompt, 1, system))
-        embeds = self.chain.embed(encoded.ids[None], self.encoder.token)[0]
+        with self.using():
+            picture = self._load(image)
+            features = self.chain.look([self.preprocessor(picture)])[0]
+            encoded = self.encoder.encode(turns_of(prompt, 1, system))
+            embeds = self.chain.embed(encoded.ids[None], self.encoder.token)[0]
         return View(picture, self.preprocessor.geometry(picture), features, encoded, embeds)
 
     def select(self, view: View, *, keep: int, method: str | None = None, seed: int | None = None) -> np.ndarray:
         """Kept indices, int64 [keep], of a viewed picture.
 
         The method this was built with runs as its graph; another runs as its NumPy reference.
-        """
-        info = self.config.pruning
-        if method in (None, info.method) and self.chain.segments:
-            return self._select_inside(view, self.chain.check_keep(keep))
-        if method is None or method == info.method:
-            text = view.text_embeds[view.prompt.span(info.text_span)]
-            given = self.clip_text.read(view.prompt)
-            return self.chain.prune(view.features, text, self.chain.check_keep(keep), seed or 0, given)[0]
-        other = pruning.get(method)
-        if isinstance(other, pruning.InLlmMethod):
-            raise BudgetError(
-                f"--method {method} prunes inside the decoder, and this build's decoder is not cut for it",
-                hint=f"trtprune build --method {method}, and show that build",
-            )
-        fetch = self.chain.memory.to_host
-        seen = Features(view.features.image, {**view.features.extras, **self.clip_text.read(view.prompt)})
-        return other.reference(
-            fetch(view.features.image),
-            keep=keep,
-            text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
-            seed=seed,
-            **picture_inputs(self.config, other, seen, fetch),
-        )
 
-    def _select_inside(self, view: View, keep: int) -> np.ndarray:
-        """What of a viewed picture is left in the decoder's last segment, for the view's prompt."""
-        everything = np.arange(self.config.model.visual_tokens)
-        layout = self.lay_out(view.prompt, view.text_embeds, [view.features.image], [everything], keep)
-        cache = self.chain.pool.take(1, len(layout.ids))
-        try:
-            self.chain.prefill([layout], cache)
-            return self.chain.selected(cache)[0][0][0]
-        finally:
-            self.chain.pool.give_back(cache)
+        Raises:
+            BudgetError: for a budget, or a method, that this build cannot serve.
+        """
+        with self.using():
+            return select(self, view, keep=keep, method=method, seed=seed)
 
     # -- what a run needs, in the order it needs it
 
@@ -312,7 +281,9 @@ class Vlm:
         else:
             found = [] if images is None else [images]
         if not found:
-            raise InputError("no image given", hint="--image PICTURE; the engines were built for questions on images")
+            raise InputError(
+                "no image given", hint=f"{arg('images', 'PICTURE')}; the engines were built for questions on images"
+            )
         return found
 
     def features(self, images: Sequence[ImageInput | Features], clock: Clock | None = None) -> list[Features]:
@@ -321,7 +292,10 @@ class Vlm:
         Raises:
             InputError: for a picture that cannot be read, or features that are not of this build's kind.
         """
-        clock = clock or Clock()
+        with self.using():
+            return self._features(images, clock or Clock())
+
+    def _features(self, images: Sequence[ImageInput | Features], clock: Clock) -> list[Features]:
         keys: list[Any] = []
         pixels: dict[Any, np.ndarray] = {}
         found: dict[Any, Features] = {}
@@ -386,22 +360,3 @@ def _identity(image: ImageInput | Features) -> Any:
     if isinstance(image, bytes | bytearray | memoryview):
         return ("bytes", hashlib.sha256(image).digest())
     return ("object", id(image))
-
-
-def _text_files(config: EngineDir) -> dict[str, str]:
-    """Content of the text files the directory lists; others that lie there were not checked and are not read."""
-    found = {}
-    for name in config.files:
-        if "/" in name or not name.endswith((".json", ".jinja")):
-            continue
-        path = config.path(name)
-        try:
-            # Of these only a tokenizer is large.
-            data = read_bounded(path, MAX_TOKENIZER_BYTES if name.endswith("tokenizer.json") else SMALL_JSON_BYTES)
-            if data is None:
-                raise OSError(0, "missing")
-            found[name] = data.decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise EngineDirError(f"{path}: cannot be read: {reason}", hint="build the directory again") from None
-    return found

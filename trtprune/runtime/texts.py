@@ -1,0 +1,33 @@
+"""Text files of an engine directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtprune._files import SMALL_JSON_BYTES, read_bounded
+from trtprune.errors import EngineDirError
+from trtprune.text.tokens import MAX_TOKENIZER_BYTES
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir
+
+__all__ = ["text_files"]
+
+
+def text_files(config: EngineDir) -> dict[str, str]:
+    """Content of the text files the directory lists; others that lie there were not checked and are not read."""
+    found = {}
+    for name in config.files:
+        if "/" in name or not name.endswith((".json", ".jinja")):
+            continue
+        path = config.path(name)
+        try:
+            # Of these only a tokenizer is large.
+            data = read_bounded(path, MAX_TOKENIZER_BYTES if name.endswith("tokenizer.json") else SMALL_JSON_BYTES)
+            if data is None:
+                raise OSError(0, "missing")
+            found[name] = data.decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise EngineDirError(f"{path}: cannot be read: {reason}", hint="build the directory again") from None
+    return found
