@@ -214,7 +214,9 @@ class Checkpoint:
                         stream.seek(info.offset + max(0, info.nbytes - SAMPLE_BYTES) // 2)
                         digest.update(stream.read(min(SAMPLE_BYTES, info.nbytes)))
             except OSError as error:
-                raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}", hint=None) from None
+                raise CheckpointError(
+                    f"{self.path / name}: cannot be read: {error.strerror}", hint="download it again"
+                ) from None
         return "sha256:" + digest.hexdigest()
 
 

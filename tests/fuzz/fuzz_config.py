@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-SHORT = 40
+SHORT = 15
 PRELOAD = ("numpy", "trtprune.checkpoint", "trtprune._plan", "trtprune.models.llava")
 
 CONFIG: dict[str, Any] = {

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-SHORT = 40
+SHORT = 15
 PRELOAD = ("numpy", "ml_dtypes", "trtprune.checkpoint")
 
 DTYPES = ("F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F64", "C64", "F4", "f32", "")

@@ -18,7 +18,7 @@ import onnx_ir.passes.common as ir_passes
 from onnxscript import GraphBuilder
 
 from trtprune._version import __version__
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 from trtprune.graph.lowering import Lowering
 from trtprune.graph.tensors import QUANTIZED_OPSET, QuantizedMatrix, TensorLocation
 
@@ -169,11 +169,14 @@ class Graph:
     def _initializer(self, key: str) -> ir.Value:
         info = self.tensors.get(key)
         if info is None:
-            raise CheckpointError(f"the checkpoint has no tensor {key!r}, which the {self.name} graph needs")
+            raise CheckpointError(
+                f"the checkpoint has no tensor {key!r}, which the {self.name} graph needs",
+                hint="is config.json that of these weights?",
+            )
         stored = _SAFETENSORS_DTYPES.get(info.dtype)
         if stored is None:
             raise CheckpointError(
-                f"tensor {info.name!r} in {info.file} has dtype {info.dtype}",
+                f"tensor {shown(info.name)} in {info.file} has dtype {info.dtype}",
                 hint=f"weights must be {', '.join(_SAFETENSORS_DTYPES)}; quantised checkpoints are not supported",
             )
         return self._external(info, stored, info.shape)

@@ -169,12 +169,11 @@ class LlavaFamily:
         """
         m = _parse(checkpoint)
         known = [re.escape(VISION) + pattern for pattern in m.tower.UNUSED]
-        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the features we take
-            known += map(re.escape, _vision_layer(m, i))
         known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
-        if m.lm_head != LM_HEAD:
-            known.append(re.escape(LM_HEAD))
-        warnings = compare(_required(m), m.tensors, known, allow_extra=allow_extra)
+        unused = {LM_HEAD} if m.lm_head != LM_HEAD else set()
+        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the features we take
+            unused |= _vision_layer(m, i).keys()
+        warnings = compare(_required(m), m.tensors, known, unused=unused, allow_extra=allow_extra)
         if m.tied_in_config and m.lm_head == LM_HEAD:
             head, embed = m.tensors[LM_HEAD].name, m.tensors[EMBED].name
             warnings.append(

@@ -8,10 +8,10 @@ use the names of transformers 5, called canonical here; the checkpoint's own are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import TensorInfo
@@ -49,7 +49,7 @@ def canonical_tensors(
             key = key.replace(old, new)
         if key in result:
             raise CheckpointError(
-                f"{info.file}: tensors {name!r} and {result[key].name!r} are the same weight under two names",
+                f"{info.file}: tensors {shown(name)} and {shown(result[key].name)} are the same weight under two names",
                 hint="remove one of them from the checkpoint",
             )
         result[key] = info
@@ -61,6 +61,7 @@ def compare(
     have: Mapping[str, TensorInfo],
     known: Iterable[str],
     *,
+    unused: Collection[str] = (),
     allow_extra: bool,
 ) -> list[str]:
     """Check ``have`` against ``required``.
@@ -69,6 +70,7 @@ def compare(
         required: Canonical name → shape.
         have: Canonical name → tensor.
         known: Patterns of further tensors that belong to the architecture (whole canonical names).
+        unused: Names of such tensors; there may be thousands, which as patterns would take minutes.
         allow_extra: Return a warning for an unknown tensor instead of raising.
 
     Returns:
@@ -80,23 +82,23 @@ def compare(
     missing = [name for name in required if name not in have]
     if missing:
         raise CheckpointError(
-            f"the checkpoint lacks tensor {_spelled(missing[0], have)!r}{_more(missing)}",
+            f"the checkpoint lacks tensor {shown(_spelled(missing[0], have))}{_more(missing)}",
             hint="is a shard missing, or does config.json describe another model?",
         )
     wrong = [name for name, shape in required.items() if tuple(have[name].shape) != shape]
     if wrong:
         info = have[wrong[0]]
         raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, config.json asks for "
+            f"{info.file}: tensor {shown(info.name)} has shape {list(info.shape)}, config.json asks for "
             f"{list(required[wrong[0]])}{_more(wrong)}",
             hint="config.json does not describe these weights",
         )
     allowed = re.compile("|".join(f"(?:{pattern})" for pattern in known) or r"(?!)")
-    extra = [name for name in have if name not in required and not allowed.fullmatch(name)]
+    extra = [name for name in have if not (name in required or name in unused or allowed.fullmatch(name))]
     if not extra:
         return []
     info = have[extra[0]]
-    message = f"{info.file}: tensor {info.name!r} is not part of this architecture{_more(extra)}"
+    message = f"{info.file}: tensor {shown(info.name)} is not part of this architecture{_more(extra)}"
     if allow_extra:
         return [message + "; ignored"]
     raise CheckpointError(
