@@ -14,6 +14,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,13 @@ def frontier() -> None:
 
 def kept_tokens(build: Path) -> None:
     """docs/kept-tokens.png, as ``make demo`` draws it."""
-    output = DOCS / "kept-tokens.png"
-    output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "trtprune", "show", str(build), "--image", str(SCENE), "--prompt", QUESTION, "-q"]
-    command += ["--keep", "64", "--keep", "16", "--method", "adafv", "--method", "fastervlm", "-o", str(output)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    with Image.open(output) as drawn:
-        drawn.convert("RGB").save(output, optimize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "kept.png"
+        command += ["--keep", "64", "--keep", "16", "--method", "adafv", "--method", "fastervlm", "-o", str(output)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        with Image.open(output) as drawn:
+            drawn.convert("RGB").save(DOCS / "kept-tokens.png", optimize=True)
 
 
 def main() -> int:

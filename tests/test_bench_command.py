@@ -154,8 +154,9 @@ def test_report_of_planted_times() -> None:
     assert ratios["none", "transformers float32"]["first_token"]["p50"] == 2
     assert ("none", "unpruned") not in ratios
     table = render(result)
-    head, first, second, third = table.splitlines()[:4]
-    assert head.split()[:6] == ["method", "keep", "x", "unpruned", "x", "transformers"]
+    above, head, first, second, third = table.splitlines()[:5]
+    assert above.split() == ["x", "transformers", "first"]
+    assert head.split()[:7] == ["method", "keep", "x", "unpruned", "float32", "token", "ms"]
     assert second.split()[:5] == ["adafv", "4", "4.00", "6.00", "50.0"]
     assert first.split()[:4] == ["none", "16", "1.00", "2.00"]
     assert third.startswith("transformers float32")

@@ -160,10 +160,11 @@ def test_unpruned_answers_are_scored_on_what_both_finish(place: Path, tmp_path: 
 
     vlm = trtprune.load(place / "out", threads=1)
     ask = {"max_new_tokens": 12, "stop": ["a", "e"]}
-    code, stdout, _ = command(
+    asked = (
         place / "out", "--against", "unpruned", "--requests", place / "questions.jsonl", "--keep", 3, "--json",
         "--max-new-tokens", 12, "--stop", "a", "--stop", "e",
     )  # fmt: skip
+    code, stdout, stderr = command(*asked)
     found = json.loads(stdout)
     assert len(found["rows"]) == 3
     counted = same = 0
@@ -179,6 +180,10 @@ def test_unpruned_answers_are_scored_on_what_both_finish(place: Path, tmp_path: 
     assert found["counted"] == counted
     assert found["agreement"] == pytest.approx(same / max(1, counted))
     assert code == (0 if counted else 1)
+    if counted:  # without a bar to reach nothing was asserted, and nothing passed
+        assert "[I] DONE | Runtime" in stderr
+        assert "PASSED" not in stderr
+        assert "[I] PASSED | Runtime" in command(*asked, "--min-agreement", 0)[2]
     assert found["kv_cache_bytes"][0] <= found["kv_cache_bytes"][1]
 
 

@@ -282,8 +282,8 @@ def test_lines() -> None:
     )
     line = recommendation("easy", joined.sets["easy"], Rule(1.5))
     assert line == (
-        "easy, 1,000 questions: adafv 64: 160 ms, 2.51 x as fast to the first token, 99.8 % of the accuracy "
-        "(-0.2 points, 95 % -1.4 to +1.0)"
+        "easy, 1,000 questions: adafv 64: 160 ms, 2.51 x as fast to the first token as unpruned, 99.8 % of the "
+        "accuracy (-0.2 points, 95 % -1.4 to +1.0)"
     )
     text = render(joined, Rule(1.5))
     assert line in text

@@ -93,14 +93,14 @@ def figures(methods: list[str], sets: tuple[str, ...] = ("a", "b"), keeps: tuple
     """An evaluation of made-up marks."""
     found = []
     for place, name in enumerate(sets):
-        whole = Figure("none", 576, name, 100, 50, 0.9, 0.85, 0.95, 0.9, 1.0, 0, 0, 0, 0, 0, 576, 576, 0)
+        whole = Figure("none", 576, name, 100, 50, 0.9, 0.85, 0.95, 0.9, 1.0, 0, 0, 0, 0, 0, 576.0, 576, 0)
         found.append(whole)
         for method in methods:
             for keep in keeps:
                 mark = 0.5 + 0.3 * place
                 found.append(
                     Figure(method, keep, name, 100, 50, mark, mark - 0.1, mark + 0.1, 0.9, 0.5, 5, 3, -0.1, -0.2, 0,
-                           keep, 576, 0)
+                           float(keep), 576, 0)
                 )  # fmt: skip
     return Evaluation("", {"model": "demo"}, {"name": "made up"}, {}, tuple(found))
 

@@ -12,6 +12,7 @@ import click
 from trtprune._click import Command, option
 from trtprune._console import logger, progress
 from trtprune._options import CLIP, OUTPUT, PATH, PRUNING, keeps_option, methods_option, plot_options, run_options
+from trtprune._tables import terminal_width
 from trtprune.errors import InputError
 
 __all__ = ["bench", "check_writable"]
@@ -152,4 +153,4 @@ def bench(
         draw_stages(result, picture)
         logger.info("%-9s %s", "plot", picture)
     if json_file is None or str(json_file) != "-":
-        click.echo(render(result))
+        click.echo(render(result, terminal_width()))

@@ -14,6 +14,7 @@ from trtprune._click import Command, option
 from trtprune._console import echo_json, log_options, logger
 from trtprune._options import JSON, OUTPUT, PATH, plot_options
 from trtprune._plots import plot_wanted
+from trtprune._tables import terminal_width
 from trtprune.errors import InputError
 
 __all__ = ["frontier"]
@@ -94,4 +95,4 @@ def frontier(
     if as_json:
         echo_json(to_json(joined, rule, shlex.join(["trtprune", *sys.argv[1:]])))
     else:
-        click.echo(render(joined, rule))
+        click.echo(render(joined, rule, terminal_width()))

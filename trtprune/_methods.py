@@ -50,22 +50,26 @@ def describe_methods() -> list[dict[str, Any]]:
     ]
 
 
-def render_methods() -> str:
-    """The same as text."""
+def render_methods(width: int | None = None) -> str:
+    """The same as text, at most ``width`` columns wide."""
+    width = min(width or WIDTH, WIDTH)
     lines: list[str] = []
     for method in pruning.all_methods():
-        lines += _wrapped(f"{method.name:<{COLUMN - 1}} {method.summary}")
-        lines += _wrapped("needs " + (", ".join(needs_in_words(method)) or "nothing but the image features"), COLUMN)
+        lines += _wrapped(f"{method.name:<{COLUMN - 1}} {method.summary}", width)
+        needs = ", ".join(needs_in_words(method)) or "nothing but the image features"
+        lines += _wrapped(f"needs {needs}", width, COLUMN)
         if method.cost:
-            lines += _wrapped(f"costs {method.cost}", COLUMN)
+            lines += _wrapped(f"costs {method.cost}", width, COLUMN)
         if method.merges:
-            lines += _wrapped("merges tokens: its rows are not all rows of the image features", COLUMN)
+            lines += _wrapped("merges tokens: its rows are not all rows of the image features", width, COLUMN)
         if method.paper:
             lines += [" " * COLUMN + method.paper]
         for option in method.options.values():
-            lines += _wrapped(f"--option {option.name}={option.default}  {option.help} ({option.valid})", COLUMN)
+            lines += _wrapped(f"--option {option.name}={option.default}  {option.help} ({option.valid})", width, COLUMN)
     return "\n".join(lines)
 
 
-def _wrapped(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * (COLUMN + 2))
+def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=" " * indent, subsequent_indent=" " * (COLUMN + 2), break_long_words=False
+    )

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from trtprune._tables import wrap
+
 __all__ = ["INFO", "MISSING", "OK", "PROBLEM", "Check", "Report"]
 
 OK, MISSING, PROBLEM, INFO = "ok", "missing", "problem", "info"
@@ -46,17 +48,17 @@ class Report:
         """For ``doctor --json``."""
         return {"ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
 
-    def render(self) -> str:
-        """The report as lines of text."""
+    def render(self, columns: int | None = None) -> str:
+        """The report as lines of text, at most ``columns`` wide where words can be parted; commands stay whole."""
         width = max((len(check.name) for check in self.checks), default=0)
         lines = []
         for check in self.checks:
-            lines.append(f"{MARKS[check.status]}  {check.name:<{width}}  {check.text}")
             indent = " " * (len(MARKS[OK]) + width + 4)
+            lines += wrap(f"{MARKS[check.status]}  {check.name:<{width}}  {check.text}", columns, indent)
             if check.fix:
                 lines.append(f"{indent}-> {check.fix}")
             if check.enables:
-                lines.append(f"{indent}   enables {check.enables}")
+                lines += wrap(f"{indent}   enables {check.enables}", columns, f"{indent}   ")
         problems = [check.name for check in self.checks if check.status == PROBLEM]
         lines.append("")
         lines.append(f"problems: {', '.join(problems)}" if problems else "no problems; what is missing is optional")

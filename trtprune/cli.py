@@ -140,11 +140,12 @@ def methods(as_json: bool) -> None:
     trtprune methods --json
     """
     from trtprune._methods import describe_methods, render_methods
+    from trtprune._tables import terminal_width
 
     if as_json:
         echo_json(describe_methods())
     else:
-        click.echo(render_methods())
+        click.echo(render_methods(terminal_width()))
 
 
 @main.command(short_help="List the models that can be built.")
@@ -184,13 +185,14 @@ def doctor(as_json: bool) -> None:
     trtprune doctor
     trtprune doctor --json
     """
+    from trtprune._tables import terminal_width
     from trtprune.doctor import examine
 
     report = examine()
     if as_json:
         echo_json(report.to_json())
     else:
-        click.echo(report.render())
+        click.echo(report.render(terminal_width()))
     if not report.ok:
         sys.exit(1)
 

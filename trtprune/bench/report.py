@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._tables import Column, lay_out, wrap
 from trtprune.bench.cells import STAGES
 from trtprune.bench.cost import Cost, stage_of
 from trtprune.bench.floor import floor_ms
@@ -154,21 +155,25 @@ def write_json(result: dict[str, Any], path: Path, flag: str = "--json") -> None
         raise InputError(f"{flag} {path}: cannot be written: {error.strerror or error}", hint="another file") from None
 
 
-def render(result: dict[str, Any]) -> str:
-    """The table: ratios first, then what they are made of."""
+def render(result: dict[str, Any], width: int | None = None) -> str:
+    """The table: ratios first, then what they are made of; at most ``width`` columns wide."""
     ratios = {(r["method"], r["keep"], r["against"]): r["first_token"]["p50"] for r in result["ratios"]}
     peers = list(dict.fromkeys(r["against"] for r in result["ratios"] if r["against"] != "unpruned"))
     against = ["unpruned", *peers]
-    title = ["method", "keep", *(f"x {name}" for name in against), "first token ms", "p90", "p99", "vision", "prune"]
-    title += ["prefill", "ms/token", "tok/s", "KV MB", "peak MB", "GFLOP", "GB", "floor ms", "gap"]
-    lines = [title]
+    columns = [Column("method", left=True), Column("keep")]
+    columns += [Column("x unpruned"), *(Column("x " + "\n".join(name.rsplit(" ", 1)), 2) for name in peers)]
+    columns += [Column("first\ntoken ms"), Column("p90", 8), Column("p99", 8)]
+    columns += [Column("vision", 6), Column("prune", 6), Column("prefill", 6)]
+    columns += [Column("ms/token"), Column("tok/s", 7), Column("KV MB", 1), Column("peak MB", 3)]
+    columns += [Column("GFLOP", 5), Column("GB", 5), Column("floor ms", 4), Column("gap", 4)]
+    rows = []
     for row in result["rows"]:
         speed = [ratios.get((row["method"], row["keep"], name)) for name in against]
         moved = sum(sum(part.values()) for name, part in row["bytes"].items() if name != TOKEN)
         flops = sum(count for name, count in row["flops"].items() if name != TOKEN)
         first, stages = row["first_token_ms"], row["stages_ms"]
         peak, gap = row["peak_memory_bytes"], row.get("gap", {}).get("first_token")
-        lines.append(
+        rows.append(
             [
                 row["method"],
                 str(row["keep"]),
@@ -185,19 +190,16 @@ def render(result: dict[str, Any]) -> str:
                 "" if gap is None else f"{gap:.2f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            f"{part:<{w}}" if not i else f"{part:>{w}}" for i, (part, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([*text, *_footer(result)])
+    lines = lay_out(columns, rows, width=width, more="--json has all")
+    return "\n".join([*lines, *(part for line in _footer(result) for part in wrap(line, width, "  "))])
 
 
 def _footer(result: dict[str, Any]) -> list[str]:
     n, tokens = result["rounds"], result["tokens"]
-    lines = [f"{n} rounds, {tokens} tokens; x: times as fast to the first token, median of the rounds' ratios"]
+    lines = [
+        f"{n} rounds, {tokens} tokens; x unpruned: times as fast to the first token as with all visual tokens (x of a "
+        "peer: as that peer), the median of the rounds' ratios"
+    ]
     copy = result["rates"]["copy_gb_per_s"]
     if copy is not None:
         largest = max((p["gflop_per_s"]["p50"] for p in result["rates"]["products"]), default=0.0)

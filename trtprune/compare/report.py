@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._tables import Column, lay_out, terminal_width, wrap
 from trtprune.compare.results import Comparison, ComponentResult, Layers, OutputResult, PointResult
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trtprune.compare.answers import Agreement
 
 __all__ = ["show_agreement", "show_comparison", "write_report"]
 
-# A pipe has no width; most that read one can take this.
+# Answers can be of any length: into a pipe, which has no width, questions that take more than this stand one by one.
 PIPE_WIDTH = 120
+VERDICTS = {"PASSED": "green", "FAILED": "bold red", "beyond": "bold red"}
 GROUPED = re.compile(r"^(present)\.\d+\.(key|value)$")
 
 
@@ -38,64 +38,65 @@ def write_report(data: Any, path: Path) -> None:
 def show_comparison(comparison: Comparison) -> None:
     """Prints what was found to stdout."""
     console = _console()
-    console.print(_outputs(comparison.components))
+    _print(console, _outputs(comparison.components))
     for component in comparison.components:
         for invalid in component.invalid:
-            console.print(f"{component.name}: NaN or infinity in {invalid}", highlight=False, markup=False)
+            console.print(f"{component.name}: NaN or infinity in {invalid}")
         if component.layers is not None:
             _print_layers(console, component.name, component.layers)
 
 
 def show_agreement(agreement: Agreement) -> None:
     """Prints the comparison of answers to stdout."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = _console()
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("question", "left"), ("pruned", "left"), ("unpruned", "left"), ("", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    columns = [Column(name, left=True) for name in ("question", "pruned", "unpruned", "")]
+    rows = []
     for row in agreement.rows:
         mark = "same" if row.same else "differs" if row.counted else f"not counted: {row.why}"
-        table.add_row(*map(escape, (row.prompt, row.pruned, row.unpruned, mark)))
-    console.print(table)
+        rows.append([" ".join(text.split()) for text in (row.prompt, row.pruned, row.unpruned, mark)])
+    _print(_console(), lay_out(columns, rows, width=terminal_width(PIPE_WIDTH)))
 
 
 def _console() -> Any:
-    import sys
-
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def _outputs(components: Sequence[ComponentResult]) -> Table:
-    from rich.table import Table
+def _print(console: Any, lines: Sequence[str]) -> None:
+    """Lines of a table, its verdicts in colour where that is wanted."""
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("component")
-    table.add_column("output")
-    for name in ("error", "relative", "tolerance", "largest"):
-        table.add_column(name, justify="right")
-    table.add_column("at")
-    table.add_column("")
+    for line in lines:
+        text = Text(line)
+        for words, style in VERDICTS.items():
+            text.highlight_regex(rf"\b{words}$", style)
+        console.print(text)
+
+
+def _outputs(components: Sequence[ComponentResult]) -> list[str]:
+    columns = [
+        Column("component", left=True), Column("output", left=True), Column("error"), Column("relative", 3),
+        Column("tolerance", 2), Column("largest", 4), Column("at", 1, left=True), Column("", left=True),
+    ]  # fmt: skip
+    rows = []
     for component in components:
         name = component.name
         for row, label in _grouped(component.outputs):
-            verdict = "[green]PASSED[/]" if row.passed else "[bold red]FAILED[/]"
             stat = "max" if row.stat == "elemwise" else row.stat
-            table.add_row(
-                name,
-                label,
-                row.note or f"{_number(row.error)} {stat}",
-                _number(row.relative),
-                f"{row.atol:.3g} / {row.rtol:.3g}",
-                _number(row.max_abs),
-                row.iteration,
-                verdict,
+            rows.append(
+                [
+                    name,
+                    label,
+                    row.note or f"{_number(row.error)} {stat}",
+                    _number(row.relative),
+                    f"{row.atol:.3g} / {row.rtol:.3g}",
+                    _number(row.max_abs),
+                    row.iteration,
+                    "PASSED" if row.passed else "FAILED",
+                ]
             )
             name = ""
-    return table
+    return lay_out(columns, rows, width=terminal_width(), more="--report has all")
 
 
 def _grouped(outputs: Sequence[OutputResult]) -> list[tuple[OutputResult, str]]:
@@ -112,32 +113,27 @@ def _grouped(outputs: Sequence[OutputResult]) -> list[tuple[OutputResult, str]]:
 
 
 def _print_layers(console: Any, name: str, layers: Layers) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+    width = terminal_width()
     if len(layers.residual) > 1:
         worst = max(layers.residual, key=lambda p: p.error if p.error is not None else float("inf"))
         count = sum(not p.passed for p in layers.residual)
-        console.print(
+        text = (
             f"{name}: {count} of {len(layers.residual)} points of the residual stream are beyond tolerance; "
-            f"the largest error, {_number(worst.error)}, is behind {worst.label}",
-            highlight=False,
+            f"the largest error, {_number(worst.error)}, is behind {worst.label}"
         )
+        _print(console, wrap(text, width, "  "))
     if layers.first is None:
         return
-    console.print(f"{name}: first beyond tolerance: [bold]{escape(layers.first)}[/]", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("  tensor")
-    for column in ("error", "relative", "size"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    rows = _neighbourhood(layers.tensors) or _neighbourhood(layers.inside) or _neighbourhood(layers.residual)
-    for p in rows:
-        verdict = "" if p.passed else "[bold red]beyond[/]"
-        table.add_row("  " + escape(p.label), _number(p.error), _number(p.relative), _number(p.magnitude), verdict)
-    console.print(table)
+    _print(console, wrap(f"{name}: first beyond tolerance: {layers.first}", width, "  "))
+    columns = [Column("  tensor", left=True), Column("error"), Column("relative", 2), Column("size", 1), Column("")]
+    near = _neighbourhood(layers.tensors) or _neighbourhood(layers.inside) or _neighbourhood(layers.residual)
+    rows = [
+        [f"  {p.label}", _number(p.error), _number(p.relative), _number(p.magnitude), "" if p.passed else "beyond"]
+        for p in near
+    ]
+    _print(console, lay_out(columns, rows, width=width, more="--report has all"))
     if layers.note:
-        console.print(f"  ({layers.note})", highlight=False, markup=False)
+        _print(console, wrap(f"  ({layers.note})", width, "  "))
 
 
 def _neighbourhood(points: Sequence[PointResult], around: int = 3) -> Sequence[PointResult]:

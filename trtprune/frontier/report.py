@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from trtprune._tables import Column, lay_out, wrap
 from trtprune.frontier.choosing import Rule, front, recommend
 from trtprune.frontier.joining import Joined, Point
 
@@ -54,7 +55,7 @@ def recommendation(name: str, points: list[Point], rule: Rule) -> str:
             f"{named}: unpruned ({chosen.first_token_ms:.0f} ms): nothing faster is within {rule.tolerance}"
             f"{_unproven(points, rule)}"
         )
-    faster = f"{chosen.speedup:.2f} x as fast to the first token, " if chosen.speedup is not None else ""
+    faster = f"{chosen.speedup:.2f} x as fast to the first token as unpruned, " if chosen.speedup is not None else ""
     return (
         f"{named}: {chosen.label}: {chosen.first_token_ms:.0f} ms, {faster}{100 * chosen.kept:.1f} % of the accuracy "
         f"({100 * chosen.change:+.1f} points, 95 % {100 * chosen.low:+.1f} to {100 * chosen.high:+.1f})"
@@ -73,24 +74,32 @@ def _unproven(points: list[Point], rule: Rule) -> str:
     )
 
 
-def render(joined: Joined, rule: Rule) -> str:
-    """A table a set, fastest first, and a line each that says what to take."""
+def render(joined: Joined, rule: Rule, width: int | None = None) -> str:
+    """A table a set, fastest first, and a line each that says what to take; at most ``width`` columns wide."""
     lines = []
+    columns = [
+        Column("", left=True), Column("first token ms"), Column("x unpruned", 2), Column("accuracy %"),
+        Column("change"), Column("95 % interval", 1), Column("front", 3, left=True),
+        Column(f"within {rule.max_loss:g}", left=True),
+    ]  # fmt: skip
     for name, points in joined.sets.items():
         best, chosen = front(points), recommend(points, rule)
-        width = max(len(point.label) for point in points)
         n = max(point.n for point in points)
-        lines.append(f"{name}, {n} questions")
-        title = f"  {'':<{width}}  first token ms      x  accuracy %   change   95 % interval  front"
-        lines.append(f"{title}  within {rule.max_loss:g}")
-        for point in sorted(points, key=lambda p: (p.first_token_ms, -p.accuracy)):
-            speed = "" if point.speedup is None else f"{point.speedup:.2f}"
-            interval = "" if point.baseline else f"{100 * point.low:+6.1f} to {100 * point.high:+.1f}"
-            lines.append(
-                f"  {point.label:<{width}}  {point.first_token_ms:14.1f}  {speed:>5}  {100 * point.accuracy:10.1f}"
-                f"  {100 * point.change:+7.1f}  {interval:>14}  {'*' if point in best else '':^5}"
-                f"  {'yes' if rule.admits(point) else 'no'}{' <-' if point is chosen else ''}"
-            )
-    lines.append(f"rule: {rule.words}")
-    lines += joined.notes
-    return "\n".join([*lines, *(recommendation(name, points, rule) for name, points in joined.sets.items())])
+        lines += wrap(f"{name}, {n:,} questions", width)
+        rows = [
+            [
+                f"  {point.label}",
+                f"{point.first_token_ms:.1f}",
+                "" if point.speedup is None else f"{point.speedup:.2f}",
+                f"{100 * point.accuracy:.1f}",
+                f"{100 * point.change:+.1f}",
+                "" if point.baseline else f"{100 * point.low:+.1f} to {100 * point.high:+.1f}",
+                "  *" if point in best else "",
+                ("yes" if rule.admits(point) else "no") + (" <-" if point is chosen else ""),
+            ]
+            for point in sorted(points, key=lambda p: (p.first_token_ms, -p.accuracy))
+        ]
+        lines += lay_out(columns, rows, width=width, more="--json has all")
+    words = [f"rule: {rule.words}", *joined.notes]
+    words += [recommendation(name, points, rule) for name, points in joined.sets.items()]
+    return "\n".join([*lines, *(part for line in words for part in wrap(line, width, "  "))])
