@@ -14,18 +14,18 @@ from click.testing import CliRunner
 from trtprune._click import Command, Option, option
 from trtprune.cli import main
 
-COMMANDS = sorted(set(main.commands) - {"run", "chat"})
+COMMANDS = sorted(main.commands)
 # Meaning → where it is taken, and every spelling that is.
 SAME = {
     "--json": (set(COMMANDS) - {"chat"}, ["--json"]),
-    "--keep": ({"build", "export", "run", "show", "compare", "bench", "eval"}, ["--keep"]),
+    "--keep": ({"build", "export", "run", "chat", "show", "compare", "bench", "eval"}, ["--keep"]),
     "--methods": ({"bench", "eval", "show"}, ["--methods", "--method"]),
     "--method": ({"build", "export"}, ["--method", "--methods"]),
     "--checkpoint": ({"bench", "eval", "compare"}, ["--checkpoint", "--model"]),
     "--model": ({"build", "export"}, ["--model", "--checkpoint"]),
     "--plot": ({"bench", "eval", "compare", "frontier"}, ["--plot"]),
     "--no-plot": ({"bench", "eval", "compare", "frontier"}, ["--no-plot"]),
-    "--output": ({"build", "export", "show", "eval", "frontier"}, ["-o", "--output"]),
+    "--output": ({"build", "export", "run", "show", "eval", "frontier"}, ["-o", "--output"]),
 }
 
 

@@ -30,7 +30,18 @@ from trtprune._terminal import (
 )
 from trtprune.errors import TrtpruneError, one_line
 
-__all__ = ["Group", "Reporter", "echo", "echo_json", "fail", "log_options", "logger", "progress", "spinner"]
+__all__ = [
+    "Group",
+    "Reporter",
+    "echo",
+    "echo_json",
+    "fail",
+    "log_options",
+    "logger",
+    "progress",
+    "show_error",
+    "spinner",
+]
 
 logger = logging.getLogger("trtprune")
 
@@ -148,8 +159,13 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 def fail(error: TrtpruneError, cause: BaseException | None = None) -> NoReturn:
     """Prints the error and its hint on stderr and exits with 1."""
     logger.debug("traceback of the error below", exc_info=cause or error)
-    _print_error(error.flag_message, error.flag_hint)
+    show_error(error)
     sys.exit(1)
+
+
+def show_error(error: TrtpruneError) -> None:
+    """Prints the error and its hint on stderr."""
+    _print_error(error.flag_message, error.flag_hint)
 
 
 def _print_error(message: str, hint: str | None) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtprune._click import OUTPUT, Command, option
 from trtprune._console import echo, echo_json, logger
-from trtprune._options import PATH, run_options
+from trtprune._options import KEEP, MAX_PIXELS, PATH, PRUNING, run_options
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,46 +25,115 @@ if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
     from trtprune.runtime import Result
 
-__all__ = ["run"]
+__all__ = ["QUESTION", "answer_options", "run"]
 
 
-@click.command()
-@click.option(
+QUESTION, ANSWER, FILE = "Question", "Answer", "Request file"
+"""Headings in help."""
+
+
+def answer_options(command: Any) -> Any:
+    """The flags of one answer."""
+    options = [
+        option("--system", metavar="TEXT", group=QUESTION, help="A system message."),
+        KEEP,
+        option(
+            "--repick/--no-repick",
+            default=True,
+            group=PRUNING,
+            help="Whether tokens are selected anew for each turn, or as for the first.  [default: repick]",
+        ),
+        option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            metavar="N",
+            group=ANSWER,
+            help="The largest length of an answer in tokens.  [default: the checkpoint's, or 64]",
+        ),
+        option(
+            "--temperature",
+            type=float,
+            metavar="X",
+            group=ANSWER,
+            help="The temperature of draws; 0 is greedy.  [default: the checkpoint's, mostly greedy]",
+        ),
+        option(
+            "--top-k",
+            type=int,
+            metavar="N",
+            group=ANSWER,
+            help="Draw among the N likeliest tokens; 0 is off.  [default: the checkpoint's, or 50 where one is drawn]",
+        ),
+        option(
+            "--top-p",
+            type=float,
+            metavar="X",
+            group=ANSWER,
+            help="Draw among tokens of this probability together; 1 is off.  [default: the checkpoint's, mostly 1]",
+        ),
+        option(
+            "--repetition-penalty",
+            type=float,
+            metavar="X",
+            group=ANSWER,
+            help="Above 1, what was said becomes less likely; 1 is off.  [default: the checkpoint's, mostly 1]",
+        ),
+        option("--seed", type=int, metavar="N", group=ANSWER, help="The seed of draws, and of method random."),
+        option("--stop", multiple=True, metavar="TEXT", group=ANSWER, help="End before this text; repeatable."),
+        option(
+            "--ignore-eos",
+            is_flag=True,
+            group=ANSWER,
+            help="Go on to --max-new-tokens whatever the model says; for measurements.",
+        ),
+        MAX_PIXELS,
+        option("--strict-images", is_flag=True, help="Refuse animations instead of taking their first frame."),
+    ]
+    for each in reversed(options):
+        command = each(command)
+    return command
+
+
+@click.command(cls=Command, short_help="Answer questions about pictures.")
+@option(
     "--image",
     "images",
     multiple=True,
-    help="A picture: file, http(s):// or - (stdin); repeat for several in one prompt.",
+    metavar="PICTURE",
+    group=QUESTION,
+    help="A picture: file, https:// address, or - for stdin; repeat it for several in one prompt.",
 )
-@click.option("--prompt", "prompts", multiple=True, help="The question; repeat for several turns on the same picture.")
-@click.option(
-    "--requests", type=PATH, help='JSON lines {"image": …, "prompt": …}, or - for standard input; answered in batches.'
+@option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    group=QUESTION,
+    help="The question; repeat it for several turns on the same pictures.",
 )
-@click.option(
+@option("--raw-prompt", is_flag=True, group=QUESTION, help="Take the prompt as it is, without the chat template.")
+@option(
+    "--requests",
+    type=PATH,
+    metavar="FILE",
+    group=FILE,
+    help='JSON lines {"image": …, "prompt": …} to answer in batches; - is stdin.',
+)
+@option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Rows a batch, with --requests.  [default: 4, or fewer if the engines were built for fewer]",
+    metavar="N",
+    group=FILE,
+    help="The number of rows answered together.  [default: 4, or fewer if the engines were built for fewer]",
 )
-@click.option("--system", help="System message.")
-@click.option("--raw-prompt", is_flag=True, help="The prompt is already formatted: no chat template.")
-@click.option("--keep", type=int, help="Visual tokens kept per image.  [default: as built]")
-@click.option("--repick/--no-repick", default=True, help="Select tokens anew for each turn, or keep the first choice.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.  [default: the checkpoint's, or 64]")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: the checkpoint's, mostly greedy]")
-@click.option("--top-k", type=int, help="0 is off.  [default: the checkpoint's, or 50 where a token is drawn]")
-@click.option("--top-p", type=float, help="1 is off.  [default: the checkpoint's, mostly 1]")
-@click.option("--repetition-penalty", type=float, help="1 is off.  [default: the checkpoint's, mostly 1]")
-@click.option("--seed", type=int, help="Makes sampling (and --method random) repeatable.")
-@click.option("--stop", multiple=True, help="Stop before this string; repeatable.")
-@click.option("--ignore-eos", is_flag=True, help="Go on to --max-new-tokens; for measurements.")
-@click.option("--max-pixels", type=int, help="Refuse pictures larger than this.")
-@click.option("--strict-images", is_flag=True, help="Refuse animations instead of taking their first frame.")
-@click.option("--stream", is_flag=True, help="Print the answer as it comes.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one line an answer.")
-@click.option("-o", "--output", type=PATH, help="With --requests: write the answers there, as JSON lines.")
-@click.option("--resume", is_flag=True, help="With -o: go on behind the answers that are there.")
-@click.option("--force", is_flag=True, help="With -o: start anew, whatever answers are there.")
-@click.option("--strict", is_flag=True, help="With --requests: end at the first row that cannot be answered.")
-@click.option("--urls", is_flag=True, help="With --requests: fetch pictures that rows name by http(s) address.")
+@option("--strict", is_flag=True, group=FILE, help="End at the first row that cannot be answered.")
+@option("--urls", is_flag=True, group=FILE, help="Fetch pictures that rows name by http(s) address.")
+@option("-o", "--output", type=PATH, metavar="FILE", group=FILE, help="Write the answers there, as JSON lines.")
+@option("--resume", is_flag=True, group=FILE, help="Go on behind the answers that -o holds.")
+@option("--force", is_flag=True, group=FILE, help="Start anew, whatever answers -o holds.")
+@answer_options
+@option("--stream", is_flag=True, group=OUTPUT, help="Print the answer as it comes.")
+@option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print results as JSON on stdout, one line an answer.")
 @run_options
 def run(
     directory: Path, images: tuple[str, ...], prompts: tuple[str, ...], requests: Path | None, **given: Any
@@ -72,6 +142,7 @@ def run(
 
     \b
     trtprune run out --image cat.jpg --prompt "What is on the table?"
+    trtprune run out --image a.jpg --image b.jpg --prompt "What differs?" --json
     trtprune run out --requests questions.jsonl -o answers.jsonl
     """
     from trtprune._budget import check_keep

@@ -14,6 +14,7 @@ import click
 
 from trtprune._bench_command import bench
 from trtprune._build_options import ATTENTION, GRAPHS, build_options, engine_options, take_engine_options
+from trtprune._chat_command import chat
 from trtprune._click import option
 from trtprune._compare_command import compare
 from trtprune._console import Group, echo_json, log_options, logger, progress
@@ -198,6 +199,7 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(chat)
 main.add_command(show)
 main.add_command(compare)
 main.add_command(bench)

@@ -6,7 +6,7 @@ whole conversation is tokenised again, and what differs from the cached ids is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Conversation:
     """
 
     def __init__(self, vlm: Vlm, images: Images, *, system: str | None = None) -> None:
+        self.on_text: Callable[[str], None] | None = None
+        """Called with each piece of an answer as it comes; the pieces add up to the result's text."""
         self._vlm = vlm
         self._images = vlm.pictures(images)
         self._system = [] if system is None else [Turn("system", text_of("system", system))]
@@ -144,7 +146,8 @@ class Conversation:
         for answer.kept, answer.segment_tokens in vlm.chain.selected(cache):
             pass
         for _ in vlm.chain.decode([answer.row], logits, cache, clock):
-            pass
+            if self.on_text is not None and (piece := answer.take()):
+                self.on_text(piece)
         result = answer.result(clock, cache.nbytes)
         self._turns += [question, Turn("assistant", result.text)]
         self._kept, self._rows, self._cache, self._budget = kept, rows, cache, budget
