@@ -1,6 +1,7 @@
 """LLaVA checkpoints of the real shapes with made-up weights, written without torch; shared by the scripts here.
 
-``7b`` is llava-1.5-7b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``tiny`` is for tests.
+``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``tiny`` is
+for tests.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (_clip(48, 80, 3, 4, 56), _llama(64, 96, 2, 4, 2, 164, 512)),
     "1b": (_clip(1024, 4096, 24, 16, 336), _llama(2048, 5632, 22, 32, 4, 32064, 2048)),
     "7b": (_clip(1024, 4096, 24, 16, 336), _llama(4096, 11008, 32, 32, 32, 32064, 4096)),
+    "13b": (_clip(1024, 4096, 24, 16, 336), _llama(5120, 13824, 40, 40, 40, 32064, 4096)),
 }
 """Name → vision and text section of ``config.json``."""
 

@@ -12,7 +12,7 @@ sets stays.  Afterwards: ``python benchmarks/tables.py``.
 ``--part 1/2`` asks one of two shares of the pictures and writes nothing else, for processes side by side; the same
 command without it comes last.  The answers of ``PUBLISHED`` sets go to results/answers-SET.jsonl.xz, too.
 ``--published`` begins with those instead of nothing; with ``--so-far`` the tables come from them in a minute, without
-asking.
+asking, and a row of which the folder has fewer answers than results/eval-SET.json counts stays as it is there.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from trtprune import pruning
+from trtprune.engine_dir import open_engine_dir
 from trtprune.eval import evaluate
 from trtprune.eval.loaders import load_data
 from trtprune.eval.parts import ANSWERS, answer_files
+from trtprune.eval.planning import UNPRUNED
 from trtprune.eval.statistics import paired
+from trtprune.variants import Variant
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -51,10 +54,14 @@ KEEPS = (192, 128, 64, 32, 16)
 INSIDE_KEEPS = (192, 128, 64)
 """Averages over the layers that methods inside a 30-layer decoder can reach at the layers they are known for."""
 INSIDE = ("sparsevlm", "fastv", "pyramiddrop:first=2")
+FORMS = {"adafv": "adafv:mode=official"}
+"""Methods whose default is not what the authors' code does, and that code's own form."""
+BESIDE_FORMS = ("fastervlm", "mmtok")
+"""What official forms are held against beside our own."""
 NEED_CLIP = ("cdpruner", "trim")
 """The demo model's tower is DINOv2."""
 CONTROLS = {"methods": "adafv", "keeps": [64], "limit": 200, "controls": True}
-TEXT_AWARE = ("adafv", "zspaprune", "mmtok")
+TEXT_AWARE = ("adafv", "adafv mode=official", "zspaprune", "mmtok")
 SALIENCY = ("fastervlm", "visionzip", "vispruner")
 CLAIM_KEEPS = (64, 32, 16)
 CLAIM_SETS = ("scenes", "signs")
@@ -69,8 +76,9 @@ def before_the_decoder() -> list[str]:
 
 
 def asked() -> tuple[tuple[Sequence[str], Sequence[int]], ...]:
-    """Methods with their budgets."""
-    return (before_the_decoder(), KEEPS), (INSIDE, INSIDE_KEEPS)
+    """Methods with their budgets; a method's official form comes right behind it."""
+    before = [form for name in before_the_decoder() for form in (name, FORMS.get(name)) if form]
+    return (before, KEEPS), (INSIDE, INSIDE_KEEPS)
 
 
 def ask_part(out: Path, name: str, folder: Path, threads: int | None, part: str) -> None:
@@ -108,7 +116,29 @@ def ask(out: Path, name: str, folder: Path, threads: int | None, so_far: bool) -
         found["controls"] = [{key: row[key] for key in wanted} for row in controls["rows"]]
     elif (RESULTS / f"eval-{name}.json").exists():
         found["controls"] = json.loads((RESULTS / f"eval-{name}.json").read_text(encoding="utf-8")).get("controls", [])
+    if so_far:
+        found["rows"] = fuller(name, found["rows"])
+        found["engine"]["build_digest"] = gave_published(name) or found["engine"]["build_digest"]
     write(f"eval-{name}.json", found)
+
+
+def fuller(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each row that one just counted or the one among the results, whichever is of more questions."""
+    path = RESULTS / f"eval-{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    found = {(row["set"], row["method"], row["keep"]): row for row in before}
+    for row in rows:
+        key = row["set"], row["method"], row["keep"]
+        if key not in found or row["n"] >= found[key]["n"]:
+            found[key] = row
+    names = [UNPRUNED, *(Variant.parse(method).label for methods, _ in asked() for method in methods)]
+    sets = list(dict.fromkeys(part for part, *_ in found))
+    return [found[part, method, keep] for part in sets for method in names for keep in keeps_of(found, part, method)]
+
+
+def keeps_of(found: dict[tuple[str, str, int], Any], part: str, method: str) -> list[int]:
+    """Budgets of a method's rows, falling."""
+    return sorted((keep for s, m, keep in found if (s, m) == (part, method)), reverse=True)
 
 
 def bare(row: dict[str, Any]) -> dict[str, Any]:
@@ -139,48 +169,108 @@ def publish(folder: Path, name: str) -> None:
     say("wrote", f"answers-{name}.jsonl.xz, {len(whole):,} answers")
 
 
-def begin_with_published(folder: Path, name: str) -> None:
-    """Puts a set's committed answers where they are gone on with, unless there are some already."""
+def begin_with_published(out: Path, folder: Path, name: str, so_far: bool) -> None:
+    """Puts a set's committed answers where they are gone on with, unless there are some already.
+
+    Only the build that gave them can go on with them; counting them is another matter (``so_far``): then they are taken
+    for those of ``out``, and the results say whose they are.
+    """
     path, packed = folder / name / ANSWERS, RESULTS / f"answers-{name}.jsonl.xz"
     if packed.exists() and not path.exists():
+        head, rest = lzma.decompress(packed.read_bytes()).split(b"\n", 1)
+        if so_far:
+            first = json.loads(head)
+            first["fingerprint"]["engine"] = open_engine_dir(out).build_digest
+            head = json.dumps(first).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(lzma.decompress(packed.read_bytes()))
+        path.write_bytes(head + b"\n" + rest)
+
+
+def gave_published(name: str) -> str | None:
+    """Digest of the build that gave a set's committed answers."""
+    packed = RESULTS / f"answers-{name}.jsonl.xz"
+    if not packed.exists():
+        return None
+    with lzma.open(packed) as file:
+        return str(json.loads(file.readline())["fingerprint"]["engine"])
 
 
 def claim(folder: Path, sets: Sequence[str]) -> None:
-    """Text-aware methods against those that only look at the picture, question by question."""
+    """Text-aware methods against those that only look at the picture, and official forms against the defaults here."""
     path = RESULTS / "claim.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    found = []
-    for name in CLAIM_SETS:
-        found += compared(folder, name) if name in sets else [row for row in before if row["data"] == name]
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    compared_before = {comparison(row): row for row in before.get("rows", [])}
+    forms_before = {comparison(row): row for row in before.get("forms", [])}
+    for name in sets:
+        rows = {row.id: row for row in load_data(name, limit=QUESTIONS, seed=0).rows}
+        marks = marks_of(folder, name)
+        groups = list(dict.fromkeys(row.group for row in rows.values()))
+        if name in CLAIM_SETS:
+            for case in itertools.product(CLAIM_KEEPS, TEXT_AWARE, SALIENCY, CLAIM_GROUPS):
+                keep_fuller(compared_before, compared(name, rows, marks, *case))
+        for (own, form), keep, group in itertools.product(FORMS.items(), KEEPS, ("all", *groups)):
+            for other in (own, *BESIDE_FORMS):
+                row = compared(name, rows, marks, keep, Variant.parse(form).label, other, group)
+                keep_fuller(forms_before, row)
     command = f"{COMMAND} ({QUESTIONS} questions, seed 0)"
-    write("claim.json", {"command": command, "rows": found})
+    order = [*SETS]
+    found = [
+        sorted(rows.values(), key=lambda row: (order.index(row["data"]), -row["keep"]))
+        for rows in (compared_before, forms_before)
+    ]
+    write("claim.json", {"command": command, "rows": found[0], "forms": found[1]})
 
 
-def compared(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The same of one set."""
-    rows = {row.id: row for row in load_data(name, limit=QUESTIONS, seed=0).rows}
+def comparison(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row compares."""
+    return tuple(row[key] for key in ("data", "keep", "text_aware", "saliency", "set"))
+
+
+def keep_fuller(found: dict[tuple[Any, ...], dict[str, Any]], row: dict[str, Any]) -> None:
+    """Puts a row in its place, unless that holds one of more questions."""
+    key = comparison(row)
+    if row["n"] and row["n"] >= found.get(key, row)["n"]:
+        found[key] = row
+
+
+def marks_of(folder: Path, name: str) -> dict[tuple[str, int], dict[str, float]]:
+    """Of each method and budget, the mark of each question of a set."""
     marks: dict[tuple[str, int], dict[str, float]] = {}
     for line in answers(folder / name)[1]:
         one = json.loads(line)
         marks.setdefault((one["method"], one["keep"]), {})[one["id"]] = one["score"]
-    found = []
-    for keep, aware, other, group in itertools.product(CLAIM_KEEPS, TEXT_AWARE, SALIENCY, CLAIM_GROUPS):
-        mine, theirs = marks.get((aware, keep), {}), marks.get((other, keep), {})
-        ids = [key for key in rows if key in mine and key in theirs and rows[key].group == group]
-        pictures = [rows[key].picture_key for key in ids]
-        pair = paired([theirs[i] for i in ids], [mine[i] for i in ids], clusters=pictures)
-        found.append(
-            {
-                "data": name, "keep": keep, "text_aware": aware, "saliency": other, "set": group, "n": len(ids),
-                "text_aware_accuracy": sum(mine[i] for i in ids) / max(1, len(ids)),
-                "saliency_accuracy": sum(theirs[i] for i in ids) / max(1, len(ids)),
-                "difference": pair.difference, "low": pair.low, "high": pair.high,
-                "better": pair.repaired, "worse": pair.broken, "mcnemar_p": pair.p,
-            }
-        )  # fmt: skip
-    return found
+    return marks
+
+
+def compared(
+    name: str,
+    rows: dict[str, Any],
+    marks: dict[tuple[str, int], dict[str, float]],
+    keep: int,
+    one: str,
+    other: str,
+    group: str,
+) -> dict[str, Any]:
+    """A method less another one, question by question, on a group of a set's questions ("all": on all of them)."""
+    mine, theirs = marks.get((one, keep), {}), marks.get((other, keep), {})
+    ids = [key for key in rows if key in mine and key in theirs and group in ("all", rows[key].group)]
+    row: dict[str, Any] = {
+        "data": name,
+        "keep": keep,
+        "text_aware": one,
+        "saliency": other,
+        "set": group,
+        "n": len(ids),
+    }
+    if not ids:
+        return row
+    pair = paired([theirs[i] for i in ids], [mine[i] for i in ids], clusters=[rows[i].picture_key for i in ids])
+    return row | {
+        "text_aware_accuracy": sum(mine[i] for i in ids) / len(ids),
+        "saliency_accuracy": sum(theirs[i] for i in ids) / len(ids),
+        "difference": pair.difference, "low": pair.low, "high": pair.high,
+        "better": pair.repaired, "worse": pair.broken, "mcnemar_p": pair.p,
+    }  # fmt: skip
 
 
 def say(what: str, message: str) -> None:
@@ -215,8 +305,10 @@ def main() -> int:
             ask_part(directories[name], name, given.folder, given.threads, given.part)
             continue
         if given.published:
-            begin_with_published(given.folder, name)
+            begin_with_published(directories[name], given.folder, name, given.so_far)
         ask(directories[name], name, given.folder, given.threads, given.so_far)
+        if given.published and given.so_far:
+            continue  # what was counted is what is published
         if name in PUBLISHED:
             publish(given.folder, name)
     if given.part:

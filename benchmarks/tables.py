@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from trtprune.pruning import InLlmMethod, get  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/methods.md", "docs/bench.md", "docs/eval.md", "docs/eval-demo.md")
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -117,6 +121,132 @@ def percent(row: Any, key: str = "accuracy") -> str:
     return f"{100 * row[key]:.1f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
+STARRED = ("adafv", "visionzip", "mmtok", "sparsevlm", "pyramiddrop first=2")
+"""Rows that :func:`deviations` says something about."""
+
+
+def deviations() -> str:
+    """docs/eval-demo.md: what rows deviate from their sources in, and what that comes to."""
+    found = result("fidelity.json")
+    merged, words = found["merged"], found["words"]
+    drop, model = get("pyramiddrop"), (576, 30)
+    assert isinstance(drop, InLlmMethod)
+    options = drop.validate_options({"first": 2})
+    counts = {keep: (576, *drop.schedule(keep, *model, options).after) for keep in (192, 128, 64)}
+    stages = "; ".join(f"{' → '.join(map(str, after))} at {keep}" for keep, after in counts.items())
+    least = drop.budgets(*model, drop.validate_options({}))[0]
+    length = " to ".join(
+        f"{q:.2f}" for q in sorted(row["length_here_over_code"][1] for row in merged)[:: len(merged) - 1]
+    )
+    apart = f"{percents(merged, 'relative_difference')} % of their length"
+    lines = (
+        "`adafv` is this project's form, `mode=distinct`; `adafv mode=official` is what the authors' code does. What "
+        "is said of AdaFV holds for the form that is named.",
+        "`visionzip` merges behind the projector, the code before it: the merged rows (5 of 32) differ by "
+        f"{apart}, with a cosine of {mean(merged, 'cosine'):.2f} and {length} of the length "
+        f"(at {keeps(merged)} tokens).",
+        "`mmtok` covers all tokens of the question, the code none of its function words: with those left out, "
+        f"{percents(words, 'shared')} % of the kept tokens are the same (at {keeps(words)}).",
+        "`sparsevlm` cuts behind layers 2, 6 and 14 of these 30 and meets the budget; the code cuts behind 2, 6 and "
+        "15 ([methods.md](methods.md#pruning-inside-the-decoder)).",
+        f"`pyramiddrop first=2` keeps {stages}. **This schedule is published nowhere:** the paper's first cut comes "
+        f"after a quarter of the layers, which reaches no average below {least} here. These rows are a stress test, "
+        "not the paper's method.",
+    )
+    return "".join(f"* {line}\n" for line in lines)
+
+
+def keeps(rows: Sequence[Any]) -> str:
+    """``192, 64, 16``."""
+    return ", ".join(str(row["keep"]) for row in rows)
+
+
+def percents(rows: Sequence[Any], key: str) -> str:
+    """``30, 28, 28``."""
+    return ", ".join(f"{100 * row[key]:.0f}" for row in rows)
+
+
+def mean(rows: Sequence[Any], key: str) -> float:
+    """Of a key of all rows."""
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def agreement() -> str:
+    """docs/methods.md: kept sets of graphs and of NumPy references on real pictures."""
+    found = result("fidelity.json")["agreement"]
+    budgets = list(dict.fromkeys(row["keep"] for row in found))
+    by = {(row["method"], row["keep"]): row for row in found}
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in found):
+        lines.append([f"`{name}`", *(shared(by[name, keep]) for keep in budgets)])
+        if "float64" in by[name, budgets[0]]:
+            lines.append([f"`{name}`, NumPy float32 and float64", *(shared(by[name, k]["float64"]) for k in budgets)])
+    return markdown(["", *(f"{keep} of 576" for keep in budgets)], lines)
+
+
+def shared(row: Any) -> str:
+    """``58 of 60``, and where they differ the tokens that are shared."""
+    same = f"{row['equal']} of {row['cases']}"
+    return same if row["equal"] == row["cases"] else f"{same} ({100 * row['shared']:.0f} % of tokens shared)"
+
+
+def rank() -> str:
+    """docs/methods.md: the averages that ``ratio=rank`` reaches."""
+    lines = [
+        [
+            f"`scale={row['scale']}`",
+            str(row["keep"]),
+            f"{row['nominal']['mean']:.1f}",
+            f"{row['nominal']['min']:.1f} to {row['nominal']['max']:.1f}",
+            f"{row['processed']:.1f}",
+            f"{row['prompts']} of {row['text_tokens'][0]} to {row['text_tokens'][1]} text tokens",
+        ]
+        for row in result("fidelity.json")["rank"]
+    ]
+    return markdown(
+        ["", "`--keep`", "average as papers count", "over prompts", "processed and cached", "prompts"], lines
+    )
+
+
+def layers() -> str:
+    """docs/methods.md: SparseVLM in 40 layers, cut where the code cuts and where ours does."""
+    lines = [
+        [
+            str(row["keep"]),
+            row["cuts"],
+            ", ".join(map(str, row["points"])),
+            " → ".join(["576", *map(str, row["after"])]),
+            f"{row['nominal']:.1f}",
+            f"{row['processed']:.1f}",
+            f"{row['decoder_tera_operations']:.2f}",
+            f"{row['kv_mb']:.0f}",
+        ]
+        for row in result("fidelity.json")["layers"]
+    ]
+    head = ["named", "cuts", "behind", "tokens", "average as papers count", "processed", "decoder, TFLOP", "KV, MB"]
+    return markdown(head, lines)
+
+
+def forms() -> str:
+    """docs/eval-demo.md: the authors' form of AdaFV less ours and less others, question by question."""
+    found = [row for row in result("claim.json")["forms"] if row["set"] == "all"]
+    others = list(dict.fromkeys(row["saliency"] for row in found))
+    lines = []
+    for data, keep, form in dict.fromkeys((row["data"], row["keep"], row["text_aware"]) for row in found):
+        mine = {r["saliency"]: r for r in found if (r["data"], r["keep"], r["text_aware"]) == (data, keep, form)}
+        first = mine[others[0]]
+        right = f"{100 * first['text_aware_accuracy']:.1f} : {100 * first['saliency_accuracy']:.1f}"
+        cells = [difference(mine[other]) if other in mine else "–" for other in others]
+        lines.append([data, str(keep), right, *cells, f"{first['n']:,}"])
+    return markdown(["", "keep", "official : ours, %", *(f"less `{other}`" for other in others), "n"], lines)
+
+
+def difference(row: Any) -> str:
+    """``+0.3 [-0.7, +1.2]`` points, bold where the interval excludes 0."""
+    bold = "**" if row["low"] > 0 or row["high"] < 0 else ""
+    return f"{bold}{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{bold}"
+
+
 def evaluated(name: str, sets: Sequence[str]) -> str:
     """docs/eval-demo.md: all methods at all budgets, on some sets of one test set."""
     found = result(f"eval-{name}.json")
@@ -135,7 +265,10 @@ def evaluated(name: str, sets: Sequence[str]) -> str:
                 bold = "**" if row and 100 * row["change_low"] >= -1 else ""
                 cells.append(f"{bold}{percent(row)}{bold}" if row else "–")
             count = sorted({by[method, keep]["n"] for keep in keeps if (method, keep) in by})
-            lines.append([f"`{method}`", *cells, "–".join(f"{n:,}" for n in dict.fromkeys((count[0], count[-1])))])
+            star = " *" if method in STARRED else ""
+            lines.append(
+                [f"`{method}`{star}", *cells, "–".join(f"{n:,}" for n in dict.fromkeys((count[0], count[-1])))]
+            )
         said = (
             f"{name}, {part}: unpruned {percent(base)} of {base['n']:,} questions about {base['pictures']:,} pictures"
         )
@@ -155,13 +288,7 @@ def claim(data: str) -> str:
     lines = []
     for keep, method in dict.fromkeys((row["keep"], row["text_aware"]) for row in found):
         mine = {(r["saliency"], r["set"]): r for r in found if (r["keep"], r["text_aware"]) == (keep, method)}
-        cells = []
-        for column in columns:
-            row = mine[column]
-            bold = "**" if row["low"] > 0 or row["high"] < 0 else ""
-            cells.append(
-                f"{bold}{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{bold}"
-            )
+        cells = [difference(mine[column]) if column in mine else "–" for column in columns]
         lines.append([f"`{method}`", str(keep), *cells])
     return markdown(["", "keep", *(f"less `{other}`, {part}" for other, part in columns)], lines)
 
@@ -180,6 +307,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "scenes": lambda: evaluated("scenes", ("non-salient", "salient", "count", "yes/no", "all")),
     "easy": lambda: evaluated("easy-vqa", ("open", "yes/no", "all")),
     "signs": lambda: evaluated("signs", ("non-salient", "salient", "by number", "all")),
+    "deviations": deviations,
+    "agreement": agreement,
+    "rank": rank,
+    "layers": layers,
+    "forms": forms,
     "claim": lambda: claim("scenes"),
     "claim_signs": lambda: claim("signs"),
     "frontier": frontier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tests import tiny
 from tests.in_llm_generate import Pruned, generate
 from tests.runtime_kit import Kit, Recorder, picture
+from trtprune._budget import describe_served
 from trtprune.errors import BudgetError, InputError
 from trtprune.inspect import describe, render
 from trtprune.pruning import InLlmMethod, get
@@ -327,3 +329,23 @@ def test_published_scales_serve_some_budgets(one: Kit) -> None:
     vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
     # The tiny model has 64 tokens: of the budgets with a scale only that one is left.
     assert vlm.config.pruning.keep_range == (64, 64)
+    assert describe_served(vlm.config) == ""
+    # What a build of LLaVA-1.5's sizes says.
+    config = vlm.config
+    large = replace(
+        config,
+        model=replace(config.model, visual_tokens=576),
+        kv=replace(config.kv, num_layers=32),
+        pruning=replace(config.pruning, keep_range=(64, 192)),
+    )
+    assert describe_served(large) == "budgets 64, 128, 192"
+    budget = replace(large, pruning=replace(large.pruning, options=dict(large.pruning.options) | {"scale": "budget"}))
+    assert describe_served(budget) == "any budget from 64 to 192"
+
+
+def test_a_budget_without_a_scale_is_refused_before_anything_runs(one: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
+    vlm.chain.config = replace(vlm.config, pruning=replace(vlm.config.pruning, keep_range=(1, 64)))
+    monkeypatch.setattr(vlm.chain, "look", lambda *_: pytest.fail("the picture was looked at"))
+    with pytest.raises(BudgetError, match="--keep 60"):
+        vlm.generate(picture(0), "What?", keep=60)

@@ -133,3 +133,29 @@ def test_two_conversations_do_not_mix(vlm: Vlm) -> None:
     last: dict[int, Any] = {}
     apart, mixed = talk(0, 0, 1, 1), talk(0, 1, 0, 1)
     assert all(same(a, b) for a, b in zip(apart, mixed, strict=True))
+
+
+def test_a_later_turn_selects_by_the_text_of_all_turns(kit: Kit, vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``after_image``, as the authors' code: the prompt behind the image, with what was asked and answered before."""
+    seen: list[np.ndarray] = []
+    prune = vlm.chain.prune
+
+    def listen(features: Any, text: Any, *rest: Any) -> Any:
+        seen.append(np.array(text))
+        return prune(features, text, *rest)
+
+    monkeypatch.setattr(vlm.chain, "prune", listen)
+    chat = vlm.chat(picture(3))
+    chat.ask("What is it?", max_new_tokens=3)
+    chat.ask("And where?", max_new_tokens=3)
+    whole = [
+        {"role": turn.role, "content": [*([{"type": "image"}] * turn.images), {"type": "text", "text": turn.text}]}
+        for turn in list(chat.turns)[:3]
+    ]
+    text = kit.processor.apply_chat_template(whole, add_generation_prompt=True)
+    ids = kit.processor(images=[picture(3)], text=text, return_tensors="pt")["input_ids"][0].numpy()
+    behind = ids[np.flatnonzero(ids == tiny.IMAGE_TOKEN_ID)[-1] + 1 :]
+    assert len(seen) == 2
+    assert len(seen[1]) > len(seen[0])
+    table = kit.model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(seen[1], table[behind])

@@ -23,8 +23,9 @@ Options for what the code leaves open:
   even; the formulas do not need that.  ``keep=2*(K//2)`` gives the authors' result for an odd K.
 * ``temperature`` (100) and ``quota`` (0.25) are the constants of the code.  ``quota`` is read as the fraction
   nearest to its decimal spelling, denominator up to 10000, so that floor(quota · K) is exact.
-* ``prompt_tokens``: the code takes every token after the image (question and template), ``after_image``;
-  ``question`` leaves the template out, ``all_text`` takes the text before the image in.
+* ``prompt_tokens``: the code takes every token after the image (question and template; in a conversation the text of
+  all turns), ``after_image``; ``question`` is the last turn's question alone, ``all_text`` takes the text before the
+  image in.
 * Several crops of one image (LLaVA-NeXT) add their own ambiguity in the code (``base_indices`` adds the crop number
   where it should add crop · 576).  Here one row is one image and that does not arise.
 
@@ -102,7 +103,7 @@ class AdaFv(Method):
     """Text-to-image similarity and CLS attention, shared out by their geometric mean."""
 
     name = "adafv"
-    summary = "text similarity and CLS attention, mixed adaptively for each question"
+    summary = "text similarity and CLS attention, mixed for each question (the authors' own form: mode=official)"
     paper = "https://arxiv.org/abs/2501.09532"
     source = "https://github.com/JiayiV/AdaV @ 58d1f8d"
     needs = frozenset({"cls_attention", "text_embeds"})
