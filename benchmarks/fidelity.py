@@ -70,7 +70,7 @@ class Listener:
         return self.out
 
 
-def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """What the pruner reads of a picture and a question, and the indices and rows it returns."""
     from trtprune.runtime.batch import turns_of
     from trtprune.runtime.chain import Clock
@@ -81,6 +81,7 @@ def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str,
     vlm.chain._sessions["pruner"] = listener.session
     wanted = {"image_features", "text_mask", *INPUTS}
     given = {name: value[0] for name, value in listener.inputs.items() if name in wanted}
+    given["grid"] = vlm.config.model.patch_grid
     return given, listener.out["kept_indices"][0], listener.out["pruned_features"][0]
 
 
@@ -124,7 +125,7 @@ def vispruner64(given: dict[str, np.ndarray], keep: int) -> np.ndarray:
 
 
 def agreement(out: Path, pictures: int) -> list[dict[str, Any]]:
-    rows, found = rows_of("scenes", pictures // 2), []
+    rows, found = rows_of("scenes", pictures // 3), []
     with Variants(out, threads=1) as variants:
         for name in (n for n in before_the_decoder() if n not in ("random", "uniform", "downsample")):
             vlm, method = variants.open(Variant.parse(name)), pruning.get(name)
