@@ -34,6 +34,7 @@ from tokenizers import Tokenizer
 
 import trtprune
 from trtprune import pruning
+from trtprune.engine_dir import WEIGHTS
 from trtprune.eval.loaders import load_data
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime import Vlm
@@ -183,7 +184,7 @@ def rank(out: Path, pictures: int) -> list[dict[str, Any]]:
 def projector(out: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The demo model's projector in float64: two linear layers with a GELU between."""
     weights = {}
-    with safe_open(str(out / "weights" / "model.safetensors"), "np") as file:
+    with safe_open(str(out / WEIGHTS / "model.safetensors"), "np") as file:
         for name in file.keys():  # noqa: SIM118
             if "multi_modal_projector" in name:
                 weights[name.rpartition("projector.")[2]] = file.get_tensor(name).astype(np.float64)
@@ -205,11 +206,14 @@ def merged(out: Path, pictures: int) -> list[dict[str, Any]]:
         looks = [(zipped.features([row.picture()])[0], plain.features([row.picture()])[0]) for row in rows]
         for keep in KEEPS:
             count = int(keep * 5 / 32 + 0.5)
-            error, cosine, length, apart = [], [], [], []
+            error, cosine, length, apart, whole = [], [], [], [], []
             for (look, other), row in zip(looks, rows, strict=True):
                 given, _, here = pruned(zipped, look, row.question, keep)
                 before = pruned(plain, other, row.question, keep)[0]["vision_features"]
                 apart.append(float(np.abs(project(before[:20]) - given["image_features"][:20]).max()))
+                mean = project(before.mean(axis=0, keepdims=True))[0]
+                apart_of_mean = np.linalg.norm(given["image_features"].astype(np.float64).mean(axis=0) - mean)
+                whole.append(float(apart_of_mean / np.linalg.norm(mean)))
                 # Which rows are merged depends on keys and attention alone, so that any features can be given.
                 inputs = {**given, "image_features": before, "cls_feature": np.zeros(before.shape[1], np.float32)}
                 rows_before = method.pruned(inputs.pop("image_features"), keep=keep, **inputs)[1][-count:]
@@ -220,6 +224,7 @@ def merged(out: Path, pictures: int) -> list[dict[str, Any]]:
                 length += list(norms[0] / norms[1])
             line = {
                 "keep": keep, "pictures": len(rows), "merged_rows": count, "projector_error": max(apart),
+                "relative_difference_of_the_mean": statistics.mean(whole),
                 "relative_difference": statistics.mean(error), "cosine": statistics.mean(cosine),
                 "length_here_over_code": [float(np.quantile(length, q)) for q in (0.05, 0.5, 0.95)],
             }  # fmt: skip

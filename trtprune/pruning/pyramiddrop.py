@@ -7,7 +7,8 @@ key projections are applied to the states that enter it, before anything is drop
 and are numbered anew.
 
 ``keep`` is the average over the layers and decides r: N/4 · (1 + r + r² + r³) with the paper's layers, 270 of 576 for
-r = 1/2, and no less than 144; ``first`` moves the first stage to the front, the others following in equal steps.
+r = 1/2, and no less than 144; ``first`` moves the first stage to the front, the others following in equal steps.  That
+is an extension: a schedule with another ``first`` than a quarter of the layers is published nowhere.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Multi-modal LLMs").  Code: https://github.com/FreedomIntelligence/TRIM @ f5a232d
     rows = the keep - 1 patches of largest p in image order, then the mean of all others
 
 The minus is the code's: CLIP's patches are less like the text that describes them, not more.  The softmax changes no
-order (but can make equal in float32 what is not) and is left out.  The original takes as many patches as p has upper
-outliers (Tukey's fences), a number that depends on the picture; a fixed budget takes its place here.
+order (but can make equal in float32 what is not) and is left out.  The code takes a fixed share of the patches, or as
+many as p has upper outliers (Tukey's fences; the paper's way), which depends on the picture.  Only the first is here.
 
 What the sources leave open, or where this differs:
 
