@@ -79,7 +79,11 @@ def test_download_then_cache_without_network(hub: Hub, tmp_path: Path) -> None:
         assert not Path(found["real"]).is_symlink()
         got = sorted(path.name for path in Path(found["path"]).rglob("*"))
         assert got == ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
-        assert any(REPO in line for line in found["lines"])
+        assert found["lines"][0] == f"{REPO}: looking it up on the hub"
+        # 2,400,072 bytes: what came, said once; the small files are not worth a line.
+        assert found["lines"][1].startswith(f"{REPO}: 2.4 MB in ")
+        assert len(found["lines"]) == 2
+        assert len(fetch(hub, tmp_path)["lines"]) == 1, "what is in the cache was not downloaded"
         asked = len(hub.requests)
         for offline in ({"offline": True}, {"env": {"HF_HUB_OFFLINE": "1"}}):
             assert fetch(hub, tmp_path, **offline)["digest"] == found["digest"]
@@ -156,6 +160,27 @@ def test_a_repository_with_only_pickles(hub: Hub, tmp_path: Path) -> None:
         answer = fetch(hub, tmp_path)
     assert "model.safetensors" in answer["error"]
     assert not hub.gets("pytorch_model.bin")
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    from trtprune.hub import _Repository
+
+    sizes = {"config.json": 900, "model-1.safetensors": 5_000_000_000, "model-2.safetensors": 4_000_000_000}
+    repository = _Repository(REPO, tmp_path, None, False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9_000_000_000))
+    assert sum(repository.missing(sizes, COMMIT).values()) == 9_000_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8_999_999_999))
+    with pytest.raises(CheckpointError, match=r"its weights take 9.0 GB, .* has 9.0 GB left") as caught:
+        repository.missing(sizes, COMMIT)
+    assert "HF_HOME" in str(caught.value.hint)
+    # One of them is in the cache already.
+    blob = tmp_path / "models--owner--tiny-llava" / "snapshots" / COMMIT / "model-2.safetensors"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"x")
+    assert repository.missing(sizes, COMMIT) == {"model-1.safetensors": 5_000_000_000}
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
