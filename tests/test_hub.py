@@ -173,9 +173,13 @@ def test_a_disk_that_is_too_small_is_seen_before_the_download(monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9_000_000_000))
     assert sum(repository.missing(sizes, COMMIT).values()) == 9_000_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8_999_999_999))
-    with pytest.raises(CheckpointError, match=r"its weights take 9.0 GB, .* has 9.0 GB left") as caught:
+    with pytest.raises(CheckpointError, match=r"its weights take 9.0 GB more, .* has 9.0 GB left") as caught:
         repository.missing(sizes, COMMIT)
     assert "HF_HOME" in str(caught.value.hint)
+    blobs = tmp_path / "models--owner--tiny-llava" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.incomplete").write_bytes(b"x")  # of a transfer that was cut: it is not fetched again
+    repository.missing(sizes, COMMIT)
     # One of them is in the cache already.
     blob = tmp_path / "models--owner--tiny-llava" / "snapshots" / COMMIT / "model-2.safetensors"
     blob.parent.mkdir(parents=True)

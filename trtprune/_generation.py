@@ -104,7 +104,10 @@ def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     try:
         return _ids(value)
     except (TypeError, ValueError):
-        raise CheckpointError(f"{file}: eos_token_id is {shown(value)}, expected a token id or a list of ids") from None
+        raise CheckpointError(
+            f"{file}: eos_token_id is {shown(value)}, expected a token id or a list of ids",
+            hint="download the file again, or correct it",
+        ) from None
 
 
 def _values(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:

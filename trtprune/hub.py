@@ -199,13 +199,18 @@ class _Repository:
             if not isinstance(try_to_load_from_cache(self.hub_id, name, self.cache, commit), str)
         }
         with contextlib.suppress(OSError):  # no folder yet, or one that does not say
-            needed, free = sum(found.values()), shutil.disk_usage(self.cache).free
+            needed, free = sum(found.values()) - self._begun(), shutil.disk_usage(self.cache).free
             if needed > free:
                 raise CheckpointError(
-                    f"{self.hub_id}: its weights take {size(needed)}, {self.cache} has {size(free)} left",
+                    f"{self.hub_id}: its weights take {size(needed)} more, {self.cache} has {size(free)} left",
                     hint="free some space, or set HF_HOME to a larger disk",
                 )
         return found
+
+    def _begun(self) -> int:
+        """Bytes of files whose transfer was cut: it goes on where it stopped."""
+        blobs = self.cache / f"models--{self.hub_id.replace('/', '--')}" / "blobs"
+        return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
 
 
 @contextlib.contextmanager
