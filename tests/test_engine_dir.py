@@ -10,12 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine_dirs import WEIGHTS, edit, make
-from trtprune.engine_dir import digest_weights, open_engine_dir
+from trtprune.engine_dir import digest_file, digest_weights, open_engine_dir
 from trtprune.errors import EngineDirError
 
 ESCAPES = [
@@ -234,6 +235,20 @@ def test_wrong_types_and_extra_fields(root: Path, keys: tuple[str | int, ...], v
         (("chain",), ["vision", "ghost"], "ghost"),
         (("files", "tokenizer.json"), "", "tokenizer.json"),
         (("files", "tokenizer.json"), "md5:00", "tokenizer.json"),
+        (("model", "vocab_size"), 10**39, "config.model.vocab_size is a number out of range"),
+        (("model", "vocab_size"), 2**40, "vocab_size"),
+        (("model", "eos_token_ids"), [-1], "eos_token_ids"),
+        (("model", "first_patch"), 10**6, "first_patch"),
+        (("pruning", "options"), {"ratio": float("nan")}, "finite"),
+        (("kv", "head_dim"), 2**30, "head_dim"),
+        (("kv", "segment_layers"), [3], "segment_layers"),
+        (("components", 0, "name"), "a\nerror: b", "no name of a component"),
+        (("components", 0, "inputs", 0, "shape"), ["batch", 3, 10**39, 1], "out of range"),
+        (("components", 0, "inputs", 0, "shape"), ["batch", 2**30, 2**30], "out of range"),
+        (("components", 0, "inputs", 0, "shape"), ["batch", -1], "out of range"),
+        (("components", 0, "inputs", 0, "dtype"), "S1000000000", "unknown dtype"),
+        (("components", 0, "inputs", 0, "name"), "past_key_values.0.key", "as config.kv says"),
+        (("files",), {str(i): "sha256:" + "0" * 64 for i in range(10_001)}, "more than"),
     ],
 )
 def test_values_that_cannot_be(root: Path, keys: tuple[str | int, ...], value: Any, word: str) -> None:
@@ -319,6 +334,32 @@ def test_a_file_in_use_must_be_listed(root: Path) -> None:
     del data["files"]["onnx/vision.onnx"]
     (root / "config.json").write_text(json.dumps(data))
     refused(root, "onnx/vision.onnx", "not listed", verify="none")
+
+
+@pytest.mark.parametrize("where", ["graph", "loop", "function", "sparse"])
+@pytest.mark.parametrize("location", ["weights/other.safetensors", "../../outside", "/etc/passwd"])
+def test_weights_must_be_listed(root: Path, where: str, location: str) -> None:
+    """Wherever in a graph they are taken from: a digest of every file says nothing of a file that has none."""
+    path = root / "onnx/vision.onnx"
+    model = onnx.load(path)
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], bytes(4), raw=True)
+    onnx.external_data_helper.set_external_data(tensor, location)
+    tensor.ClearField("raw_data")
+    constant = onnx.helper.make_node("Constant", [], ["k"], value=tensor)
+    if where == "graph":
+        model.graph.initializer.append(tensor)
+    elif where == "loop":
+        body = next(node for node in model.graph.node if node.op_type == "If").attribute[0].g
+        body.initializer.append(tensor)
+    elif where == "function":
+        model.functions[0].node.append(constant)
+    else:
+        sparse = onnx.helper.make_sparse_tensor(tensor, onnx.helper.make_tensor("i", 7, [1], [0]), [4])
+        model.graph.sparse_initializer.append(sparse)
+    onnx.save(model, path)
+    edit(root, "files", "onnx/vision.onnx", value=digest_file(path))
+    for verify in ("auto", "fast", "full"):
+        refused(root, "takes weights from", location, "does not list", verify=verify)
 
 
 ANY = st.recursive(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 __all__ = ["DecodeError", "decode"]
 
 T = TypeVar("T")
+LARGEST = 1 << 63
+"""Integers are those of 64 bits: what NumPy and ONNX compute sizes with."""
 
 
 class DecodeError(ValueError):
@@ -50,8 +53,12 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     # bool is an int in Python; a JSON true is not a count.
     if hint is int and isinstance(value, bool):
         raise DecodeError(f"{where} must be an integer, not a boolean")
+    if isinstance(value, int) and not -LARGEST <= value < LARGEST:
+        raise DecodeError(f"{where} is a number out of range")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DecodeError(f"{where} must be a finite number")
     if not isinstance(value, hint):
         raise DecodeError(f"{where} must be of type {hint.__name__}, not {type(value).__name__}")
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtprune.engine_dir import TensorSpec
 from trtprune.errors import BackendError
@@ -16,7 +16,7 @@ from trtprune.errors import BackendError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CachePair", "bind_dims", "cache_pairs", "numpy_dtype", "resolve_shape"]
+__all__ = ["CachePair", "bind_dims", "cache_pairs", "numpy_dtype", "resolve_shape", "same_tensors"]
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -81,6 +81,25 @@ def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...] 
     """The shape of ``spec`` with symbolic dimensions filled in; None where one is only known after the call."""
     shape = [dims.get(dim) if isinstance(dim, str) else dim for dim in spec.shape]
     return None if None in shape else tuple(dim for dim in shape if dim is not None)
+
+
+def same_tensors(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether a graph has just these tensors, with these sizes where both sides say a number.
+
+    Args:
+        specs: What ``config.json`` says.
+        shapes: What the graph says: name → sizes, anything but an integer for one that is not fixed.
+    """
+    if {spec.name for spec in specs} != shapes.keys():
+        return False
+    for spec in specs:
+        found = shapes[spec.name]
+        if len(found) != len(spec.shape):
+            return False
+        pairs = zip(spec.shape, found, strict=True)
+        if any(isinstance(want, int) and isinstance(have, int) and want != have for want, have in pairs):
+            return False
+    return True
 
 
 def numpy_dtype(name: str) -> np.dtype:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune._installer import to_install, to_uninstall
-from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.ort_cache import OrtCache, new_cache, to_value
@@ -221,8 +221,9 @@ class OrtSession:
         bound = {name for pair in self.pairs for name in (pair.past, pair.present)}
         self.inputs = tuple(spec for spec in inputs if spec.name not in bound)
         self.outputs = tuple(spec for spec in outputs if spec.name not in bound)
-        for names, found in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
-            if {spec.name for spec in names} != {value.name for value in found}:
+        for specs, found in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
+            shapes = {value.name: value.shape for value in found}
+            if not same_tensors(specs, shapes):
                 raise EngineDirError(
                     "the graph's inputs or outputs are not those of config.json", hint="build it again"
                 )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune._installer import to_install
-from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape
+from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
@@ -140,6 +140,10 @@ class OpenVinoBackend:
         """
         try:
             model = self._read(graph, path)
+            for pair in pairs:
+                sizes = [size.get_length() if size.is_static else None for size in model.input(pair.past).partial_shape]
+                if not same_tensors([pair.spec], {pair.past: sizes}):
+                    raise EngineDirError(f"{path}: {pair.past} is not that of config.json", hint="build it again")
             if pairs:
                 from openvino.passes import MakeStateful, Manager
 

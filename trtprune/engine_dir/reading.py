@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trtprune._decode import DecodeError, decode
 from trtprune._files import read_bounded
+from trtprune.engine_dir.checking import wrong_values
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
 from trtprune.engine_dir.finding import find_engine_dir
+from trtprune.engine_dir.graphs import read_graph, weight_locations
 from trtprune.engine_dir.paths import CONFIG_NAME
 from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
@@ -20,9 +21,6 @@ from trtprune.errors import EngineDirError
 __all__ = ["MAX_CONFIG_BYTES", "open_engine_dir", "read_config"]
 
 MAX_CONFIG_BYTES = 16_000_000
-MAX_SIZE = 1 << 40
-TARGET = re.compile(r"sm[0-9]{2,3}[a-z]?")
-DIGEST = re.compile(r"sha256(-header-size|-head-size)?:[0-9a-f]{64}")
 
 
 def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backend: str | None = None) -> EngineDir:
@@ -88,7 +86,8 @@ def read_config(root: Path) -> EngineDir:
         engine_dir = dataclasses.replace(decode(EngineDir, data), root=root)
     except DecodeError as error:
         raise EngineDirError(f"{path}: {error}", hint="build the directory again") from None
-    _check_values(engine_dir, path)
+    for wrong in wrong_values(engine_dir):
+        raise EngineDirError(f"{path}: {wrong}", hint="build the directory again")
     return engine_dir
 
 
@@ -97,51 +96,6 @@ def _read_config(path: Path) -> str:
     if data is None:
         raise FileNotFoundError(path)
     return data.decode("utf-8")
-
-
-def _check_values(made: EngineDir, path: Path) -> None:
-    """Numbers that would be used as sizes before anything else could notice that they make no sense."""
-    model, pruning, kv = made.model, made.pruning, made.kv
-    positive = {
-        **{f"model.{name}": getattr(model, name) for name in ("visual_tokens", "hidden_size", "vocab_size")},
-        **{f"model.{name}": min(getattr(model, name)) for name in ("image_size", "patch_grid")},
-        "model.max_positions": model.max_positions,
-        **{f"kv.{name}": getattr(kv, name) for name in ("capacity", "bytes_per_token", "num_layers")},
-        **{f"kv.{name}": getattr(kv, name) for name in ("num_kv_heads", "head_dim")},
-    }
-    wrong = [f"config.{name} must be between 1 and {MAX_SIZE}" for name, n in positive.items() if not 0 < n <= MAX_SIZE]
-    generation = made.generation.wrong(max(model.vocab_size, 1))
-    if generation is not None:
-        wrong.append(f"config.generation.{generation}")
-    segments = [name for name in made.chain if name.startswith("decoder.")]
-    layers = kv.segment_layers
-    if len(layers) != len(segments) or (segments and (min(layers) < 1 or sum(layers) != kv.num_layers)):
-        wrong.append(f"config.kv.segment_layers must share {kv.num_layers} layers among {len(segments)} segments")
-    for component in made.components:
-        for spec in (*component.inputs, *component.outputs):
-            if any(isinstance(size, int) and not 0 <= size <= MAX_SIZE for size in spec.shape):
-                wrong.append(f"config.components: '{component.name}': '{spec.name}' has a shape out of range")
-    low, high = pruning.keep_range
-    if not 1 <= low <= high <= model.visual_tokens:
-        wrong.append(f"config.pruning.keep_range must lie between 1 and {model.visual_tokens}")
-    if not low <= pruning.keep <= high:
-        wrong.append("config.pruning.keep must lie in keep_range")
-    names = [component.name for component in made.components]
-    wrong += [f"config.components: '{name}' occurs twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    wrong += [f"config.chain: there is no component '{name}'" for name in made.chain if name not in names]
-    if made.engines is not None:
-        for name in ("max_batch_size", "max_input_len", "max_images"):
-            if not 0 < getattr(made.engines, name) <= MAX_SIZE:
-                wrong.append(f"config.engines.{name} must be between 1 and {MAX_SIZE}")
-        if not made.engines.targets or not all(TARGET.fullmatch(target) for target in made.engines.targets):
-            wrong.append("config.engines.targets must name compute capabilities, like sm89")
-        wrong += [f"config.components: '{c.name}' has no engine" for c in made.components if c.engine is None]
-    for name, digests in made.files.items():
-        # An empty entry would check nothing and look checked.
-        if not digests.split() or not all(DIGEST.fullmatch(digest) for digest in digests.split()):
-            wrong.append(f"config.files: no valid digest for {name!r:.200}")
-    if wrong:
-        raise EngineDirError(f"{path}: {wrong[0]}", hint="build the directory again")
 
 
 def _named_files(engine_dir: EngineDir) -> Iterable[str]:
@@ -186,4 +140,17 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
                 raise EngineDirError(
                     f"{path}: its content is not what was built (digest differs)",
                     hint="copy the directory again, or build it again with --force",
+                )
+    _check_locations(engine_dir)
+
+
+def _check_locations(engine_dir: EngineDir) -> None:
+    """A weight that a graph takes from a file must come from one that is listed, and so is checked."""
+    for component in engine_dir.components:
+        path, folder = engine_dir.path(component.onnx), PurePosixPath(component.onnx).parent
+        for location in sorted(weight_locations(read_graph(path))):
+            if (folder / location).as_posix() not in engine_dir.files:
+                raise EngineDirError(
+                    f"{path}: takes weights from {location!r:.200}, which {CONFIG_NAME} does not list",
+                    hint="build it again; do not run it where you do not know its author",
                 )

@@ -1,0 +1,123 @@
+"""Whether the values of ``config.json`` make sense, for everything that becomes a size, a name or a look-up."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trtprune.engine_dir.schema import EngineDir, TensorSpec
+
+__all__ = ["wrong_values"]
+
+LARGEST = {
+    "model.visual_tokens": 1 << 20,
+    "model.hidden_size": 1 << 20,
+    "model.vocab_size": 1 << 26,
+    "model.max_positions": 1 << 32,
+    "kv.capacity": 1 << 32,
+    "kv.bytes_per_token": 1 << 40,
+    "kv.num_layers": 1 << 14,
+    "kv.num_kv_heads": 1 << 16,
+    "kv.head_dim": 1 << 16,
+    "engines.max_batch_size": 1 << 20,
+    "engines.max_input_len": 1 << 32,
+    "engines.max_images": 1 << 20,
+}
+"""Field → what it may be at most, far above any model's; each is at least 1."""
+LONGEST_SIDE = 1 << 15
+"""Pixels of a picture's side, and patches of the grid's."""
+LARGEST_TENSOR = 1 << 40
+"""Elements."""
+MOST_FILES = 10_000
+DTYPES = frozenset(
+    ("bool", "int4", "int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+)
+TARGET = re.compile(r"sm[0-9]{2,3}[a-z]?")
+DIGEST = re.compile(r"sha256(-header-size|-head-size)?:[0-9a-f]{64}")
+COMPONENT = re.compile(r"[A-Za-z][\w-]{0,63}(\.\d{1,4})?", re.ASCII)
+
+
+def wrong_values(made: EngineDir) -> Iterator[str]:
+    """What is wrong, a line each, which begins with the field."""
+    for field, largest in LARGEST.items():
+        part, _, name = field.partition(".")
+        owner = getattr(made, part)
+        if owner is not None and not 0 < getattr(owner, name) <= largest:
+            yield f"config.{field} must be between 1 and {largest}"
+    for name in ("image_size", "patch_grid"):
+        if not all(0 < side <= LONGEST_SIDE for side in getattr(made.model, name)):
+            yield f"config.model.{name} must be two numbers between 1 and {LONGEST_SIDE}"
+    yield from _wrong_ids(made)
+    generation = made.generation.wrong(max(made.model.vocab_size, 1))
+    if generation is not None:
+        yield f"config.generation.{generation}"
+    yield from _wrong_budget(made)
+    yield from _wrong_components(made)
+    yield from _wrong_segments(made)
+    if made.engines is not None:
+        if not made.engines.targets or not all(TARGET.fullmatch(target) for target in made.engines.targets):
+            yield "config.engines.targets must name compute capabilities, like sm89"
+        yield from (f"config.components: '{c.name}' has no engine" for c in made.components if c.engine is None)
+    if len(made.files) > MOST_FILES:
+        yield f"config.files: more than {MOST_FILES} files"
+    for name, digests in made.files.items():
+        # An empty entry would check nothing and look checked.
+        if not digests.split() or not all(DIGEST.fullmatch(digest) for digest in digests.split()):
+            yield f"config.files: no valid digest for {name!r:.200}"
+
+
+def _wrong_ids(made: EngineDir) -> Iterator[str]:
+    model = made.model
+    for name, ids in (("image_token_id", (model.image_token_id,)), ("eos_token_ids", model.eos_token_ids)):
+        if not all(0 <= token < LARGEST["model.vocab_size"] for token in ids):
+            yield f"config.model.{name}: a token id is at least 0"
+    if not -1 <= model.first_patch <= model.visual_tokens:
+        yield f"config.model.first_patch must be between -1 and {model.visual_tokens}"
+
+
+def _wrong_budget(made: EngineDir) -> Iterator[str]:
+    pruning, tokens = made.pruning, made.model.visual_tokens
+    low, high = pruning.keep_range
+    if not 1 <= low <= high <= tokens:
+        yield f"config.pruning.keep_range must lie between 1 and {tokens}"
+    if not low <= pruning.keep <= high:
+        yield "config.pruning.keep must lie in keep_range"
+
+
+def _wrong_components(made: EngineDir) -> Iterator[str]:
+    names = [component.name for component in made.components]
+    yield from (f"config.components: '{n}' occurs twice" for n in sorted({n for n in names if names.count(n) > 1}))
+    yield from (f"config.components: {n!r:.100} is no name of a component" for n in names if not COMPONENT.fullmatch(n))
+    yield from (f"config.chain: there is no component '{name}'" for name in made.chain if name not in names)
+    for component in made.components:
+        for specs in (component.inputs, component.outputs):
+            tensors = [spec.name for spec in specs]
+            if len({*tensors}) < len(tensors):
+                yield f"config.components: '{component.name}': two tensors of one name"
+            for spec in specs:
+                what = _wrong_tensor(spec)
+                if what is not None:
+                    yield f"config.components: '{component.name}': '{spec.name}' {what}"
+
+
+def _wrong_tensor(spec: TensorSpec) -> str | None:
+    sizes: list[Any] = [size for size in spec.shape if isinstance(size, int)]
+    if any(size < 0 for size in sizes) or len(spec.shape) > 16 or math.prod(sizes) > LARGEST_TENSOR:
+        return "has a shape out of range"
+    return None if spec.dtype in DTYPES else f"has the unknown dtype {spec.dtype!r:.100}"
+
+
+def _wrong_segments(made: EngineDir) -> Iterator[str]:
+    segments, layers = [name for name in made.chain if name.startswith("decoder.")], made.kv.segment_layers
+    if len(layers) != len(segments) or (segments and (min(layers) < 1 or sum(layers) != made.kv.num_layers)):
+        yield f"config.kv.segment_layers must share {made.kv.num_layers} layers among {len(segments)} segments"
+    cache = (made.kv.num_kv_heads, made.kv.head_dim)
+    for component in made.components:
+        for spec in component.inputs:
+            if spec.name.startswith("past_key_values.") and spec.shape[1::2] != cache:
+                yield (
+                    f"config.components: '{component.name}': '{spec.name}' must be "
+                    f"[batch, {cache[0]}, capacity, {cache[1]}], as config.kv says"
+                )
