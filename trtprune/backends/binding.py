@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["CachePair", "bind_dims", "cache_pairs", "numpy_dtype", "resolve_shape", "same_tensors"]
 
 PAST, PRESENT = "past_key_values.", "present."
+AGAIN = "if config.json says otherwise than the graphs, build the directory again"
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,20 @@ def bind_dims(
     dims: dict[str, int] = {}
     for spec in specs:
         if spec.name not in shapes:
-            raise BackendError(f"input {spec.name} is missing")
+            raise BackendError(f"input {spec.name} is missing", hint=AGAIN)
         shape = shapes[spec.name]
         fits = len(shape) == len(spec.shape)
         for want, have in zip(spec.shape, shape, strict=False):
             fits = fits and have == (dims.setdefault(want, have) if isinstance(want, str) else want)
         if not fits:
-            raise BackendError(f"input {spec.name} has shape {list(shape)}; the graph takes {list(spec.shape)}")
+            message = f"input {spec.name} has shape {list(shape)}; the graph takes {list(spec.shape)}"
+            raise BackendError(message, hint=AGAIN)
         if dtypes is not None and dtypes[spec.name] != spec.dtype:
-            raise BackendError(f"input {spec.name} is {dtypes[spec.name]}; the graph takes {spec.dtype}")
+            message = f"input {spec.name} is {dtypes[spec.name]}; the graph takes {spec.dtype}"
+            raise BackendError(message, hint=AGAIN)
     extra = shapes.keys() - {spec.name for spec in specs}
     if extra:
-        raise BackendError(f"the graph has no input {sorted(extra)[0]}")
+        raise BackendError(f"the graph has no input {sorted(extra)[0]}", hint=AGAIN)
     return dims
 
 
