@@ -284,6 +284,8 @@ def test_no_wheel(monkeypatch: pytest.MonkeyPatch, provider: str, extra: str) ->
 class FakeOrt:
     """An onnxruntime whose CUDA provider is listed but falls away when a session is made."""
 
+    __version__ = "1.31.1"
+
     class SessionOptions:
         def add_session_config_entry(self, *_: str) -> None:
             pass
@@ -315,6 +317,17 @@ def test_cuda_that_does_not_load_is_an_error(
     assert "libcudnn" in caplog.text
     with pytest.raises(BackendError, match="CUDA provider did not load"):
         backend.open(write_graph(tmp_path / "z.onnx"), INPUTS, OUTPUTS)
+
+
+def test_an_old_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.24 lacks TensorScatter; its own message names a node."""
+    wheels(monkeypatch, "onnxruntime-gpu")
+    monkeypatch.setitem(sys.modules, "onnxruntime", type("Old", (FakeOrt,), {"__version__": "1.24.4"}))
+    with pytest.raises(
+        BackendError, match=r"onnxruntime 1\.24\.4 is too old for the graphs, which need 1\.25"
+    ) as caught:
+        OrtBackend("cpu")
+    assert caught.value.hint == "pip install -U 'onnxruntime-gpu>=1.25'"
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

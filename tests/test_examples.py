@@ -54,3 +54,27 @@ def test_embed_in_python_says_what_is_wrong(engine: Path, tmp_path: Path) -> Non
         [line] = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert name in line
+
+
+WITHOUT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
+sys.argv[:] = sys.argv[2:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+(runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module)(sys.argv[0], run_name="__main__")
+"""
+SCRIPTS = sorted(str(p) for p in (EXAMPLES / "demo_training").glob("*.py") if '"__main__":' in p.read_text())
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "trtprune.eval.lmms"], ids=lambda s: s.rpartition("/")[2])
+def test_scripts_without_what_they_need(script: str) -> None:
+    """``--help`` is help, and anything else one line, where torch or lmms-eval is missing."""
+    missing = "torch,transformers,safetensors,lmms_eval.api.model"
+    words = [sys.executable, "-c", WITHOUT, missing, script]
+    helped = subprocess.run([*words, "--help"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in helped.stderr
+    assert len(helped.stdout.splitlines()) > 3
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr

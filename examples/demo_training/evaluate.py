@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import check_packages  # noqa: F401  before torch
 import torch
 from data import Prompts, collate, load_easy_vqa
 from PIL import Image

@@ -6,7 +6,7 @@ python examples/demo_training/export.py runs/signs/signs.safetensors trtprune/de
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -33,4 +33,8 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="what the training wrote")
+    parser.add_argument("target", type=Path, help="the file to write")
+    given = parser.parse_args()
+    main(given.source, given.target)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import check_packages  # noqa: F401  before torch
 import torch
 import torch.nn.functional as F
 from align import align

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+import check_packages  # noqa: F401  before torch
 import numpy as np
 import torch
 import torch.nn.functional as F

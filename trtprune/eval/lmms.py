@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtprune._console import logger
+from trtprune._console import fail, logger
 from trtprune._installer import to_install
 from trtprune.errors import BudgetError, InputError
 
@@ -23,9 +23,14 @@ try:
     _model = importlib.import_module("lmms_eval.api.model")
     _registry = importlib.import_module("lmms_eval.api.registry")
 except ImportError as error:
-    raise InputError(
+    missing = InputError(
         f"lmms-eval cannot be imported: {error}", hint=f"{to_install(extra='lmms')}, or lmms-eval itself"
-    ) from None
+    )
+    if __name__ == "__main__":
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(__doc__)
+        fail(missing)
+    raise missing from None
 
 __all__ = ["TrtPrune", "main", "manifest"]
 
