@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-__all__ = ["LOGGING", "MORE", "OUTPUT", "Command", "Option", "option"]
+__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Option", "grouped", "option"]
 
 MORE, OUTPUT, LOGGING = "Options", "Output", "Logging"
 LAST = (OUTPUT, LOGGING)
@@ -82,13 +82,17 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, a section a group, in the order in which groups first occur; output and logging last."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            # Newer releases of click have records of arguments, too, which the usage line names.
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                group = LOGGING if "--help" in parameter.opts else getattr(parameter, "group", MORE)
-                groups.setdefault(group, []).append(record)
-        for group in sorted(groups, key=lambda group: LAST.index(group) if group in LAST else -1):
+        for group, options in grouped(self, ctx).items():
             with formatter.section("Logging and help" if group == LOGGING else group):
-                formatter.write_dl(groups[group])
+                formatter.write_dl([record for each in options if (record := each.get_help_record(ctx)) is not None])
+
+
+def grouped(command: click.Command, ctx: click.Context) -> dict[str, list[click.Option]]:
+    """Heading → the options that help lists under it."""
+    groups: dict[str, list[click.Option]] = {}
+    for parameter in command.get_params(ctx):
+        # Newer releases of click have records of arguments, too, which the usage line names.
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            group = LOGGING if "--help" in parameter.opts else getattr(parameter, "group", MORE)
+            groups.setdefault(group, []).append(parameter)
+    return dict(sorted(groups.items(), key=lambda item: LAST.index(item[0]) if item[0] in LAST else -1))
