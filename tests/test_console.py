@@ -159,6 +159,7 @@ def test_interrupted_while_it_starts(milliseconds: int) -> None:
     [
         (["run", "out", "--promt", "x"], "no such option '--promt'", "--prompt"),
         (["rum"], "no such command 'rum'", "run"),
+        (["run", "out", "--method", "x"], "no such option '--method'", "--method is for trtprune build or export"),
         (["build", "-o", "x"], "missing option '-m' / '--model'", "build --help"),
         (["build", "-m", "demo", "-o", "x", "--backend", "y"], "'y' is not one of", "build --help"),
         (["run", "out", "--requests", "a", "--image", "b"], "--requests replaces --image", "run --help"),

@@ -126,7 +126,11 @@ class _Usage(click.UsageError):
         possible = list(getattr(error, "possibilities", None) or [])
         self._message = (error.message if possible else error.format_message()).rstrip(".")
         asked = f"{context.command_path} --help" if context else "trtprune --help"
-        self._hint = f"{' or '.join(possible)}?  See {asked}" if possible else asked
+        elsewhere = _commands_with(getattr(error, "option_name", ""), context)
+        if elsewhere:
+            self._hint = f"{error.option_name} is for {elsewhere}; see {asked}"  # type: ignore[attr-defined]
+        else:
+            self._hint = f"did you mean {' or '.join(possible)}?  See {asked}" if possible else asked
 
     def format_message(self) -> str:
         """Without the possibilities, which are in the hint."""
@@ -137,6 +141,16 @@ class _Usage(click.UsageError):
         _print_error(self._message[:1].lower() + self._message[1:], self._hint)
         if self.ctx is not None:
             click.echo(" ".join(self.ctx.get_usage().split()), err=True)
+
+
+def _commands_with(flag: str, context: click.Context | None) -> str:
+    """The other commands that have a flag, such as ``trtprune build or export``; a method, for example, is built in."""
+    if not flag or context is None:
+        return ""
+    root = context.find_root()
+    commands = getattr(root.command, "commands", {})
+    names = [name for name, command in commands.items() if any(flag in found.opts for found in command.params)]
+    return f"{root.info_name} {' or '.join(sorted(names))}" if names else ""
 
 
 @contextlib.contextmanager

@@ -43,9 +43,9 @@ def open_vlm(
     verify: str,
     max_pixels: int | None,
     strict_images: bool = False,
-    urls: bool = False,
+    urls: bool = True,
 ) -> Vlm:
-    """Loads an engine directory and says what it is."""
+    """Loads an engine directory and says what it is.  Pictures may be addresses: they are on the command line."""
     start = time.perf_counter()
     with spinner(f"loading {directory}"):
         from trtprune.runtime import load
