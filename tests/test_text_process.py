@@ -55,6 +55,14 @@ def large_model() -> dict[str, Any]:
     return model | {"vocab": model["vocab"] | {f"token{i}" * 500: 1000 + i for i in range(4000)}}
 
 
+def many_ids(pieces: int, ids: int) -> dict[str, Any]:
+    """A post-processor that puts ``pieces`` × ``ids`` ids before a text."""
+    before = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * pieces
+    token = {"id": "<s>", "ids": [0] * ids, "tokens": ["<s>"] * ids}
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {"<s>": token}}
+
+
 def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "trtprune.text.service" in " ".join(child.cmdline())]
 
@@ -90,6 +98,10 @@ def test_too_much(small: None, template: str, said: str) -> None:
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "chunk size"),
         ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}, "tokenizer.json"),
         ({"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 2}}, "tokenizer.json"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "tokenizer.json"),
+        ({"model": small_tokenizer()["model"] | {"continuing_subword_prefix": "aaa", "merges": ["a b"]}}, "tokenizer"),
+        ({"post_processor": many_ids(1, 1) | {"special_tokens": {}}}, "tokenizer"),
+        ({"post_processor": many_ids(2000, 10**5)}, "GB of memory"),
     ],
 )  # fmt: skip
 def test_tokenizers_that_burst(

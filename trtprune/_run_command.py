@@ -201,8 +201,6 @@ def _answer_questions(
     from trtprune._run import answer_one, answer_turns, open_vlm, pictures
 
     looked_at = pictures(images, how["max_pixels"], how["strict_images"])
-    if not all(prompt.strip() for prompt in prompts):
-        logger.warning("a prompt is empty: the model is asked about the picture without a question")
     vlm = open_vlm(directory, **how)
     results: Iterable[Result]
     if len(prompts) > 1:

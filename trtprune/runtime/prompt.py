@@ -83,6 +83,7 @@ class PromptEncoder:
 
     def __init__(self, files: Mapping[str, str], image_token: str, image_token_id: int) -> None:
         self.image_token, self.image_token_id = image_token, image_token_id
+        self._noted = False
         own = {name: files[name] for name in FILES if name in files}
         self._model = Model("text", files=own, image_token=image_token, image_token_id=image_token_id)
         info = self._model.info
@@ -100,7 +101,8 @@ class PromptEncoder:
         """
         for turn in turns:
             self._check(turn, raw)
-        if not raw and not turns[-1].text.strip():
+        if not raw and not turns[-1].text.strip() and not self._noted:
+            self._noted = True  # once: a file of requests may hold thousands
             logger.warning("the question is empty: the model sees the image and no words")
         found = self._model.ask("encode", turns=[[turn.role, turn.text, turn.images] for turn in turns], raw=raw)
         ids = np.array(found["ids"], np.int64)
