@@ -115,7 +115,7 @@ for name, arguments in json.loads(sys.argv[1]).items():
         trtprune.build("owner/" + name, sys.argv[2], **arguments)
         print(json.dumps([name, "built", ""]))
     except TrtpruneError as error:
-        print(json.dumps([name, error.message, error.hint]))
+        print(json.dumps([name, error.flag_message, error.flag_hint]))
 """
 
 
@@ -167,8 +167,8 @@ def test_on_disk_the_same_is_said(tmp_path: Path, name: str) -> None:
         (root / file).write_bytes(data)
     with pytest.raises(TrtpruneError) as caught:
         trtprune.build(root, tmp_path / "out", **arguments)
-    assert message in caught.value.message
-    assert hint in str(caught.value.hint)
+    assert message in caught.value.flag_message
+    assert hint in str(caught.value.flag_hint)
     assert not (tmp_path / "out").exists()
 
 

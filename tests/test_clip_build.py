@@ -113,7 +113,7 @@ def test_a_tower_that_was_trained_on(llava: Kit, clip: ClipKit, tmp_path: Path) 
     shutil.copytree(clip.path, tmp_path / "clip")
     edit_weights(tmp_path / "clip", lambda name, x: 1.05 * x if name.startswith("vision_model") else x)
     said = build(llava, tmp_path / "clip", tmp_path / "out")
-    assert any("warning: --clip clip: the model's vision tower was trained on" in line for line in said)
+    assert any("warning: CLIP clip: the model's vision tower was trained on" in line for line in said)
     assert not any("warning" in line for line in build(llava, clip.path, tmp_path / "same"))
 
 
@@ -205,7 +205,7 @@ def test_a_clip_that_does_not_fit(llava: Kit, clip: ClipKit, tmp_path: Path, nam
     change(tmp_path / "clip")
     with pytest.raises(CheckpointError, match=message) as caught:
         build(llava, tmp_path / "clip", tmp_path / "out")
-    assert caught.value.message.startswith("--clip")
+    assert caught.value.flag_message.startswith("--clip")
     assert "\n" not in caught.value.message
     assert "clip.text" not in caught.value.message
     assert name != "no weights" or "CLIPModel.from_pretrained" in (caught.value.hint or "")
@@ -215,9 +215,9 @@ def test_a_clip_that_does_not_fit(llava: Kit, clip: ClipKit, tmp_path: Path, nam
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("no-such-thing", "--clip no-such-thing: no such alias or directory"),
-        ("./nowhere", "--clip ./nowhere: nowhere: no such checkpoint directory"),
-        ("", "--clip is empty"),
+        ("no-such-thing", "clip='no-such-thing': no such alias or directory"),
+        ("./nowhere", "clip='./nowhere': nowhere: no such checkpoint directory"),
+        ("", "clip is empty"),
     ],
 )
 def test_names_that_lead_nowhere(llava: Kit, tmp_path: Path, given: str, message: str) -> None:
@@ -244,7 +244,7 @@ def test_other_towers(clip: ClipKit, tmp_path: Path, name: str) -> None:
     assert "--clip" not in (budget.value.hint or "")
     for method in (Nearest.name, "random"):
         with pytest.raises(
-            TrtpruneError, match=r"--clip .*the model's vision tower is a |the vision tower of this model"
+            TrtpruneError, match=r"clip=.*the model's vision tower is a |the vision tower of this model"
         ):
             build(kit, clip.path, tmp_path / "out", method=method)
 

@@ -31,7 +31,7 @@ try:
         "real": str(found.real_path("model.safetensors")), "lines": lines, "digest": found.digest(),
     }
 except CheckpointError as error:
-    out = {"error": error.message, "hint": error.hint}
+    out = {"error": error.flag_message, "hint": error.flag_hint, "python": error.message}
 print(json.dumps(out))
 """
 
@@ -142,6 +142,7 @@ def test_refusals_of_the_hub(hub: Hub, tmp_path: Path, fail: tuple[int, str], me
     assert message in answer["error"]
     assert hint in answer["hint"]
     assert "\n" not in answer["error"] + answer["hint"]
+    assert answer["python"].startswith(f"model={REPO!r}: ")
 
 
 def test_no_network_and_not_cached(hub: Hub, tmp_path: Path) -> None:

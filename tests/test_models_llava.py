@@ -309,7 +309,7 @@ def test_unknown_tensor(copy: Path) -> None:
     rewrite(copy, lambda t: t.update({name: np.ones(3, np.float32)}))
     with pytest.raises(CheckpointError, match="lora_A' is not part of this architecture") as e:
         check(copy)
-    assert "--allow-extra-tensors" in (e.value.hint or "")
+    assert "--allow-extra-tensors" in (e.value.flag_hint or "")
     (warning,) = check(copy, allow_extra=True)
     assert "lora_A" in warning
     assert "ignored" in warning

@@ -118,7 +118,7 @@ def test_quantised_weights_cannot_stand_for_the_checkpoint(kit: Kit, tmp_path: P
     made = trtprune.build(str(kit.path), tmp_path / "int8", weight_dtype="int8")
     with pytest.raises(CheckpointError, match="quantised to int8") as caught:
         trtprune.build(made.root, tmp_path / "x", method="random")
-    assert "--model" in str(caught.value.hint)
+    assert "model=" in str(caught.value.hint)
     with Variants(made.root, model=kit.path, threads=1) as variants:
         vlm = variants.open(Variant.make("random"))
         assert vlm.config.weight_dtype == "int8"

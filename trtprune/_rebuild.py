@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtprune._arguments import arg
 from trtprune._safetensors import Header, parse_json, read_header
 from trtprune.errors import CheckpointError, EngineDirError
 
@@ -46,15 +47,16 @@ def origin_of_build(root: Path) -> Origin:
     """
     from trtprune.engine_dir import WEIGHTS, open_engine_dir
 
-    again = "give the checkpoint itself: --model CHECKPOINT"
+    where = arg("model", str(root))
+    again = f"give the checkpoint itself: {arg('model', 'CHECKPOINT')}"
     try:
         made = open_engine_dir(root, verify="fast")
     except EngineDirError as error:
-        raise CheckpointError(f"--model {root}: {error.message}", hint=error.hint) from None
+        raise CheckpointError(f"{where}: {error.marked_message}", hint=error.marked_hint) from None
     if made.weight_dtype is not None:
-        raise CheckpointError(f"--model {root}: its weights are quantised to {made.weight_dtype}", hint=again)
+        raise CheckpointError(f"{where}: its weights are quantised to {made.weight_dtype}", hint=again)
     if MODEL_CONFIG not in made.files:
-        raise CheckpointError(f"--model {root}: built by a version that did not keep {MODEL_CONFIG}", hint=again)
+        raise CheckpointError(f"{where}: built by a version that did not keep {MODEL_CONFIG}", hint=again)
     config = made.path(MODEL_CONFIG)
     names = sorted(made.weight_files())
     return Origin(

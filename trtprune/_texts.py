@@ -65,6 +65,6 @@ def check_texts(checkpoint: Checkpoint, spec: ModelSpec, say: Report) -> None:
         encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
         notes = encoder.rehearse()
     except (EngineDirError, InputError) as error:
-        raise CheckpointError(f"{checkpoint.path}: {error.message}", hint=error.hint) from None
+        raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
     for note in notes:
         say("prompt", f"warning: {note}")

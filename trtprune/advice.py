@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from trtprune._arguments import arg
+
 __all__ = ["for_architecture", "for_files", "for_quantization"]
 
 # By the name of the class, first match.
@@ -17,18 +19,18 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (
         r"LlavaLlamaForCausalLM",
         "this is the layout of the authors' own code; the same weights in transformers' layout are "
-        "llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf: --model llava-1.5-7b or llava-1.5-13b",
+        f"llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf: {arg('model', 'llava-1.5-7b')} or llava-1.5-13b",
     ),
     (
         r"LlavaQwen\w*ForCausalLM",
         "this is the layout of the authors' own code; llava-hf/llava-interleave-qwen-0.5b-hf and -7b-hf are in "
-        "transformers' layout: --model llava-interleave-qwen-0.5b",
+        f"transformers' layout: {arg('model', 'llava-interleave-qwen-0.5b')}",
     ),
     (r"Llava\w*ForCausalLM", "this is the layout of the authors' own code; look for the model under llava-hf/"),
     (
         r"\w*(CLIP|Clip|Siglip|Dinov\d|ViT)\w*(Model\w*|ForImageClassification|WithProjection)",
-        "this is a vision encoder without a language model; CLIP checkpoints are given to --clip, beside the --model "
-        "whose vision tower was taken from them",
+        f"this is a vision encoder without a language model; CLIP checkpoints are given to {arg('clip')}, beside the "
+        f"{arg('model')} whose vision tower was taken from them",
     ),
 )
 # Sections of the configs of models that take pictures, by transformers and by widely used code of repositories.
@@ -44,7 +46,8 @@ _PICTURES = (
     "image_token_id",
     "image_token_index",
 )
-_NOT_YET = "this vision-language family is not supported yet; a LLaVA-1.5 model is: --model llava-1.5-7b"
+_SMALLEST = arg("model", "llava-1.5-7b")
+_NOT_YET = f"this vision-language family is not supported yet; a LLaVA-1.5 model is: {_SMALLEST}"
 _TEXT_ONLY = (
     r"\w*(ForCausalLM|LMHeadModel)",
     "this is a language model that takes no pictures; trtprune builds vision-language models: trtprune models",
@@ -69,7 +72,7 @@ _FILES: tuple[tuple[str, str, str], ...] = (
         r"adapter_config\.json",
         "this is an adapter (PEFT), not a whole model",
         "merge it into its base model: PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()"
-        ".save_pretrained(DIR), then --model DIR",
+        f".save_pretrained(DIR), then {arg('model', 'DIR')}",
     ),
     (
         r".*\.gguf",
@@ -119,7 +122,7 @@ def for_quantization(settings: Any) -> tuple[str, str]:
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     name = _QUANTIZED.get(method, method[:40]) if isinstance(method, str) else "of an unnamed kind"
     return name, (
-        "give the float16, bfloat16 or float32 checkpoint it was made from; --weight-dtype int4 (or int8) then stores "
+        f"give the float16, bfloat16 or float32 checkpoint it was made from; {arg('weight_dtype', 'int4')} then stores "
         "the decoder quantised"
     )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune._arguments import arg
 from trtprune._checkpoint_files import plain_name, read_text, weight_path
 from trtprune._files import SMALL_JSON_BYTES, open_regular
 from trtprune._rebuild import origin_of_build
@@ -290,6 +291,7 @@ def resolve(
     progress: Callable[[str], None] | None = None,
     aliases: Mapping[str, str] | None = None,
     check: Check | None = None,
+    argument: str = "model",
 ) -> Checkpoint:
     """Finds a checkpoint, downloading it if need be.
 
@@ -304,30 +306,32 @@ def resolve(
             watches.
         aliases: Short names to hub ids; those of :mod:`trtprune.aliases` by default.
         check: As of :func:`open_checkpoint`; of a model on the hub it is called before the weights are fetched.
+        argument: What errors call ``model``.
 
     Raises:
         CheckpointError: one line that names what is at fault, with a hint.
     """
     text = os.fspath(model)
     if not text.strip():
-        raise CheckpointError("--model is empty", hint="a directory, an alias, a hub id, or demo")
+        raise CheckpointError(f"{arg(argument)} is empty", hint="a directory, an alias, a hub id, or demo")
     if "\0" in text or "\n" in text:
-        raise CheckpointError(f"--model {text!r}: not a name", hint="a directory, a hub id or an alias")
+        raise CheckpointError(f"{arg(argument, text)}: not a name", hint="a directory, a hub id or an alias")
     if not isinstance(model, str) or _is_path(text):
         if revision is not None:
             raise CheckpointError(
-                f"--revision {revision}: {text} is a directory, it has no revisions", hint="leave --revision out"
+                f"{arg('revision', revision)}: {text} is a directory, it has no revisions",
+                hint=f"leave {arg('revision')} out",
             )
         return open_checkpoint(text, check=check)
     if aliases is None:
         aliases = ALIASES
     name, at, tag = text.partition("@")
     if at and (not tag or revision not in (None, tag)):
-        raise CheckpointError(f"--model {text}: the revision is unclear", hint="write owner/name@revision")
+        raise CheckpointError(f"{arg(argument, text)}: the revision is unclear", hint="write owner/name@revision")
     revision = tag if at else revision
     if name not in aliases and name in DEMOS:
         if revision is not None:
-            raise CheckpointError(f"--model {name} has no revisions", hint="leave --revision out")
+            raise CheckpointError(f"{arg(argument, name)} has no revisions", hint=f"leave {arg('revision')} out")
         from trtprune.demo.assemble import assemble
 
         return open_checkpoint(assemble(name=name, progress=progress), id=name, check=check)
@@ -335,16 +339,17 @@ def resolve(
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
         if "/" in name:
             raise CheckpointError(
-                f"--model {text}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
+                f"{arg(argument, text)}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
             )
         raise CheckpointError(
-            f"--model {name}: no such alias or directory", hint=_closest(name, (*DEMOS, *aliases), everything=True)
+            f"{arg(argument, name)}: no such alias or directory",
+            hint=_closest(name, (*DEMOS, *aliases), everything=True),
         )
     from trtprune.hub import download
 
     def look(path: Path, commit: str | None, names: Sequence[str] | None) -> None:
         """Judges what can be judged by the small files, and by the names of the others."""
-        where = f"--model {text}"
+        where = arg(argument, text)
         if "config.json" not in (file_names(path) if names is None else names):
             raise no_config(where, list(names or ()))
         lacking = names is not None and not {SINGLE, INDEX} & set(names)
@@ -354,7 +359,14 @@ def resolve(
             raise no_weights(where, sorted(names or ()))
 
     path, commit = download(
-        hub_id, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress, look=look
+        hub_id,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        offline=offline,
+        progress=progress,
+        look=look,
+        argument=argument,
     )
     return open_checkpoint(path, id=hub_id, revision=commit)
 

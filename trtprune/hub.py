@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtprune._arguments import arg
 from trtprune._files import SMALL_JSON_BYTES, parse_object, read_bounded
 from trtprune._progress import Progress, Transfer, size
 from trtprune.errors import CheckpointError, TrtpruneError
@@ -30,7 +31,6 @@ WEIGHTS = ["*.safetensors"]
 # Sub-directories hold other formats, consolidated.safetensors a second copy of all weights in another layout.
 IGNORE = ["*/*", "consolidated*.safetensors", "adapter_*", "*.fp16.safetensors", "*.bin", "*.pt", "*.pth"]
 Look = Callable[[Path, "str | None", "Sequence[str] | None"], None]
-_MANUAL = "or download the directory elsewhere and give its path"
 
 
 def download(
@@ -42,6 +42,7 @@ def download(
     offline: bool | None = None,
     progress: Callable[[str], None] | None = None,
     look: Look | None = None,
+    argument: str = "model",
 ) -> tuple[Path, str | None]:
     """Brings a hub repository's config, tokenizer and safetensors into the cache, the weights last.
 
@@ -54,6 +55,7 @@ def download(
         progress: Where lines and bars go (:mod:`trtprune._progress`); by default bars in a terminal or notebook.
         look: Called with the directory, the commit and the names of all files of the repository (None where they are
             not known) before the first byte of the weights is asked for. What it raises ends the download.
+        argument: What errors call ``hub_id``.
 
     Returns:
         The directory and the commit it holds.
@@ -82,7 +84,8 @@ def download(
     except TrtpruneError:
         raise
     except Exception as error:
-        raise _explain(error, where, offline, constants.ENDPOINT, cache_dir or constants.HF_HUB_CACHE) from error
+        place = cache_dir or constants.HF_HUB_CACHE
+        raise _explain(error, where, offline, constants.ENDPOINT, place, argument) from error
     # snapshots/COMMIT is the cache's layout; anything else would not be a commit worth recording.
     return path, commit
 
@@ -123,7 +126,7 @@ def download_build(hub_id: str, *, revision: str | None = None, progress: Callab
     except TrtpruneError:
         raise
     except Exception as error:
-        raise _explain(error, where, offline, constants.ENDPOINT, cache, flag="") from error
+        raise _explain(error, where, offline, constants.ENDPOINT, cache) from error
     return path
 
 
@@ -246,13 +249,15 @@ def _meter(transfer: Transfer | None) -> type:
 
 
 def _explain(
-    error: Exception, where: str, offline: bool, endpoint: str, cache: Any, flag: str = "--model "
+    error: Exception, where: str, offline: bool, endpoint: str, cache: Any, argument: str | None = None
 ) -> CheckpointError:
     """The one line for a failure.  Order matters: the hub's exceptions inherit from each other."""
     from huggingface_hub import errors
 
     def say(message: str, hint: str) -> CheckpointError:
-        return CheckpointError(f"{flag}{where}: {message}", hint=hint)
+        return CheckpointError(f"{arg(argument, where) if argument else where}: {message}", hint=hint)
+
+    manual = f"or download the directory elsewhere and give its path{f' to {arg(argument)}' if argument else ''}"
 
     chain = list(_chain(error))
     full = next((e for e in chain if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)), None)
@@ -269,7 +274,7 @@ def _explain(
             "check the spelling; for a private model log in: hf auth login (or set HF_TOKEN)",
         )
     if any(isinstance(e, errors.RevisionNotFoundError) for e in chain):
-        how = "with --revision" if flag else "behind the @"
+        how = f"with {arg('revision')}" if argument else "behind the @"
         return say("no such revision on the hub", f"give a branch, a tag or a full commit id {how}")
     if any(isinstance(e, errors.HFValidationError) for e in chain):
         return say("not a valid hub id", "a hub id is owner/name")
@@ -279,20 +284,20 @@ def _explain(
     absent = offline and any(isinstance(e, errors.LocalEntryNotFoundError) for e in chain)
     if absent or (partial and offline) or any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain):
         cached = "only a part of it is in the cache" if partial else "not in the cache"
-        return say(f"offline mode is on and {cached} ({cache})", f"unset HF_HUB_OFFLINE, {_MANUAL}")
+        return say(f"offline mode is on and {cached} ({cache})", f"unset HF_HUB_OFFLINE, {manual}")
     status = next((s for e in chain if (s := getattr(getattr(e, "response", None), "status_code", None))), None)
     if status == 401:
         return say(f"{endpoint} refused access (401)", "log in: hf auth login (or set HF_TOKEN)")
     if status == 403:
         return say(f"{endpoint} denied access (403)", "the token lacks the permission to read this model")
     if status is not None and status >= 400:
-        return say(f"{endpoint} answered with HTTP {status}", f"try again later, {_MANUAL}")
+        return say(f"{endpoint} answered with HTTP {status}", f"try again later, {manual}")
     if any(_is_network(e) for e in chain):
-        return say(f"cannot reach {endpoint}, and it is not in the cache", f"check the network, {_MANUAL}")
+        return say(f"cannot reach {endpoint}, and it is not in the cache", f"check the network, {manual}")
     reason = " ".join(f"{type(chain[-1]).__name__}: {chain[-1]}".split())[:300]
     if isinstance(chain[-1], PermissionError):
         return say(f"cannot write to the cache: {reason}", "set HF_HOME to a directory you may write to")
-    return say(f"download failed: {reason}", f"run the command again, finished files are kept; {_MANUAL}")
+    return say(f"download failed: {reason}", f"run the command again, finished files are kept; {manual}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

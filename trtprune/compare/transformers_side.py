@@ -49,7 +49,7 @@ def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = F
         if given is not None:
             raise
         raise InputError(
-            f"{made.root}: the checkpoint '{source}' it was built from is not found: {error.message}",
+            f"{made.root}: the checkpoint '{source}' it was built from is not found: {error.marked_message}",
             hint="--checkpoint DIR",
         ) from None
     if not allow_other and checkpoint.digest() != made.model.digest:

@@ -32,4 +32,4 @@ def find_engine_dir(given: str | os.PathLike[str]) -> Path:
     try:
         return download_build(named[1], revision=named[2])
     except CheckpointError as error:
-        raise EngineDirError(error.message, hint=error.hint) from None
+        raise EngineDirError(error.marked_message, hint=error.marked_hint) from None

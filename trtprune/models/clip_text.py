@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from trtprune._arguments import arg
 from trtprune._rebuild import CLIP_CONFIG, CLIP_PREFIX, CLIP_TOKENIZER
 from trtprune._safetensors import TensorInfo, parse_json, read_header
 from trtprune.checkpoint import Checkpoint, resolve
@@ -94,11 +95,11 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
         progress: Called with one line per step of a download.
 
     Raises:
-        CheckpointError: naming ``--clip`` and what is wrong.
+        CheckpointError: naming ``clip`` and what is wrong.
     """
-    flag = f"--clip {os.fspath(name)}"
+    given = arg("clip", os.fspath(name))
     try:
-        checkpoint = resolve(name, progress=progress, check=_check_config)
+        checkpoint = resolve(name, progress=progress, check=_check_config, argument="clip")
         tokenizer = checkpoint.text_file("tokenizer.json")
         if tokenizer is None:
             raise CheckpointError(
@@ -107,16 +108,13 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
             )
         return _read(checkpoint, tokenizer)
     except CheckpointError as error:
-        message = error.message
-        if message.startswith("--model"):
-            message = message.replace("--model", "--clip", 1)
-        elif not message.startswith(flag):
-            message = f"{flag}: {message.removeprefix(f'{os.fspath(name)}: ')}"
-        hint = error.hint and error.hint.replace("--model", "--clip")
+        message, hint = error.marked_message, error.marked_hint
+        if not error.message.startswith(("clip=", "clip is")):
+            message = f"{given}: {message.removeprefix(f'{os.fspath(name)}: ')}"
         if "neither model.safetensors" in message or "only pickled weights" in message:
             hint = (
                 "in transformers: CLIPModel.from_pretrained(ID).save_pretrained(DIR) and "
-                "AutoTokenizer.from_pretrained(ID).save_pretrained(DIR), then --clip DIR"
+                f"AutoTokenizer.from_pretrained(ID).save_pretrained(DIR), then {arg('clip', 'DIR')}"
             )
         raise CheckpointError(message, hint=hint) from None
 
@@ -169,7 +167,7 @@ def _read(checkpoint: Checkpoint, tokenizer: str) -> Clip:
     try:
         compare(required, tensors, [".*"], allow_extra=True)
     except CheckpointError as error:  # in the words of the file
-        raise CheckpointError(error.message.replace(f"'{ROOT}", "'"), hint=error.hint) from None
+        raise CheckpointError(error.marked_message.replace(f"'{ROOT}", "'"), hint=error.marked_hint) from None
     prepared = _prepare_tokenizer(tokenizer, text)
     digest = hashlib.sha256()
     for part in (json.dumps(checkpoint.config, sort_keys=True), prepared):
@@ -202,7 +200,7 @@ def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
         # A file of unknown origin, and the library that reads it can be made to take hours; see trtprune.text.
         found = Model("clip", text=text, name="tokenizer.json", length=cfg.max_positions).info
     except (EngineDirError, InputError) as error:
-        raise CheckpointError(error.message, hint=error.hint) from None
+        raise CheckpointError(error.marked_message, hint=error.marked_hint) from None
     around, size = found["around"], found["size"]
     if size > cfg.vocab_size:
         raise CheckpointError(
@@ -243,24 +241,25 @@ def check_tower(
     Raises:
         CheckpointError: if it is another tower.
     """
-    flag = f"--clip {clip.checkpoint.id}"
+    given = arg("clip", clip.checkpoint.id)
+    other = f"a {arg('method')} that needs no CLIP text, and no {arg('clip')}"
     hint = "the CLIP checkpoint that the model's vision tower was taken from"
     if tower.model_type != clip.vision.model_type:
         raise CheckpointError(
-            f"{flag}: the model's vision tower is a {tower.model_type}, not CLIP's",
-            hint="--method with one that needs no CLIP text, and no --clip",
+            f"{given}: the model's vision tower is a {tower.model_type}, not CLIP's",
+            hint=other,
         )
     if len(layers) != 1:
         raise CheckpointError(
-            f"{flag}: the model's projector reads {len(layers)} layers of its vision tower; CLIP's reads one",
-            hint="--method with one that needs no CLIP text, and no --clip",
+            f"{given}: the model's projector reads {len(layers)} layers of its vision tower; CLIP's reads one",
+            hint=other,
         )
     deepest = max(layers)
     for field in fields(TowerConfig):
         theirs, ours = getattr(clip.vision, field.name), getattr(tower, field.name)
         if theirs != ours:
             raise CheckpointError(
-                f"{flag}: not the CLIP of this model: its vision_config has {field.name} {theirs}, the model's {ours}",
+                f"{given}: not the CLIP of this model: its vision_config has {field.name} {theirs}, the model's {ours}",
                 hint=hint,
             )
     names = ["embeddings.class_embedding", "embeddings.position_embedding.weight"]
@@ -270,17 +269,20 @@ def check_tower(
     for name in names:
         info = clip.tensors.get(VISION + name)
         if info is None:
-            raise CheckpointError(f"{flag}: lacks tensor 'vision_model.{name}'", hint=hint)
+            raise CheckpointError(f"{given}: lacks tensor 'vision_model.{name}'", hint=hint)
         own = tensors[prefix + name]
         theirs = _sample(clip.checkpoint.read(info.name))
         ours = _sample(read(own.name))
         if theirs.shape != ours.shape or not _correlation(theirs, ours) > SAME_TOWER:
             raise CheckpointError(
-                f"{flag}: not the CLIP of this model: the weights of vision_model.{name} are others", hint=hint
+                f"{given}: not the CLIP of this model: the weights of vision_model.{name} are others", hint=hint
             )
         changed |= bool((abs(theirs - ours) > ROUNDING * abs(theirs) + 1e-5).any())
     if changed:
-        return [f"{flag}: the model's vision tower was trained on from this CLIP, whose text may fit it less well"]
+        return [
+            f"CLIP {clip.checkpoint.id}: the model's vision tower was trained on from this one, whose text may fit it "
+            "less well"
+        ]
     return []
 
 

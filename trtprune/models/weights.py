@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from trtprune._arguments import arg
 from trtprune.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def compare(
     if allow_extra:
         return [message + "; ignored"]
     raise CheckpointError(
-        message, hint="the model may compute something trtprune does not; --allow-extra-tensors ignores them"
+        message,
+        hint=f"the model may compute something trtprune does not; {arg('allow_extra_tensors')} ignores them",
     )
 
 
