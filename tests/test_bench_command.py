@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,36 @@ def test_every_cell_once_a_round_in_orders_drawn_anew() -> None:
     cells = [Noting("m", keep, range(1, 8), range(2, 9)) for keep in range(6)]
     interleave(cells, [NotingProbe()], rounds=5, warmup=2, seed=3, sleep=rests.append)  # type: ignore[list-item]
     assert order == again
+
+
+def test_a_bench_says_how_far_it_is() -> None:
+    """Runs of 7 s each: what is left is so many runs, and long rounds are heard of once a minute."""
+    now, said, live = [0.0], [], []
+
+    class Slow(kit.Planted):
+        def run(self) -> Any:
+            now[0] += 7.0
+            return super().run()
+
+    class Report:
+        def __call__(self, what: str, message: str) -> None:
+            said.append((now[0], what, message))
+
+        def live(self, text: str) -> None:
+            live.append(text)
+
+    cells = [Slow("m", keep, [1, 2, 3], [2, 3, 4]) for keep in range(20)]
+    interleave(
+        cells, [], rounds=2, warmup=1, seed=0, report=Report(), sleep=lambda s: None, clock=lambda: now[0],
+    )  # fmt: skip
+    assert said[0] == (0.0, "round", "warming up, 1 of 1")
+    rounds = [(at, text) for at, _, text in said if "run" not in text]
+    assert rounds[1:] == [(140.0, "1 of 2, 5 min left"), (280.0, "2 of 2, 2 min left")]
+    within = [(at, text) for at, _, text in said if "run" in text]
+    assert [at for at, _ in within] == [63.0, 126.0, 203.0, 266.0, 343.0, 406.0]
+    assert re.fullmatch(r"warming up, 1 of 1, run 10 of 20: m \d+, 6 min left", within[0][1])
+    assert len(live) == 60
+    assert re.fullmatch(r"round 2 of 2, run 20 of 20: m \d+, 7 s left", live[-1])
 
 
 @given(times)

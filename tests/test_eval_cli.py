@@ -76,7 +76,7 @@ def test_answers_report_and_what_is_added_later(place: Path) -> None:
     code, stdout, stderr = command("--data", "questions.jsonl", "--methods", "adafv,random", "--keep", "6,3", "-o", "r")
     assert code == 0, stderr
     assert "8 questions, 5 runs: 40 answers" in stderr
-    assert stdout.splitlines()[0].split()[:3] == ["method", "kept", "accuracy"]
+    assert stdout.splitlines()[1].split()[:3] == ["method", "kept", "share"]
     assert {path.name for path in (place / "r").iterdir()} == {
         "results.jsonl", "report.json", "report.csv", "accuracy.png",
     }  # fmt: skip
@@ -157,6 +157,38 @@ def test_rows_that_cannot_be_used_are_listed(place: Path) -> None:
     report = json.loads((place / "listed/report.json").read_text())
     assert [item["line"] for item in report["data"]["rejected"]] == [9, 10, 11]
     assert not (place / "listed/accuracy.png").exists()
+
+
+def test_what_is_done_before_the_first_answer_is_said(place: Path) -> None:
+    code, _, stderr = command("--data", "questions.jsonl", "--methods", "adafv,random,mmr", "--keep", 4, "-o", "said")
+    assert code == 0
+    lines = stderr.splitlines()
+    begin = [next(k for k, line in enumerate(lines) if line.startswith(word)) for word in ("data", "build", "answers")]
+    assert begin == sorted(begin)
+    assert "8 questions of questions" in lines[begin[0]]
+    assert "2 more on these weights: random, mmr" in lines[begin[1]]
+
+
+def test_pictures_that_are_all_unreadable(place: Path) -> None:
+    rows = [{"id": f"u{n}", "image": f"u{n}.png", "question": "What ?", "answer": "x"} for n in range(3)]
+    for row in rows:
+        (place / row["image"]).write_bytes(b"no picture")
+    (place / "unread.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, stdout, stderr = command("--data", "unread.jsonl", "--keep", 4, "-o", "unread")
+    assert (code, stdout) == (1, "")
+    assert "nothing was answered: no picture of 3 questions could be read, first u0: " in stderr
+    assert "u0.png" in stderr
+    assert "hint:" in stderr
+
+
+def test_questions_that_cannot_be_asked_name_the_reason(place: Path) -> None:
+    rows = [{"image": "0.png", "question": "<image>\nWhat ?", "answer": "x"} for _ in range(2)]
+    (place / "placeholder.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, stderr = command("--data", "placeholder.jsonl", "--keep", 4, "-o", "placeholder")
+    assert code == 1
+    assert "2 of 2 questions cannot be asked without pruning, first" in stderr
+    assert "<image>" in stderr
+    assert "--raw-prompt" not in stderr, "a flag that this command lacks"
 
 
 def test_without_matplotlib_there_is_no_picture(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,10 @@ class Variants:
         """The base's method and options."""
         return variant_of(self.base)
 
+    def there(self, variant: Variant) -> bool:
+        """Whether a variant need not be built."""
+        return variant in self._built
+
     def config(self, variant: Variant) -> EngineDir:
         """The engine directory of a variant; built now, if it is not there.
 

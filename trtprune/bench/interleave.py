@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._duration import in_words
+
 if TYPE_CHECKING:
     from trtprune.bench.cells import Cell, Sample
     from trtprune.bench.floor import Probe
@@ -19,6 +21,7 @@ __all__ = ["PERCENTILES", "interleave", "ratio", "spread"]
 PERCENTILES = (50, 90, 99)
 # Threads of the one that ran before spin for a while; they must not take time from the next.
 REST = 0.05
+LINE_SECONDS = 60.0
 
 
 def interleave(
@@ -30,6 +33,7 @@ def interleave(
     seed: int,
     report: Callable[[str, str], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[list[Sample]]:
     """Runs every cell once a round, in an order drawn anew for each round.
 
@@ -39,22 +43,26 @@ def interleave(
         rounds: That count.
         warmup: Rounds before them, which do not.
         seed: Of the orders.
-        report: Called with ("round", "3 of 10") as they begin.
+        report: Called with ("round", "3 of 10, 4 min left") as they begin, and where one takes long once a minute
+            within it; its ``live``, if it has one, with what runs now.
         sleep: Between two runs.
+        clock: Seconds.
 
     Returns:
         For each cell its samples, in the order of the rounds.
     """
     rng = random.Random(seed)
+    pace = _Pace((rounds + warmup) * (len(cells) + len(probes)), report, clock)
     found: list[list[Sample]] = [[] for _ in cells]
     for number in range(-warmup, rounds):
-        if report is not None:
-            words = f"{number + 1} of {rounds}" if number >= 0 else f"warming up, {number + warmup + 1} of {warmup}"
-            report("round", words)
+        words = f"{number + 1} of {rounds}" if number >= 0 else f"warming up, {number + warmup + 1} of {warmup}"
+        pace.begin(words)
         # Numbers below that of the first probe are cells.
         order = list(range(len(cells) + len(probes)))
         rng.shuffle(order)
-        for place in order:
+        for turn, place in enumerate(order, 1):
+            name = f"{cells[place].method} {cells[place].keep}" if place < len(cells) else "the machine's own speed"
+            pace.next(f"run {turn} of {len(order)}: {name}")
             sleep(REST)
             if place < len(cells):
                 sample = cells[place].run()
@@ -65,6 +73,46 @@ def interleave(
             else:
                 probes[place - len(cells)].warm_up()
     return found
+
+
+class _Pace:
+    """Says how far the runs are and what is left of them.
+
+    Args:
+        total: Runs there are to be.
+        report: As for :func:`interleave`.
+        clock: Seconds.
+    """
+
+    def __init__(self, total: int, report: Callable[[str, str], None] | None, clock: Callable[[], float]) -> None:
+        self._total, self._done, self._report, self._clock = total, 0, report, clock
+        self._live: Callable[[str], None] = getattr(report, "live", lambda text: None)
+        self._start = self._said = clock()
+        self._round = ""
+
+    def begin(self, words: str) -> None:
+        """A round begins."""
+        self._round = words
+        self._say(words + self._left())
+
+    def next(self, words: str) -> None:
+        """A run begins."""
+        self._live(f"round {self._round}, {words}{self._left()}")
+        if self._clock() - self._said >= LINE_SECONDS:
+            self._say(f"{self._round}, {words}{self._left()}")
+        self._done += 1
+
+    def _say(self, words: str) -> None:
+        self._said = self._clock()
+        if self._report is not None:
+            self._report("round", words)
+
+    def _left(self) -> str:
+        """``, 4 min left``, when there is something to go by."""
+        if not self._done:
+            return ""
+        spent = self._clock() - self._start
+        return f", {in_words(spent * (self._total - self._done) / self._done)} left"
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:

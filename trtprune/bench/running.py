@@ -16,7 +16,7 @@ from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
 from trtprune.bench.interleave import interleave
 from trtprune.bench.memory import measure_peaks
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
-from trtprune.variants import Variant, Variants
+from trtprune.variants import Variant, Variants, warnings_only
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,6 +131,7 @@ def run_bench(
             verify=verify,
             model=checkpoint,
             build_options=build_options,
+            report=warnings_only(say),
         )
         stack.enter_context(variants)
         chosen, named = planning.choose_variants(settings.methods, variants.own)
@@ -164,7 +165,8 @@ def run_bench(
         threads = _threads(threads, cells[0])
         cells += _peers(settings.against, variants, question, threads, source)
         products, copy = _count(cells, threads, provider_options)
-        say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds")
+        runs = len(cells) * (settings.warmup + settings.rounds)
+        say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds: {runs} answers to measure")
         probes: list[Probe] = [*products, *([copy] if copy else [])]
         found = interleave(
             [measured.cell for measured in cells],

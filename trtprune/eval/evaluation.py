@@ -130,6 +130,7 @@ def evaluate(
         build_options=None if clip is None else {"clip": clip},
         report=warnings_only(report),
     ) as variants:
+        report("data", f"{len(questions.rows):,} questions of {questions.name}")
         points = plan_points(variants, methods, keeps, report)
         settings: dict[str, Any] = {
             "metric": questions.metric,
@@ -172,7 +173,7 @@ def evaluate(
                         points, asked, store, builds.open,
                         ask=ask, metric=usable.metric_of, strict=strict, advance=meter.advance,
                     )  # fmt: skip
-            figures, notes = evaluate_marks(store, usable, points, seed=seed)
+            figures, notes = evaluate_marks(store, usable, points, seed=seed, unread=unread)
     if so_far and missing:
         notes.append(f"{total - missing:,} of {total:,} answers: --so-far asked nothing; n says of how many questions")
     if share:
@@ -289,9 +290,9 @@ def _fitting(
     variants.release(base)
     if bad and (strict or not rows):
         key, error = next(iter(bad.items()))
-        what = "--strict: " if strict else ""
+        count = f"{'--strict: ' if strict else ''}{len(bad)} of {len(questions.rows)} questions"
         raise InputError(
-            f"{what}{len(bad)} questions do not fit in an unpruned prompt, first {key}: {error.message}",
+            f"{count} cannot be asked without pruning, first {key}: {error.message}",
             hint=error.hint,
         )
     return replace(questions, rows=tuple(rows)), {key: error.message for key, error in bad.items()}

@@ -101,7 +101,12 @@ def plan_points(
         )
     cells, left_out = plan_cells(variants, chosen, budgets, named=named)
     unable = set()
-    for variant in dict.fromkeys(variant for variant, _ in cells):
+    wanted = list(dict.fromkeys(variant for variant, _ in cells))
+    # Seconds each; without a line a terminal would stay empty for as long as there are methods.
+    new = [variant.label for variant in wanted if not variants.there(variant)]
+    if new:
+        report("build", f"{len(new)} more on these weights: {', '.join(new)}")
+    for variant in wanted:
         try:
             variants.config(variant)
         except BudgetError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from trtprune._duration import in_words
 from trtprune._terminal import is_quiet, stderr_console
 
 __all__ = ["Meter"]
@@ -71,7 +72,7 @@ class Meter:
         text = f"{self.done:,} of {self.total:,} ({100 * self.done / max(1, self.total):.1f} %)"
         if fresh and seconds > 0:
             rate = fresh / seconds
-            text += f", {rate:.1f} a second, {_duration((self.total - self.done) / rate)} left"
+            text += f", {rate:.1f} a second, {in_words((self.total - self.done) / rate)} left"
         return text
 
 
@@ -99,10 +100,3 @@ def _bar(total: int, done: int) -> Any:
     )
     bar.add_task("answers", total=total, completed=done)
     return bar
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -127,7 +127,7 @@ class Evaluation:
 
 
 def evaluate_marks(
-    store: Store, data: DataSet, points: Sequence[Point], *, seed: int = 0
+    store: Store, data: DataSet, points: Sequence[Point], *, seed: int = 0, unread: Mapping[str, str] | None = None
 ) -> tuple[list[Figure], list[str]]:
     """The figures of all points on all sets, and what is to be said about them.
 
@@ -136,6 +136,7 @@ def evaluate_marks(
         data: The questions.
         points: The unpruned run and others.
         seed: Of the bootstrap.
+        unread: Of rows that could not be asked, by id, why.
 
     Raises:
         BudgetError: if none of the runs dropped a single token of any picture.
@@ -165,7 +166,13 @@ def evaluate_marks(
         if (figure := _figure(store, data, name, rows, base, point, seed)) is not None
     ]
     if not figures:
-        raise InputError("nothing was answered: there is nothing to report")
+        if unread:
+            key, reason = next(iter(unread.items()))
+            raise InputError(
+                f"nothing was answered: no picture of {len(unread)} questions could be read, first {key}: {reason}",
+                hint="image in each row names its picture, from where the file of questions lies",
+            )
+        raise InputError("nothing was answered: there is nothing to report", hint="ask the questions without --so-far")
     cut = max(figures, key=lambda figure: figure.cut / figure.n)
     if cut.cut:
         notes.append(f"up to {100 * cut.cut / cut.n:.1f} % of a run's answers were ended by --max-new-tokens")
