@@ -242,6 +242,28 @@ def test_answers_on_a_terminal() -> None:
     assert piped == "a\x1b[2Jb\tc\n\u202eé日\n".encode()
 
 
+HOSTILE = """
+import click
+from trtprune._console import Group
+
+@click.group(cls=Group)
+def group(): pass
+
+@group.command()
+def command():
+    click.echo(click.style("red", fg="red") + "\\x1b]0;title\\x07\\x1b[2J\\x9b1Aé\\n\\x1b[1mbold")
+
+group(["command"])
+"""
+
+
+def test_no_command_moves_the_cursor() -> None:
+    """Texts of files, in whatever table they stand; colours pass."""
+    script = HOSTILE.replace("\\\\", "\\")
+    code, shown = in_terminal([sys.executable, "-c", script])
+    assert (code, shown) == (0, "\x1b[31mred\x1b[0m\\x1b]0;title\\x07\\x1b[2J\\x9b1Aé\r\n\x1b[1mbold\r\n")
+
+
 def test_printable() -> None:
     assert printable("a\nb\x9b", keep="\n") == "a\nb\\x9b"
     assert logging.getLogger("trtprune") is logger

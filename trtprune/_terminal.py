@@ -38,6 +38,8 @@ LINE_LENGTH = 1000
 UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 """Control characters but tab and newline, and those that reorder a line: what an answer has no use for."""
 
+COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
+
 UNPRINTABLE_JSON = re.compile("[\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 """What ``json.dumps`` leaves as it is, and a terminal or an encoder does not bear."""
 
@@ -55,6 +57,19 @@ class _Stdout(io.FileIO):
             return super().write(data)
         except OSError as error:
             raise StdoutError(error.errno, error.strerror) from None
+
+
+class _TerminalText(io.TextIOWrapper):
+    """Standard output on a terminal: of control sequences only colours pass, whatever file a text came from."""
+
+    def write(self, text: str, /) -> int:
+        """As a text file's write, with other control characters as escapes."""
+        if UNPRINTABLE.search(text):
+            text = "".join(
+                part if COLOUR.fullmatch(part) else UNPRINTABLE.sub(lambda found: printable(found[0]), part)
+                for part in COLOUR.split(text)
+            )
+        return super().write(text)
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
@@ -163,7 +178,8 @@ def _name_stdout_errors() -> None:
     raw = getattr(stream.buffer, "raw", stream.buffer)  # the same with PYTHONUNBUFFERED
     if type(raw) is io.FileIO:
         stream.flush()
-        sys.stdout = io.TextIOWrapper(
+        kind = _TerminalText if stream.isatty() else io.TextIOWrapper
+        sys.stdout = kind(
             io.BufferedWriter(_Stdout(raw.fileno(), "w", closefd=False)),
             encoding=stream.encoding,
             errors=stream.errors,
