@@ -9,8 +9,6 @@ import re
 import tomllib
 from pathlib import Path
 
-from setuptools import setup
-
 ROOT = Path(__file__).parent
 # [text](target) and ![text](target), where the target is neither a URL nor an anchor.
 RELATIVE = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#|//)([^)\s]+)\)")
@@ -43,6 +41,8 @@ def urls(repository: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    from setuptools import setup
+
     home = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["trtprune"]["repository"]
     setup(
         long_description=page((ROOT / "README.md").read_text(encoding="utf-8"), home.rstrip("/")),

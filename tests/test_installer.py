@@ -101,6 +101,9 @@ def test_a_tool_of_uvs_keeps_what_it_had(environment: Path) -> None:
     assert shlex.split(to_install("gguf"))[3:] == [
         f"trtprune[cpu] @ {source}", "--with", "easy-vqa==1.0", "--with", "gguf",
     ]  # fmt: skip
+    # The two wheels of ONNX Runtime exclude each other.
+    assert "trtprune[cuda] @" in to_install(extra="cuda")
+    assert "trtprune[cpu,openvino] @" in to_install(extra="openvino")
     receipt(environment, '{ name = "trtprune" }')
     assert to_install(extra="cpu") == "uv tool install 'trtprune[cpu]'"
     (environment / "uv-receipt.toml").write_text("not toml [")

@@ -94,7 +94,8 @@ def test_the_wheel_is_the_package_alone(checkout: Path, wheel: Path) -> None:
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == files_of(checkout, "trtprune")
     assert {"trtprune/py.typed", "trtprune/demo/data/trained.safetensors"} < inside
-    assert "trtprune = trtprune.cli:main" in entry_points
+    for name, target in PROJECT["project"]["scripts"].items():
+        assert f"{name} = {target}" in entry_points
     head = Parser().parsestr(metadata)
     assert head["Requires-Python"] == PROJECT["project"]["requires-python"]
     assert set(PROJECT["project"]["optional-dependencies"]) == set(head.get_all("Provides-Extra") or [])
@@ -104,7 +105,11 @@ def test_the_wheel_installs_and_builds_a_model(wheel: Path, tmp_path: Path) -> N
     """In a new environment, with the dependencies of this one and nothing of this checkout."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    if importlib.util.find_spec("pip"):
+        installer = [sys.executable, "-m", "pip", "--python", python, "install"]
+    else:
+        installer = [Path(sys.executable).parent / "uv", "pip", "install", "--python", python]
+    run(*installer, "-q", "--no-deps", "--no-index", wheel)
     [site] = (tmp_path / "venv/lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     trtprune, place = tmp_path / "venv/bin/trtprune", {"cwd": tmp_path, "env": clean_environment()}

@@ -14,6 +14,8 @@ from typing import Any
 __all__ = ["installed_by", "to_install", "to_uninstall"]
 
 NAME = "trtprune"
+# onnxruntime and onnxruntime-gpu install the same files: what brings the one must go where the other is wanted.
+EXCLUDED = {"cuda": {"cpu", "openvino"}, "cpu": {"cuda"}, "openvino": {"cuda"}}
 
 
 def installed_by() -> str:
@@ -87,7 +89,7 @@ def _packages_of(extra: str) -> list[str]:
 def _uv_tool(packages: list[str], extra: str, *, again: bool) -> str:
     """Installs the tool anew with what it had and what is wanted; uv keeps nothing that is not named."""
     extras, source, others = _receipt()
-    extras = sorted({*extras, extra} - {""})
+    extras = sorted({*extras, extra} - {""} - EXCLUDED.get(extra, set()))
     tool = f"{NAME}[{','.join(extras)}]" if extras else NAME
     words = ["uv", "tool", "install", *(["--reinstall"] if again else []), f"{tool} @ {source}" if source else tool]
     for package in [*others, *packages]:
