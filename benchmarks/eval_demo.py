@@ -54,9 +54,9 @@ KEEPS = (192, 128, 64, 32, 16)
 INSIDE_KEEPS = (192, 128, 64)
 """Averages over the layers that methods inside a 30-layer decoder can reach at the layers they are known for."""
 INSIDE = ("sparsevlm", "fastv", "pyramiddrop:first=2")
-FORMS = {"adafv": "adafv:mode=official"}
+FORMS = {"adafv": "adafv:mode=official", "sparsevlm": "sparsevlm:layers=published"}
 """Methods whose default is not what the authors' code does, and that code's own form."""
-BESIDE_FORMS = ("fastervlm", "mmtok")
+BESIDE_FORMS = {"adafv": ("fastervlm", "mmtok")}
 """What official forms are held against beside our own."""
 NEED_CLIP = ("cdpruner", "trim")
 """The demo model's tower is DINOv2."""
@@ -77,8 +77,10 @@ def before_the_decoder() -> list[str]:
 
 def asked() -> tuple[tuple[Sequence[str], Sequence[int]], ...]:
     """Methods with their budgets; a method's official form comes right behind it."""
-    before = [form for name in before_the_decoder() for form in (name, FORMS.get(name)) if form]
-    return (before, KEEPS), (INSIDE, INSIDE_KEEPS)
+    before, inside = (
+        [form for name in names for form in (name, FORMS.get(name)) if form] for names in (before_the_decoder(), INSIDE)
+    )
+    return (before, KEEPS), (inside, INSIDE_KEEPS)
 
 
 def ask_part(out: Path, name: str, folder: Path, threads: int | None, part: str) -> None:
@@ -209,7 +211,7 @@ def claim(folder: Path, sets: Sequence[str]) -> None:
             for case in itertools.product(CLAIM_KEEPS, TEXT_AWARE, SALIENCY, CLAIM_GROUPS):
                 keep_fuller(compared_before, compared(name, rows, marks, *case))
         for (own, form), keep, group in itertools.product(FORMS.items(), KEEPS, ("all", *groups)):
-            for other in (own, *BESIDE_FORMS):
+            for other in (own, *BESIDE_FORMS.get(own, ())):
                 row = compared(name, rows, marks, keep, Variant.parse(form).label, other, group)
                 keep_fuller(forms_before, row)
     command = f"{COMMAND} ({QUESTIONS} questions, seed 0)"

@@ -229,7 +229,9 @@ def layers() -> str:
 
 def forms() -> str:
     """docs/eval-demo.md: the authors' form of AdaFV less ours and less others, question by question."""
-    found = [row for row in result("claim.json")["forms"] if row["set"] == "all"]
+    found = [
+        row for row in result("claim.json")["forms"] if row["set"] == "all" and row["text_aware"].startswith("adafv")
+    ]
     others = list(dict.fromkeys(row["saliency"] for row in found))
     lines = []
     for data, keep, form in dict.fromkeys((row["data"], row["keep"], row["text_aware"]) for row in found):
@@ -239,6 +241,23 @@ def forms() -> str:
         cells = [difference(mine[other]) if other in mine else "–" for other in others]
         lines.append([data, str(keep), right, *cells, f"{first['n']:,}"])
     return markdown(["", "keep", "official : ours, %", *(f"less `{other}`" for other in others), "n"], lines)
+
+
+def cuts() -> str:
+    """docs/methods.md: SparseVLM in 30 layers, cut where the code cuts less cut where ours does."""
+    lines = [
+        [
+            row["data"],
+            str(row["keep"]),
+            f"{100 * row['text_aware_accuracy']:.1f}",
+            f"{100 * row['saliency_accuracy']:.1f}",
+            difference(row),
+            f"{row['n']:,}",
+        ]
+        for row in result("claim.json")["forms"]
+        if row["set"] == "all" and row["saliency"] == "sparsevlm"
+    ]
+    return markdown(["", "keep", "`layers=published`, %", "scaled (default), %", "difference", "n"], lines)
 
 
 def difference(row: Any) -> str:
@@ -312,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rank": rank,
     "layers": layers,
     "forms": forms,
+    "cuts": cuts,
     "claim": lambda: claim("scenes"),
     "claim_signs": lambda: claim("signs"),
     "frontier": frontier,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tests.bench  # noqa: F401
+from tests import engine_dirs
 from trtprune import pruning
 from trtprune.eval.store import Record, Store
 
@@ -80,3 +82,18 @@ def test_deviations_name_the_schedule_that_is_published_nowhere() -> None:
     assert len(layers) == 30
     assert sum(layers) / 30 == pytest.approx(64, abs=0.5)
     assert "published nowhere" in text
+
+
+def test_published_answers_are_counted_with_another_build(tmp_path: Path) -> None:
+    """What was answered stays what it was; whose answers they are is said."""
+    made = engine_dirs.make(tmp_path / "out")
+    packed = eval_demo.RESULTS / "answers-easy-vqa.jsonl.xz"
+    head, *lines = lzma.decompress(packed.read_bytes()).splitlines()
+    gave = json.loads(head)["fingerprint"]["engine"]
+    assert eval_demo.gave_published("easy-vqa") == gave != made.build_digest
+    for so_far, engine in ((True, made.build_digest), (False, gave)):
+        folder = tmp_path / str(so_far)
+        eval_demo.begin_with_published(tmp_path / "out", folder, "easy-vqa", so_far)
+        first, *rest = (folder / "easy-vqa" / "results.jsonl").read_bytes().splitlines()
+        assert json.loads(first)["fingerprint"] == json.loads(head)["fingerprint"] | {"engine": engine}
+        assert rest == lines
