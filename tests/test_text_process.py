@@ -97,7 +97,8 @@ def test_too_much(small: None, template: str, said: str) -> None:
             {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40}}, "GB of memory"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "chunk size"),
         ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}, "tokenizer.json"),
-        ({"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 2}}, "tokenizer.json"),
+        # No letter of the questions that a build asks: it bursts at an answer.
+        ({"decoder": {"type": "Strip", "content": "z", "start": 1, "stop": 2}}, "tokenizer.json"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "tokenizer.json"),
         ({"model": small_tokenizer()["model"] | {"continuing_subword_prefix": "aaa", "merges": ["a b"]}}, "tokenizer"),
         ({"post_processor": many_ids(1, 1) | {"special_tokens": {}}}, "tokenizer"),

@@ -67,7 +67,7 @@ class _Process:
         watch = threading.Timer(seconds * WALL, _kill, (child, late))
         watch.daemon = True
         watch.start()
-        stage, answer = "the process for templates and tokenizers", None
+        stage, allowed, answer = "the process for templates and tokenizers", seconds, None
         try:
             child.stdin.write(LENGTH.pack(len(data)) + data)
             child.stdin.flush()
@@ -78,7 +78,7 @@ class _Process:
                 answer = json.loads(child.stdout.read(LENGTH.unpack(header)[0]))
                 if "stage" not in answer:
                     break
-                stage, seconds, answer = answer["stage"], min(seconds, answer["seconds"]), None
+                stage, allowed, answer = answer["stage"], min(seconds, answer["seconds"]), None
         except (OSError, ValueError):
             answer = None
         except BaseException:  # an interrupt: what is still to come would be taken for the next answer
@@ -88,7 +88,7 @@ class _Process:
             watch.cancel()
         if answer is None or "out_of_memory" in answer:
             code = self.end()
-            raise _too_much(stage, seconds, late.is_set() or code == -24, answer is None, code)
+            raise _too_much(stage, allowed, late.is_set() or code == -24, answer is None, code)
         return _result(answer, stage)
 
     def end(self) -> int:
