@@ -363,3 +363,26 @@ def test_a_font_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "f.ttf").write_text("no font")
     with pytest.raises(InputError, match="no font that can be read"):
         fonts.check_font(tmp_path / "f.ttf")
+
+
+# -- the picture of the README
+
+
+def test_the_readmes_picture_has_true_colours() -> None:
+    """Those of the scene itself; a palette had made a red star magenta."""
+    root = Path(__file__).parent.parent
+    path = root / "docs" / "kept-tokens.png"
+    assert path.stat().st_size < 500_000
+    scene = np.asarray(Image.open(root / "examples" / "scene.png").convert("RGB")).reshape(-1, 3)
+    with Image.open(path) as drawn:
+        assert drawn.mode == "RGB"
+        pixels = np.asarray(drawn).reshape(-1, 3)
+    found, times = np.unique(pixels, axis=0, return_counts=True)
+    shown = dict(zip(map(tuple, found.tolist()), times, strict=True))
+    colours, counts = np.unique(scene, axis=0, return_counts=True)
+    # The objects are of one colour each; the background is noise.
+    plain = [tuple(colour) for colour in colours[counts > 300].tolist()]
+    assert (225, 32, 36) in plain
+    assert len(plain) >= 4
+    for colour in plain:
+        assert shown.get(colour, 0) > 500, f"{colour} of the scene is not in the picture"

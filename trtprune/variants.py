@@ -261,7 +261,8 @@ class Variants:
             **{"weights": "link", **self._build_options},
         )
 
-    def _graph_digest(self, config: EngineDir, component: ComponentInfo) -> str:
+    def graph_digest_of(self, config: EngineDir, component: ComponentInfo) -> str:
+        """The digest of what a component's graph computes; equal for builds that can share a session or its results."""
         # Not that of the file, which says of which build it is.
         content = config.files[component.onnx]
         if content not in self._digests:
@@ -286,7 +287,7 @@ class Variants:
         """The session of a component, shared by all whose file has the same content."""
         # A backend that belongs to one directory keeps its sessions' buffers to itself.
         own = str(config.root) if backend is not self._backend else ""
-        key = (component.name, self._graph_digest(config, component), own)
+        key = (component.name, self.graph_digest_of(config, component), own)
         if key not in self._sessions:
             self._sessions[key] = backend.session(component, config.root)
         self._users.setdefault(key, set()).add(variant)

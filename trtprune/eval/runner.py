@@ -217,7 +217,7 @@ class Builds:
     def _look(self, vlm: Vlm, subject: Subject) -> Features:
         """A picture's features; builds whose vision graphs are the same file look at it once together."""
         config = vlm.config
-        graph = config.files[config.component("vision").onnx]
+        graph = self._variants.graph_digest_of(config, config.component("vision"))
         if graph not in self._looks:
             try:
                 if subject.source is None:
