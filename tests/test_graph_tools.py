@@ -14,8 +14,10 @@ import trtprune
 from tests import tiny
 from tests.clip_kit import ClipKit
 from tests.runtime_kit import Kit
+from trtprune import pruning
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.inspect import describe
+from trtprune.pruning.inputs import FROM_CLIP
 
 import onnxruntime  # isort: skip  behind trtprune, which sets what keeps it from reporting usage
 
@@ -27,6 +29,10 @@ BUILDS = {
     "clip": {"method": "cdpruner", "keep": 5},
     "openvino": {"provider": "openvino"},
 }
+
+
+def needs_clip(method: str) -> bool:
+    return any(name in FROM_CLIP for name in pruning.get(method).needs)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +81,19 @@ def test_openvino(built: Callable[[str], EngineDir]) -> None:
     core = Core()
     for name in ("vision", "embed"):
         assert core.read_model(built("default").path(f"onnx/{name}.onnx")).outputs
-    for name in ("vision", "embed", "decoder"):
-        model = core.read_model(built("openvino").path(f"onnx/{name}.onnx"))
-        assert core.compile_model(model, "CPU").outputs
+    for path in graphs(built("openvino")):
+        assert core.compile_model(core.read_model(path), "CPU").outputs
+
+
+@pytest.mark.parametrize("method", [name for name in pruning.names() if not needs_clip(name)])
+def test_openvino_reads_every_method(kit: Kit, tmp_path: Path, method: str) -> None:
+    from openvino import Core
+
+    options = {"sparsevlm": {"schedule": "0:12,2:8,3:4"}, "hiprune": {"object_layer": 2}}.get(method)
+    made = trtprune.build(kit.path, tmp_path / "out", method=method, provider="openvino", options=options)
+    for path in graphs(made):
+        assert onnx.load(path, load_external_data=False).metadata_props
+        assert Core().read_model(path).outputs
 
 
 @pytest.mark.parametrize("name", ["default", "adaptive", "clip"])

@@ -175,7 +175,8 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
     for name, graph in graphs.items():
         relative = f"onnx/{name}.onnx"
         describe(graph, plan, name)
-        graph.save(staging / relative)
+        # OpenVINO has no functions in its graphs; TensorRT finds its plugins by theirs.
+        graph.save(staging / relative, inline=plan.backend == "onnxruntime" and plan.provider == "openvino")
         inputs, outputs, locations, nodes = _read_back(staging / relative)
         used |= locations
         components.append(ComponentInfo(name, relative, None, inputs, outputs, (), plan.dtype))

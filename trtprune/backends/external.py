@@ -35,8 +35,9 @@ def located(graph: bytes, folder: Path) -> tuple[bytes, Path]:
 
 def has_links(folder: Path) -> bool:
     """Whether weights of the graphs in a folder are symbolic links."""
+    weights = folder / WEIGHTS
     try:
-        with os.scandir(folder / WEIGHTS) as entries:
-            return any(entry.is_symlink() for entry in entries)
+        with os.scandir(weights) as entries:
+            return weights.is_symlink() or any(entry.is_symlink() for entry in entries)
     except OSError:
         return False

@@ -252,10 +252,19 @@ class Graph:
         ir_passes.NameFixPass()(model)
         return model
 
-    def to_bytes(self) -> bytes:
-        """The serialised ONNX model; external weights stay where they are."""
-        return ir.to_proto(self.model()).SerializeToString()
+    def to_bytes(self, *, inline: bool = False) -> bytes:
+        """The serialised ONNX model; external weights stay where they are.
 
-    def save(self, path: str | Path) -> None:
-        """Write the ONNX file; no weight is written."""
-        Path(path).write_bytes(self.to_bytes())
+        Args:
+            inline: Put bodies in the place of calls of local functions, for readers that know none.
+        """
+        proto = ir.to_proto(self.model())
+        if inline and proto.functions:
+            from onnx import inliner
+
+            proto = inliner.inline_local_functions(proto)
+        return proto.SerializeToString()
+
+    def save(self, path: str | Path, *, inline: bool = False) -> None:
+        """Write the ONNX file; no weight is written.  ``inline`` as of :meth:`to_bytes`."""
+        Path(path).write_bytes(self.to_bytes(inline=inline))
