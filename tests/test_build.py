@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import trtprune
 from tests.tiny import Tiny
@@ -205,7 +206,8 @@ def test_export_for_tensorrt_spells_ops_for_it(checkpoint: Path, tmp_path: Path)
     decoder = onnx.load(tmp_path / "out" / "onnx" / "decoder.onnx", load_external_data=False)
     ops = {node.op_type for node in decoder.graph.node}
     assert {"Attention", "TensorScatter"} <= ops
-    code, _, err = command("run", tmp_path / "out", "--image", "x.png", "--prompt", "x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    code, _, err = command("run", tmp_path / "out", "--image", tmp_path / "x.png", "--prompt", "x")
     assert code == 1
     assert "tensorrt-rtx" in err
 
