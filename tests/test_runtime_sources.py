@@ -62,11 +62,12 @@ def test_animations(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "trtprune")
     assert same(load_picture(path), np.asarray(load_image(str(path))))
     assert [record.getMessage() for record in caplog.records] == [
-        f"--image {path}: has several frames; the first one is taken"
+        f"image {path}: has several frames; the first one is taken"
     ]
     with pytest.raises(InputError, match="several frames") as caught:
         load_picture(path, strict=True)
-    assert "--strict-images" in str(caught.value.hint)
+    assert "strict_images" in str(caught.value.hint)
+    assert "--strict-images" in str(caught.value.flag_hint)
 
 
 def test_the_frame_the_caller_went_to() -> None:

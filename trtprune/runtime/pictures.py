@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
+from trtprune._arguments import arg, as_python, whole
 from trtprune.errors import InputError, one_line
 from trtprune.runtime.sources import opened
 
@@ -53,9 +54,7 @@ def max_pixels_from(value: int | None) -> int:
             value = int(text) if text else DEFAULT_MAX_PIXELS
         except ValueError:
             raise InputError(f"{MAX_PIXELS_VARIABLE}={text}: not a number", hint="width × height") from None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"--max-pixels {value}: must be at least 1", hint="width × height of the largest picture")
-    return value
+    return whole("max_pixels", value, 1, ": width × height of the largest picture")
 
 
 def load_picture(
@@ -110,7 +109,7 @@ class _Rules:
 
     def check_size(self, width: int, height: int, name: str) -> None:
         """Raises InputError for a picture that is empty or too large."""
-        hint = f"scale it down, or raise the limit with --max-pixels or {MAX_PIXELS_VARIABLE}"
+        hint = f"scale it down, or raise the limit with {arg('max_pixels')} or {MAX_PIXELS_VARIABLE}"
         if width < 1 or height < 1:
             raise InputError(f"{name}: is empty ({width} × {height})", hint="a picture has at least one pixel")
         if width * height > self.max_pixels:
@@ -120,7 +119,7 @@ class _Rules:
             raise InputError(
                 f"{name}: {width} × {height} is too narrow: prepared for the model it takes {taken} pixels, above the "
                 f"limit of {self.max_pixels}",
-                hint=f"crop it, or raise the limit with --max-pixels or {MAX_PIXELS_VARIABLE}",
+                hint=f"crop it, or raise the limit with {arg('max_pixels')} or {MAX_PIXELS_VARIABLE}",
             )
 
 
@@ -210,7 +209,7 @@ def _finish(image: Image.Image, name: str, rules: _Rules) -> Image.Image:
             several = image.format != "MPO" and not _tell(image) and getattr(image, "is_animated", False)
             if several and rules.strict:
                 raise InputError(
-                    f"{name}: has several frames", hint="save the frame you mean, or leave --strict-images out"
+                    f"{name}: has several frames", hint=f"save the frame you mean, or leave {arg('strict_images')} out"
                 )
             image.load()
             image = ImageOps.exif_transpose(image)
@@ -223,7 +222,7 @@ def _finish(image: Image.Image, name: str, rules: _Rules) -> Image.Image:
         reason = one_line(str(error), 200) or type(error).__name__
         raise InputError(f"{name}: damaged or cut off: {reason}", hint="fetch or export it again") from None
     if several:
-        logger.warning("%s: has several frames; the first one is taken", name)
+        logger.warning("%s: has several frames; the first one is taken", as_python(name))
     return found
 
 

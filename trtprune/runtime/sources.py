@@ -20,6 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
+from trtprune._arguments import arg
 from trtprune._files import open_regular
 from trtprune._version import __version__
 from trtprune.errors import InputError, one_line
@@ -57,7 +58,7 @@ def opened(source: Any, urls: bool) -> Iterator[tuple[IO[bytes], str]]:
         else:
             yield io.BytesIO(data), name
     elif isinstance(source, str | os.PathLike):
-        name = f"--image {os.fspath(source)}"
+        name = f"{arg('image')} {os.fspath(source)}"
         with _opened_file(os.fspath(source), name) as stream:
             yield stream, name
     elif callable(getattr(source, "read", None)):
@@ -106,9 +107,9 @@ def _opened_file(path: str | bytes, name: str) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, OSError) and os.path.isdir(path):
-            hint = "give one picture file; repeat --image for several"
+            hint = "give one picture file; several are given one by one"
             raise InputError(f"{name}: is a directory", hint=hint) from None
-        hint = "a regular file; --image - reads a picture from standard input"
+        hint = f"a regular file; of the command line, {arg('image')} - is standard input"
         raise InputError(f"{name}: cannot be read: {reason}", hint=hint) from None
     with stream:
         if os.fstat(stream.fileno()).st_size > MAX_BYTES:
@@ -120,7 +121,8 @@ def _local_path(address: str) -> str:
     parts = urllib.parse.urlsplit(address)
     if parts.netloc not in ("", "localhost"):
         raise InputError(
-            f"--image {address[:200]}: a file on another machine", hint="file:///path, with three slashes, or the path"
+            f"{arg('image')} {address[:200]}: a file on another machine",
+            hint="file:///path, with three slashes, or the path",
         )
     return urllib.request.url2pathname(parts.path)
 
@@ -130,8 +132,8 @@ def _from_address(kind: str, address: str, urls: bool) -> tuple[bytes | None, st
     if kind == "data":
         return _from_data(address), "the data: picture"
     if kind == "file":
-        return None, f"--image {one_line(address, 200)}"
-    name = f"--image {_public(address)}"
+        return None, f"{arg('image')} {one_line(address, 200)}"
+    name = f"{arg('image')} {_public(address)}"
     if not urls:
         raise InputError(
             f"{name}: addresses on the network are not opened here",
