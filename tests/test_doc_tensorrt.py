@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import trtprune
-from trtprune._doctor_gpu import INSTALL
+from trtprune import _installer
 from trtprune._engine_options import ATTENTION_FORMS, DEFAULT_INPUT_LEN, FULL_ONLY, HARDWARE_COMPATIBILITY
+from trtprune._installer import to_install
 from trtprune.backends.tensorrt.profiles import MAX_TOPK, default_capacity
 from trtprune.cli import main
 
@@ -41,7 +42,8 @@ def test_flags_exist() -> None:
     assert named <= known, named - known
 
 
-def test_defaults() -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_installer, "installed_by", lambda: "pip")
     assert f"| `--max-input-len` | {DEFAULT_INPUT_LEN} |" in PAGE
     assert f"beyond {MAX_TOPK:,} TensorRT's TopK ends" in PAGE
     assert set(re.findall(r"^\| `([a-z0-9-]+)`(?: \(default\))? \| .*\| .*\|$", PAGE, re.MULTILINE)) >= set(
@@ -49,7 +51,7 @@ def test_defaults() -> None:
     )
     assert all(f"`--{name.replace('_', '-')}`" in PAGE for name in FULL_ONLY)
     assert "ampere_plus" in HARDWARE_COMPATIBILITY
-    assert all(INSTALL[name] in PAGE for name in ("tensorrt", "tensorrt-rtx"))
+    assert all(to_install(extra=name) in PAGE for name in ("tensorrt", "tensorrt-rtx"))
 
 
 def test_capacities() -> None:
