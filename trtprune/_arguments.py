@@ -16,7 +16,7 @@ __all__ = ["arg", "as_flags", "as_python", "real", "text_of", "whole"]
 _BEGIN, _VALUE, _OTHER, _END = "\ue000", "\ue001", "\ue002", "\ue003"
 _MARKED = re.compile(f"{_BEGIN}(\\w+)(?:{_VALUE}([^{_OTHER}]*){_OTHER}([^{_END}]*))?{_END}")
 _MISSING: Any = object()
-_LENGTH = 80
+_LENGTH = 160
 
 FLAGS = {
     "images": "--image",
