@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trtprune.components.config import Section
 from trtprune.components.rope import ROPE_TYPES, Rope
 from trtprune.errors import CheckpointError, one_line, shown
 
-NUMBERS = (
-    st.integers()
-    | st.floats()
-    | st.sampled_from([10**400, -(10**400), 1e39, 1e-320, math.inf, -math.inf, math.nan, 0, 0.0, -0.0, 2**63, True])
-)
+ODD = [10**400, -(10**400), 1e39, 1e-320, math.inf, -math.inf, math.nan, 0, 0.0, -0.0, 2**63, True]
+NUMBERS = st.integers() | st.floats() | st.sampled_from(ODD)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -47,8 +44,19 @@ def refused(error: CheckpointError, begin: str) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @settings(max_examples=80, deadline=None)
-@given(value=JSON)
+@given(value=JSON | NUMBERS | st.lists(NUMBERS, min_size=2, max_size=2))
 def test_any_value_is_read_or_refused(reader: str, value: Any) -> None:
+    check_reader(reader, value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("value", ODD, ids=lambda value: f"{value:.3g}" if isinstance(value, float) else None)
+def test_odd_numbers(reader: str, value: Any) -> None:
+    for entry in (value, [value, value], [1, value], {"a": value}):
+        check_reader(reader, entry)
+
+
+def check_reader(reader: str, value: Any) -> None:
     try:
         found = READERS[reader](Section({"x": value}, "text_config"))
     except CheckpointError as error:
@@ -79,6 +87,10 @@ PLAUSIBLE = st.sampled_from([0.5, 1, 1.0, 2, 4.0, 32, 1e4, [1.0] * 4, [1.0, 2.0,
 
 
 @settings(max_examples=300, deadline=None)
+@example(kind="linear", values={"factor": 1e-38, "rope_theta": 1e-3}, dim=8, longest=64)
+@example(kind="linear", values={"factor": 1e-38, "rope_theta": 1e-9}, dim=8, longest=64)
+@example(kind="yarn", values={"factor": 2.0, "rope_theta": 1.0}, dim=8, longest=64)
+@example(kind="longrope", values={"short_factor": [1e-38] * 4, "long_factor": [1e-45] * 4}, dim=8, longest=64)
 @given(
     kind=st.sampled_from(ROPE_TYPES),
     values=st.dictionaries(st.sampled_from(ROPE_KEYS), PLAUSIBLE | JSON, max_size=7),
