@@ -86,7 +86,11 @@ def make_case(random: Random) -> str:
     if random.random() < 0.5:  # grows with every round
         rounds = "{% for i in range(" + random.choice(("60", "10**5")) + ") %}"
         body = rounds + body + "{% endfor %}"
-    return "{% set ns = namespace(x='a') %}{% set x = 'aa' %}" + body
+    # What is used is defined, and what is asked is answered, so that not all ends at the first mistake.
+    before = (
+        "{% set ns = namespace(x='a') %}{% set x = 'aa' %}{% set m = messages[0] %}{% macro f(x=1) %}{% endmacro %}"
+    )
+    return before + body + STYLES["llava"].source
 
 
 def attempt(case: str, folder: Path) -> Any:
