@@ -113,9 +113,10 @@ def test_a_bench_says_how_far_it_is() -> None:
     assert rounds[1:] == [(140.0, "1 of 2, 5 min left"), (280.0, "2 of 2, 2 min left")]
     within = [(at, text) for at, _, text in said if "run" in text]
     assert [at for at, _ in within] == [63.0, 126.0, 203.0, 266.0, 343.0, 406.0]
-    assert re.fullmatch(r"warming up, 1 of 1, run 10 of 20: m \d+, 6 min left", within[0][1])
+    assert re.fullmatch(r"warming up, 1 of 1, run 10/20: m \d+, 6 min left", within[0][1])
     assert len(live) == 60
-    assert re.fullmatch(r"round 2 of 2, run 20 of 20: m \d+, 7 s left", live[-1])
+    assert re.fullmatch(r"round 2 of 2, run 20/20: m \d+, 7 s left", live[-1])
+    assert max(map(len, live)) < 70, "wraps on a terminal"
 
 
 @given(times)

@@ -61,8 +61,8 @@ def interleave(
         order = list(range(len(cells) + len(probes)))
         rng.shuffle(order)
         for turn, place in enumerate(order, 1):
-            name = f"{cells[place].method} {cells[place].keep}" if place < len(cells) else "the machine's own speed"
-            pace.next(f"run {turn} of {len(order)}: {name}")
+            name = f"{cells[place].method} {cells[place].keep}" if place < len(cells) else "machine"
+            pace.next(f"run {turn}/{len(order)}: {name}")
             sleep(REST)
             if place < len(cells):
                 sample = cells[place].run()
@@ -97,7 +97,8 @@ class _Pace:
 
     def next(self, words: str) -> None:
         """A run begins."""
-        self._live(f"round {self._round}, {words}{self._left()}")
+        prefix = "" if self._round.startswith("warming") else "round "
+        self._live(f"{prefix}{self._round}, {words}{self._left()}")
         if self._clock() - self._said >= LINE_SECONDS:
             self._say(f"{self._round}, {words}{self._left()}")
         self._done += 1
