@@ -6,6 +6,7 @@ types a command.  A message that says :func:`arg` leaves the choice open; the er
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import re
@@ -107,9 +108,13 @@ def real(name: str, value: Any) -> float:
     """A finite number, of NumPy too, as a float; raises InputError naming the argument."""
     from trtprune.errors import InputError
 
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
+    if not math.isfinite(number):
         raise InputError(f"{arg(name, value)}: must be a number")
-    return float(value)
+    return number
 
 
 def text_of(name: str, value: Any) -> str:

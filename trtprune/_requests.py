@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune._jsonl import JsonLines, prompt_of
-from trtprune.errors import InputError, TrtpruneError, one_line
+from trtprune.errors import InputError, TrtpruneError, one_line, shown
 
 if TYPE_CHECKING:
     from trtprune.runtime import Request
@@ -30,7 +30,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return (_whole(value) and abs(value) < 2**53) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _texts(value: Any) -> bool:
@@ -221,7 +221,7 @@ class RequestFile:
                 return f"{name}: {self._refused[name]}"
             fits, form = (IN_REQUEST | IN_CALL)[name]
             if not fits(value):
-                return f"{name} {value!r:.50}: must be {form}"
+                return f"{name} {shown(value)}: must be {form}"
         try:
             if "keep" in own and self._check_keep is not None:
                 self._check_keep(own["keep"])
