@@ -228,10 +228,10 @@ def test_names_that_lead_nowhere(llava: Kit, tmp_path: Path, given: str, message
 
 def test_without_a_clip(llava: Kit, tmp_path: Path) -> None:
     with pytest.raises(
-        BudgetError, match=r"--method clip-nearest needs CLIP's text tower.*--clip was not given"
+        BudgetError, match=r"method='clip-nearest' needs CLIP's text tower.*clip was not given"
     ) as caught:
         build(llava, None, tmp_path / "out")
-    assert (caught.value.hint or "").startswith("--clip CHECKPOINT")
+    assert (caught.value.hint or "").startswith("clip CHECKPOINT")
     assert Nearest.name not in (caught.value.hint or "")
 
 

@@ -138,7 +138,7 @@ def test_inputs_stay_within_the_profiles(out: Path, stand: Stand) -> None:
         compare(out, components=["vision"], draw=Draw(batch_size=2))
     with pytest.raises(InputError, match=r"embed: input input_ids \[1, 50\], and the engine takes"):
         compare(out, components=["embed"], draw=Draw(text_tokens=50))
-    with pytest.raises(BudgetError, match="--keep 13: outside 2 to 12"):
+    with pytest.raises(BudgetError, match="keep=13: outside 2 to 12"):
         compare(out, components=["pruner"], draw=Draw(keep=13))
 
 

@@ -163,7 +163,7 @@ def test_an_answer_is_as_long_as_fits(harness: Harness, vlm: Vlm) -> None:
     model = harness.model(out=str(vlm.config.root), keep=4)
     room = model._room(QUESTIONS[0], 1)
     assert vlm.generate(picture(0), QUESTIONS[0], keep=4, max_new_tokens=room).text is not None
-    with pytest.raises(InputError, match="--max-new-tokens"):
+    with pytest.raises(InputError, match="max_new_tokens"):
         vlm.generate(picture(0), QUESTIONS[0], keep=4, max_new_tokens=room + 1)
     # A task that says nothing, or wants more than there is room for, is served.
     assert len(model.generate_until(requests(model, {"until": "zzz"}))) == 3
@@ -177,7 +177,7 @@ def test_what_is_refused(harness: Harness, vlm: Vlm) -> None:
         ({}, InputError, "--model_args: out is missing"),
         ({"out": out, "kep": 3}, InputError, "--model_args: kep: no such argument"),
         ({"out": out, "batch_size": 8}, InputError, "--batch_size 8"),
-        ({"out": out, "keep": 99}, BudgetError, "--keep 99"),
+        ({"out": out, "keep": 99}, BudgetError, "keep=99"),
         ({"out": out, "method": "best"}, BudgetError, "best"),
     ]:
         with pytest.raises(error, match=message):

@@ -278,7 +278,7 @@ def test_a_schedule_by_hand_serves_one_budget(one: Kit) -> None:
     vlm = one.load("by-hand", method="sparsevlm", options=options)
     low, high = vlm.config.pruning.keep_range
     assert low == high
-    with pytest.raises(BudgetError, match=f"--keep 60: outside {low} to {low}") as caught:
+    with pytest.raises(BudgetError, match=f"keep=60: outside {low} to {low}") as caught:
         vlm.generate(picture(0), "What?", keep=60)
     assert caught.value.hint == f"leave out --keep; this build's schedule makes it {low}"
     assert vlm.generate(picture(0), "What?", max_new_tokens=2).kept_tokens <= 20

@@ -431,7 +431,7 @@ def test_stop_strings(tokenizer: Tokenizer, text: str, stops: list[str]) -> None
 
 
 def test_empty_stop_string(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match="--stop"):
+    with pytest.raises(InputError, match="stop: an empty"):
         encoder(tokenizer).detokenizer([""])
 
 

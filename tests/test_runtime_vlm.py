@@ -257,7 +257,7 @@ def test_repetition_penalty_equals_transformers(kit: Kit) -> None:
 
 @pytest.mark.parametrize("keep", [0, -1, 1, 13, 17, 2.5, True])
 def test_keep_out_of_range(vlm: Vlm, keep: Any) -> None:
-    with pytest.raises(BudgetError, match="--keep"):
+    with pytest.raises(BudgetError, match="keep="):
         vlm.generate(picture(), QUESTION, keep=keep)
 
 
@@ -269,7 +269,7 @@ def test_every_budget_in_range(vlm: Vlm) -> None:
 def test_method_none(kit: Kit) -> None:
     plain = kit.load("plain", method="none")
     assert plain.generate(picture(), QUESTION, keep=16, max_new_tokens=1).kept_indices == [list(range(16))]
-    with pytest.raises(BudgetError, match=r"--keep 8: method none keeps all 16"):
+    with pytest.raises(BudgetError, match=r"keep=8: method none keeps all 16"):
         plain.generate(picture(), QUESTION, keep=8)
 
 
@@ -287,7 +287,7 @@ def test_capacity(kit: Kit) -> None:
     assert result.kv_cache_bytes == 64 * small.config.kv.bytes_per_token
     assert full.kv_cache_bytes < result.kv_cache_bytes
     assert full.kv_cache_bytes == round_capacity(full.prompt_tokens + 3, 64) * small.config.kv.bytes_per_token
-    with pytest.raises(InputError, match=rf"--max-new-tokens up to {room}"):
+    with pytest.raises(InputError, match=rf"max_new_tokens up to {room}"):
         small.generate(picture(), "Why?", max_new_tokens=room + 1)
     with pytest.raises(InputError, match="--max-seq-len"):
         small.generate(picture(), "Why?" * 20, max_new_tokens=1)

@@ -155,5 +155,5 @@ def test_on_engines(kits: dict[str, Kit], name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in READING if pruning.get(name).merges])
 def test_merged_tokens_have_no_positions(kits: dict[str, Kit], name: str) -> None:
-    with pytest.raises(BudgetError, match=f"--positions original: {name} merges tokens"):
+    with pytest.raises(BudgetError, match=f"positions='original': {name} merges tokens"):
         kits["clip"].load(f"{name}-original", method=name, keep=KEEP, positions="original")

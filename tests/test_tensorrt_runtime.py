@@ -176,7 +176,7 @@ def test_what_build_writes(one: Kit) -> None:
     found = [v.generate_batch(REQUESTS[:2], max_new_tokens=8) for v in (vlm, other)]
     assert all(same(*pair) for pair in zip(*found, strict=True))
     assert np.dtype("float16") in fake.engines[0].dtypes()
-    with pytest.raises(InputError, match="--max-batch-size"):
+    with pytest.raises(InputError, match="max_batch_size"):
         vlm.generate_batch(REQUESTS[:3])
 
 
@@ -187,8 +187,8 @@ def test_what_build_writes(one: Kit) -> None:
     ("arguments", "error", "flag"),
     [
         ({"prompt": "x" * 300}, InputError, "--max-input-len"),
-        ({"keep": 13}, BudgetError, "--keep-range"),
-        ({"keep": 1}, BudgetError, "--keep-range"),
+        ({"keep": 13}, BudgetError, "keep_range"),
+        ({"keep": 1}, BudgetError, "keep_range"),
         ({"max_new_tokens": 1000}, InputError, "--max-seq-len"),
     ],
 )
@@ -201,7 +201,7 @@ def test_beyond_the_limits(out: Path, arguments: dict[str, Any], error: type[Exc
 
 def test_a_batch_beyond_the_limit(out: Path) -> None:
     vlm, fake = trt_kit.load(out)
-    with pytest.raises(InputError, match="--max-batch-size"):
+    with pytest.raises(InputError, match="max_batch_size"):
         vlm.generate_batch([REQUESTS[0]] * 6)
     assert not fake.driver.h2d  # before anything was computed
 

@@ -208,7 +208,7 @@ def test_what_is_refused(tower: str, layer: Any, strategy: str, needs: str, lack
     spec = spec_of(tower, layer, strategy)
     with pytest.raises(BudgetError) as error:
         check_needs(wanting(needs), spec, {})
-    assert error.value.message.startswith("--method wanting needs ")
+    assert error.value.message.startswith("method='wanting' needs ")
     assert lack in error.value.message
     assert error.value.hint is not None
     able = error.value.hint.partition(": ")[2].split(", ")
@@ -217,7 +217,7 @@ def test_what_is_refused(tower: str, layer: Any, strategy: str, needs: str, lack
         if name in able and pruning.get(name).tower_layer() is None:
             check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
         elif name not in able:
-            with pytest.raises(BudgetError, match=f"--method {name} needs "):
+            with pytest.raises(BudgetError, match=f"method={name!r} needs "):
                 check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
 
 
@@ -250,5 +250,5 @@ def test_positions_of_merged_tokens() -> None:
     spec = spec_of("clip", -2, "default")
     settings = {"keep": 4, "keep_range": None, "options": {}}
     assert resolve_budget(wanting(merges=True), spec, positions=None, **settings).positions == "compact"  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match="--positions original: wanting merges tokens"):
+    with pytest.raises(BudgetError, match="positions='original': wanting merges tokens"):
         resolve_budget(wanting(merges=True), spec, positions="original", **settings)  # type: ignore[arg-type]

@@ -10,35 +10,70 @@ Importing the package is instant; the libraries that a call needs are imported b
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trtprune import errors
 from trtprune._version import __version__
-from trtprune.errors import TrtpruneError
+from trtprune.errors import (
+    BackendError,
+    BudgetError,
+    BuildError,
+    CheckpointError,
+    EngineDirError,
+    InputError,
+    TrtpruneError,
+)
 
 if TYPE_CHECKING:
     from trtprune import pruning
     from trtprune._build import build
     from trtprune._engine_options import EngineOptions
-    from trtprune.runtime import load
+    from trtprune.engine_dir import EngineDir, GenerationInfo, open_engine_dir
+    from trtprune.runtime import Conversation, Features, Request, Result, Stream, Vlm, load
 
-__all__ = ["EngineOptions", "TrtpruneError", "__version__", "build", "load", "pruning"]
+__all__ = [
+    "BackendError",
+    "BudgetError",
+    "BuildError",
+    "CheckpointError",
+    "Conversation",
+    "EngineDir",
+    "EngineDirError",
+    "EngineOptions",
+    "Features",
+    "GenerationInfo",
+    "InputError",
+    "Request",
+    "Result",
+    "Stream",
+    "TrtpruneError",
+    "Vlm",
+    "__version__",
+    "build",
+    "errors",
+    "load",
+    "open_engine_dir",
+    "pruning",
+]
+
+_LATE = {
+    "build": "trtprune._build",
+    "EngineOptions": "trtprune._engine_options",
+    **dict.fromkeys(("EngineDir", "GenerationInfo", "open_engine_dir"), "trtprune.engine_dir"),
+    **dict.fromkeys(("Conversation", "Features", "Request", "Result", "Stream", "Vlm", "load"), "trtprune.runtime"),
+}
+"""Names whose module is imported when they are first used: it needs libraries that take time to load."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build":
-        from trtprune._build import build
-
-        return build
-    if name == "EngineOptions":
-        from trtprune._engine_options import EngineOptions
-
-        return EngineOptions
-    if name == "load":
-        from trtprune.runtime import load
-
-        return load
     if name == "pruning":
-        import trtprune.pruning
+        return import_module("trtprune.pruning")
+    if name not in _LATE:
+        raise AttributeError(f"module 'trtprune' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATE[name]), name)
+    return found
 
-        return trtprune.pruning
-    raise AttributeError(f"module 'trtprune' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE, "pruning"} - {"Any", "TYPE_CHECKING", "annotations", "import_module"})

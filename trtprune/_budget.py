@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune._arguments import arg
 from trtprune.engine_dir import PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.in_llm import InLlmMethod
@@ -76,8 +77,8 @@ def check_keep(made: EngineDir, keep: int | None) -> int:
         return made.pruning.keep
     if not low <= keep <= high:
         raise BudgetError(
-            f"--keep {keep}: outside {low} to {high}, the --keep-range of {made.root}",
-            hint="choose another --keep, or build with a wider --keep-range",
+            f"{arg('keep', keep)}: outside {low} to {high}, the {arg('keep_range')} of {made.root}",
+            hint=f"choose another {arg('keep')}, or build with a wider {arg('keep_range')}",
         )
     return keep
 
@@ -92,13 +93,13 @@ def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, 
     lack = _lack(method, spec, clip)
     if lack is not None:
         able = ", ".join(m.name for m in pruning.all_methods() if _lack(m, spec, clip) is None)
-        hint = f"--method with one of: {able}"
+        hint = f"{arg('method')} with one of: {able}"
         if not clip and _lack(method, spec, True) is None:
-            hint = f"--clip CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
-        raise BudgetError(f"--method {method.name} needs {lack}", hint=hint)
+            hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
+        raise BudgetError(f"{arg('method', method.name)} needs {lack}", hint=hint)
     layer = method.tower_layer(options)
     if layer is not None and layer > spec.tower_layers:
-        flag = next((f"--option {name}={layer}" for name in options if name.endswith("_layer")), "the layer")
+        flag = next((arg("options", {name: layer}) for name in options if name.endswith("_layer")), "the layer")
         raise BudgetError(
             f"{flag}: method {method.name} reads that layer of the vision tower, of which this model uses "
             f"{spec.tower_layers}",
@@ -113,7 +114,7 @@ def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
         if name in FROM_CLIP and spec.vision_tower != CLIP_TOWER:
             return f"CLIP's text tower; the vision tower of this model is {spec.vision_tower}, not CLIP's"
         if name in FROM_CLIP and not clip:
-            return f"CLIP's text tower ({words}), which the checkpoint has not got and --clip was not given"
+            return f"CLIP's text tower ({words}), which the checkpoint has not got and {arg('clip')} was not given"
         if name.startswith("cls_") and not spec.has_cls:
             return f"{words}; the vision tower of this model has none"
         if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
@@ -150,8 +151,8 @@ def resolve_budget(
     if method.name == "none":
         if keep not in (None, total) or (keep_range is not None and keep_range != (total, total)):
             raise BudgetError(
-                f"--method none keeps all {total} visual tokens",
-                hint="leave out --keep, or choose a method that prunes",
+                f"{arg('method', 'none')} keeps all {total} visual tokens",
+                hint=f"leave out {arg('keep')}, or choose a method that prunes",
             )
         keep, keep_range = total, (total, total)
     reachable = (1, total)
@@ -163,32 +164,34 @@ def resolve_budget(
     low, high = keep_range or reachable
     if not 1 <= low <= high <= total:
         raise BudgetError(
-            f"--keep-range {low}:{high}: must lie within 1:{total}",
+            f"{arg('keep_range', (low, high))}: must lie within 1:{total}",
             hint=f"this model has {total} visual tokens an image",
         )
     if not 1 <= keep <= total:
         raise BudgetError(
-            f"--keep {keep}: out of range, this model has {total} visual tokens an image",
+            f"{arg('keep', keep)}: out of range, this model has {total} visual tokens an image",
             hint=f"a number from {low} to {high}",
         )
     if isinstance(method, InLlmMethod):
         for budget in (keep, low, high):
             method.schedule(budget, total, spec.num_layers, options)
     if not low <= keep <= high:
-        raise BudgetError(f"--keep {keep}: outside --keep-range {low}:{high}", hint="widen --keep-range")
+        raise BudgetError(
+            f"{arg('keep', keep)}: outside {arg('keep_range', (low, high))}", hint=f"widen {arg('keep_range')}"
+        )
     if isinstance(method, InLlmMethod):
         own = method.positions_of(options)
         if positions not in (None, own):
-            raise BudgetError(f"--positions {positions}: {method.name} numbers its tokens itself ({own})")
+            raise BudgetError(f"{arg('positions', positions)}: {method.name} numbers its tokens itself ({own})")
         positions = own
     positions = positions or method.positions
     if method.merges and positions == "original":
         raise BudgetError(
-            f"--positions original: {method.name} merges tokens, and a merged token has no place in the picture",
-            hint="leave out --positions, or choose a method that only selects",
+            f"{arg('positions', positions)}: {method.name} merges tokens, and a merged one has no place in the picture",
+            hint=f"leave out {arg('positions')}, or choose a method that only selects",
         )
     if positions not in ("compact", "original"):
-        raise BudgetError(f"--positions {positions}: unknown", hint="compact or original")
+        raise BudgetError(f"{arg('positions', positions)}: unknown", hint="compact or original")
     return PruningInfo(
         method=method.name,
         keep=keep,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._arguments import arg
 from trtprune._installer import to_install
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import has_links, located
@@ -216,7 +217,7 @@ class OpenVinoCache:
         except (MemoryError, RuntimeError, ValueError) as error:
             raise BackendError(
                 f"no memory for a KV cache of {self.nbytes / 1e6:.0f} MB ({_reason(error)})",
-                hint="a smaller batch, --keep or --max-new-tokens",
+                hint=f"a smaller batch, {arg('keep')} or {arg('max_new_tokens')}",
             ) from None
 
     def zero(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trtprune._arguments import arg
 from trtprune.backends.binding import CachePair, numpy_dtype, resolve_shape
 from trtprune.errors import BackendError
 
@@ -113,7 +114,7 @@ def new_cache(
     except (MemoryError, RuntimeError) as error:
         raise BackendError(
             f"no memory for a KV cache of {total / 1e6:.0f} MB ({error})".splitlines()[0],
-            hint="a smaller batch, --keep or --max-new-tokens",
+            hint=f"a smaller batch, {arg('keep')} or {arg('max_new_tokens')}",
         ) from None
     cache = OrtCache(ort, found, kinds, batch, capacity, total, slab=slab)
     cache.zero()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._arguments import arg, whole
 from trtprune.backends.binding import numpy_dtype
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.inputs import FROM_VISION
@@ -197,22 +198,27 @@ class Chain:
         if keep is None:
             return info.keep
         low, high = info.keep_range
-        if isinstance(keep, bool) or int(keep) != keep:
-            raise BudgetError(f"--keep {keep}: must be a whole number")
+        try:
+            keep = whole("keep", keep)
+        except InputError as error:
+            raise BudgetError(error.marked_message) from None
         if not low <= keep <= high:
             if info.method == "none":
                 raise BudgetError(
-                    f"--keep {keep}: method none keeps all {high} visual tokens",
-                    hint="leave out --keep, or build with a method that prunes",
+                    f"{arg('keep', keep)}: method none keeps all {high} visual tokens",
+                    hint=f"leave out {arg('keep')}, or build with a method that prunes",
                 )
             total = self.config.model.visual_tokens
-            hint = "build with a wider --keep-range" if 1 <= keep <= total else f"an image has {total} visual tokens"
+            wider = f"build with a wider {arg('keep_range')}"
+            hint = wider if 1 <= keep <= total else f"an image has {total} visual tokens"
             if low == high and info.options.get("schedule", "auto") != "auto":
-                hint = f"leave out --keep; this build's schedule makes it {low}"
-            raise BudgetError(f"--keep {keep}: outside {low} to {high}, the --keep-range of this build", hint=hint)
+                hint = f"leave out {arg('keep')}; this build's schedule makes it {low}"
+            raise BudgetError(
+                f"{arg('keep', keep)}: outside {low} to {high}, the {arg('keep_range')} of this build", hint=hint
+            )
         if self.segments:
             self.segments.check_keep(int(keep))
-        return int(keep)
+        return keep
 
     def check_features(self, features: Features) -> Features:
         """What another call, or a build of the same checkpoint, made of a picture.
@@ -292,8 +298,8 @@ class Chain:
         limit = self.max_batch
         if rows > limit:
             raise InputError(
-                f"--batch-size: {rows} rows at once; the engines were built for {limit}",
-                hint="a smaller batch, or build with a larger --max-batch-size",
+                f"{arg('batch_size')}: {rows} rows at once; the engines were built for {limit}",
+                hint=f"a smaller batch, or build with a larger {arg('max_batch_size')}",
             )
 
     def room(self, sequence: Layout) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trtprune._arguments import arg
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,14 +46,17 @@ def check_length(
     if need <= limit:
         return
     if what == "positions":
-        hint = "shorten the prompt or --max-new-tokens"
+        hint = f"shorten the prompt or {arg('max_new_tokens')}"
     else:
-        less = "fewer images (all of their tokens pass the first layers)" if whole_images else "a smaller --keep"
-        first = "shorten the prompt" if prompt >= limit else f"--max-new-tokens up to {limit - prompt + 1}"
-        hint = f"{first}, {less}, or build with a larger --max-seq-len"
+        less = (
+            "fewer images (all of their tokens pass the first layers)" if whole_images else f"a smaller {arg('keep')}"
+        )
+        first = "shorten the prompt" if prompt >= limit else f"{arg('max_new_tokens')} up to {limit - prompt + 1}"
+        hint = f"{first}, {less}, or build with a larger {arg('max_seq_len')}"
     limit_name = "the model's positions end at" if what == "positions" else "the KV cache was built for"
     raise InputError(
-        f"the prompt has {prompt} tokens and --max-new-tokens is {max_new_tokens}; {limit_name} {limit}", hint=hint
+        f"the prompt has {prompt} tokens and {arg('max_new_tokens')} is {max_new_tokens}; {limit_name} {limit}",
+        hint=hint,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trtprune._arguments import arg
 from trtprune.errors import EngineDirError, InputError
 from trtprune.text.process import Model
 from trtprune.text.template import MAX_RENDERED_CHARS, Turn
@@ -183,7 +184,8 @@ class Detokenizer:
     def __init__(self, encoder: PromptEncoder, stop: Sequence[str] = ()) -> None:
         if any(not text for text in stop):
             raise InputError(
-                "--stop: an empty stop string would end every answer at once", hint="leave --stop out, or give a text"
+                f"{arg('stop')}: an empty stop string would end every answer at once",
+                hint="leave it out, or give a text",
             )
         self._encoder = encoder
         self._stop = tuple(stop)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._arguments import arg
 from trtprune.errors import EngineDirError, InputError
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.runtime.kv_cache import CachePool
@@ -211,7 +212,7 @@ class Segments:
         if not len(text):
             raise InputError(
                 f"there is no text behind an image of the prompt; with method {self._method.name} that text rates it",
-                hint="put the question behind the image, or build with another --method",
+                hint=f"put the question behind the image, or build with another {arg('method')}",
             )
         if "raters" not in self._config.chain:
             return text[-1:]

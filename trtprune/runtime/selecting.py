@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.chain import Features
@@ -33,7 +34,7 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str | None, seed: int | N
     other = pruning.get(method)
     if isinstance(other, pruning.InLlmMethod):
         raise BudgetError(
-            f"--method {method} prunes inside the decoder, and this build's decoder is not cut for it",
+            f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
         )
     fetch = vlm.chain.memory.to_host
@@ -74,6 +75,7 @@ def picture_inputs(
         BudgetError: naming what this build's vision graph does not return.
     """
     hint = f"trtprune build --method {method.name}, and take that build"
+    needs = f"{arg('method', method.name)} needs"
     found: dict[str, Any] = {}
     for name, entry in INPUTS.items():
         if name not in method.needs or entry.source == "embed":
@@ -82,13 +84,13 @@ def picture_inputs(
             found[name] = fetch(features.extras[name])
         elif name.startswith("cls_") and not config.model.has_cls:
             raise BudgetError(
-                f"--method {method.name} needs {entry.words}; the vision tower of this model has no CLS token",
+                f"{needs} {entry.words}; the vision tower of this model has no CLS token",
                 hint="trtprune methods says what each needs",
             )
         else:
             graph = "vision graph" if entry.source == "vision" else "build"
             raise BudgetError(
-                f"--method {method.name} needs {entry.words}; the {graph} of {config.root.name} returns no {name}",
+                f"{needs} {entry.words}; the {graph} of {config.root.name} returns no {name}",
                 hint=hint,
             )
     if "shallow_attention" in found:
@@ -96,7 +98,7 @@ def picture_inputs(
         wanted = method.tower_layer()
         if built != wanted:
             raise BudgetError(
-                f"--method {method.name} needs {INPUTS['shallow_attention'].words}: layer {wanted}; the vision graph "
+                f"{needs} {INPUTS['shallow_attention'].words}: layer {wanted}; the vision graph "
                 f"of {config.root.name} returns that of layer {built}",
                 hint=hint,
             )
@@ -104,7 +106,7 @@ def picture_inputs(
         rows, columns = config.model.patch_grid
         if config.model.first_patch != 0 or rows * columns != config.model.visual_tokens:
             raise BudgetError(
-                f"--method {method.name} needs the grid of patches; this model's image features are not one a patch",
+                f"{needs} the grid of patches; this model's image features are not one a patch",
                 hint="trtprune methods says what each needs",
             )
         found["grid"] = (rows, columns)
