@@ -181,7 +181,7 @@ def test_a_schema_that_is_none(root: Path, version: Any) -> None:
 
 def test_another_backend(root: Path) -> None:
     error = refused(root, "onnxruntime", "tensorrt", backend="tensorrt")
-    assert "--backend tensorrt" in str(error.hint)
+    assert "backend='tensorrt'" in str(error.hint)
     open_engine_dir(root, backend="onnxruntime")
 
 

@@ -289,7 +289,7 @@ def test_capacity(kit: Kit) -> None:
     assert full.kv_cache_bytes == round_capacity(full.prompt_tokens + 3, 64) * small.config.kv.bytes_per_token
     with pytest.raises(InputError, match=rf"max_new_tokens up to {room}"):
         small.generate(picture(), "Why?", max_new_tokens=room + 1)
-    with pytest.raises(InputError, match="--max-seq-len"):
+    with pytest.raises(InputError, match="max_seq_len"):
         small.generate(picture(), "Why?" * 20, max_new_tokens=1)
     ragged = [Request(picture(), "Why?", max_new_tokens=2), Request(picture(), "Why?", max_new_tokens=room)]
     assert same(small.generate_batch(ragged)[1], result)

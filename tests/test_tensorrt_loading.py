@@ -223,7 +223,7 @@ def test_the_same_directory_in_onnxruntime(out: Path) -> None:
     assert ours.provider == "tensorrt"
     answers = [v.generate(picture(1), "What is it?", max_new_tokens=9).token_ids for v in (vlm, ours)]
     assert answers[0] == answers[1]
-    with pytest.raises(BackendError, match="--provider tpu"):
+    with pytest.raises(BackendError, match="provider='tpu'"):
         trtprune.load(out, provider="tpu")
 
 

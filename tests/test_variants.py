@@ -42,7 +42,7 @@ def test_lists_are_parsed() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("adafw", "--method adafw"),
+        ("adafw", "method='adafw'"),
         ("random,adafv:quota=7", "quota=7"),
         ("adafv:quote=0.1", "quote"),
         ("adafv:", "colon"),

@@ -241,7 +241,7 @@ def test_with_clip_nothing_of_it_is_refused() -> None:
 def test_a_layer_that_is_not_built() -> None:
     spec = spec_of("clip", -2, "default")
     check_needs(wanting("shallow_attention", layer=3), spec, {"object_layer": 3})
-    with pytest.raises(BudgetError, match=r"--option object_layer=4: .* this model uses 3") as error:
+    with pytest.raises(BudgetError, match=r"options={'object_layer': 4}: .* this model uses 3") as error:
         check_needs(wanting("shallow_attention", layer=4), spec, {"object_layer": 4})
     assert error.value.hint == "a layer from 1 to 3"
 

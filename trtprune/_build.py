@@ -151,7 +151,7 @@ def _reusable(target: Path, plan: Plan, weights: str) -> EngineDir | None:
     try:
         found = open_engine_dir(target)
     except EngineDirError as error:
-        raise BuildError(f"{error.message}", hint="--force replaces this engine directory") from None
+        raise BuildError(f"{error.marked_message}", hint="--force replaces this engine directory") from None
     if found.build_digest != plan.digest:
         have = f"{found.model.id}, {found.pruning.method}, keep {found.pruning.keep}, {found.backend}, {found.dtype}"
         if found.weight_dtype is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune._arguments import arg
 from trtprune._generation import check_choice, read_generation
 from trtprune._progress import progress_of, unreported
 from trtprune._texts import check_texts
@@ -222,7 +223,7 @@ def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[s
         return None
     twice = sorted(set(found.files) & set(checkpoint.files))
     if twice:
-        raise CheckpointError(f"{checkpoint.path}: {twice[0]} is the name of a file of --clip", hint="rename it")
+        raise CheckpointError(f"{checkpoint.path}: {twice[0]} is the name of a file of {arg('clip')}", hint="rename it")
     for warning in family.check_clip(checkpoint, found):
         say("clip", f"warning: {warning}")
     return found
@@ -230,21 +231,21 @@ def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[s
 
 def _check_target(backend: str, provider: str, dtype: str | None) -> str:
     if backend not in BACKENDS:
-        raise BuildError(f"--backend {backend}: unknown", hint=f"one of {', '.join(BACKENDS)}")
+        raise BuildError(f"{arg('backend', backend)}: unknown", hint=f"one of {', '.join(BACKENDS)}")
     from trtprune.backends.opening import PROVIDERS
 
     if provider not in PROVIDERS:
-        raise BuildError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+        raise BuildError(f"{arg('provider', provider)}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
     if dtype is None:
         return "float32" if backend == "onnxruntime" and provider != "cuda" else "float16"
     aliases = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
     dtype = aliases.get(dtype, dtype)
     if dtype not in DTYPES:
-        raise BuildError(f"--dtype {dtype}: unknown", hint=f"one of {', '.join(DTYPES)}")
+        raise BuildError(f"{arg('dtype', dtype)}: unknown", hint=f"one of {', '.join(DTYPES)}")
     if dtype == "bfloat16" and backend == "onnxruntime" and provider != "cuda":
         raise BuildError(
-            f"--dtype bfloat16: ONNX Runtime has no bfloat16 kernels for provider {provider}",
-            hint="--dtype float32 computes in float32 from the same bfloat16 weights",
+            f"{arg('dtype', 'bfloat16')}: ONNX Runtime has no bfloat16 kernels for provider {provider}",
+            hint=f"{arg('dtype', 'float32')} computes in float32 from the same bfloat16 weights",
         )
     return dtype
 
@@ -254,13 +255,14 @@ def _check_weight_dtype(weight_dtype: str | None, backend: str, dtype: str) -> N
         return
     if weight_dtype not in WEIGHT_DTYPES:
         raise BuildError(
-            f"--weight-dtype {weight_dtype}: unknown",
-            hint=f"one of {', '.join(WEIGHT_DTYPES)}; --dtype is what the graphs compute in",
+            f"{arg('weight_dtype', weight_dtype)}: unknown",
+            hint=f"one of {', '.join(WEIGHT_DTYPES)}; {arg('dtype')} is what the graphs compute in",
         )
     if backend == "onnxruntime" and dtype == "bfloat16":
         raise BuildError(
-            f"--weight-dtype {weight_dtype}: ONNX Runtime dequantises to float32 and float16 only, not to bfloat16",
-            hint="--dtype float16",
+            f"{arg('weight_dtype', weight_dtype)}: ONNX Runtime dequantises to float32 and float16 only, not to "
+            "bfloat16",
+            hint=arg("dtype", "float16"),
         )
 
 
@@ -269,7 +271,7 @@ def _capacity(spec: ModelSpec, info: PruningInfo, max_seq_len: int | None) -> in
         return spec.max_positions
     if not info.keep < max_seq_len <= spec.max_positions:
         raise BuildError(
-            f"--max-seq-len {max_seq_len}: must lie above --keep ({info.keep}) and not above the model's "
+            f"{arg('max_seq_len', max_seq_len)}: must lie above {arg('keep')} ({info.keep}) and not above the model's "
             f"{spec.max_positions} positions",
             hint="it counts the kept visual tokens, the prompt and the answer together",
         )
@@ -287,13 +289,13 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, at
     for name, form in forms.items():
         if form not in FORMS.get(name, ()):
             spellings = ", ".join(f"{field}={'|'.join(values)}" for field, values in sorted(FORMS.items()))
-            raise BuildError(f"--lowering {name}={form}: unknown", hint=spellings)
+            raise BuildError(f"{arg('lowering', {name: form})}: unknown", hint=spellings)
     if backend != "onnxruntime":
         wanted = ATTENTION_FORMS[backend][attention or "fused"]
         if forms.setdefault("attention", wanted) != wanted:
             raise BuildError(
-                f"--lowering attention={forms['attention']}: for engines --attention decides this",
-                hint=f"--attention {'|'.join(ATTENTION_FORMS[backend])}",
+                f"{arg('lowering')} attention={forms['attention']}: for engines {arg('attention')} decides this",
+                hint=f"{arg('attention')} {'|'.join(ATTENTION_FORMS[backend])}",
             )
     return replace(lowering, **forms)
 
@@ -301,14 +303,15 @@ def _lowering(backend: str, provider: str, changes: Mapping[str, str] | None, at
 def _for_engines(lowering: Lowering, backend: str, targets: Sequence[str], dtype: str) -> Lowering:
     if lowering.cache != "op":
         raise BuildError(
-            f"--lowering cache={lowering.cache}: only TensorScatter becomes a cache that TensorRT updates in place",
+            f"{arg('lowering', {'cache': lowering.cache})}: only TensorScatter becomes a cache that TensorRT "
+            "updates in place",
             hint="leave it out",
         )
     if backend != "tensorrt-rtx":
         return lowering
     if lowering.vision_attention == "op-float32" and dtype != "float32":
         raise BuildError(
-            "--lowering vision_attention=op-float32: TensorRT-RTX has no such attention kernel",
-            hint="--lowering vision_attention=primitives-float32",
+            f"{arg('lowering', {'vision_attention': 'op-float32'})}: TensorRT-RTX has no such attention kernel",
+            hint=arg("lowering", {"vision_attention": "primitives-float32"}),
         )
     return replace(lowering, products="primitives") if "sm75" in targets else lowering

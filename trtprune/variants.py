@@ -303,7 +303,7 @@ def variant_of(config: EngineDir) -> Variant:
     try:
         return Variant.make(config.pruning.method, config.pruning.options)
     except BudgetError as error:
-        raise EngineDirError(f"{config.root}: {error.message}", hint="build it again") from None
+        raise EngineDirError(f"{config.root}: {error.marked_message}", hint="build it again") from None
 
 
 @dataclass

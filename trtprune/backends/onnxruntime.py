@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune._arguments import arg
 from trtprune._installer import to_install, to_uninstall
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import located
@@ -62,9 +63,9 @@ class OrtBackend:
         self, provider: str = "cpu", threads: int | None = None, options: Mapping[str, str] | None = None
     ) -> None:
         if provider not in PROVIDERS:
-            raise BackendError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+            raise BackendError(f"{arg('provider', provider)}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
         if threads is not None and threads < 1:
-            raise BackendError(f"--threads {threads}: must be at least 1")
+            raise BackendError(f"{arg('threads', threads)}: must be at least 1")
         self.name = provider
         self.memory: Memory = HostMemory()
         self.threads = threads if threads is not None else available_threads()
@@ -73,17 +74,19 @@ class OrtBackend:
             if name not in OPTIONS[provider]:
                 known = ", ".join(OPTIONS[provider]) or "none"
                 raise BackendError(
-                    f"--provider-option {name}: provider {provider} has no such option", hint=f"it has: {known}"
+                    f"{arg('provider_options', name)}: provider {provider} has no such option", hint=f"it has: {known}"
                 )
         activations = self.options.get("activations", "int8")
         if activations not in ("int8", "float32"):
-            raise BackendError(f"--provider-option activations={activations}: unknown", hint="int8 or float32")
+            raise BackendError(
+                f"{arg('provider_options', {'activations': activations})}: unknown", hint="int8 or float32"
+            )
         self._ort = _import_onnxruntime(provider)
         if provider == "cuda":
             _preload_cuda(self._ort)
             if "CUDAExecutionProvider" not in self._ort.get_available_providers():
                 raise BackendError(
-                    "--provider cuda: this onnxruntime has no CUDA provider",
+                    f"{arg('provider', 'cuda')}: this onnxruntime has no CUDA provider",
                     hint=f"{to_uninstall('onnxruntime')} && {to_install(extra='cuda')}",
                 )
 
@@ -97,7 +100,7 @@ class OrtBackend:
         if component.dtype == "bfloat16" and self.name != "cuda":
             raise BackendError(
                 f"{root}: built in bfloat16, for which ONNX Runtime's {self.name} provider has no kernels",
-                hint="build it with --dtype float32: that computes in float32 from the same bfloat16 weights",
+                hint=f"build it with {arg('dtype', 'float32')}, which computes in it from the same bfloat16 weights",
             )
         # Looking up embeddings is one copy. Threads of a pool spin a while after each run: worth it for the decoder,
         # whose next step follows at once; those of the others would only take time from it, and segments of a decoder
@@ -313,7 +316,7 @@ def _import_onnxruntime(provider: str) -> Any:
         if wheels:
             reason = f"onnxruntime does not load: {_first_line(error)}"
         else:
-            reason = f"--provider {provider} needs ONNX Runtime, which is not installed"
+            reason = f"{arg('provider', provider)} needs ONNX Runtime, which is not installed"
         raise BackendError(reason, hint=to_install(extra=provider)) from None
     have = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
     if have < OLDEST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from trtprune._arguments import arg
 from trtprune.errors import BackendError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def open_provider(
         BackendError: if there is no such provider, it is missing, or has no such option.
     """
     if provider not in PROVIDERS:
-        raise BackendError(f"--provider {provider}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
+        raise BackendError(f"{arg('provider', provider)}: unknown", hint=f"one of {', '.join(PROVIDERS)}")
     if provider == "openvino":
         from trtprune.backends.openvino import OpenVinoBackend
 
@@ -60,8 +61,8 @@ def open_backend(
         return open_provider(provider or config.built_with.get("provider", "cpu"), threads, options)
     if threads is not None:
         raise BackendError(
-            f"--threads {threads}: {config.root} holds {config.backend} engines, which run on the GPU",
-            hint="leave it out, or --provider cpu to run the graphs in ONNX Runtime",
+            f"{arg('threads', threads)}: {config.root} holds {config.backend} engines, which run on the GPU",
+            hint=f"leave it out, or {arg('provider', 'cpu')} to run the graphs in ONNX Runtime",
         )
     from trtprune.backends.tensorrt.backend import TrtBackend
 

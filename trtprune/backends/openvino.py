@@ -61,18 +61,22 @@ class OpenVinoBackend:
         for name in self.options:
             if name not in ("precision", "activations"):
                 raise BackendError(
-                    f"--provider-option {name}: provider openvino has no such option",
+                    f"{arg('provider_options', name)}: provider openvino has no such option",
                     hint="it has: precision, activations",
                 )
         precision, activations = self.options.get("precision", "float32"), self.options.get("activations", "int8")
         if precision not in HINTS:
-            raise BackendError(f"--provider-option precision={precision}: unknown", hint=" or ".join(HINTS))
+            raise BackendError(f"{arg('provider_options', {'precision': precision})}: unknown", hint=" or ".join(HINTS))
         if activations not in ACTIVATIONS:
-            raise BackendError(f"--provider-option activations={activations}: unknown", hint=" or ".join(ACTIVATIONS))
+            raise BackendError(
+                f"{arg('provider_options', {'activations': activations})}: unknown", hint=" or ".join(ACTIVATIONS)
+            )
         try:
             import openvino
         except ImportError as error:
-            raise BackendError(f"--provider openvino: {_reason(error)}", hint=to_install(extra="openvino")) from None
+            raise BackendError(
+                f"{arg('provider', 'openvino')}: {_reason(error)}", hint=to_install(extra="openvino")
+            ) from None
         self.small = OrtBackend("cpu", threads)
         """Runs what OpenVINO does not."""
         self.memory: Memory = HostMemory()
@@ -101,7 +105,8 @@ class OpenVinoBackend:
         if component.dtype == "bfloat16":
             raise BackendError(
                 f"{root}: built in bfloat16, which this version does not run in OpenVINO",
-                hint="build it with --dtype float32, and run it with --provider-option precision=bf16",
+                hint=f"build it with {arg('dtype', 'float32')}, and run it with "
+                f"{arg('provider_options', {'precision': 'bf16'})}",
             )
         return self.open(root / component.onnx, component.inputs, component.outputs)
 

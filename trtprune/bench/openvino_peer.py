@@ -28,7 +28,7 @@ def require_openvino(name: str = "openvino float32", threads: int | None = None)
     try:
         return OpenVinoBackend(threads, {"precision": PRECISIONS[name]})
     except BackendError as error:
-        message = error.message.replace("--provider openvino", "--against openvino")
+        message = error.flag_message.replace("--provider openvino", "--against openvino")
         raise BackendError(message, hint=error.hint) from None
 
 

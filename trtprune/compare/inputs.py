@@ -101,7 +101,8 @@ def check_feeds(component: ComponentInfo, feeds: Sequence[Feed], path: Path) -> 
         try:
             bind_dims(component.inputs, {name: array.shape for name, array in feed.items()})
         except BackendError as error:
-            raise InputError(f"{where}: {error.message}", hint="--component says which graph it is for") from None
+            message = f"{where}: {error.marked_message}"
+            raise InputError(message, hint="--component says which graph it is for") from None
         for spec in component.inputs:
             have, want = feed[spec.name].dtype, wire_dtype(spec.dtype)
             if have.kind != want.kind:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from trtprune._arguments import arg
 from trtprune._decode import DecodeError, decode
 from trtprune._files import read_bounded
 from trtprune.engine_dir.checking import wrong_values
@@ -45,7 +46,7 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     if backend is not None and engine_dir.backend != backend:
         raise EngineDirError(
             f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
-            hint=f"build it again with --backend {backend}",
+            hint=f"build it again with {arg('backend', backend)}",
         )
     _check_files(engine_dir, verify)
     return engine_dir
@@ -76,7 +77,7 @@ def read_config(root: Path) -> EngineDir:
     if isinstance(schema, int) and 0 < schema < SCHEMA_VERSION and not isinstance(schema, bool):
         raise EngineDirError(
             f"{path}: written by an older trtprune (schema_version {schema}, this one reads {SCHEMA_VERSION})",
-            hint="build it again, with --force if it is to lie in the same place",
+            hint=f"build it again, with {arg('force')} if it is to lie in the same place",
         )
     if schema != SCHEMA_VERSION or isinstance(schema, bool):
         raise EngineDirError(f"{path}: schema_version must be {SCHEMA_VERSION}", hint="build the directory again")
@@ -107,7 +108,7 @@ def _named_files(engine_dir: EngineDir) -> Iterable[str]:
 
 def _check_files(engine_dir: EngineDir, verify: str) -> None:
     if verify not in ("none", "fast", "full", "auto"):
-        raise EngineDirError(f"--verify {verify}: unknown", hint="one of auto, none, fast, full")
+        raise EngineDirError(f"{arg('verify', verify)}: unknown", hint="one of auto, none, fast, full")
     paths = {name: engine_dir.path(name) for name in engine_dir.files}
     for name in _named_files(engine_dir):
         engine_dir.path(name)
@@ -139,7 +140,7 @@ def _check_files(engine_dir: EngineDir, verify: str) -> None:
             if found != digest:
                 raise EngineDirError(
                     f"{path}: its content is not what was built (digest differs)",
-                    hint="copy the directory again, or build it again with --force",
+                    hint=f"copy the directory again, or build it again with {arg('force')}",
                 )
     _check_locations(engine_dir)
 

@@ -292,8 +292,8 @@ def _fitting(
         key, error = next(iter(bad.items()))
         count = f"{'--strict: ' if strict else ''}{len(bad)} of {len(questions.rows)} questions"
         raise InputError(
-            f"{count} cannot be asked without pruning, first {key}: {error.message}",
-            hint=error.hint,
+            f"{count} cannot be asked without pruning, first {key}: {error.marked_message}",
+            hint=error.marked_hint,
         )
     return replace(questions, rows=tuple(rows)), {key: error.message for key, error in bad.items()}
 

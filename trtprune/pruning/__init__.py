@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.adafv import AdaFv
 from trtprune.pruning.base import TEXT_SPANS, Method, Option
@@ -87,4 +88,4 @@ def get(name: str) -> Method:
         return _METHODS[name]
     close = difflib.get_close_matches(name, _METHODS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise BudgetError(f"--method {name}: unknown method", hint=f"{hint}available: {', '.join(_METHODS)}")
+    raise BudgetError(f"{arg('method', name)}: unknown method", hint=f"{hint}available: {', '.join(_METHODS)}")

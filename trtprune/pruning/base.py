@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.inputs import INPUTS
 
@@ -90,7 +91,7 @@ class Option:
                     return number
             except (ValueError, OverflowError):
                 pass
-        raise BudgetError(f"--option {self.name}={value}: not valid for method {method}", hint=self.valid)
+        raise BudgetError(f"{arg('options', {self.name: value})}: not valid for method {method}", hint=self.valid)
 
 
 class Method(ABC):
@@ -130,7 +131,7 @@ class Method(ABC):
                 close = difflib.get_close_matches(name, self.options, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise BudgetError(
-                    f"--option {name}={value}: method {self.name} has no option {name!r}",
+                    f"{arg('options', {name: value})}: method {self.name} has no option {name!r}",
                     hint=f"{hint}options of {self.name}: {known}",
                 )
             result[name] = self.options[name].parse(value, self.name)
@@ -269,7 +270,7 @@ class Method(ABC):
             seed = given.get("seed")
             number = 0 if seed is None else int(np.asarray(seed).reshape(()))
             if not 0 <= number < 2**63:
-                raise InputError(f"--seed {number}: out of range", hint="0 to 2**63 - 1")
+                raise InputError(f"{arg('seed', number)}: out of range", hint="0 to 2**63 - 1")
             for row in rows:
                 row["seed"] = number
         if "grid" in self.needs:
@@ -288,7 +289,9 @@ class Method(ABC):
             BudgetError: naming ``--keep``.
         """
         if not 1 <= int(keep) <= tokens:
-            raise BudgetError(f"--keep {keep}: out of range, there are {tokens} visual tokens", hint=f"1 to {tokens}")
+            raise BudgetError(
+                f"{arg('keep', keep)}: out of range, there are {tokens} visual tokens", hint=f"1 to {tokens}"
+            )
         return int(keep)
 
     @abstractmethod

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.base import Method
 from trtprune.pruning.inputs import INPUTS
@@ -74,7 +75,9 @@ def build_pruner(
     fixed: dict[str, Any] = dict(values)
     if "grid" in method.needs:
         if grid is None:
-            raise BudgetError(f"--method {method.name} needs the grid of patches", hint="pass grid=(rows, columns)")
+            raise BudgetError(
+                f"{arg('method', method.name)} needs the grid of patches", hint="pass grid=(rows, columns)"
+            )
         fixed["grid"] = grid
 
     if method.merges:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning import ops
 from trtprune.pruning.base import Method
@@ -31,7 +32,7 @@ class NoPruning(Method):
     def check_keep(self, keep: int, tokens: int) -> int:
         if keep != tokens:
             raise BudgetError(
-                f"--keep {keep}: method none keeps all {tokens} visual tokens", hint="choose a method that prunes"
+                f"{arg('keep', keep)}: method none keeps all {tokens} visual tokens", hint="choose a method that prunes"
             )
         return int(keep)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError
 
 __all__ = ["Schedule", "nearest", "parse_schedule", "scale_points", "solve"]
@@ -80,8 +81,8 @@ def check_points(points: Sequence[int], depth: int, method: str, option: str) ->
     if list(points) != sorted(set(points)) or not points or points[0] < 0 or points[-1] >= depth - 1:
         listed = ", ".join(map(str, points))
         raise BudgetError(
-            f"--method {method}: cannot prune behind layers {listed}; the decoder has {depth}",
-            hint=f"--option {option}: ascending layers from 0 to {depth - 2}",
+            f"{arg('method', method)}: cannot prune behind layers {listed}; the decoder has {depth}",
+            hint=f"{arg('options', option)}: ascending layers from 0 to {depth - 2}",
         )
 
 
@@ -96,12 +97,13 @@ def parse_schedule(text: str, visual_tokens: int, depth: int, method: str) -> tu
         points, kept = (tuple(column) for column in zip(*pairs, strict=True))
     except ValueError:
         raise BudgetError(
-            f"--option schedule={text}: not LAYER:TOKENS,LAYER:TOKENS,…", hint="for example schedule=2:66,6:30,15:17"
+            f"{arg('options', {'schedule': text})}: not LAYER:TOKENS,LAYER:TOKENS,…",
+            hint="for example schedule=2:66,6:30,15:17",
         ) from None
     check_points(points, depth, method, "schedule")
     if list(kept) != sorted(set(kept), reverse=True) or kept[-1] < 1 or kept[0] >= visual_tokens:
         raise BudgetError(
-            f"--option schedule={text}: counts must fall, from below {visual_tokens} to at least 1",
+            f"{arg('options', {'schedule': text})}: counts must fall, from below {visual_tokens} to at least 1",
             hint="for example schedule=2:66,6:30,15:17",
         )
     return points, kept
@@ -126,9 +128,9 @@ def solve(make: Callable[[int], Schedule], keep: int, visual_tokens: int, method
             f"at least {least.nominal:.0f}" if keep < least.nominal else f"at most {most.nominal:.0f}"
         ) + f" of {visual_tokens} visual tokens"
         raise BudgetError(
-            f"--keep {keep}: {method} prunes behind layers {points} of {least.depth} and counts the average over all "
-            f"layers, which is then {bound}",
-            hint=f"such a --keep, or other layers with --option {option}",
+            f"{arg('keep', keep)}: {method} prunes behind layers {points} of {least.depth} and counts the average over "
+            f"all layers, which is then {bound}",
+            hint=f"such a {arg('keep')}, or other layers with {arg('options', option)}",
         )
     return nearest(make, keep, visual_tokens)
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from trtprune._arguments import arg
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import recycling
 from trtprune.pruning.base import Option
@@ -100,11 +101,20 @@ class SparseVlm(InLlmMethod):
     def validate_options(self, options: Mapping[str, object] | None = None) -> dict[str, Any]:
         values = super().validate_options(options)
         if values["ratio"] == "rank" and values["version"] == "2.0":
-            raise BudgetError("--option ratio=rank: belongs to version 1.0", hint="leave out --option version=2.0")
+            raise BudgetError(
+                f"{arg('options', {'ratio': 'rank'})}: belongs to version 1.0",
+                hint=f"leave out {arg('options', {'version': '2.0'})}",
+            )
         if values["ratio"] == "rank" and values["schedule"] != "auto":
-            raise BudgetError("--option ratio=rank: the rank decides, not a schedule", hint="leave out one of the two")
+            raise BudgetError(
+                f"{arg('options', {'ratio': 'rank'})}: the rank decides, not a schedule",
+                hint="leave out one of the two",
+            )
         if values["layers"] == "published" and values["schedule"] != "auto":
-            raise BudgetError("--option layers=published: a schedule names its layers", hint="leave out one of the two")
+            raise BudgetError(
+                f"{arg('options', {'layers': 'published'})}: a schedule names its layers",
+                hint="leave out one of the two",
+            )
         return values
 
     # -- budget -------------------------------------------------------------------------------------------------
@@ -124,8 +134,8 @@ class SparseVlm(InLlmMethod):
             own = self._schedule(visual_tokens, depth, points, kept, options)
             if keep != round(own.nominal):
                 raise BudgetError(
-                    f"--keep {keep}: schedule={options['schedule']} averages {own.nominal:.1f} tokens a layer",
-                    hint=f"leave out --keep, or --keep {round(own.nominal)}",
+                    f"{arg('keep', keep)}: schedule={options['schedule']} averages {own.nominal:.1f} tokens a layer",
+                    hint=f"leave out {arg('keep')}, or {arg('keep', round(own.nominal))}",
                 )
             return own
         points = self.points(depth, options)
@@ -180,8 +190,9 @@ class SparseVlm(InLlmMethod):
         if keep not in RANK_SCALE:
             known = ", ".join(map(str, sorted(RANK_SCALE)))
             raise BudgetError(
-                f"--option scale={options['scale']}: no scale is published for --keep {keep}, only for {known}",
-                hint="--option scale=budget, which meets any --keep, or scale=NUMBER",
+                f"{arg('options', {'scale': options['scale']})}: no scale is published for {arg('keep', keep)}, only "
+                f"for {known}",
+                hint=f"{arg('options', {'scale': 'budget'})}, which meets any {arg('keep')}, or scale=NUMBER",
             )
         return RANK_SCALE[keep]
 
