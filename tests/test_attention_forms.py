@@ -95,7 +95,7 @@ def test_a_form_only_attention_has() -> None:
     assert _lowering("tensorrt-rtx", "cpu", {"norm": "primitives"}, "decomposed") == Lowering(
         attention="primitives", norm="primitives"
     )
-    with pytest.raises(BuildError, match="lowering={'norm': 'op-float32'}"):
+    with pytest.raises(BuildError, match=r"lowering={'norm': 'op-float32'}"):
         _lowering("tensorrt", "cpu", {"norm": "op-float32"})
     with pytest.raises(BuildError, match="lowering attention=primitives"):
         _lowering("tensorrt", "cpu", {"attention": "primitives"}, "fused")

@@ -129,7 +129,7 @@ def test_whole_number_options() -> None:
 
 
 def test_unknown_options() -> None:
-    with pytest.raises(BudgetError, match="options={'quotas': 1}") as caught:
+    with pytest.raises(BudgetError, match=r"options={'quotas': 1}") as caught:
         pruning.get("adafv").validate_options({"quotas": 1})
     assert caught.value.hint is not None
     assert "did you mean quota?" in caught.value.hint
