@@ -321,11 +321,11 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_options() -> None:
-    with pytest.raises(BackendError, match=r"precision=fp8: unknown .*float32 or bf16"):
+    with pytest.raises(BackendError, match=r"'precision': 'fp8'}: unknown .*float32 or bf16"):
         open_provider("openvino", options={"precision": "fp8"})
-    with pytest.raises(BackendError, match=r"provider_options='device_id'.*it has: precision, activations"):
+    with pytest.raises(BackendError, match=r"provider_options device_id.*it has: precision, activations"):
         open_provider("openvino", options={"device_id": "0"})
-    with pytest.raises(BackendError, match=r"activations=int4: unknown .*int8 or float32"):
+    with pytest.raises(BackendError, match=r"'activations': 'int4'}: unknown .*int8 or float32"):
         open_provider("openvino", options={"activations": "int4"})
     with pytest.raises(BackendError, match=r"provider='tpu': unknown .*cpu, cuda, openvino"):
         open_provider("tpu")

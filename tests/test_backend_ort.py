@@ -239,9 +239,9 @@ def test_bfloat16_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"provider": "tpu"}, "--provider tpu"),
-        ({"threads": 0}, "--threads 0"),
-        ({"options": {"speed": "high"}}, "--provider-option speed"),
+        ({"provider": "tpu"}, "provider='tpu'"),
+        ({"threads": 0}, "threads=0"),
+        ({"options": {"speed": "high"}}, "provider_options speed"),
         ({"provider": "cuda"}, "no CUDA provider"),
     ],
 )

@@ -304,7 +304,7 @@ def test_what_cannot_be_compared_is_refused(source: Path, out: Path, half: Path,
         compare(out, str(tmp_path / "nowhere"))
     with pytest.raises(EngineDirError, match="has no engines"):
         compare(out, "onnxruntime")
-    with pytest.raises(BudgetError, match="--keep 99"):
+    with pytest.raises(BudgetError, match="keep=99"):
         compare(out, str(half), draw=Draw(keep=99))
     with pytest.raises(InputError, match=r"--text-tokens 600 .* does not fit the cache of 512"):
         compare(out, str(half), components=["decoder"], draw=Draw(text_tokens=600))

@@ -289,7 +289,7 @@ def test_what_does_not_fit_unpruned_is_left_out(model: Kit, base: Path) -> None:
         ("adafv:quote=1", None, "quote"),
         ("adafv", [17], "17"),
         ("adafv", [0], "0"),
-        ("adafv", [16], "keep=16"),
+        ("adafv", [16], "--keep 16"),
         ("none", [4], "--methods none"),
         ("adafv,fastv", [1], "fastv"),
     ],

@@ -171,8 +171,8 @@ def test_none_refuses_to_prune() -> None:
         ("adafv", {"text_mask": np.ones(3)}, "text_mask has shape"),
         ("zspaprune", {"image_features": np.ones(6)}, "image_features has shape"),
         ("zspaprune", {"image_features": np.ones((0, 3))}, "image_features has shape"),
-        ("random", {"seed": -1}, "--seed -1"),
-        ("random", {"seed": 2**63}, "--seed 9223372036854775808"),
+        ("random", {"seed": -1}, "seed=-1"),
+        ("random", {"seed": 2**63}, "seed=9223372036854775808"),
     ],
 )
 def test_wrong_inputs(method: str, change: dict[str, Any], message: str) -> None:

@@ -229,7 +229,7 @@ def test_inspect_says_what_a_run_caches_and_accepts(one: Kit, name: str) -> None
         with pytest.raises(InputError, match=r"the KV cache was built for 300|the model's positions end at") as caught:
             vlm.generate(images[:count], prompt(count, many), raw_prompt=True, max_new_tokens=1)
         inside = isinstance(get(vlm.config.pruning.method), InLlmMethod)
-        assert not inside or ("fewer images" in str(caught.value.hint) and "--keep" not in str(caught.value.hint))
+        assert not inside or ("fewer images" in str(caught.value.hint) and "--keep" not in str(caught.value.flag_hint))
 
 
 def test_inspect_of_a_rank_that_nobody_knows(one: Kit) -> None:
@@ -262,7 +262,7 @@ def test_no_text_behind_the_image(one: Kit) -> None:
 def test_builds_that_cannot_be(one: Kit, build: dict[str, Any], words: str) -> None:
     with pytest.raises(BudgetError, match=words) as caught:
         one.load("refused", **{"method": "sparsevlm", **build})
-    assert caught.value.hint is None or "--" in caught.value.hint
+    assert caught.value.flag_hint is None or "--" in caught.value.flag_hint
 
 
 def test_a_budget_the_build_does_not_serve(one: Kit) -> None:
@@ -280,7 +280,7 @@ def test_a_schedule_by_hand_serves_one_budget(one: Kit) -> None:
     assert low == high
     with pytest.raises(BudgetError, match=f"keep=60: outside {low} to {low}") as caught:
         vlm.generate(picture(0), "What?", keep=60)
-    assert caught.value.hint == f"leave out --keep; this build's schedule makes it {low}"
+    assert caught.value.hint == f"leave out keep; this build's schedule makes it {low}"
     assert vlm.generate(picture(0), "What?", max_new_tokens=2).kept_tokens <= 20
 
 
@@ -347,5 +347,5 @@ def test_a_budget_without_a_scale_is_refused_before_anything_runs(one: Kit, monk
     vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
     vlm.chain.config = replace(vlm.config, pruning=replace(vlm.config.pruning, keep_range=(1, 64)))
     monkeypatch.setattr(vlm.chain, "look", lambda *_: pytest.fail("the picture was looked at"))
-    with pytest.raises(BudgetError, match="--keep 60"):
+    with pytest.raises(BudgetError, match="keep=60"):
         vlm.generate(picture(0), "What?", keep=60)

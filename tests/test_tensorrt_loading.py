@@ -194,7 +194,7 @@ def test_options(out: Path) -> None:
         ({"device_id": "-1"}, "device_id=-1: must be a number"),
     ):
         assert text in refused(out, provider_options=options)
-    assert "--threads 2" in refused(out, threads=2)
+    assert "threads=2" in refused(out, threads=2)
 
 
 def test_kernels_of_rtx_are_kept_in_a_file(rtx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

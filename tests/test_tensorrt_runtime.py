@@ -189,7 +189,7 @@ def test_what_build_writes(one: Kit) -> None:
         ({"prompt": "x" * 300}, InputError, "--max-input-len"),
         ({"keep": 13}, BudgetError, "keep_range"),
         ({"keep": 1}, BudgetError, "keep_range"),
-        ({"max_new_tokens": 1000}, InputError, "--max-seq-len"),
+        ({"max_new_tokens": 1000}, InputError, "max_seq_len"),
     ],
 )
 def test_beyond_the_limits(out: Path, arguments: dict[str, Any], error: type[Exception], flag: str) -> None:

@@ -43,7 +43,7 @@ def test_lists_are_parsed() -> None:
     ("text", "said"),
     [
         ("adafw", "method='adafw'"),
-        ("random,adafv:quota=7", "quota=7"),
+        ("random,adafv:quota=7", "'quota': '7'"),
         ("adafv:quote=0.1", "quote"),
         ("adafv:", "colon"),
         (" ", "names no method"),

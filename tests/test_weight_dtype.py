@@ -318,7 +318,7 @@ def test_refused_settings(llama: Kit, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match=message):
             trtprune.build(path, tmp_path / "out", method="none", **arguments)
 
-    refused("--weight-dtype int3: unknown", weight_dtype="int3")
+    refused("weight_dtype='int3': unknown", weight_dtype="int3")
     refused("float32 and float16 only", weight_dtype="int8", dtype="bfloat16", provider="cuda")
     kit = Kit.make(tmp_path / "odd", Tiny(hidden=72, layers=1, text={"intermediate_size": 97}))
     refused("no width .* multiple of 32", kit.path, weight_dtype="int4")

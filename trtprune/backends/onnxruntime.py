@@ -74,7 +74,7 @@ class OrtBackend:
             if name not in OPTIONS[provider]:
                 known = ", ".join(OPTIONS[provider]) or "none"
                 raise BackendError(
-                    f"{arg('provider_options', name)}: provider {provider} has no such option", hint=f"it has: {known}"
+                    f"{arg('provider_options')} {name}: provider {provider} has no such option", hint=f"it has: {known}"
                 )
         activations = self.options.get("activations", "int8")
         if activations not in ("int8", "float32"):

@@ -61,7 +61,7 @@ class OpenVinoBackend:
         for name in self.options:
             if name not in ("precision", "activations"):
                 raise BackendError(
-                    f"{arg('provider_options', name)}: provider openvino has no such option",
+                    f"{arg('provider_options')} {name}: provider openvino has no such option",
                     hint="it has: precision, activations",
                 )
         precision, activations = self.options.get("precision", "float32"), self.options.get("activations", "int8")

@@ -137,6 +137,12 @@ def run_bench(
         chosen, named = planning.choose_variants(settings.methods, variants.own)
         budgets = planning.choose_budgets(settings.keeps, variants.base)
         plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
+        rules = variants.base.generation.rules()
+        if rules:
+            notes.append(
+                f"answers are greedy, with what the checkpoint's {variants.base.generation.source} asks for: "
+                f"{', '.join(rules)}"
+            )
         source = None
         if "openvino" in settings.against:
             from trtprune.bench.openvino_peer import require_openvino

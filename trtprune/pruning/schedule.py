@@ -82,7 +82,7 @@ def check_points(points: Sequence[int], depth: int, method: str, option: str) ->
         listed = ", ".join(map(str, points))
         raise BudgetError(
             f"{arg('method', method)}: cannot prune behind layers {listed}; the decoder has {depth}",
-            hint=f"{arg('options', option)}: ascending layers from 0 to {depth - 2}",
+            hint=f"{arg('options')} {option}: ascending layers from 0 to {depth - 2}",
         )
 
 
@@ -130,7 +130,7 @@ def solve(make: Callable[[int], Schedule], keep: int, visual_tokens: int, method
         raise BudgetError(
             f"{arg('keep', keep)}: {method} prunes behind layers {points} of {least.depth} and counts the average over "
             f"all layers, which is then {bound}",
-            hint=f"such a {arg('keep')}, or other layers with {arg('options', option)}",
+            hint=f"such a {arg('keep')}, or other layers with {arg('options')} {option}",
         )
     return nearest(make, keep, visual_tokens)
 
