@@ -328,7 +328,7 @@ def test_refused_settings(llama: Kit, tmp_path: Path) -> None:
     (kit.path / "model.safetensors.index.json").write_text(json.dumps(index))
     refused("decoder.int8.safetensors: the build writes a file of this name", kit.path, weight_dtype="int8")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(BackendError, match="activations=int4"):
+    with pytest.raises(BackendError, match="'activations': 'int4'"):
         OrtBackend(options={"activations": "int4"})
 
 
