@@ -82,7 +82,7 @@ def show(directory: Path, output: Path | None, font: Path | None, as_json: bool,
     drawing.check_output(path)
     check_font(font)
     limit = max_pixels_from(given["max_pixels"])
-    picture = load_picture(given["image"], limit)
+    picture = load_picture(given["image"], limit, urls=True)
     settings = {name: given[name] for name in ("seed", "answers", "max_new_tokens")}
     methods = split_methods(given["methods"] or "")
     asked = drawing.Asked(picture, given["prompt"], given["keeps"] or (), methods, **settings)

@@ -202,7 +202,7 @@ def load_question_image(path: str | Path | None) -> Image.Image:
         return scenes.generate(SCENE, split="test").image
     from trtprune.runtime.pictures import load_picture, max_pixels_from
 
-    return load_picture(path, max_pixels_from(None)).convert("RGB")
+    return load_picture(path, max_pixels_from(None), urls=True).convert("RGB")
 
 
 def _vlm(measured: Measured) -> Vlm:
