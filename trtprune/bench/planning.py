@@ -79,7 +79,7 @@ def plan_cells(
             except BudgetError as error:
                 if named:
                     raise
-                left_out.append(f"{variant.label} {keep}: {error.message}")
+                left_out.append(f"{variant.label} {keep}: {error.flag_message}")
                 continue
             cells.append((variant, keep))
     return cells, left_out

@@ -164,7 +164,7 @@ def run_bench(
             except BudgetError as error:
                 if named:
                     raise
-                notes.append(f"{variant.label}: {error.message}")
+                notes.append(f"{variant.label}: {error.flag_message}")
                 continue
             for keep in (keep for other, keep in plan if other == variant):
                 cells.append(Measured(BuildCell(vlm, variant.label, vlm.chain.check_keep(keep), question)))
@@ -227,7 +227,7 @@ def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measu
         if variants.base.pruning.keep_range[1] < total:
             raise
         own = variants.own
-        notes.append(f"unpruned is {own.label} with all {total} tokens, its pruner included: {error.message}")
+        notes.append(f"unpruned is {own.label} with all {total} tokens, its pruner included: {error.flag_message}")
         return Measured(BuildCell(variants.open(own), own.label, total, question), baseline=True)
 
 

@@ -112,7 +112,7 @@ def plan_points(
         except BudgetError as error:
             if named:
                 raise
-            left_out.append(f"{variant.label}: {error.message}")
+            left_out.append(f"{variant.label}: {error.flag_message}")
             unable.add(variant)
     for reason in left_out:
         report("left out", reason)
