@@ -244,7 +244,7 @@ def test_no_text_behind_the_image(one: Kit) -> None:
     vlm = load(one, "sparsevlm")
     with pytest.raises(InputError, match="no text behind an image") as caught:
         vlm.generate(picture(0), "What is this? <image>", raw_prompt=True)
-    assert "--method" in str(caught.value.hint)
+    assert "--method" in str(caught.value.flag_hint)
 
 
 @pytest.mark.parametrize(
