@@ -42,6 +42,7 @@ def installer_file(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_pip(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_installer.importlib.util, "find_spec", lambda name: object())
     installer_file(monkeypatch, "pip\n")
     assert detect() == "pip"
     assert to_install(extra="cpu") == "pip install 'trtprune[cpu]'"
