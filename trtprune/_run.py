@@ -184,7 +184,12 @@ def answer_rows(
 
     None takes :data:`BATCH_SIZE`, or as many as the engines were built for, if that is fewer.  A row that cannot be
     answered gives its error; the others of its batch are answered all the same.
+
+    Raises:
+        InputError: for a ``batch_size`` above what the engines were built for, before any row is answered.
     """
+    if batch_size is not None:
+        vlm.chain.check_batch(batch_size)
     size = min(BATCH_SIZE, vlm.chain.max_batch) if batch_size is None else batch_size
     call = dict(arguments)
     shared = {name: call.pop(name, None) for name in ("system", "raw_prompt")}
