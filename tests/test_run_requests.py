@@ -132,7 +132,7 @@ def test_settings_of_the_command_are_for_rows_without(place: Path) -> None:
         ({**A, "image": "file://server/a.png"}, "another machine"),
         ({**A, "image": "bad.png"}, "not a picture"),
         ({**A, "image": "data:;base64,@"}, "not base64"),
-        ({**A, "keep": 0}, "keep 0: outside"),
+        ({**A, "keep": 0}, "keep=0: outside"),
         ({**A, "keep": 10**9}, "outside"),
         ({**A, "keep": 2.5}, "keep 2.5: must be a whole number"),
         ({**A, "keep": True}, "keep True"),
