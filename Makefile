@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow lint format plugins clean
+.PHONY: demo test test-slow test-installs lint format plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,9 +33,13 @@ demo: $(BIN)/trtprune
 test: $(VENV)/.test-extra lint
 	$(PYTEST) -m 'not slow'
 
-# What takes minutes: long fuzzing, builds and installs of the package. No part of CI.
+# What takes minutes: builds and installs of the package, by every installer, on every interpreter found here.
 test-slow: $(VENV)/.test-extra
 	$(PYTEST) -m slow
+
+# Of those what CI tries: other Pythons than the one of `make test`, the wheel and the sdist, pip and uv.
+test-installs: $(VENV)/.test-extra
+	$(PYTEST) -m slow tests/test_packaging.py -k "3.12-uv-wheel or 3.13-pip-wheel or 3.12-pipx-sdist"
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .
