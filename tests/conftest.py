@@ -12,6 +12,8 @@ import trtprune._installer
 
 # Before any test imports ONNX Runtime; see trtprune/backends/__init__.py.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Tables are as wide as a terminal; a run in several processes tells each of them of one.
+os.environ.pop("COLUMNS", None)
 
 settings.register_profile("ci", derandomize=True, database=None)
 if os.environ.get("CI"):

@@ -186,7 +186,7 @@ def test_another_backend(root: Path) -> None:
 
 
 def test_an_unknown_check(root: Path) -> None:
-    refused(root, "--verify quick", verify="quick")
+    refused(root, "verify='quick'", verify="quick")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,8 @@ def test_wrong_types_and_extra_fields(root: Path, keys: tuple[str | int, ...], v
         (("kv", "capacity"), -4096, "capacity"),
         (("kv", "bytes_per_token"), -1, "bytes_per_token"),
         (("kv", "segment_layers"), [1, 2], "segment_layers must share 3 layers among 0 segments"),
-        (("components", 0, "inputs", 0, "shape"), [10**39], "'pixel_values' has a shape out of range"),
+        (("components", 0, "inputs", 0, "shape"), [10**39], "inputs[0].shape[0] is a number out of range"),
+        (("components", 0, "inputs", 0, "shape"), [10**15, 10**3], "'pixel_values' has a shape out of range"),
         (("components", 0, "outputs", 0, "shape"), [-1], "'image_features' has a shape out of range"),
         (("generation", "repetition_penalty"), 0.0, "config.generation.repetition_penalty"),
         (("chain",), ["vision", "ghost"], "ghost"),

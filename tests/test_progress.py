@@ -78,8 +78,10 @@ def test_many_threads_lose_no_byte() -> None:
 
 
 def test_a_caller_without_a_report(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("trtprune")
     caplog.set_level(logging.INFO, "trtprune")
-    monkeypatch.setattr(logging.getLogger("trtprune"), "propagate", True)
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     progress_of(None, "model")("looked up")
     unreported("model", "warning: odd")
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [

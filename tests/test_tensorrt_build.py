@@ -277,5 +277,5 @@ def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatc
         now += 0.001
         report.live(f"decoder: Optimizing graph {step}/1000")
     assert 9 <= len(status.texts) <= 11
-    assert status.texts[0] == "build  decoder: Optimizing graph 0/1000"
+    assert status.texts[0] == "build: decoder: Optimizing graph 0/1000"
     Reporter("build").live("no terminal, nothing to show")

@@ -113,7 +113,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         def __init__(self, graph: Graph) -> None:
             self.graph = graph
 
-        def save(self, path: Path) -> None:
+        def save(self, path: Path, *, inline: bool) -> None:
+            assert not inline
             proto = onnx.load_model_from_string(self.graph.to_bytes())
             change(proto)
             path.write_bytes(proto.SerializeToString())

@@ -181,7 +181,7 @@ def _open(variants: Variants, variant: Variant, asked: Asked) -> Vlm | None:
 
 
 def _reason(error: Exception) -> str:
-    return error.message if isinstance(error, TrtpruneError) else f"{error}, which building it needs"
+    return error.flag_message if isinstance(error, TrtpruneError) else f"{error}, which building it needs"
 
 
 def _panel(
@@ -202,7 +202,7 @@ def _panel(
         if alone:
             raise
         # Of several methods, those inside the decoder cannot go as low as others: their place stays empty.
-        logger.warning("%s at %d: %s", variant.label, keep, error.message)
+        logger.warning("%s at %d: %s", variant.label, keep, error.flag_message)
         return None
     own = view if variant == variants.own else vlm.look(view.image, asked.prompt)
     if not asked.answers:
