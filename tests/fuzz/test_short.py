@@ -50,6 +50,7 @@ def refuse(message: str, hint: str | None) -> None:
     ],
 )
 def test_the_kit_sees(function: Callable[..., None], arguments: tuple[Any, ...], fault: str | None) -> None:
-    outcome = kit.Attempts().run(function, *arguments, seconds=0.7, megabytes=200)
-    found = outcome.fault(0.7, 200)
+    seconds = 0.7 if function is spin else kit.SECONDS  # a busy machine must not end the others
+    outcome = kit.Attempts().run(function, *arguments, seconds=seconds, megabytes=200)
+    found = outcome.fault(seconds, 200)
     assert found is None if fault is None else fault in (found or ""), (outcome, found)
