@@ -11,7 +11,16 @@ import click
 
 from trtprune._click import Command, option
 from trtprune._console import logger, progress
-from trtprune._options import CLIP, OUTPUT, PATH, PRUNING, keeps_option, methods_option, plot_options, run_options
+from trtprune._options import (
+    CLIP,
+    OUTPUT,
+    PATH,
+    keeps_option,
+    methods_option,
+    others_option,
+    plot_options,
+    run_options,
+)
 from trtprune._tables import terminal_width
 from trtprune.errors import InputError
 
@@ -37,14 +46,7 @@ def check_writable(flag: str, path: Path | None) -> None:
 @click.command(cls=Command, short_help="Measure time, memory and work with and without pruning.")
 @keeps_option("a third and a ninth of all, and as built")
 @methods_option("Pruning methods, or all; unpruned is always measured, too.")
-@option(
-    "--with",
-    "others",
-    type=PATH,
-    multiple=True,
-    group=PRUNING,
-    help="An engine directory of another method, measured beside OUT; repeatable.",
-)
+@others_option("measured")
 @CLIP
 @option(
     "--against",

@@ -17,9 +17,9 @@ from trtprune._options import (
     MODEL,
     OUTPUT,
     PATH,
-    PRUNING,
     keeps_option,
     methods_option,
+    others_option,
     plot_options,
     run_options,
 )
@@ -64,14 +64,7 @@ QUESTIONS, ANSWERS = "Questions", "Answers"
 @MAX_PIXELS
 @keeps_option("a third and a ninth of all, and as built")
 @methods_option("Pruning methods, or all; unpruned is always asked, too.")
-@option(
-    "--with",
-    "others",
-    type=PATH,
-    multiple=True,
-    group=PRUNING,
-    help="An engine directory of another method, asked beside OUT; repeatable.",
-)
+@others_option("asked")
 @CLIP
 @option(
     "--checkpoint",

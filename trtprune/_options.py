@@ -30,6 +30,7 @@ __all__ = [
     "KeyValue",
     "keeps_option",
     "methods_option",
+    "others_option",
     "plot_options",
     "run_options",
 ]
@@ -107,6 +108,18 @@ def keeps_option(default: str) -> Any:
 
     text = f"Numbers of visual tokens to keep per image, such as 192,64; repeatable.  [default: {default}]"
     return option("--keep", "keeps", type=Budgets(), multiple=True, callback=join, group=PRUNING, help=text)
+
+
+def others_option(verb: str) -> Any:
+    """``--with DIRECTORY``, repeatable: engine directories that are ``verb``, such as "asked", beside the first."""
+    return option(
+        "--with",
+        "others",
+        type=PATH,
+        multiple=True,
+        group=PRUNING,
+        help=f"An engine directory of another method, {verb} beside OUT; repeatable.",
+    )
 
 
 def methods_option(text: str) -> Any:

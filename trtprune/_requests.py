@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +205,7 @@ class RequestFile:
         try:
             path = local_file(image)
         except InputError as error:
-            return as_field(error.message)
+            return error.message
         if path is not None:
             return picture_fault(path)
         if image[:4].lower() == "http" and not self._urls:
@@ -229,14 +228,9 @@ class RequestFile:
                 **{name: own[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in own}
             )
         except TrtpruneError as error:
-            return as_field(error.message)
+            return error.message
         stop = own.get("stop", ())
         return "stop: a text is empty" if "" in ([stop] if isinstance(stop, str) else stop) else ""
-
-
-def as_field(message: str) -> str:
-    """A message that begins with a flag, of a row that has no flags."""
-    return re.sub(r"^--([a-z-]+)", lambda found: found[1].replace("-", "_"), message)
 
 
 def _fault_of_asked(entry: Mapping[str, Any], images: Any, prompt: str | None) -> str:

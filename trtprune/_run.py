@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune._budget import describe_budget
 from trtprune._console import echo, logger, spinner
-from trtprune._requests import as_field
 from trtprune.errors import BudgetError, InputError, TrtpruneError
 
 if TYPE_CHECKING:
@@ -231,6 +230,6 @@ def _answer(
         if row.fault:
             yield Answered(row, None, row.fault)
         elif isinstance(answer, TrtpruneError):
-            yield Answered(row, None, as_field(answer.message), answer.hint)
+            yield Answered(row, None, answer.message, answer.hint)
         else:
             yield Answered(row, answer)

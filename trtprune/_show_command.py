@@ -9,7 +9,7 @@ import click
 
 from trtprune._click import OUTPUT, Command, option
 from trtprune._console import echo_json, logger, progress
-from trtprune._options import CLIP, MAX_PIXELS, PATH, PRUNING, keeps_option, methods_option, run_options
+from trtprune._options import CLIP, MAX_PIXELS, PATH, keeps_option, methods_option, others_option, run_options
 
 __all__ = ["show"]
 
@@ -46,14 +46,7 @@ DEFAULT = Path("kept.png")
 @MAX_PIXELS
 @keeps_option("as built")
 @methods_option("Pruning methods, a row each.")
-@option(
-    "--with",
-    "others",
-    type=PATH,
-    multiple=True,
-    group=PRUNING,
-    help="An engine directory of another method, drawn beside OUT; repeatable.",
-)
+@others_option("drawn")
 @CLIP
 @option("-o", "--output", type=PATH, group=OUTPUT, help=f"The picture to write.  [default: {DEFAULT}]")
 @option("--font", type=PATH, group=OUTPUT, help="A font file for letters that the fonts found here lack.")
