@@ -254,7 +254,7 @@ def build(checkpoint: Path, out: Path, given: argparse.Namespace, keeps: Sequenc
     if given.backend == "onnxruntime":
         settings["provider"] = given.provider
     else:
-        from trtprune._engine_options import EngineOptions
+        from trtprune.compiler.engine_options import EngineOptions
 
         targets = (given.compute_capability,) if given.backend == "tensorrt-rtx" else ()
         settings["backend"] = given.backend

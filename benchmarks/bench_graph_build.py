@@ -22,7 +22,7 @@ from _machine import machine, summary
 CHILD = """
 import resource, sys, time
 start = time.perf_counter()
-from trtprune._build import build
+from trtprune.compiler.building import build
 imported = time.perf_counter()
 build(sys.argv[1], sys.argv[2], keep=64, force=True)
 end = time.perf_counter()

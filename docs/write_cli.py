@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from trtprune._click import LAST, Option, grouped
 from trtprune.cli import main as commands
+from trtprune.cli.flags import LAST, Option, grouped
 
 PAGE = Path(__file__).parent / "cli.md"
 ORDER = (

@@ -12,7 +12,7 @@ import onnx
 import trtprune
 from tests import tiny
 from tests.tiny_files import add_text_files
-from trtprune._safetensors import read_header
+from trtprune.checkpoint.safetensors import read_header
 
 
 def checkpoint(path: Path, t: tiny.Tiny | None = None) -> Path:

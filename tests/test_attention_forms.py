@@ -87,7 +87,7 @@ def test_float32_boundary_casts_only_the_attention(form: Form, ops: list[str]) -
 
 
 def test_a_form_only_attention_has() -> None:
-    from trtprune._plan import _lowering
+    from trtprune.compiler.plan import _lowering
 
     assert _lowering("onnxruntime", "cpu", {"attention": "op-float32"}).attention == "op-float32"
     assert _lowering("tensorrt", "cpu", {}, "fp32-boundary").attention == "op-float32"

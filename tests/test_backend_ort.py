@@ -15,10 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import trtprune.backends.onnxruntime as module
-from trtprune.backends import ort_cache, ort_threads
+import trtprune.backends.onnxruntime.backend as module
 from trtprune.backends.binding import bind_dims, cache_pairs, numpy_dtype, resolve_shape
-from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads
+from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads, threads
+from trtprune.backends.onnxruntime import cache as ort_cache
 from trtprune.engine_dir import ComponentInfo, TensorSpec
 from trtprune.errors import BackendError, EngineDirError
 
@@ -331,7 +331,7 @@ def test_an_old_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quotas, expected in (([], 8), ([(150_000, 100_000)], 2), ([(-1, 100_000)], 8), ([(10, 100_000)], 1)):
-        monkeypatch.setattr(ort_threads, "_quotas", lambda quotas=quotas: quotas)
+        monkeypatch.setattr(threads, "_quotas", lambda quotas=quotas: quotas)
         assert available_threads() == expected

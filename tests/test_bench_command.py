@@ -21,7 +21,7 @@ from PIL import Image
 import trtprune
 from tests import bench_kit as kit
 from tests.runtime_kit import picture
-from trtprune.bench import planning, running
+from trtprune.bench import running
 from trtprune.bench.cells import BuildCell, Question
 from trtprune.bench.floor import CopyProbe, ProductProbe
 from trtprune.bench.interleave import interleave, ratio, spread
@@ -31,7 +31,7 @@ from trtprune.bench.running import Measured, Run, Settings
 from trtprune.bench.transformers_peer import TransformersPeer
 from trtprune.cli import main
 from trtprune.errors import BudgetError
-from trtprune.variants import Variants
+from trtprune.variants import Variants, planning
 
 times = st.lists(st.floats(0.01, 1e5), min_size=1, max_size=30)
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 import trtprune
 from tests import tiny, tiny_files
 from tests.chat_templates import STYLES
-from trtprune import _build
+from trtprune.compiler import building
 from trtprune.errors import CheckpointError
 from trtprune.text import process
 from trtprune.text.template import Turn
@@ -102,7 +102,7 @@ def test_refused_before_the_work(
     damage(model)
     monkeypatch.setattr(process, "MEMORY", 200_000_000)  # to fill it takes less time
     process.stop()
-    monkeypatch.setattr(_build, "_write", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(building, "_write", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(CheckpointError, match=BROKEN[damage]) as caught:
         trtprune.build(model, tmp_path / "out", method="none")
     assert caught.value.hint

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import trtprune
 from tests import compare_kit as kit
 from tests.runtime_kit import picture
-from trtprune import _chat_command
+from trtprune.cli import chat as chat_command
 from trtprune.cli import main
 from trtprune.runtime import Vlm
 
@@ -204,10 +204,10 @@ def test_an_interrupt_ends_the_answer_only(place: Path, vlm: Vlm, monkeypatch: p
         if len(said) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_chat_command, "echo", interrupted)
+    monkeypatch.setattr(chat_command, "echo", interrupted)
     settings = {"system": None, "keep": None, "repick": False, "max_new_tokens": 4}
     lines = iter(["what color", "how many?"])
-    talk = _chat_command.Talk(vlm, [str(place / "a.png")], settings, list)
+    talk = chat_command.Talk(vlm, [str(place / "a.png")], settings, list)
     assert talk.run(lambda: next(lines, None), patient=True)
     # The interrupted question is no part of the conversation.
     assert "".join(said[2:]) == vlm.chat(str(place / "a.png")).ask("how many?", max_new_tokens=4).text

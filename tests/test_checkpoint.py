@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from trtprune import checkpoint as module
-from trtprune._safetensors import ITEM_SIZES, read_header
+from trtprune.checkpoint import checkpoint as module
 from trtprune.checkpoint import open_checkpoint, resolve
+from trtprune.checkpoint.safetensors import ITEM_SIZES, read_header
 from trtprune.errors import CheckpointError
 
 ALIASES = {"llava-1.5-7b": "llava-hf/llava-1.5-7b-hf", "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf"}
@@ -329,7 +329,7 @@ def test_precedence(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((hub_id, revision))
         return single, "c0ffee"
 
-    monkeypatch.setattr("trtprune.hub.download", download)
+    monkeypatch.setattr("trtprune.checkpoint.hub.download", download)
     for model in ("llava-1.5-7b", "llava-1.5-7b@v1", "some/model@v2"):
         found = resolve(model, aliases=ALIASES)
         assert found.revision == "c0ffee"

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 import trtprune
 from tests import tiny, tiny_files
-from trtprune._texts import TEXT_FILES
 from trtprune.checkpoint import SIDE_FILES, Checkpoint, open_checkpoint
+from trtprune.compiler.texts import TEXT_FILES
 from trtprune.errors import CheckpointError, TrtpruneError
 
 SECRET = '{"secret": "of the user"}'

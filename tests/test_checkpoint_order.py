@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 import trtprune
 from tests import tiny, tiny_files
 from tests.hub_server import Hub, serve
-from trtprune.advice import for_architecture
+from trtprune.checkpoint.advice import for_architecture
 from trtprune.errors import TrtpruneError
 
 LLAVA: dict[str, Any] = {

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from trtprune._click import Command, Option, option
 from trtprune.cli import main
+from trtprune.cli.flags import Command, Option, option
 
 COMMANDS = sorted(main.commands)
 # Meaning → where it is taken, and every spelling that is.
@@ -135,7 +135,7 @@ def test_flags_with_an_optional_value(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_no_plot_overrules_plot() -> None:
-    from trtprune._options import plot_options
+    from trtprune.cli.options import plot_options
 
     seen = []
 

@@ -60,7 +60,7 @@ def test_a_wrong_map_fails(source: Path, tmp_path: Path) -> None:
 
 
 def kit_names(out: Path) -> list[str]:
-    from trtprune._safetensors import read_header
+    from trtprune.checkpoint.safetensors import read_header
 
     return [name for path in (out / "onnx/weights").glob("*.safetensors") for name in read_header(path).tensors]
 

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtprune import _terminal
-from trtprune._console import Group, _configure, echo_json, logger
 from trtprune.cli import main
+from trtprune.cli.console import Group, _configure, echo_json, logger
 from trtprune.errors import printable
+from trtprune.reports import terminal as terminal_module
 
 pty = pytest.importorskip("pty")
 TRTPRUNE = [sys.executable, "-m", "trtprune"]
@@ -57,7 +57,7 @@ def in_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
 
 SPINNING = """
 import logging, sys, time
-from trtprune._console import _configure, progress
+from trtprune.cli.console import _configure, progress
 _configure(0, None)
 with progress("build") as report:
     for name in ("vision", "decoder"):
@@ -139,7 +139,7 @@ def test_an_encoding_that_is_too_small() -> None:
 @pytest.mark.parametrize("milliseconds", [60, 90, 120, 160, 220])
 def test_interrupted_while_it_starts(milliseconds: int) -> None:
     # In trtprune's own imports; what Python does before them is Python's.
-    code = "import time, trtprune._entry as e; print('here', flush=True); time.sleep({}); e.main()"
+    code = "import time, trtprune.cli.entry as e; print('here', flush=True); time.sleep({}); e.main()"
     script = f"import sys; sys.argv = ['trtprune', 'doctor']; {code.format(0)}"
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -220,7 +220,7 @@ def test_log_lines_are_bounded(tmp_path: Path) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    assert len(line.splitlines()[0]) <= _terminal.LINE_LENGTH
+    assert len(line.splitlines()[0]) <= terminal_module.LINE_LENGTH
     assert "ValueError: \\x1b[2J" in line
     assert line.count("\x1b") == 0
     assert (tmp_path / "log").read_text().count("\x1b") == 0
@@ -236,7 +236,7 @@ def test_json_is_printable_and_the_same(text: str) -> None:
 
 
 def test_answers_on_a_terminal() -> None:
-    script = "from trtprune._console import echo; echo('a\\x1b[2Jb\\tc\\n\\u202eé日')"
+    script = "from trtprune.cli.console import echo; echo('a\\x1b[2Jb\\tc\\n\\u202eé日')"
     assert in_terminal([sys.executable, "-c", script]) == (0, "a\\x1b[2Jb\tc\r\n\\u202eé日\r\n")
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
     assert piped == "a\x1b[2Jb\tc\n\u202eé日\n".encode()
@@ -244,7 +244,7 @@ def test_answers_on_a_terminal() -> None:
 
 HOSTILE = """
 import click
-from trtprune._console import Group
+from trtprune.cli.console import Group
 
 @click.group(cls=Group)
 def group(): pass

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from trtprune._progress import Progress
 from trtprune.demo import _packages, _text
 from trtprune.demo._index import ATTEMPTS, NotFetched, fetch_file
 from trtprune.demo._index_settings import DEFAULT_INDEX, find_sources
 from trtprune.demo.assemble import assemble
 from trtprune.errors import CheckpointError
+from trtprune.reports.downloads import Progress
 
 CONTENT = bytes(range(256)) * 4000
 NAME = "tiny_weights-1.0-py3-none-any.whl"

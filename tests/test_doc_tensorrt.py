@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import trtprune
-from trtprune import _installer
-from trtprune._engine_options import ATTENTION_FORMS, DEFAULT_INPUT_LEN, FULL_ONLY, HARDWARE_COMPATIBILITY
-from trtprune._installer import to_install
+from trtprune import installer
 from trtprune.backends.tensorrt.profiles import MAX_TOPK, default_capacity
 from trtprune.cli import main
+from trtprune.compiler.engine_options import ATTENTION_FORMS, DEFAULT_INPUT_LEN, FULL_ONLY, HARDWARE_COMPATIBILITY
+from trtprune.installer import to_install
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_flags_exist() -> None:
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_installer, "installed_by", lambda: "pip")
+    monkeypatch.setattr(installer, "installed_by", lambda: "pip")
     assert f"| `--max-input-len` | {DEFAULT_INPUT_LEN} |" in PAGE
     assert f"beyond {MAX_TOPK:,} TensorRT's TopK ends" in PAGE
     assert set(re.findall(r"^\| `([a-z0-9-]+)`(?: \(default\))? \| .*\| .*\|$", PAGE, re.MULTILINE)) >= set(

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from trtprune import _gpu, doctor
-from trtprune._gpu import Gpu, find_gpus
-from trtprune._probe import probe
+from trtprune.backends.tensorrt import gpus as gpus_module
+from trtprune.backends.tensorrt.gpus import Gpu, find_gpus
 from trtprune.doctor import Check, Report, examine
+from trtprune.doctor import examining as doctor
+from trtprune.doctor.probe import probe
 
 H200 = Gpu("NVIDIA H200", 90, 150_000_000_000, "580.1")
 RTX = Gpu("NVIDIA GeForce RTX 4090", 89, 24_000_000_000, "580.1")
@@ -298,7 +299,7 @@ def test_a_probe_that_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_probes_answer_in_json() -> None:
     assert probe("cpu") == FINE
     done = subprocess.run(
-        [sys.executable, "-m", "trtprune._probe", "tensorrt_absent"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "trtprune.doctor.probe", "tensorrt_absent"], capture_output=True, text=True, check=True
     )
     answer = json.loads(done.stdout)
     assert answer["ok"] is False
@@ -309,7 +310,7 @@ def test_probing_leaves_nothing_behind(tmp_path: Path) -> None:
     """ONNX Runtime 1.31 writes telemetry files below HOME when it is imported, unless it is told not to."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
-    done = subprocess.run([sys.executable, "-m", "trtprune._probe", "cpu"], capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "trtprune.doctor.probe", "cpu"], capture_output=True, env=environment)
     assert json.loads(done.stdout) == FINE
     assert not list(tmp_path.rglob("*onnxruntime*"))
 
@@ -329,7 +330,7 @@ def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]
     smi(tmp_path, "[N/A], [N/A], 470, Old\nnonsense")
     assert find_gpus() == [Gpu("Old", 0, 0, "470")]
-    monkeypatch.setattr(_gpu, "_by_nvml", lambda: [])
+    monkeypatch.setattr(gpus_module, "_by_nvml", lambda: [])
     smi(tmp_path, "NVIDIA-SMI has failed", code=9)
     assert find_gpus() == []
 
@@ -338,6 +339,6 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(_: str) -> Any:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(_gpu.shutil, "which", lambda _: None)
+    monkeypatch.setattr(gpus_module.shutil, "which", lambda _: None)
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert find_gpus() == []

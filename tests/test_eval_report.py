@@ -18,7 +18,6 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tests import eval_kit as kit
-from trtprune._plots import styles_of
 from trtprune.errors import BackendError, BudgetError
 from trtprune.eval.planning import Point, subjects
 from trtprune.eval.plot import draw_accuracy
@@ -28,6 +27,7 @@ from trtprune.eval.rows import DataSet, Row
 from trtprune.eval.runner import run
 from trtprune.eval.store import Store
 from trtprune.eval.table import describe_examples, show_evaluation
+from trtprune.reports.figures import styles_of
 from trtprune.variants import Variant
 
 POINTS = [kit.POINTS[0], *(Point(Variant.make(m), k, m) for m in ("adafv", "random") for k in (8, 4))]

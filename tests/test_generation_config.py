@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import trtprune
 from tests import tiny
 from tests.runtime_kit import Kit, picture
-from trtprune._generation import eos_token_ids, read_generation
 from trtprune.checkpoint import open_checkpoint
 from trtprune.engine_dir import GenerationInfo, open_engine_dir
 from trtprune.errors import BuildError, CheckpointError, EngineDirError, InputError
+from trtprune.models.generation_config import eos_token_ids, read_generation
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.sampling import Sampler
 

@@ -15,8 +15,8 @@ from tests import tiny
 from tests.clip_kit import ClipKit
 from tests.runtime_kit import Kit
 from trtprune import pruning
+from trtprune.cli.inspect import describe
 from trtprune.engine_dir import EngineDir, open_engine_dir
-from trtprune.inspect import describe
 from trtprune.pruning.inputs import FROM_CLIP
 
 import onnxruntime  # isort: skip  behind trtprune, which sets what keeps it from reporting usage

@@ -167,7 +167,7 @@ def test_a_disk_that_is_too_small_is_seen_before_the_download(monkeypatch: pytes
     import shutil
     from types import SimpleNamespace
 
-    from trtprune.hub import _Repository
+    from trtprune.checkpoint.hub import _Repository
 
     sizes = {"config.json": 900, "model-1.safetensors": 5_000_000_000, "model-2.safetensors": 4_000_000_000}
     repository = _Repository(REPO, tmp_path, None, False)
@@ -191,7 +191,7 @@ def test_a_disk_that_is_too_small_is_seen_before_the_download(monkeypatch: pytes
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
-    from trtprune.hub import download
+    from trtprune.checkpoint.hub import download
 
     def full(*_: Any, **__: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -205,7 +205,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_an_unforeseen_failure_is_still_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from trtprune.hub import download
+    from trtprune.checkpoint.hub import download
 
     def broken(*_: Any, **__: Any) -> str:
         raise ValueError("first\nsecond")

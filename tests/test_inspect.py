@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine_dirs import WEIGHTS, make
+from trtprune.cli.inspect import describe, render
 from trtprune.engine_dir import open_engine_dir
 from trtprune.errors import EngineDirError
-from trtprune.inspect import describe, render
 
 
 @pytest.fixture

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from trtprune import _installer
-from trtprune._doctor_gpu import engine_checks
-from trtprune._installer import to_install, to_uninstall
+from trtprune import installer
+from trtprune.doctor.gpu_checks import engine_checks
+from trtprune.installer import to_install, to_uninstall
 
 ROOT = Path(__file__).parent.parent
-detect = _installer.installed_by
+detect = installer.installed_by
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prefix with nothing in it, detected for real."""
-    monkeypatch.setattr(_installer, "installed_by", detect)
+    monkeypatch.setattr(installer, "installed_by", detect)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
@@ -38,11 +38,11 @@ def installer_file(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         def read_text(self, name: str) -> str:
             return text
 
-    monkeypatch.setattr(_installer.importlib.metadata, "distribution", lambda name: Distribution())
+    monkeypatch.setattr(installer.importlib.metadata, "distribution", lambda name: Distribution())
 
 
 def test_pip(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_installer.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: object())
     installer_file(monkeypatch, "pip\n")
     assert detect() == "pip"
     assert to_install(extra="cpu") == "pip install 'trtprune[cpu]'"
@@ -63,7 +63,7 @@ def test_an_environment_of_uvs(environment: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_no_pip_means_uv(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installer_file(monkeypatch, "")
-    monkeypatch.setattr(_installer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
     assert detect() == "uv"
 
 
@@ -71,7 +71,7 @@ def test_pipx_gets_the_packages_of_an_extra(environment: Path, monkeypatch: pyte
     """By name: pipx would look for trtprune itself on an index."""
     (environment / "pipx_metadata.json").write_text("{}")
     monkeypatch.setattr(
-        _installer.importlib.metadata,
+        installer.importlib.metadata,
         "requires",
         lambda name: [f"{text} ; extra == '{extra}'" for extra, texts in EXTRAS.items() for text in texts],
     )
@@ -123,14 +123,14 @@ def test_every_extra_that_is_named_exists() -> None:
 
 def test_the_metadata_of_this_installation_is_read() -> None:
     """Markers as setuptools writes them."""
-    found = {Requirement(text).name for text in _installer._packages_of("openvino")}
+    found = {Requirement(text).name for text in installer._packages_of("openvino")}
     lines = [Requirement(text) for text in importlib.metadata.requires("trtprune") or []]
     wanted = {r.name for r in lines if r.marker and r.marker.evaluate({"extra": "openvino"})}
     assert found == wanted == {"onnxruntime", "openvino"}
 
 
 def test_a_wheel_has_no_sources_of_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from trtprune import _doctor_gpu
+    from trtprune.doctor import gpu_checks
 
     tried: dict[str, dict[str, Any]] = {"plugins": {"ok": True, "text": "two operators"}}
 
@@ -138,7 +138,7 @@ def test_a_wheel_has_no_sources_of_plugins(monkeypatch: pytest.MonkeyPatch, tmp_
         return next(c for c in engine_checks(tried, [], lambda name: None) if c.name == "plugins")
 
     assert "cmake -S " in plugins().fix
-    monkeypatch.setattr(_doctor_gpu, "SOURCES", tmp_path / "plugins")
+    monkeypatch.setattr(gpu_checks, "SOURCES", tmp_path / "plugins")
     assert plugins().fix is None
     assert "plugins/ of trtprune's sources" in plugins().enables
 
@@ -146,7 +146,7 @@ def test_a_wheel_has_no_sources_of_plugins(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_missing_module_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from trtprune import _console, cli\n"
+        "from trtprune import cli\n"
         "cli.main.commands['models'].callback = lambda **_: __import__('onnxruntime')\n"
         "cli.main(['models'])"
     )

@@ -7,9 +7,9 @@ import json
 from click.testing import CliRunner
 
 from trtprune import pruning
-from trtprune._methods import needs_in_words
-from trtprune.aliases import ALIASES
+from trtprune.checkpoint.aliases import ALIASES
 from trtprune.cli import main
+from trtprune.cli.methods import needs_in_words
 from trtprune.demo.assemble import PARTS
 from trtprune.pruning.inputs import INPUTS
 

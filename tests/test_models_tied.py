@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from tests.runner import Chain
-from trtprune import checkpoint as checkpoint_module
+from trtprune.checkpoint import checkpoint as checkpoint_module
 from trtprune.checkpoint import open_checkpoint
 from trtprune.errors import CheckpointError
 from trtprune.models import get_family

@@ -15,9 +15,9 @@ import pytest
 import trtprune
 from tests.tiny import Tiny, make
 from tests.tiny_files import add_text_files
-from trtprune import _staging
-from trtprune._output import old_files
-from trtprune._staging import recover, replacing_directory
+from trtprune.compiler import staging as staging_module
+from trtprune.compiler.output import old_files
+from trtprune.compiler.staging import recover, replacing_directory
 from trtprune.engine_dir import open_engine_dir
 from trtprune.errors import BuildError
 
@@ -192,7 +192,7 @@ def volume(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "volume"
     path.mkdir()
     if request.param == "pretended":
-        monkeypatch.setattr(_staging, "_is_mount", lambda target: target == path)
+        monkeypatch.setattr(staging_module, "_is_mount", lambda target: target == path)
         yield path
         return
     (tmp_path / "source").mkdir()
@@ -252,7 +252,7 @@ KINDS: dict[str, tuple[str, Callable[..., object]] | None] = {
 def test_killed_at_any_step(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed at its first, second, … change of the file system, until one gets through."""
     if (other := KINDS[kind]) is not None:
-        monkeypatch.setattr(_staging, *other)
+        monkeypatch.setattr(staging_module, *other)
     target, ended = tmp_path / "out", False
     old = {"a": b"only/old a", "only/old": b"only/old only/old", "config.json": b"only/old"}
     new = {name: f"only/new {name}".encode() for name in NEW} | {"config.json": b"only/new"}

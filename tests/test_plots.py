@@ -15,8 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Page
 
 from tests.test_frontier import both, two
-from trtprune import _plots, pruning
-from trtprune._plots import INK, plot_wanted, styles_of
+from trtprune import pruning
 from trtprune.bench.plot import FEW, draw_stages
 from trtprune.cli import main
 from trtprune.errors import BackendError, InputError
@@ -24,6 +23,8 @@ from trtprune.eval.plot import draw_accuracy
 from trtprune.eval.report import Evaluation, Figure
 from trtprune.frontier import Rule
 from trtprune.frontier.plot import draw_frontier
+from trtprune.reports import figures as figures_module
+from trtprune.reports.figures import INK, plot_wanted, styles_of
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 METHODS = [name for name in pruning.names() if name != "none"]
@@ -85,7 +86,7 @@ def test_a_style_depends_on_nothing_but_the_method() -> None:
     variants = styles_of(["divprune", "divprune center=true", "mmr"])
     assert variants["divprune center=true"].color == variants["divprune"].color
     assert variants["divprune center=true"] != variants["divprune"]
-    assert styles_of(["of another version"])["of another version"].color == _plots.OTHER
+    assert styles_of(["of another version"])["of another version"].color == figures_module.OTHER
     assert styles_of(["none"])["none"].color == INK
 
 
@@ -194,7 +195,7 @@ def test_a_method_has_one_colour_in_all_plots(pages: dict[str, Page], tmp_path: 
 def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A picture nobody asked for costs a note; one that was asked for is an error that says what to install."""
     said: list[str] = []
-    monkeypatch.setattr("trtprune._plots.logger.warning", lambda text, *given: said.append(text % given))
+    monkeypatch.setattr("trtprune.reports.figures.logger.warning", lambda text, *given: said.append(text % given))
     assert plot_wanted(None, "-o", tmp_path / "a.png") is True
     assert not said
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.plugin_build import emulator
-from trtprune.pruning import zspaprune
+from trtprune.pruning.methods import zspaprune
 
 SCORES = [np.float32, np.float16, ml_dtypes.bfloat16]
 BITS = {4: np.uint32, 2: np.uint16}

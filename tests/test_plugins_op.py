@@ -14,10 +14,10 @@ from tests.runner import session
 from tests.test_plugins_kernels import expected_indices, greedy, random_scores
 from trtprune import pruning
 from trtprune.graph import Graph, Lowering
-from trtprune.graph.greedy import MODES, maxmin_select
 from trtprune.graph.ops import topk_gather
 from trtprune.pruning.base import Method
 from trtprune.pruning.graph import build_pruner
+from trtprune.pruning.greedy_graph import MODES, maxmin_select
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from trtprune import _progress
-from trtprune._progress import Progress, duration, progress_of, size, unreported
+from trtprune.reports import downloads
+from trtprune.reports.downloads import Progress, duration, progress_of, size, unreported
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(_progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(downloads.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

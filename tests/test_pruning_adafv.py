@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests import pruning_cases as pc
 from trtprune import pruning
 from trtprune.graph import Graph
-from trtprune.pruning import adafv
+from trtprune.pruning.methods import adafv
 
 QUICK = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 ADAFV = pruning.get("adafv")

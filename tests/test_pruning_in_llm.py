@@ -21,13 +21,13 @@ from trtprune.errors import BudgetError, InputError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import llava
 from trtprune.pruning import recycling
-from trtprune.pruning.fastv import FastV
 from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.methods.fastv import FastV
+from trtprune.pruning.methods.pyramiddrop import PyramidDrop
+from trtprune.pruning.methods.sparsevlm import SparseVlm
 from trtprune.pruning.point_graph import build_point, build_raters
-from trtprune.pruning.pyramiddrop import PyramidDrop
 from trtprune.pruning.rank import build_rank, matrix_rank
 from trtprune.pruning.schedule import Schedule
-from trtprune.pruning.sparsevlm import SparseVlm
 
 SPARSE, FASTV, PYRAMID = SparseVlm(), FastV(), PyramidDrop()
 LENGTH, START, VISUAL = 61, 4, 40

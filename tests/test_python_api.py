@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import trtprune
 from tests import tiny
 from tests.runtime_kit import Kit, picture, same
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError, EngineDirError, InputError, TrtpruneError
 from trtprune.runtime import Request, Vlm
 
@@ -49,7 +49,7 @@ def test_nothing_heavy_is_imported() -> None:
         "print(sorted(heavy & set(sys.modules)), sorted(m for m in sys.modules if m.startswith('trtprune.')))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[] ['trtprune._arguments', 'trtprune._version', 'trtprune.errors']"
+    assert out.strip() == "[] ['trtprune.arguments', 'trtprune._version', 'trtprune.errors']"
 
 
 @pytest.mark.parametrize(

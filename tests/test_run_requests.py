@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 import trtprune
 from tests import compare_kit as kit
 from tests.runtime_kit import picture
-from trtprune import _jsonl, _requests
-from trtprune._answer_file import AnswerFile
-from trtprune._jsonl import JsonLines
-from trtprune._requests import RequestFile
 from trtprune.cli import main
+from trtprune.cli.answer_file import AnswerFile
 from trtprune.errors import InputError
-from trtprune.runtime import Vlm
+from trtprune.files import json_lines
+from trtprune.files.json_lines import JsonLines
+from trtprune.runtime import Vlm, requests
+from trtprune.runtime.requests import RequestFile
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_standard_input_and_pipes(place: Path, monkeypatch: pytest.MonkeyPatch) 
     code, answers, _ = command(["out", "--requests", "pipe", "--json", "--max-new-tokens", 2])
     writer.join()
     assert (code, len(answers)) == (0, 1)
-    monkeypatch.setattr(_jsonl, "MAX_PIPE_BYTES", 100)
+    monkeypatch.setattr(json_lines, "MAX_PIPE_BYTES", 100)
     code, _, stderr = command(["out", "--requests", "-"], stdin=b"x" * 200)
     assert code == 1
     assert "larger than 100 bytes" in stderr
@@ -431,7 +431,7 @@ def test_text_keeps_the_place_of_a_row(place: Path) -> None:
 def test_setting_names_are_those_of_generate() -> None:
     import inspect
 
-    own = {*_requests.IN_REQUEST, *_requests.IN_CALL}
+    own = {*requests.IN_REQUEST, *requests.IN_CALL}
     assert own == set(inspect.signature(Vlm.generate).parameters) - {"self", "images", "prompt"}
 
 

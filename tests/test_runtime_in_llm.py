@@ -12,9 +12,9 @@ import torch
 from tests import tiny
 from tests.in_llm_generate import Pruned, generate
 from tests.runtime_kit import Kit, Recorder, picture
-from trtprune._budget import describe_served
+from trtprune.cli.inspect import describe, render
+from trtprune.compiler.budget import describe_served
 from trtprune.errors import BudgetError, InputError
-from trtprune.inspect import describe, render
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.batch import turns_of

@@ -18,8 +18,8 @@ from tests import tiny, trt_kit
 from tests.runtime_kit import Kit, picture, same
 from tests.vision_maps import expected
 from trtprune import pruning
-from trtprune._budget import check_needs
 from trtprune.checkpoint import open_checkpoint
+from trtprune.compiler.budget import check_needs
 from trtprune.errors import BudgetError
 from trtprune.models import get_family
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION

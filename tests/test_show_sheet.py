@@ -129,7 +129,7 @@ def test_where_nothing_can_be_built(place: Path, tmp_path: Path, monkeypatch: py
     def build(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
 
-    monkeypatch.setattr("trtprune._build.build", build)
+    monkeypatch.setattr("trtprune.compiler.building.build", build)
     methods = ("--method", "adafv", "--method", "downsample")
     code, out, err = command(place, "--keep", 3, *methods, "-o", tmp_path / "k.png", "--json", "--max-new-tokens", 4)
     assert code == 0, err

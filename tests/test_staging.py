@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trtprune._staging import replacing_directory
+from trtprune.compiler.staging import replacing_directory
 from trtprune.errors import BuildError
 
 
@@ -76,7 +76,7 @@ def test_two_builds_of_one_directory(tmp_path: Path) -> None:
 
 def test_a_killed_build_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from trtprune._staging import replacing_directory\n"
+        "import sys, time; from pathlib import Path; from trtprune.compiler.staging import replacing_directory\n"
         "with replacing_directory(Path(sys.argv[1])) as s:\n"
         "    (s / 'file').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )

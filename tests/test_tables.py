@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from tests.test_frontier import both, two
 from tests.test_plots import figures
-from trtprune import _tables
-from trtprune._methods import render_methods
-from trtprune._report import Check, Report
-from trtprune._tables import Column, lay_out, terminal_width
 from trtprune.bench.report import render as render_bench
+from trtprune.cli.methods import render_methods
 from trtprune.compare.answers import Agreement, Row
 from trtprune.compare.report import show_agreement, show_comparison
 from trtprune.compare.results import Comparison, ComponentResult, Layers, OutputResult, PointResult
+from trtprune.doctor.report import Check, Report
 from trtprune.eval.table import render_evaluation
 from trtprune.frontier import Rule
 from trtprune.frontier.report import render as render_frontier
+from trtprune.reports import tables
+from trtprune.reports.tables import Column, lay_out, terminal_width
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 WIDTHS = (80, 100, 140)
@@ -164,4 +164,4 @@ def test_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "97")
     assert terminal_width() == 97
     monkeypatch.setenv("COLUMNS", "3")
-    assert terminal_width() == _tables.NARROWEST
+    assert terminal_width() == tables.NARROWEST

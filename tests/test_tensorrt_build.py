@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on a machine that has one."""
-    monkeypatch.setattr("trtprune._gpu.find_gpus", list)
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", list)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_quantised_weights(tmp_path: Path, kind: str, targets: tuple[str, ...]) 
 
 def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT reports thousands of steps a second; a terminal is told ten times."""
-    from trtprune._console import Reporter
+    from trtprune.cli.console import Reporter
 
     class Status:
         def __init__(self) -> None:
@@ -270,7 +270,7 @@ def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatc
             self.texts.append(text)
 
     now = 100.0
-    monkeypatch.setattr("trtprune._console.time.perf_counter", lambda: now)
+    monkeypatch.setattr("trtprune.cli.console.time.perf_counter", lambda: now)
     status = Status()
     report = Reporter("build", status)
     for step in range(1000):

@@ -16,7 +16,7 @@ import trtprune
 from tests.engine_kit import FAMILIES
 from tests.tiny_files import complete
 from trtprune import EngineOptions
-from trtprune._gpu import Gpu
+from trtprune.backends.tensorrt.gpus import Gpu
 from trtprune.errors import BackendError, BuildError
 
 rtx = pytest.importorskip("tests.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -48,7 +48,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Any:
     module.Builder, module.__version__ = Builder, "11.4.0.106"  # type: ignore[attr-defined]
     Builder.configs.clear()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("trtprune._gpu.find_gpus", lambda: [Gpu("NVIDIA L4", 89, 1 << 34, "580")])
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", lambda: [Gpu("NVIDIA L4", 89, 1 << 34, "580")])
     return module
 
 
@@ -138,7 +138,7 @@ def test_full_tensorrt_is_told_nothing_of_float32_attention(checkpoint: Path, fu
 def test_full_tensorrt_without_a_gpu(
     checkpoint: Path, full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtprune._gpu.find_gpus", list)
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", list)
     with pytest.raises(BackendError, match="--backend tensorrt: no NVIDIA GPU found") as caught:
         trtprune.build(checkpoint, tmp_path / "out", backend="tensorrt", keep=4)
     assert "--backend tensorrt-rtx --compute-capability" in str(caught.value.hint)

@@ -11,10 +11,10 @@ import trtprune
 from tests import tiny, trt_kit
 from tests.runtime_kit import Kit, picture, same
 from tests.test_runtime_in_llm import BUILDS, expected
-from trtprune._engine_options import EngineOptions
-from trtprune._engine_plan import find_stages
 from trtprune.backends.tensorrt.profiles import Limits
 from trtprune.backends.tensorrt.shapes import cache_bytes, cache_capacity
+from trtprune.compiler.engine_options import EngineOptions
+from trtprune.compiler.engine_plan import find_stages
 from trtprune.engine_dir import PruningInfo
 from trtprune.errors import InputError
 from trtprune.pruning import InLlmMethod, get

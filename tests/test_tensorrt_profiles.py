@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtprune._engine_options import EngineOptions, check_options, parse_pool_limit, resolve_targets
-from trtprune._gpu import Gpu
+from trtprune.backends.tensorrt.gpus import Gpu
 from trtprune.backends.tensorrt.profiles import Limits, check_limits, component_profiles, default_capacity
+from trtprune.compiler.engine_options import EngineOptions, check_options, parse_pool_limit, resolve_targets
 from trtprune.engine_dir import TensorSpec
 from trtprune.errors import BackendError, BudgetError, BuildError
 

@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on a machine that has one."""
-    monkeypatch.setattr("trtprune._gpu.find_gpus", list)
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", list)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import trtprune
 from tests import tiny, trt_kit
 from tests.runtime_kit import Kit, kept_rows, picture, same
 from tests.trt_kit import QUESTION, REQUESTS
-from trtprune._engine_options import EngineOptions
+from trtprune.compiler.engine_options import EngineOptions
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Request, Vlm
 

@@ -18,8 +18,8 @@ from tests import tiny
 from tests.runner import NUMPY, link_weights, session
 from tests.vision_maps import expected
 from trtprune import pruning
-from trtprune._budget import check_needs, resolve_budget
 from trtprune.checkpoint import Checkpoint, open_checkpoint
+from trtprune.compiler.budget import check_needs, resolve_budget
 from trtprune.errors import BudgetError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import get_family

@@ -25,14 +25,14 @@ import trtprune
 from tests import tiny
 from tests.runtime_kit import Kit, picture, record
 from tests.tiny import Tiny
-from trtprune import _quantized
-from trtprune._safetensors import read_header
-from trtprune._safetensors_writer import SafetensorsWriter, plan_layout
 from trtprune.backends.onnxruntime import OrtBackend
+from trtprune.checkpoint.safetensors import read_header
+from trtprune.checkpoint.safetensors_writer import SafetensorsWriter, plan_layout
 from trtprune.cli import main
+from trtprune.compiler import quantized
+from trtprune.compiler.rounding import dequantize, int4_block, pack_int4, quantize, unpack_int4
 from trtprune.engine_dir import open_engine_dir
 from trtprune.errors import BackendError, BuildError, CheckpointError
-from trtprune.quantize import dequantize, int4_block, pack_int4, quantize, unpack_int4
 
 TOKENS = 16
 CASES = {
@@ -244,7 +244,7 @@ def test_rest_is_taken_whole_where_most_of_a_file_is_used(tmp_path: Path) -> Non
 
 def test_chunks_make_no_difference(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     out = built(kit, "int4")
-    monkeypatch.setattr(_quantized, "CHUNK", 250)
+    monkeypatch.setattr(quantized, "CHUNK", 250)
     again = out.with_name(out.name + "-chunks")
     trtprune.build(kit.path, again, method="none", weight_dtype="int4")
     for name in ("decoder.int4.safetensors", "rest.safetensors"):

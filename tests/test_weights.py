@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from trtprune import _weights
-from trtprune._weights import place_weights
+from trtprune.compiler import weights
+from trtprune.compiler.weights import place_weights
 from trtprune.errors import BuildError
 
 Usage = namedtuple("Usage", "total used free")
@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "source").write_bytes(b"weights" * 100)
     (tmp_path / "link").symlink_to("source")
     (tmp_path / "to").mkdir()
-    monkeypatch.setattr(_weights, "_FICLONE", 0)
+    monkeypatch.setattr(weights, "_FICLONE", 0)
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_each_way(place: Path) -> None:
 
 
 def test_large_weights_are_linked_with_a_word(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_weights, "AUTO_COPY_BYTES", 100)
+    monkeypatch.setattr(weights, "AUTO_COPY_BYTES", 100)
     assert "--weights copy copies them" in put(place, "auto")
     assert linked(place)
 
@@ -86,7 +86,7 @@ def test_reflinks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     monkeypatch.undo()
-    monkeypatch.setattr(_weights.fcntl, "ioctl", clone)
+    monkeypatch.setattr(weights.fcntl, "ioctl", clone)
     for how in ("auto", "copy"):
         assert "reflinks" in put(place, how)
         assert not linked(place)

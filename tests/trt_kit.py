@@ -15,10 +15,10 @@ import trtprune
 from tests.fake_cuda import FakeDriver
 from tests.fake_tensorrt import FakeTensorrt, write_engine
 from tests.runtime_kit import Kit, picture
-from trtprune._engine_plan import find_stages
 from trtprune.backends.tensorrt import backend, flavour
 from trtprune.backends.tensorrt.profiles import Limits, component_profiles, default_capacity
 from trtprune.backends.tensorrt.shapes import cache_capacity
+from trtprune.compiler.engine_plan import find_stages
 from trtprune.engine_dir import EngineDir, EngineInfo, digest_file
 from trtprune.runtime import Request, Vlm
 

@@ -27,8 +27,8 @@ from trtprune.errors import (
 
 if TYPE_CHECKING:
     from trtprune import pruning
-    from trtprune._build import build
-    from trtprune._engine_options import EngineOptions
+    from trtprune.compiler.building import build
+    from trtprune.compiler.engine_options import EngineOptions
     from trtprune.engine_dir import EngineDir, GenerationInfo, open_engine_dir
     from trtprune.runtime import Conversation, Features, Request, Result, Stream, Vlm, load
 
@@ -58,8 +58,8 @@ __all__ = [
 ]
 
 _LATE = {
-    "build": "trtprune._build",
-    "EngineOptions": "trtprune._engine_options",
+    "build": "trtprune.compiler.building",
+    "EngineOptions": "trtprune.compiler.engine_options",
     **dict.fromkeys(("EngineDir", "GenerationInfo", "open_engine_dir"), "trtprune.engine_dir"),
     **dict.fromkeys(("Conversation", "Features", "Request", "Result", "Stream", "Vlm", "load"), "trtprune.runtime"),
 }

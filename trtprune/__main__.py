@@ -1,5 +1,5 @@
 """``python -m trtprune``."""
 
-from trtprune._entry import main
+from trtprune.cli.entry import main
 
 main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import reprlib
 
-from trtprune._arguments import as_flags, as_python
+from trtprune.arguments import as_flags, as_python
 
 __all__ = [
     "BackendError",
@@ -80,7 +80,7 @@ class TrtpruneError(Exception):
         hint: What the user can change, in one line.
 
     Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.  Arguments
-    in them (:func:`trtprune._arguments.arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
+    in them (:func:`trtprune.arguments.arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
     the command line's flags, ``marked_message`` and ``marked_hint`` for an error that quotes this one.
     """
 

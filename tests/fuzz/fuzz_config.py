@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SHORT = 15
-PRELOAD = ("numpy", "trtprune.checkpoint", "trtprune._plan", "trtprune.models.llava")
+PRELOAD = ("numpy", "trtprune.checkpoint", "trtprune.compiler.plan", "trtprune.models.llava")
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
@@ -178,8 +178,8 @@ def _weights() -> bytes:
 def attempt(case: dict[str, bytes], folder: Path) -> None:
     """The checkpoint opened, judged and written as graphs."""
     from trtprune import pruning
-    from trtprune._budget import resolve_budget
     from trtprune.checkpoint import open_checkpoint
+    from trtprune.compiler.budget import resolve_budget
     from trtprune.graph import Lowering
     from trtprune.models import get_family
 

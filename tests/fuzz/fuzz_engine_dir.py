@@ -12,7 +12,13 @@ from tests.fuzz.fuzz_config import CONFIG, hostile
 from tests.fuzz.fuzz_config import _weights as weights
 
 SHORT = 24
-PRELOAD = ("numpy", "trtprune._plan", "trtprune._build", "trtprune.models.llava", "trtprune.inspect")
+PRELOAD = (
+    "numpy",
+    "trtprune.compiler.plan",
+    "trtprune.compiler.building",
+    "trtprune.models.llava",
+    "trtprune.cli.inspect",
+)
 
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}"
@@ -33,8 +39,8 @@ def make_case(rng: random.Random) -> dict[str, Any]:
 def attempt(case: dict[str, Any], folder: Path) -> None:
     """Built, spoilt, and used."""
     import trtprune
+    from trtprune.cli.inspect import describe, render
     from trtprune.engine_dir import open_engine_dir
-    from trtprune.inspect import describe, render
 
     write_checkpoint(folder / "model")
     trtprune.build(folder / "model", folder / "out", **case["build"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SHORT = 15
-PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime", "trtprune._requests")
+PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime", "trtprune.runtime.requests")
 GOOD: dict[str, Any] = {"image": "a.png", "prompt": "what"}
 KEYS = (
     "id", "image", "images", "prompt", "question", "keep", "max_new_tokens", "seed", "system", "raw_prompt",
@@ -55,8 +55,8 @@ def attempt(data: bytes, folder: Path) -> None:
 
     from PIL import Image
 
-    from trtprune._requests import RequestFile
     from trtprune.errors import one_line
+    from trtprune.runtime.requests import RequestFile
 
     Image.new("RGB", (4, 4)).save(folder / "a.png")
     os.mkfifo(folder / "fifo")

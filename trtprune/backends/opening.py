@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BackendError
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._arguments import arg
-from trtprune._installer import to_install
+from trtprune.arguments import arg
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
 from trtprune.errors import BackendError, EngineDirError
+from trtprune.installer import to_install
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Memory, Session

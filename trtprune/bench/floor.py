@@ -186,7 +186,7 @@ class ProductProbes:
 
 
 def _in_onnxruntime(session: Any, arrays: dict[str, np.ndarray], output: str) -> Callable[[], Any]:
-    from trtprune.backends.ort_cache import to_value
+    from trtprune.backends.onnxruntime.cache import to_value
 
     import onnxruntime as ort  # isort: skip  behind our backends: they keep it from reporting usage
 

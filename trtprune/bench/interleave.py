@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._duration import in_words
+from trtprune.reports.durations import in_words
 
 if TYPE_CHECKING:
     from trtprune.bench.cells import Cell, Sample

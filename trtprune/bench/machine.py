@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
     """Kind of CPU, cores this process may use, memory in GiB, GPUs, and the versions that matter."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from trtprune._gpu import find_gpus
+    from trtprune.backends.tensorrt.gpus import find_gpus
 
     model, flags = platform.processor(), set()
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune._plots import INK, require_matplotlib, save_figure
+from trtprune.reports.figures import INK, require_matplotlib, save_figure
 
 __all__ = ["draw_stages"]
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._tables import Column, lay_out, wrap
 from trtprune.bench.cells import STAGES
 from trtprune.bench.cost import Cost, stage_of
 from trtprune.bench.floor import floor_ms
 from trtprune.bench.interleave import ratio, spread
 from trtprune.bench.machine import machine
 from trtprune.errors import InputError
+from trtprune.reports.tables import Column, lay_out, wrap
 
 if TYPE_CHECKING:
     from trtprune.bench.running import Measured, Run

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.bench import planning
 from trtprune.bench.cells import BuildCell, Cell, Question, Sample
 from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
 from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
 from trtprune.bench.interleave import interleave
 from trtprune.bench.memory import measure_peaks
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
-from trtprune.variants import Variant, Variants, warnings_only
+from trtprune.variants import Variant, Variants, planning, warnings_only
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -212,7 +211,7 @@ def _vlm(measured: Measured) -> Vlm:
 
 def _threads(threads: int | None, baseline: Measured) -> int | None:
     """Of the runtime, where it is one that counts threads."""
-    from trtprune.backends.ort_threads import available_threads
+    from trtprune.backends.onnxruntime.threads import available_threads
 
     return threads or (available_threads() if _vlm(baseline).provider in ("cpu", "openvino") else None)
 

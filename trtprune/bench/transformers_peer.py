@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._installer import to_install
 from trtprune.bench.cells import Question, Sample
 from trtprune.errors import BackendError, CheckpointError
+from trtprune.installer import to_install
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trtprune._installer import to_install
 from trtprune.errors import BackendError
+from trtprune.installer import to_install
 
 __all__ = ["as_error", "polygraphy", "set_flavour"]
 

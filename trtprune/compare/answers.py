@@ -102,7 +102,7 @@ def read_questions(path: Path) -> list[Asked]:
     Raises:
         InputError: naming the line.
     """
-    from trtprune._requests import IN_CALL, RequestFile
+    from trtprune.runtime.requests import IN_CALL, RequestFile
 
     refused = dict.fromkeys(IN_CALL, "all questions are asked alike here") | {"keep": "--keep is the one of all here"}
     found = []

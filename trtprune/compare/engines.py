@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._installer import to_install
 from trtprune.compare._require import set_flavour
 from trtprune.compare.inputs import wire_dtype
 from trtprune.compare.points import mark
 from trtprune.errors import BackendError
+from trtprune.installer import to_install
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir

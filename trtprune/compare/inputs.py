@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._budget import check_keep
 from trtprune.compare._require import as_error, polygraphy
 from trtprune.compare.numerics import Feed
+from trtprune.compiler.budget import check_keep
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:

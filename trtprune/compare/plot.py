@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtprune._plots import require_matplotlib, save_figure
 from trtprune.compare.results import Comparison, ComponentResult, PointResult
 from trtprune.errors import InputError
+from trtprune.reports.figures import require_matplotlib, save_figure
 
 __all__ = ["draw_errors"]
 

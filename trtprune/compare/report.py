@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._tables import Column, lay_out, terminal_width, wrap
 from trtprune.compare.results import Comparison, ComponentResult, Layers, OutputResult, PointResult
 from trtprune.errors import InputError
+from trtprune.reports.tables import Column, lay_out, terminal_width, wrap
 
 if TYPE_CHECKING:
     from trtprune.compare.answers import Agreement

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
-from trtprune._installer import to_install
-from trtprune.aliases import DEMOS
+from trtprune.checkpoint.aliases import DEMOS
 from trtprune.compare.points import Point, module_label
 from trtprune.errors import BackendError, CheckpointError, InputError
+from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:

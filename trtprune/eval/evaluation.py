@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune._plots import plot_wanted
-from trtprune.bench.planning import parse_methods
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
 from trtprune.eval.parts import ANSWERS, Part, answer_files, answers_file
@@ -19,7 +17,9 @@ from trtprune.eval.report import Evaluation, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
 from trtprune.eval.runner import Builds, run
 from trtprune.eval.store import Store, refuse_if_written
+from trtprune.reports.figures import plot_wanted
 from trtprune.variants import Variants, warnings_only
+from trtprune.variants.planning import parse_methods
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -256,8 +256,8 @@ def _say_rejected(questions: DataSet, report: Callable[[str, str], None]) -> Non
 
 
 def _digest_of_clip(clip: str | os.PathLike[str], report: Callable[[str, str], None]) -> str:
-    from trtprune._progress import progress_of
     from trtprune.models.clip_text import open_clip
+    from trtprune.reports.downloads import progress_of
 
     return open_clip(clip, progress=progress_of(report, "clip")).digest
 

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtprune._console import fail, logger
-from trtprune._installer import to_install
+from trtprune.cli.console import fail, logger
 from trtprune.errors import BudgetError, InputError
+from trtprune.installer import to_install
 
 try:
     _model = importlib.import_module("lmms_eval.api.model")

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
-from trtprune.bench.planning import choose_budgets, choose_variants, plan_cells
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
 from trtprune.runtime.batch import turns_of
 from trtprune.runtime.kv_cache import check_length
 from trtprune.variants import Variant
+from trtprune.variants.planning import choose_budgets, choose_variants, plan_cells
 
 if TYPE_CHECKING:
     from trtprune.eval.rows import Row

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune._plots import INK, Style, require_matplotlib, save_figure, styles_of
 from trtprune.eval.planning import GREY, UNPRUNED, WRONG
 from trtprune.eval.report import Evaluation, Figure
+from trtprune.reports.figures import INK, Style, require_matplotlib, save_figure, styles_of
 
 __all__ = ["draw_accuracy"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from trtprune._duration import in_words
-from trtprune._terminal import is_quiet, stderr_console
+from trtprune.reports.durations import in_words
+from trtprune.reports.terminal import is_quiet, stderr_console
 
 __all__ = ["Meter"]
 

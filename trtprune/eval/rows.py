@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from trtprune._jsonl import JsonLines, prompt_of
 from trtprune.errors import InputError
 from trtprune.eval.scoring import LETTERS, METRICS, MIN_SOFT_ANSWERS
+from trtprune.files.json_lines import JsonLines, prompt_of
 from trtprune.runtime.sources import picture_fault
 
 if TYPE_CHECKING:

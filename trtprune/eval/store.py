@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trtprune._files import lock
 from trtprune.errors import InputError
+from trtprune.files.reading import lock
 
 __all__ = ["Key", "Record", "Store", "refuse_if_written"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from trtprune._tables import Column, lay_out, terminal_width, wrap
 from trtprune.eval.planning import CONTROLS, UNPRUNED
 from trtprune.eval.report import Evaluation, Example, Figure
+from trtprune.reports.tables import Column, lay_out, terminal_width, wrap
 
 __all__ = ["describe_examples", "render_evaluation", "show_evaluation"]
 

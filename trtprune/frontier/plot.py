@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune._plots import INK, Style, require_matplotlib, save_figure, styles_of
 from trtprune.frontier.choosing import Rule, front, recommend
 from trtprune.frontier.joining import Joined, Point
+from trtprune.reports.figures import INK, Style, require_matplotlib, save_figure, styles_of
 
 __all__ = ["draw_frontier"]
 

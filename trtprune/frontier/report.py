@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from trtprune._tables import Column, lay_out, wrap
 from trtprune.frontier.choosing import Rule, front, recommend
 from trtprune.frontier.joining import Joined, Point
+from trtprune.reports.tables import Column, lay_out, wrap
 
 __all__ = ["SCHEMA", "recommendation", "render", "to_json"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trtprune.advice import for_architecture
-from trtprune.aliases import ALIASES
+from trtprune.checkpoint.advice import for_architecture
+from trtprune.checkpoint.aliases import ALIASES
 from trtprune.errors import CheckpointError, shown
 from trtprune.models.spec import Family, ModelSpec
 

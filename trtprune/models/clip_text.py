@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trtprune._arguments import arg
-from trtprune._rebuild import CLIP_CONFIG, CLIP_PREFIX, CLIP_TOKENIZER
-from trtprune._safetensors import TensorInfo, parse_json, read_header
+from trtprune.arguments import arg
 from trtprune.checkpoint import Checkpoint, resolve
+from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_PREFIX, CLIP_TOKENIZER
+from trtprune.checkpoint.safetensors import TensorInfo, parse_json, read_header
 from trtprune.components import clip as clip_tower
 from trtprune.components.clip_text import TextTowerConfig, build_text_tower, text_tower_weights
 from trtprune.components.config import Section

@@ -22,8 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from trtprune._generation import eos_token_ids
-from trtprune.advice import for_quantization
+from trtprune.checkpoint.advice import for_quantization
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
 from trtprune.components.decoder import (
@@ -41,6 +40,7 @@ from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, build_
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import ACTIVATIONS
+from trtprune.models.generation_config import eos_token_ids
 from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import canonical_tensors, compare
 from trtprune.pruning.inputs import INPUTS

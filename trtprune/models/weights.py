@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import CheckpointError, shown
 
 if TYPE_CHECKING:

@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import difflib
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.adafv import AdaFv
 from trtprune.pruning.base import TEXT_SPANS, Method, Option
-from trtprune.pruning.cdpruner import CdPruner
-from trtprune.pruning.dart import Dart
-from trtprune.pruning.divprune import DivPrune
-from trtprune.pruning.downsample import Downsample
-from trtprune.pruning.fastervlm import FasterVlm
-from trtprune.pruning.fastv import FastV
-from trtprune.pruning.hiprune import HiPrune
 from trtprune.pruning.in_llm import InLlmMethod
-from trtprune.pruning.mmr import Mmr
-from trtprune.pruning.mmtok import MmTok
-from trtprune.pruning.none import NoPruning
-from trtprune.pruning.pyramiddrop import PyramidDrop
-from trtprune.pruning.random import RandomTokens
-from trtprune.pruning.scope import Scope
-from trtprune.pruning.sparsevlm import SparseVlm
-from trtprune.pruning.trim import Trim
-from trtprune.pruning.uniform import Uniform
-from trtprune.pruning.visionzip import VisionZip
-from trtprune.pruning.vispruner import VisPruner
-from trtprune.pruning.zspaprune import ZspaPrune
+from trtprune.pruning.methods.adafv import AdaFv
+from trtprune.pruning.methods.cdpruner import CdPruner
+from trtprune.pruning.methods.dart import Dart
+from trtprune.pruning.methods.divprune import DivPrune
+from trtprune.pruning.methods.downsample import Downsample
+from trtprune.pruning.methods.fastervlm import FasterVlm
+from trtprune.pruning.methods.fastv import FastV
+from trtprune.pruning.methods.hiprune import HiPrune
+from trtprune.pruning.methods.mmr import Mmr
+from trtprune.pruning.methods.mmtok import MmTok
+from trtprune.pruning.methods.none import NoPruning
+from trtprune.pruning.methods.pyramiddrop import PyramidDrop
+from trtprune.pruning.methods.random import RandomTokens
+from trtprune.pruning.methods.scope import Scope
+from trtprune.pruning.methods.sparsevlm import SparseVlm
+from trtprune.pruning.methods.trim import Trim
+from trtprune.pruning.methods.uniform import Uniform
+from trtprune.pruning.methods.visionzip import VisionZip
+from trtprune.pruning.methods.vispruner import VisPruner
+from trtprune.pruning.methods.zspaprune import ZspaPrune
 
 __all__ = ["TEXT_SPANS", "InLlmMethod", "Method", "Option", "all_methods", "get", "names"]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.inputs import INPUTS
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.base import Method
 from trtprune.pruning.inputs import INPUTS

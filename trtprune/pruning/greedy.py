@@ -1,4 +1,4 @@
-"""The greedy selections in NumPy; :mod:`trtprune.graph.greedy` writes the same as graph nodes.
+"""The greedy selections in NumPy; :mod:`trtprune.pruning.greedy_graph` writes the same as graph nodes.
 
 Each returns the picks in their order.  Of equal candidates the lowest index wins; tokens that are not ``good`` come
 after all others, in index order.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 
 __all__ = ["Schedule", "nearest", "parse_schedule", "scale_points", "solve"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtprune._arguments import arg, text_of, whole
+from trtprune.arguments import arg, text_of, whole
 from trtprune.errors import InputError
 from trtprune.runtime.chain import Clock, Features, Layout, Row
 from trtprune.runtime.prompt import Detokenizer

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._arguments import arg, whole
+from trtprune.arguments import arg, whole
 from trtprune.backends.binding import numpy_dtype
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.inputs import FROM_VISION

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
-from trtprune._arguments import arg, as_python, whole
+from trtprune.arguments import arg, as_python, whole
 from trtprune.errors import InputError, one_line
 from trtprune.runtime.sources import opened
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import EngineDirError, InputError
 from trtprune.text.process import Model
 from trtprune.text.template import MAX_RENDERED_CHARS, Turn

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trtprune._arguments import arg, real, whole
+from trtprune.arguments import arg, real, whole
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.errors import BackendError, InputError
 from trtprune.runtime import processors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import EngineDirError, InputError
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.runtime.kv_cache import CachePool

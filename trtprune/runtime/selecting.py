@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.chain import Features

@@ -20,10 +20,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
-from trtprune._arguments import arg
-from trtprune._files import open_regular
 from trtprune._version import __version__
+from trtprune.arguments import arg
 from trtprune.errors import InputError, one_line
+from trtprune.files.reading import open_regular
 
 __all__ = ["MAX_BYTES", "is_address", "local_file", "opened", "picture_fault", "read_stream"]
 

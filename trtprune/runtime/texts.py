@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtprune._files import SMALL_JSON_BYTES, read_bounded
 from trtprune.errors import EngineDirError
+from trtprune.files.reading import SMALL_JSON_BYTES, read_bounded
 from trtprune.text.tokens import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:

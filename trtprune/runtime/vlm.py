@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._arguments import arg
+from trtprune.arguments import arg
 from trtprune.errors import BackendError, InputError
 from trtprune.runtime.batch import Batch, Stream, turns_of
 from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
-from trtprune._budget import describe_budget
+from trtprune.compiler.budget import describe_budget
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError, TrtpruneError
 from trtprune.show.fonts import missing
 from trtprune.show.overlay import overlay

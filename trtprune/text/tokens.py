@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trtprune._files import parse_object
 from trtprune.errors import EngineDirError
+from trtprune.files.reading import parse_object
 
 __all__ = ["MAX_TOKENIZER_BYTES", "Tokens", "check_size", "is_panic", "load_tokenizer", "open_tokens"]
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trtprune._installer import to_install
 from trtprune.errors import BackendError
+from trtprune.installer import to_install
 
 __all__ = ["CudaDriver", "Device", "Driver"]
 

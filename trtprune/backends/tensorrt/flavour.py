@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from trtprune._installer import to_install
 from trtprune.errors import BackendError
+from trtprune.installer import to_install
 
 __all__ = ["FLAVOURS", "Log", "Record", "get_log", "load_tensorrt", "one_line"]
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune._installer import to_install
 from trtprune.backends.tensorrt.flavour import get_log
 from trtprune.errors import BackendError, EngineDirError
+from trtprune.installer import to_install
 
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.cuda import Device

@@ -1,0 +1,135 @@
+"""Checkpoints that cannot be built, and what to take in their place: a table, and the look-ups in it.
+
+By the architecture that ``config.json`` names, by the way its weights are quantised, and by the files that are there.
+What can be built is not here: each family of :mod:`trtprune.models` says that itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trtprune.arguments import arg
+
+__all__ = ["for_architecture", "for_files", "for_quantization"]
+
+# By the name of the class, first match.
+_ARCHITECTURES: tuple[tuple[str, str], ...] = (
+    (
+        r"LlavaLlamaForCausalLM",
+        "this is the layout of the authors' own code; the same weights in transformers' layout are "
+        f"llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf: {arg('model', 'llava-1.5-7b')} or llava-1.5-13b",
+    ),
+    (
+        r"LlavaQwen\w*ForCausalLM",
+        "this is the layout of the authors' own code; llava-hf/llava-interleave-qwen-0.5b-hf and -7b-hf are in "
+        f"transformers' layout: {arg('model', 'llava-interleave-qwen-0.5b')}",
+    ),
+    (r"Llava\w*ForCausalLM", "this is the layout of the authors' own code; look for the model under llava-hf/"),
+    (
+        r"\w*(CLIP|Clip|Siglip|Dinov\d|ViT)\w*(Model\w*|ForImageClassification|WithProjection)",
+        f"this is a vision encoder without a language model; CLIP checkpoints are given to {arg('clip')}, beside the "
+        f"{arg('model')} whose vision tower was taken from them",
+    ),
+)
+# Sections of the configs of models that take pictures, by transformers and by widely used code of repositories.
+_PICTURES = (
+    "vision_config",
+    "vision_tower",
+    "mm_vision_tower",
+    "visual",
+    "vision_model",
+    "img_processor",
+    "vlm_config",
+    "vq_config",
+    "image_token_id",
+    "image_token_index",
+)
+_SMALLEST = arg("model", "llava-1.5-7b")
+_NOT_YET = f"this vision-language family is not supported yet; a LLaVA-1.5 model is: {_SMALLEST}"
+_TEXT_ONLY = (
+    r"\w*(ForCausalLM|LMHeadModel)",
+    "this is a language model that takes no pictures; trtprune builds vision-language models: trtprune models",
+)
+
+_QUANTIZED: dict[str, str] = {
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FP8",
+    "modelopt": "ModelOpt",
+    "hqq": "HQQ",
+    "quanto": "Quanto",
+    "torchao": "torchao",
+    "mxfp4": "MXFP4",
+}
+
+_FILES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"adapter_config\.json",
+        "this is an adapter (PEFT), not a whole model",
+        "merge it into its base model: PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()"
+        f".save_pretrained(DIR), then {arg('model', 'DIR')}",
+    ),
+    (
+        r".*\.gguf",
+        "these are GGUF files, a format of other runtimes",
+        "give the checkpoint they were made from, in transformers' layout with safetensors",
+    ),
+    (
+        r"model_index\.json",
+        "this is a pipeline of Diffusers, not a language model",
+        "give a vision-language model: trtprune models lists what is supported",
+    ),
+    (
+        r"(params\.json|consolidated[\w.]*\.(pth|safetensors))",
+        "this is the layout of the authors' own code",
+        "give the same model in transformers' layout, with config.json and model.safetensors",
+    ),
+    (
+        r".*\.onnx",
+        "these are ONNX graphs, and no checkpoint they could be built from",
+        "give the checkpoint they were exported from, in transformers' layout with safetensors",
+    ),
+)
+
+
+def for_architecture(config: Mapping[str, Any]) -> str | None:
+    """What to do with a checkpoint whose architecture no family serves; None where nothing better is known."""
+    names = config.get("architectures")
+    known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    advice = next((text for pattern, text in _ARCHITECTURES if _any(pattern, known)), None)
+    own_code = bool(config.get("auto_map"))
+    if advice is None and any(config.get(section) for section in _PICTURES):
+        advice = _NOT_YET
+    if advice is None and not own_code and _any(_TEXT_ONLY[0], known):
+        advice = _TEXT_ONLY[1]
+    if not own_code:
+        return advice
+    own = "the model is Python code of its repository (auto_map), which trtprune never runs"
+    return own if advice is None else f"{own}; {advice}"
+
+
+def _any(pattern: str, names: Collection[str]) -> bool:
+    return any(len(name) < 200 and re.fullmatch(pattern, name) for name in names)
+
+
+def for_quantization(settings: Any) -> tuple[str, str]:
+    """Name and way out of the quantisation that ``quantization_config`` describes."""
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    name = _QUANTIZED.get(method, method[:40]) if isinstance(method, str) else "of an unnamed kind"
+    return name, (
+        f"give the float16, bfloat16 or float32 checkpoint it was made from; {arg('weight_dtype', 'int4')} then stores "
+        "the decoder quantised"
+    )
+
+
+def for_files(names: Collection[str]) -> tuple[str, str] | None:
+    """What a directory or repository without a usable config or weights is, and what to do; None: unknown."""
+    for pattern, what, advice in _FILES:
+        if _any(pattern, names):
+            return what, advice
+    return None

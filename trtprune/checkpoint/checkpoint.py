@@ -1,0 +1,411 @@
+"""A transformers checkpoint on disk: its config, and where each tensor lies.  No weight is loaded, no torch is used.
+
+    checkpoint = resolve("llava-hf/llava-1.5-7b-hf")     # alias, hub id, directory, or "demo"
+    checkpoint.tensors["lm_head.weight"].offset           # bytes from the start of its file
+    checkpoint.read("multi_modal_projector.linear_1.bias")   # a memory map, for small tensors
+
+Only safetensors are read.  Pickled weights (``*.bin``, ``*.pt``) can run code when opened, so they never are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtprune.arguments import arg
+from trtprune.checkpoint.aliases import ALIASES, DEMOS
+from trtprune.checkpoint.files import plain_name, read_text, weight_path
+from trtprune.checkpoint.of_build import origin_of_build
+from trtprune.checkpoint.safetensors import Header, TensorInfo, parse_json
+from trtprune.checkpoint.shards import INDEX, SINGLE, file_names, no_config, no_weights, read_weights
+from trtprune.errors import CheckpointError
+from trtprune.files.reading import SMALL_JSON_BYTES, open_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]
+
+MAX_TEXT_BYTES = 64_000_000
+"""Of tokenizer.json, which has about 35 MB with a vocabulary of 256,000; other texts are small."""
+MAX_CONTAINERS = 2_000_000
+"""Lists and objects in a JSON file; a tokenizer's merges are half a million lists at most."""
+LARGE_TEXT = "tokenizer.json"
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+# The digest looks at this much of the middle of each tensor: two fine-tunes of one model share config, header
+# and file sizes, and a digest that called them the same would hand out the wrong build.
+SAMPLE_BYTES = 512
+PIECE = 1 << 20
+"""Numbers that are read at once where whole tensors are compared."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint.
+
+    Attributes:
+        path: The directory.
+        config: The parsed ``config.json``.
+        tensors: All tensors of all files, by name.
+        files: Base names of the weight files, sorted.
+        id: Hub id, ``"demo"``, or the directory's name; never an absolute path.
+        revision: The commit, if it came from the hub.
+        weights: Folder of the weight files, where that is not ``path``.
+        known_digest: What :meth:`digest` is to say, of a checkpoint that is read from a build of it.
+        remote: Whether this is a repository on the hub whose weights are asked for next.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    files: tuple[str, ...]
+    id: str
+    revision: str | None = None
+    weights: Path | None = None
+    known_digest: str | None = None
+    remote: bool = False
+    _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
+    _same: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False, compare=False)
+
+    def real_path(self, file: str) -> Path:
+        """The regular file behind ``file``, a base name (the hub's cache holds symbolic links).
+
+        Raises:
+            CheckpointError: if ``file`` is not a plain name or does not exist.
+        """
+        return weight_path(self.weight_file(file))
+
+    def weight_file(self, file: str) -> Path:
+        """Where the weight file of this base name lies."""
+        return (self.weights or self.path) / plain_name(file, self.path)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as a read-only NumPy memory map.
+
+        Raises:
+            CheckpointError: if there is no such tensor or its file has changed.
+        """
+        import numpy as np
+
+        info = self._info(name)
+        dtype = _numpy_dtype(info.dtype)
+        if info.nbytes == 0:
+            return np.zeros(info.shape, dtype)  # mmap refuses empty ranges
+        try:
+            data = np.memmap(self.real_path(info.file), np.uint8, "r", info.offset, (info.nbytes,))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / info.file}: tensor '{name}' cannot be mapped: {error}", hint="download the file again"
+            ) from None
+        return data.view(dtype).reshape(info.shape)
+
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever their dtypes; NaN equals nothing.
+
+        Both are read piece by piece up to the first difference, once: the answer is remembered.
+
+        Raises:
+            CheckpointError: if there is no such tensor or its file has changed.
+        """
+        key = (first, second)
+        if key not in self._same:
+            self._same[key] = self._compare(*(self._info(name) for name in key))
+        return self._same[key]
+
+    def _compare(self, a: TensorInfo, b: TensorInfo) -> bool:
+        if a.shape != b.shape:
+            return False
+        return all(equal_values(x, y) for x, y in zip(self._pieces(a), self._pieces(b), strict=True))
+
+    def _pieces(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """The tensor's numbers in file order, in arrays of :data:`PIECE` (the last one is shorter)."""
+        import numpy as np
+
+        dtype, path = _numpy_dtype(info.dtype), self.real_path(info.file)
+        left = info.nbytes
+        try:
+            with open(path, "rb", opener=open_regular) as stream:
+                stream.seek(info.offset)
+                while left:
+                    data = stream.read(min(left, PIECE * dtype.itemsize))
+                    if not data or len(data) % dtype.itemsize:
+                        raise OSError(0, "shorter than its header says")
+                    left -= len(data)
+                    yield np.frombuffer(data, dtype)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: tensor '{info.name}' cannot be read: {error.strerror or error}",
+                hint="download the file again",
+            ) from None
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'", hint=_closest(name, self.tensors))
+        return info
+
+    def text_bytes(self, name: str) -> bytes | None:
+        """The bytes of a text file of the checkpoint, ``None`` if it has none of that name.
+
+        Raises:
+            CheckpointError: if it is too large, cannot be read, or is a link that leaves the checkpoint.
+        """
+        return read_text(self.path, name, MAX_TEXT_BYTES if name == LARGE_TEXT else SMALL_JSON_BYTES)
+
+    def text_file(self, name: str) -> str | None:
+        """The text of a file of the checkpoint, ``None`` if it has none of that name."""
+        data = self.text_bytes(name)
+        if data is None:
+            return None
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{self.path / name}: not UTF-8 text: {error.reason} at byte {error.start}",
+                hint="download the file again",
+            ) from None
+
+    def json_file(self, name: str) -> dict[str, Any] | None:
+        """The parsed JSON object in a file of the checkpoint, ``None`` if it has none of that name."""
+        data = self.text_bytes(name)
+        if data is None:
+            return None
+        if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS:
+            raise CheckpointError(
+                f"{self.path / name}: damaged JSON file: more than {MAX_CONTAINERS} lists and objects",
+                hint="download the file again",
+            )
+        return parse_json(data, self.path / name, "JSON file")
+
+    def digest(self) -> str:
+        """``sha256:HEX`` of the config, tokenizer and preprocessor files, tensor headers, file sizes, and a few
+        bytes of each tensor.  Takes milliseconds for any size of model."""
+        if self.known_digest is not None:
+            return self.known_digest
+        digest = hashlib.sha256()
+        for name in ("config.json", *SIDE_FILES):
+            data = self.text_bytes(name)
+            if data is not None:
+                digest.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
+        by_file: dict[str, list[TensorInfo]] = {name: [] for name in self.files}
+        for info in self.tensors.values():
+            by_file[info.file].append(info)
+        for name in self.files:
+            header = self._headers[name]
+            digest.update(f"{name}:{header.size}:{header.sha256}\n".encode())
+            try:
+                with self.real_path(name).open("rb") as stream:
+                    for info in sorted(by_file[name], key=lambda info: info.offset):
+                        stream.seek(info.offset + max(0, info.nbytes - SAMPLE_BYTES) // 2)
+                        digest.update(stream.read(min(SAMPLE_BYTES, info.nbytes)))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path / name}: cannot be read: {error.strerror}", hint="download it again"
+                ) from None
+        return "sha256:" + digest.hexdigest()
+
+
+Check = Callable[["Checkpoint"], None]
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], *, id: str | None = None, revision: str | None = None, check: Check | None = None
+) -> Checkpoint:
+    """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
+
+    An engine directory stands for the checkpoint it was built from, where it holds the weights as they were.
+
+    Args:
+        path: The directory.
+        id, revision: What the checkpoint is called; by default by its directory.
+        check: Called with the checkpoint before its weights are looked for: its config and text files can be read, it
+            has no ``tensors`` yet. What it raises is the end.
+
+    Raises:
+        CheckpointError: naming the file or tensor at fault.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file, not a checkpoint directory" if root.exists() else "no such checkpoint directory"
+        raise CheckpointError(f"{root}: {what}", hint="give the directory that holds config.json")
+    config = _read_config(root)
+    name = id or root.resolve().name or "checkpoint"
+    if "build_digest" in config:
+        found = _of_build(root)
+        if check is not None:
+            check(found)
+        return found
+    if check is not None:
+        check(Checkpoint(root, config, {}, (), name, revision))
+    headers, tensors = read_weights(root)
+    return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
+
+
+def _read_config(root: Path) -> dict[str, Any]:
+    path = root / "config.json"
+    text = read_text(root, path.name, SMALL_JSON_BYTES)
+    if text is None:
+        raise no_config(root, file_names(root))
+    return parse_json(text, path, "config")
+
+
+def _of_build(root: Path) -> Checkpoint:
+    """The checkpoint that an engine directory was built from."""
+    origin = origin_of_build(root)
+    return Checkpoint(
+        root,
+        origin.config,
+        {name: info for header in origin.headers.values() for name, info in header.tensors.items()},
+        tuple(origin.headers),
+        origin.id,
+        origin.revision,
+        weights=origin.weights,
+        known_digest=origin.digest,
+        _headers=origin.headers,
+    )
+
+
+def resolve(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    progress: Callable[[str], None] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    check: Check | None = None,
+    argument: str = "model",
+) -> Checkpoint:
+    """Finds a checkpoint, downloading it if need be.
+
+    Args:
+        model: A directory; else an alias; else ``"demo"`` or ``"demo-signs"``; else a hub id ``owner/name``.  Alias
+            and hub id may carry ``@revision``.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where downloads are kept; the hub's own default otherwise (``HF_HOME``).
+        token: Access token; the logged-in one otherwise.
+        offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
+        progress: Where a download's lines and bars go (:mod:`trtprune.reports.downloads`); by default bars where
+            somebody watches.
+        aliases: Short names to hub ids; those of :mod:`trtprune.checkpoint.aliases` by default.
+        check: As of :func:`open_checkpoint`; of a model on the hub it is called before the weights are fetched.
+        argument: What errors call ``model``.
+
+    Raises:
+        CheckpointError: one line that names what is at fault, with a hint.
+    """
+    text = os.fspath(model)
+    if not text.strip():
+        raise CheckpointError(f"{arg(argument)} is empty", hint="a directory, an alias, a hub id, or demo")
+    if "\0" in text or "\n" in text:
+        raise CheckpointError(f"{arg(argument, text)}: not a name", hint="a directory, a hub id or an alias")
+    if not isinstance(model, str) or _is_path(text):
+        if revision is not None:
+            raise CheckpointError(
+                f"{arg('revision', revision)}: {text} is a directory, it has no revisions",
+                hint=f"leave {arg('revision')} out",
+            )
+        return open_checkpoint(text, check=check)
+    if aliases is None:
+        aliases = ALIASES
+    name, at, tag = text.partition("@")
+    if at and (not tag or revision not in (None, tag)):
+        raise CheckpointError(f"{arg(argument, text)}: the revision is unclear", hint="write owner/name@revision")
+    revision = tag if at else revision
+    if name not in aliases and name in DEMOS:
+        if revision is not None:
+            raise CheckpointError(f"{arg(argument, name)} has no revisions", hint=f"leave {arg('revision')} out")
+        from trtprune.demo.assemble import assemble
+
+        return open_checkpoint(assemble(name=name, progress=progress), id=name, check=check)
+    hub_id = aliases.get(name, name)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
+        if "/" in name:
+            raise CheckpointError(
+                f"{arg(argument, text)}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
+            )
+        raise CheckpointError(
+            f"{arg(argument, name)}: no such alias or directory",
+            hint=_closest(name, (*DEMOS, *aliases), everything=True),
+        )
+    from trtprune.checkpoint.hub import download
+
+    def look(path: Path, commit: str | None, names: Sequence[str] | None) -> None:
+        """Judges what can be judged by the small files, and by the names of the others."""
+        where = arg(argument, text)
+        if "config.json" not in (file_names(path) if names is None else names):
+            raise no_config(where, list(names or ()))
+        lacking = names is not None and not {SINGLE, INDEX} & set(names)
+        if check is not None:
+            check(Checkpoint(path, _read_config(path), {}, (), hub_id, commit, remote=not lacking))
+        if lacking:
+            raise no_weights(where, sorted(names or ()))
+
+    path, commit = download(
+        hub_id,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        offline=offline,
+        progress=progress,
+        look=look,
+        argument=argument,
+    )
+    return open_checkpoint(path, id=hub_id, revision=commit)
+
+
+def _is_path(text: str) -> bool:
+    # "owner/name" holds a slash too: it is a path only if it exists or says so by its first character.
+    return text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.count("/") > 1
+
+
+def _closest(name: str, known: Any, everything: bool = False) -> str:
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else ""
+    if everything:
+        hint += f"{' ' if hint else ''}known: {', '.join(names)}; or a directory, or a hub id owner/name"
+    return hint or f"it has {len(names)} tensors"
+
+
+def equal_values(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape hold the same numbers."""
+    import numpy as np
+
+    if a.dtype == b.dtype and a.tobytes() == b.tobytes():
+        return not np.isnan(a).any()
+    return bool((a.astype(np.float64) == b.astype(np.float64)).all())
+
+
+def _numpy_dtype(dtype: str) -> np.dtype:
+    import ml_dtypes
+    import numpy as np
+
+    special: dict[str, Any] = {
+        "BOOL": np.bool_,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+        "C64": "<c8",
+    }
+    if dtype in special:
+        return np.dtype(special[dtype])
+    return np.dtype(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}")

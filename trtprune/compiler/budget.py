@@ -1,0 +1,203 @@
+"""Which method and which budget a model can serve: decided, and refused, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune.arguments import arg
+from trtprune.engine_dir import PruningInfo
+from trtprune.errors import BudgetError
+from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.inputs import FROM_CLIP, INPUTS
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir
+    from trtprune.models import ModelSpec
+    from trtprune.pruning import Method
+
+__all__ = [
+    "DEFAULT_KEEP",
+    "check_keep",
+    "check_needs",
+    "describe_budget",
+    "describe_build",
+    "describe_served",
+    "resolve_budget",
+]
+
+DEFAULT_KEEP = 64
+CLIP_TOWER = "clip_vision_model"
+
+
+def describe_budget(tokens: int, kept: int) -> str:
+    """The one line every command that prunes prints, e.g. ``576 → 64 visual tokens (11.1 % kept)``."""
+    return f"{tokens} → {kept} visual tokens ({100 * kept / tokens:.1f} % kept)"
+
+
+def describe_build(made: EngineDir) -> str:
+    """What a build does with an image's tokens: the budget, and where the decoder prunes, its schedule."""
+    info, tokens = made.pruning, made.model.visual_tokens
+    method = pruning.get(info.method)
+    if not isinstance(method, InLlmMethod):
+        return describe_budget(tokens, info.keep)
+    options = method.validate_options(info.options)
+    if not method.meets_keep(options):
+        layers = ", ".join(map(str, method.points(made.kv.num_layers, options)))
+        return f"{tokens} visual tokens, cut behind layers {layers} to what the rank of the attention says"
+    more = ", shared out anew by the rank of the attention" if method.ranked(options) else ""
+    return method.schedule(info.keep, tokens, made.kv.num_layers, options).describe() + more
+
+
+def describe_served(made: EngineDir) -> str:
+    """The budgets a build serves, e.g. ``any budget from 1 to 576``, or each where it is only some; empty for one."""
+    info = made.pruning
+    low, high = info.keep_range
+    if low == high:
+        return ""
+    method = pruning.get(info.method)
+    if isinstance(method, InLlmMethod):
+        options = method.validate_options(info.options)
+        served = method.served(made.model.visual_tokens, made.kv.num_layers, options)
+        served = [keep for keep in served if low <= keep <= high]
+        if len(served) <= high - low:
+            return "budgets " + ", ".join(map(str, served))
+    return f"any budget from {low} to {high}"
+
+
+def check_keep(made: EngineDir, keep: int | None) -> int:
+    """The budget, as the build serves it; None: as built.
+
+    Raises:
+        BudgetError: for one that it does not.
+    """
+    low, high = made.pruning.keep_range
+    if keep is None:
+        return made.pruning.keep
+    if not low <= keep <= high:
+        raise BudgetError(
+            f"{arg('keep', keep)}: outside {low} to {high}, the {arg('keep_range')} of {made.root}",
+            hint=f"choose another {arg('keep')}, or build with a wider {arg('keep_range')}",
+        )
+    return keep
+
+
+def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:
+    """Refuses a method that reads what this model has not got.
+
+    Raises:
+        BudgetError: naming ``--method``, with a hint that lists the methods this model can serve, or the option that
+            names a layer.
+    """
+    lack = _lack(method, spec, clip)
+    if lack is not None:
+        able = ", ".join(m.name for m in pruning.all_methods() if _lack(m, spec, clip) is None)
+        hint = f"{arg('method')} with one of: {able}"
+        if not clip and _lack(method, spec, True) is None:
+            hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
+        raise BudgetError(f"{arg('method', method.name)} needs {lack}", hint=hint)
+    layer = method.tower_layer(options)
+    if layer is not None and layer > spec.tower_layers:
+        flag = next((arg("options", {name: layer}) for name in options if name.endswith("_layer")), "the layer")
+        raise BudgetError(
+            f"{flag}: method {method.name} reads that layer of the vision tower, of which this model uses "
+            f"{spec.tower_layers}",
+            hint=f"a layer from 1 to {spec.tower_layers}",
+        )
+
+
+def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
+    """What the method needs and the model has not got, and why."""
+    for name in sorted(method.needs & INPUTS.keys()):
+        words = INPUTS[name].words
+        if name in FROM_CLIP and spec.vision_tower != CLIP_TOWER:
+            return f"CLIP's text tower; the vision tower of this model is {spec.vision_tower}, not CLIP's"
+        if name in FROM_CLIP and not clip:
+            return f"CLIP's text tower ({words}), which the checkpoint has not got and {arg('clip')} was not given"
+        if name.startswith("cls_") and not spec.has_cls:
+            return f"{words}; the vision tower of this model has none"
+        if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
+            return f"{words}; this model uses none of the tower's layers"
+    if "grid" in method.needs and not spec.one_a_patch:
+        first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"
+        return f"an image feature for each patch of the grid; in this model {first}"
+    return None
+
+
+def resolve_budget(
+    method: Method,
+    spec: ModelSpec,
+    *,
+    keep: int | None,
+    keep_range: tuple[int, int] | None,
+    options: Mapping[str, Any],
+    positions: str | None,
+    clip: bool = False,
+) -> PruningInfo:
+    """The pruning part of the config, or the reason why this model cannot serve it.
+
+    Args:
+        method: With validated ``options``.
+        spec: Of the model.
+        keep, keep_range, positions: As given; None: by default.
+        clip: Whether the build has CLIP's text tower.
+
+    Raises:
+        BudgetError: naming ``--method``, ``--option``, ``--keep``, ``--keep-range`` or ``--positions``.
+    """
+    total = spec.visual_tokens
+    check_needs(method, spec, options, clip=clip)
+    if method.name == "none":
+        if keep not in (None, total) or (keep_range is not None and keep_range != (total, total)):
+            raise BudgetError(
+                f"{arg('method', 'none')} keeps all {total} visual tokens",
+                hint=f"leave out {arg('keep')}, or choose a method that prunes",
+            )
+        keep, keep_range = total, (total, total)
+    reachable = (1, total)
+    if isinstance(method, InLlmMethod):
+        reachable = method.budgets(total, spec.num_layers, options)
+    if keep is None:
+        low, high = keep_range or reachable
+        keep = max(low, min(DEFAULT_KEEP, high))
+    low, high = keep_range or reachable
+    if not 1 <= low <= high <= total:
+        raise BudgetError(
+            f"{arg('keep_range', (low, high))}: must lie within 1:{total}",
+            hint=f"this model has {total} visual tokens an image",
+        )
+    if not 1 <= keep <= total:
+        raise BudgetError(
+            f"{arg('keep', keep)}: out of range, this model has {total} visual tokens an image",
+            hint=f"a number from {low} to {high}",
+        )
+    if isinstance(method, InLlmMethod):
+        for budget in (keep, low, high):
+            method.schedule(budget, total, spec.num_layers, options)
+    if not low <= keep <= high:
+        raise BudgetError(
+            f"{arg('keep', keep)}: outside {arg('keep_range', (low, high))}", hint=f"widen {arg('keep_range')}"
+        )
+    if isinstance(method, InLlmMethod):
+        own = method.positions_of(options)
+        if positions not in (None, own):
+            raise BudgetError(f"{arg('positions', positions)}: {method.name} numbers its tokens itself ({own})")
+        positions = own
+    positions = positions or method.positions
+    if method.merges and positions == "original":
+        raise BudgetError(
+            f"{arg('positions', positions)}: {method.name} merges tokens, and a merged one has no place in the picture",
+            hint=f"leave out {arg('positions')}, or choose a method that only selects",
+        )
+    if positions not in ("compact", "original"):
+        raise BudgetError(f"{arg('positions', positions)}: unknown", hint="compact or original")
+    return PruningInfo(
+        method=method.name,
+        keep=keep,
+        keep_range=(low, high),
+        options=dict(options),
+        positions=positions,
+        needs=tuple(sorted(method.needs)),
+        text_span=method.text_span(options),
+    )

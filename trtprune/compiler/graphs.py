@@ -1,0 +1,129 @@
+"""The graphs of a build, in the order of its chain: from a family's components and a method's own.
+
+``vision, embed``, ``clip_text`` if the method reads CLIP's text, ``pruner, decoder`` for one that prunes before the
+decoder; for one that prunes inside it ``vision, embed``, ``raters`` if it asks for them, ``rank`` if the rank of the
+attention decides how many tokens stay, and ``decoder.0, pruner.0, decoder.1, …``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
+
+if TYPE_CHECKING:
+    from trtprune.compiler.plan import Plan
+    from trtprune.compiler.quantized import QuantizedWeights
+    from trtprune.graph import Graph
+    from trtprune.models.clip_text import Clip
+    from trtprune.models.spec import VisionHead
+
+__all__ = ["describe", "make_graphs"]
+
+
+def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Graph]:
+    """Component name → graph, in the order of the chain."""
+    from trtprune.pruning.graph import build_pruner
+
+    spec, options = plan.spec, dict(plan.pruning.options)
+    if isinstance(plan.method, InLlmMethod):
+        return _inside(plan, plan.method, quantized)
+    clip = plan.clip if plan.clip is not None and plan.method.needs & {*FROM_CLIP} else None
+    moved = {**(quantized.moved if quantized else {}), **(clip.tensors if clip else {})}
+    graphs = plan.family.build_components(
+        plan.checkpoint,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        moved=moved,
+        quantized=quantized.matrices if quantized else None,
+        vision_heads=_clip_head(clip) if clip else None,
+        vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
+        shallow_layer=plan.method.tower_layer(options),
+    )
+    graphs["pruner"] = build_pruner(
+        plan.method,
+        hidden_size=spec.hidden_size,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        options=options,
+        num_tokens=spec.visual_tokens,
+        grid=spec.patch_grid if spec.one_a_patch else None,
+        widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
+    )
+    if clip is not None:
+        from trtprune.models.clip_text import build_clip_text
+
+        graphs["clip_text"] = build_clip_text(
+            clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
+        )
+    return {name: graphs[name] for name in ("vision", "embed", "clip_text", "pruner", "decoder") if name in graphs}
+
+
+def describe(graph: Graph, plan: Plan, name: str) -> None:
+    """Lets a graph's file say what it is: component, model, method, and how its numbers are stored."""
+    model, revision = plan.checkpoint.id, plan.checkpoint.revision
+    of = f"{model} at revision {revision}" if revision else model
+    stored = f"{plan.dtype}, {plan.weight_dtype} weights" if plan.weight_dtype else plan.dtype
+    graph.doc_string = (
+        f"Component {name} of {of} ({plan.family.name}), in {stored}, of a build with visual-token pruning "
+        f"{plan.method.name}.  config.json one folder above says how components go together."
+    )
+    graph.metadata = {
+        "trtprune.component": name,
+        "trtprune.model": model,
+        **({"trtprune.revision": revision} if revision else {}),
+        "trtprune.family": plan.family.name,
+        "trtprune.method": plan.method.name,
+        "trtprune.dtype": plan.dtype,
+        **({"trtprune.weight_dtype": plan.weight_dtype} if plan.weight_dtype else {}),
+    }
+
+
+def _clip_head(clip: Clip) -> dict[str, VisionHead]:
+    from trtprune.models.clip_text import project_patches
+    from trtprune.models.spec import VisionHead
+
+    return {"clip_image_embeds": VisionHead(lambda g, features: project_patches(g, clip, features), clip.width)}
+
+
+def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[str, Graph]:
+    from trtprune.graph import Graph
+    from trtprune.pruning.point_graph import build_point, build_raters
+    from trtprune.pruning.rank import build_rank
+
+    options = method.validate_options(plan.pruning.options)
+    points = method.points(plan.spec.num_layers, options)
+    graphs = plan.family.build_components(
+        plan.checkpoint,
+        dtype=plan.dtype,
+        lowering=plan.lowering,
+        moved=quantized.moved if quantized else None,
+        quantized=quantized.matrices if quantized else None,
+        cuts=points,
+        raters=method.attention(options),
+    )
+    tensors = {**plan.family.weight_tensors(plan.checkpoint), **(quantized.moved if quantized else {})}
+
+    def make(name: str) -> Graph:
+        return Graph(
+            name,
+            dtype=plan.dtype,
+            lowering=plan.lowering,
+            tensors=tensors,
+            quantized=quantized.matrices if quantized else None,
+        )
+
+    chain = {name: graphs[name] for name in ("vision", "embed")}
+    raters = build_raters(method, make, plan.spec.hidden_size, options)
+    if raters is not None:
+        chain["raters"] = raters
+    # float64, which TensorRT has not: there the rank is computed on the host.
+    if method.ranked(options) and plan.backend == "onnxruntime":
+        chain["rank"] = build_rank()
+    for k, layer in enumerate(points):
+        chain[f"decoder.{k}"] = graphs[f"decoder.{k}"]
+        access = plan.family.layer_access(plan.checkpoint, layer)
+        chain[f"pruner.{k}"] = build_point(method, make, f"pruner.{k}", access, options)
+    chain[f"decoder.{len(points)}"] = graphs[f"decoder.{len(points)}"]
+    return chain

@@ -1,0 +1,70 @@
+"""The text files of a checkpoint at build: tokenizer, chat template and image processor, tried before work begins.
+
+What a run would refuse is refused here, by the objects a run makes of the same files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtprune.errors import CheckpointError, EngineDirError, InputError
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+    from trtprune.compiler.plan import Report
+    from trtprune.models import ModelSpec
+
+__all__ = ["TEXT_FILES", "check_texts", "read_texts"]
+
+# Copied as they are; the first is the one no run can do without.
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Content by name of those of :data:`TEXT_FILES` that the checkpoint has.
+
+    Raises:
+        CheckpointError: if a file cannot be read, or there is no tokenizer.
+    """
+    found = {name: text for name in TEXT_FILES if (text := checkpoint.text_file(name)) is not None}
+    if TEXT_FILES[0] not in found:
+        raise CheckpointError(
+            f"{checkpoint.path}: {TEXT_FILES[0]} is missing",
+            hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
+        )
+    return found
+
+
+def check_texts(checkpoint: Checkpoint, spec: ModelSpec, say: Report) -> None:
+    """Asks one question and a second one, and reads the image processor's settings.
+
+    Args:
+        checkpoint: Whose files they are.
+        spec: Of its model.
+        say: Called with what users of the build should know.
+
+    Raises:
+        CheckpointError: naming the file at fault, if a run of the build could not answer a question.
+    """
+    from trtprune.runtime.preprocess import Preprocessor
+    from trtprune.runtime.prompt import PromptEncoder
+
+    files = read_texts(checkpoint)
+    try:
+        Preprocessor.from_files(files, spec.image_size)
+        encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
+        notes = encoder.rehearse()
+    except (EngineDirError, InputError) as error:
+        raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
+    for note in notes:
+        say("prompt", f"warning: {note}")

@@ -1,0 +1,111 @@
+"""CDPruner: a determinantal point process, conditioned on the question.
+
+Paper: https://arxiv.org/abs/2506.10967 (NeurIPS 2025).  Code: Theia-4869/CDPruner@9541616 (Apache-2.0).
+
+    S  = cosines of the projected tokens
+    r  = mean over text segments of -cos(E_v, E_t)           patches and question in CLIP's joint space
+    r  = (r - min + 1e-6) / (max - min)
+    L  = diag(r) S diag(r);   choose ``keep`` tokens greedily for the largest determinant of their part of L
+
+The minus sign is the code's: it prefers patches that CLIP finds *unlike* the question, and its authors' numbers come
+from it; ``relevance=positive`` leaves it out.  The code takes min and max over its whole batch, which for one image is
+the image; here it is always the image.  ``theta`` is the code's own knob, off in it: r becomes exp(θ / (2 (1 - θ)) · r)
+(exponents are cut at 40, where squares still fit float32).
+
+``center=true`` is Cen-Prune's kernel (2026), diag(r g) S̄ diag(r g): S̄ of mean-centred features, g = min-max(-mean
+cosine to the other tokens).
+
+A kernel whose rank is below ``keep``, and duplicates of chosen tokens, have determinants of rounding noise, whose
+square root the code takes; how that is handled here is said at :func:`trtprune.pruning.greedy.determinant`.  Where all
+r are within 1e-6, r = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtprune.pruning import ops
+from trtprune.pruning.base import Method, Option
+from trtprune.pruning.greedy import RESIDUAL, determinant
+from trtprune.pruning.similarity import CENTER, cosines, min_max, rarity, write_cosines, write_min_max, write_rarity
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["CdPruner"]
+
+_ABOVE = 1e-6
+_STEEPEST = 40.0
+
+
+def _slope(theta: str) -> float | None:
+    return None if theta == "off" else float(theta) / (2 * (1 - float(theta)))
+
+
+class CdPruner(Method):
+    """Conditional diversity by a determinantal point process."""
+
+    name = "cdpruner"
+    summary = "diverse tokens, weighted by CLIP's view of the question; needs CLIP's text tower"
+    paper = "https://arxiv.org/abs/2506.10967"
+    source = "https://github.com/Theia-4869/CDPruner"
+    needs = frozenset({"clip_image_embeds", "clip_text_embeds"})
+    cost = "CLIP's text tower, N x N cosines, keep steps of a keep x N product"
+    options = {  # noqa: RUF012
+        "relevance": Option(
+            "relevance", "negative", "sign of CLIP's cosine to the question", choices=("negative", "positive")
+        ),
+        "theta": Option("theta", "off", "0 to below 1: how steeply relevance counts", pattern=r"off|0(\.[0-9]+)?"),
+        "center": CENTER,
+    }
+
+    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        center = inputs["center"] == "true"
+        similarity, good = cosines(image_features, center)
+        patches, patch_norm, seen = ops.norms(inputs["clip_image_embeds"])
+        text, text_norm, _ = ops.norms(inputs["clip_text_embeds"])
+        cosine = ops.cosine(patches, patch_norm, text, text_norm)
+        sign = np.float32(-1 if inputs["relevance"] == "negative" else 1)
+        good = good & seen
+        factor = min_max((sign * cosine).sum(axis=1) / np.float32(len(text)), good, above=_ABOVE, least=_ABOVE)
+        slope = _slope(inputs["theta"])
+        if slope is not None:
+            factor = np.exp(np.minimum(np.float32(slope) * factor, np.float32(_STEEPEST)))
+        if center:
+            factor = factor * rarity(image_features, good)
+        return np.sort(np.array(determinant(similarity, factor, keep, good), dtype=np.int64))
+
+    def scores(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> ir.Value:
+        import onnx_ir as ir
+
+        from trtprune.pruning.greedy_graph import determinant_select
+
+        op, center = g.op, options["center"] == "true"
+        similarity, good = write_cosines(g, inputs["image_features"], center)
+        patches, patch_norm, seen = ops.write_norms(g, inputs["clip_image_embeds"])
+        text, text_norm, _ = ops.write_norms(g, inputs["clip_text_embeds"])
+        cosine = ops.write_cosine(g, patches, patch_norm, text, text_norm)
+        good = op.And(good, op.Squeeze(seen, g.ints(2)))
+        total = op.ReduceSum(op.Neg(cosine) if options["relevance"] == "negative" else cosine, g.ints(2), keepdims=0)
+        segments = op.Cast(op.Shape(inputs["clip_text_embeds"], start=1, end=2), to=int(ir.DataType.FLOAT))
+        factor = write_min_max(g, op.Div(total, segments), good, above=_ABOVE, least=_ABOVE)
+        slope = _slope(options["theta"])
+        if slope is not None:
+            factor = op.Exp(op.Min(op.Mul(factor, ops.f32(g, slope)), ops.f32(g, _STEEPEST)))
+        if center:
+            factor = op.Mul(factor, write_rarity(g, inputs["image_features"], good))
+        return determinant_select(g, similarity, factor, keep, good, RESIDUAL)

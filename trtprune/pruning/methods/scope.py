@@ -1,0 +1,83 @@
+"""SCOPE: tokens that cover the others, weighted by CLS attention.
+
+Paper: https://arxiv.org/abs/2510.24214 (NeurIPS 2025).  Code: commit 6bf7306, which imports a path of its authors and
+does not run as released; Tencent/AngelSlim@67394ce (Apache-2.0) holds the same loop.
+
+    gain_j = Σ_i max(0, cos(f_i, f_j) - c_i),   c_i = the largest cosine of i to a chosen token so far, 0 at first
+    choose argmax_j gain_j · cls_j^alpha, ``keep`` times
+
+f are the features before the projector and cls the attention of the CLS token; the code sums it over heads, of which
+the mean here is a fixed share, so that the choice is the same.  ``combine=add`` is the code's other mode, gain_j +
+cls_j^alpha, where that share does matter.  AngelSlim's form takes projected features instead; the paper's are taken
+here.  The code computes in the model's dtype, this file in float32.
+
+``center=true`` takes the mean off the features before the cosines; c still starts at 0, which then is the mean's side
+of the sphere and not an empty bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtprune.pruning import ops
+from trtprune.pruning.base import Method, Option
+from trtprune.pruning.greedy import most_covering
+from trtprune.pruning.similarity import CENTER, cosines, write_cosines
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["Scope"]
+
+
+class Scope(Method):
+    """Saliency-weighted coverage."""
+
+    name = "scope"
+    summary = "tokens that resemble most of what is not yet covered, weighted by CLS attention"
+    paper = "https://arxiv.org/abs/2510.24214"
+    source = "https://github.com/Tencent/AngelSlim"
+    needs = frozenset({"cls_attention", "vision_features"})
+    cost = "N x N cosines, keep greedy steps that sum over (part of) them"
+    options = {  # noqa: RUF012
+        "alpha": Option("alpha", 1.0, "exponent of the CLS attention", minimum=0, maximum=10),
+        "combine": Option(
+            "combine", "multiply", "the CLS attention is a factor of the gain or a term", choices=("multiply", "add")
+        ),
+        "center": CENTER,
+    }
+
+    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        import numpy as np
+
+        cover, good = cosines(inputs["vision_features"], inputs["center"] == "true")
+        _, _, projected = ops.norms(image_features)
+        good = good & projected & ~np.isnan(inputs["cls_attention"])
+        weight = np.maximum(ops.clean(inputs["cls_attention"]), np.float32(0))
+        if inputs["alpha"] != 1:
+            weight = np.minimum(weight ** np.float32(inputs["alpha"]), np.float32(ops.LIMIT))
+        return np.sort(np.array(most_covering(cover, keep, good, weight, inputs["combine"] == "add"), dtype=np.int64))
+
+    def scores(
+        self,
+        g: Graph,
+        inputs: Mapping[str, ir.Value],
+        *,
+        keep: ir.Value,
+        num_tokens: int | None = None,
+        **options: Any,
+    ) -> ir.Value:
+        from trtprune.pruning.greedy_graph import coverage_select
+
+        op = g.op
+        cover, good = write_cosines(g, inputs["vision_features"], options["center"] == "true")
+        _, _, projected = ops.write_norms(g, inputs["image_features"])
+        good = op.And(op.And(good, op.Squeeze(projected, g.ints(2))), op.Not(op.IsNaN(inputs["cls_attention"])))
+        weight = op.Max(ops.write_clean(g, inputs["cls_attention"]), ops.f32(g, 0.0))
+        if options["alpha"] != 1:
+            weight = op.Min(op.Pow(weight, ops.f32(g, options["alpha"])), ops.f32(g, ops.LIMIT))
+        return coverage_select(g, cover, keep, good, weight, added=options["combine"] == "add")

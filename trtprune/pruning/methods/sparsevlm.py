@@ -1,0 +1,376 @@
+"""SparseVLM: text tokens that resemble the image rate its tokens, at three depths of the decoder.
+
+Paper: https://arxiv.org/abs/2410.04417.  Code: Gumpest/SparseVLMs (Apache-2.0); where the two differ, the code's way is
+the default and the paper's an option.
+
+    raters    m = mean over visual tokens of softmax over text (V Tᵀ), from the input embeddings;
+              the text tokens behind the image with m > mean(m)                     (``rater=ge``: ≥, the paper)
+    scores    mean over heads and raters of the pruning layer's attention to each visual token
+    keep      the best of them, in their order; the pruning layer itself still runs on all
+    recycling the best-rated 30 % of the removed become a tenth as many vectors, put behind the kept tokens
+              (see ``recycling``; ``assign=cosine`` and ``reduce=sum`` are the paper's)
+
+``version=2.0`` is the repository's SparseVLM+: attention is divided by what rotary embedding alone gives at that
+distance, only the ``heads`` heads with the most attention between raters and image count, nothing is recycled, and
+tokens keep their positions.
+
+Budget.  ``keep`` is the average over the layers as the authors count it.  For 576 tokens, 32 layers and 192, 128, 96 or
+64 the counts are the code's tables; any other case takes the same three points at the same share of the depth, the
+ratio of the counts interpolated between the tables, and the level that brings the average nearest to ``keep``.
+
+``ratio=rank`` sizes each point at run time, as the first release did: ``rank(A) · scale + bias`` tokens stay, A being
+the raters × visual tokens block of the attention, behind layers 2, 6, 15 and 19 of 32.  With ``scale=budget`` the scale
+is chosen for each image so that the average over the layers is ``keep``; the ranks share that out.  ``scale=published``
+are the constants of the first release's scripts, whose average depends on the prompt.
+
+The code cuts behind layers 2, 6 and 15 whatever the depth; ``layers=published`` does so, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from trtprune.arguments import arg
+from trtprune.errors import BudgetError, InputError
+from trtprune.pruning import recycling
+from trtprune.pruning.base import Option
+from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
+from trtprune.pruning.ops import write_products
+from trtprune.pruning.schedule import Schedule, check_points, nearest, parse_schedule, scale_points, solve
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["TABLES", "SparseVlm"]
+
+POINTS, RANK_POINTS = (2, 6, 15), (2, 6, 15, 19)
+TABLES: dict[str, dict[int, tuple[int, ...]]] = {
+    "1.0": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
+    "2.0": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
+}
+"""Tokens kept at the three points of a 32-layer decoder with 576 visual tokens (``score.py`` of the code)."""
+RANK_SCALE = {192: (13.5, 0.0), 128: (9.0, 6.0), 64: (0.8, 0.0)}
+"""Scale and bias of the first release's scripts."""
+
+
+class SparseVlm(InLlmMethod):
+    """Text-rated pruning inside the decoder, with token recycling."""
+
+    name = "sparsevlm"
+    summary = "text tokens rate the visual ones at three depths of the decoder; removed ones are recycled"
+    cost = "the raters' attention rows, one TopK and a clustering of the removed tokens at each point"
+    paper = "https://arxiv.org/abs/2410.04417"
+    source = "https://github.com/Gumpest/SparseVLMs"
+    needs = frozenset({"text_embeds"})
+    options = {  # noqa: RUF012
+        "version": Option("version", "1.0", "2.0 is SparseVLM+", choices=("1.0", "2.0")),
+        "schedule": Option("schedule", "auto", "LAYER:TOKENS,… instead of the budget's own", pattern=r"auto|[0-9:,]+"),
+        "ratio": Option(
+            "ratio", "table", "rank: each point keeps rank(attention) x scale + bias", choices=("table", "rank")
+        ),
+        "scale": Option(
+            "scale",
+            "budget",
+            "with ratio=rank: budget meets --keep; published (or 0) is the first release's; a number",
+            pattern=r"budget|published|[0-9]{1,5}(\.[0-9]{0,17})?(e[+-]?[0-9]{1,2})?",
+        ),
+        "bias": Option("bias", 0.0, "with ratio=rank and a number as scale", minimum=-1e4, maximum=1e4),
+        "layers": Option(
+            "layers", "scaled", "published: cuts behind layers 2, 6, 15 at any depth", choices=("scaled", "published")
+        ),
+        "recycle": Option("recycle", 0.3, "share of the removed tokens that is merged", minimum=0, maximum=1),
+        "rater": Option("rater", "gt", "raters lie above (gt) or also at (ge) the mean", choices=("gt", "ge")),
+        "assign": Option("assign", "l2", "how a token finds its cluster", choices=recycling.ASSIGN),
+        "reduce": Option("reduce", "mean", "what a cluster becomes", choices=recycling.REDUCE),
+        "heads": Option("heads", 14, "with version=2.0: heads that count", minimum=1, maximum=1024),
+    }
+
+    def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
+        return "heads" if options["version"] == "2.0" else "mean"
+
+    def positions_of(self, options: Mapping[str, Any]) -> str:
+        return "original" if options["version"] == "2.0" else "compact"
+
+    def _recycles(self, options: Mapping[str, Any]) -> float:
+        return 0.0 if options["version"] == "2.0" else float(options["recycle"])
+
+    def validate_options(self, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+        values = super().validate_options(options)
+        if values["ratio"] == "rank" and values["version"] == "2.0":
+            raise BudgetError(
+                f"{arg('options', {'ratio': 'rank'})}: belongs to version 1.0",
+                hint=f"leave out {arg('options', {'version': '2.0'})}",
+            )
+        if values["ratio"] == "rank" and values["schedule"] != "auto":
+            raise BudgetError(
+                f"{arg('options', {'ratio': 'rank'})}: the rank decides, not a schedule",
+                hint="leave out one of the two",
+            )
+        if values["layers"] == "published" and values["schedule"] != "auto":
+            raise BudgetError(
+                f"{arg('options', {'layers': 'published'})}: a schedule names its layers",
+                hint="leave out one of the two",
+            )
+        return values
+
+    # -- budget -------------------------------------------------------------------------------------------------
+
+    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+        if options["schedule"] != "auto":
+            found = tuple(int(entry.split(":")[0]) for entry in str(options["schedule"]).split(","))
+        else:
+            published = RANK_POINTS if options["ratio"] == "rank" else POINTS
+            found = published if options["layers"] == "published" else scale_points(published, depth)
+        check_points(found, depth, self.name, "schedule")
+        return found
+
+    def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
+        if options["schedule"] != "auto":
+            points, kept = parse_schedule(str(options["schedule"]), visual_tokens, depth, self.name)
+            own = self._schedule(visual_tokens, depth, points, kept, options)
+            if keep != round(own.nominal):
+                raise BudgetError(
+                    f"{arg('keep', keep)}: schedule={options['schedule']} averages {own.nominal:.1f} tokens a layer",
+                    hint=f"leave out {arg('keep')}, or {arg('keep', round(own.nominal))}",
+                )
+            return own
+        points = self.points(depth, options)
+        if options["ratio"] == "rank":
+            if self.fixed_scale(keep, options):
+                # How many stay is not known before the run.
+                return self._schedule(visual_tokens, depth, points, (visual_tokens - 1,) * len(points), options)
+            return solve(
+                lambda first: self._schedule(visual_tokens, depth, points, (first,) * len(points), options),
+                keep, visual_tokens, self.name, "layers",
+            )  # fmt: skip
+        table = TABLES[str(options["version"])]
+        if (visual_tokens, depth) == (576, 32) and keep in table:
+            return self._schedule(visual_tokens, depth, points, table[keep], options)
+        second, third = _ratios(table, 576 * keep / visual_tokens)
+
+        def make(first: int) -> Schedule:
+            kept = (first, max(1, round(second * first)), max(1, round(third * first)))
+            return self._schedule(visual_tokens, depth, points, kept, options)
+
+        return solve(make, keep, visual_tokens, self.name, "schedule")
+
+    def _schedule(
+        self, tokens: int, depth: int, points: tuple[int, ...], kept: tuple[int, ...], options: Mapping[str, Any]
+    ) -> Schedule:
+        before, counts, after = tokens, [], []
+        for count in kept:
+            # Something is removed at every point, as in the code, unless there is nothing left to remove.
+            count = max(1, min(count, before - 1))
+            merged = recycling.merged_counts(before - count, self._recycles(options))[1]
+            before = count + merged
+            counts.append(count)
+            after.append(before)
+        return Schedule(tokens, depth, points, tuple(counts), tuple(after), nominal_shift=0)
+
+    def ranked(self, options: Mapping[str, Any]) -> bool:
+        return bool(options["ratio"] == "rank")
+
+    def meets_keep(self, options: Mapping[str, Any]) -> bool:
+        return not self.ranked(options) or options["scale"] == "budget"
+
+    def fixed_scale(self, keep: int, options: Mapping[str, Any]) -> tuple[float, float] | None:
+        """Scale and bias of ``ratio=rank``; None: they follow from the budget and the ranks.
+
+        Raises:
+            BudgetError: if those of the first release are wanted, and it has none for ``keep``.
+        """
+        if options["scale"] == "budget":
+            return None
+        if options["scale"] != "published" and float(options["scale"]):
+            return float(options["scale"]), float(options["bias"])
+        if keep not in RANK_SCALE:
+            known = ", ".join(map(str, sorted(RANK_SCALE)))
+            raise BudgetError(
+                f"{arg('options', {'scale': options['scale']})}: no scale is published for {arg('keep', keep)}, only "
+                f"for {known}",
+                hint=f"{arg('options', {'scale': 'budget'})}, which meets any {arg('keep')}, or scale=NUMBER",
+            )
+        return RANK_SCALE[keep]
+
+    def rank_counts(
+        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        fixed = self.fixed_scale(keep, options)
+        if fixed is None:
+            return self._rank_schedule(ranks, keep, visual_tokens, depth, options).kept[: len(ranks)]
+        before, counts = visual_tokens, []
+        for rank in ranks:
+            # All stay where the rank is full.
+            count = before if rank >= before else max(1, min(int(rank * fixed[0] + fixed[1]), before - 1))
+            before = count + self.merged_counts(before - count, options)[1]
+            counts.append(count)
+        return tuple(counts)
+
+    def _rank_schedule(
+        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
+    ) -> Schedule:
+        """The counts in proportion to the ranks whose average comes nearest to ``keep``.
+
+        Points that are still to come are taken to find the rank of the last one.
+        """
+        points = self.points(depth, options)
+        known = [max(1, rank) for rank in ranks]
+        expected = known + known[-1:] * (len(points) - len(known))
+        most = max(expected)
+
+        def make(largest: int) -> Schedule:
+            kept = tuple(max(1, largest * rank // most) for rank in expected)
+            return self._schedule(visual_tokens, depth, points, kept, options)
+
+        # Up to where even the lowest rank asks for all tokens.
+        return nearest(make, keep, visual_tokens * most)
+
+    # -- NumPy --------------------------------------------------------------------------------------------------
+
+    def raters(self, image_features: np.ndarray, text_embeds: np.ndarray, **options: Any) -> np.ndarray:
+        import numpy as np
+
+        logits = image_features.astype(np.float32) @ text_embeds.astype(np.float32).T
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        mean = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0, dtype=np.float32)
+        bar = mean.mean(dtype=np.float32)
+        chosen = mean >= bar if options.get("rater") == "ge" else mean > bar
+        # All alike (one token, say): none is above the mean, and none is better than another.
+        return chosen if chosen.any() else np.ones_like(chosen)
+
+    def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
+        import numpy as np
+
+        if context.get("version", "1.0") != "2.0":
+            if attention.ndim == 3:
+                attention = attention.mean(axis=0, dtype=np.float32)
+            return attention.sum(axis=0, dtype=np.float32) / np.float32(len(attention))
+        if attention.ndim != 3 or not {"rater_positions", "visual_positions", "angles"} <= context.keys():
+            raise InputError("version 2.0 reads every head's attention [heads, R, N], positions and rotary angles")
+        cosine, sine = context["angles"](np.asarray(context["rater_positions"]))
+        other_cos, other_sin = context["angles"](np.asarray(context["visual_positions"]))
+        scale = np.float32(2 * (2 * cosine.shape[-1]) ** -0.5)
+        corrected = attention / ((cosine @ other_cos.T + sine @ other_sin.T) * scale)
+        order = np.argsort(-corrected.sum(axis=(1, 2), dtype=np.float32), kind="stable")
+        best = np.sort(order[: int(context.get("heads", 14))])
+        return corrected[best].mean(axis=0, dtype=np.float32).mean(axis=0, dtype=np.float32)
+
+    def merged_counts(self, removed: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        return recycling.merged_counts(removed, self._recycles(options))
+
+    def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
+        import numpy as np
+
+        best, count, values = self._recycled(scores, len(kept), options)
+        if not count:
+            return np.zeros((0, visual.shape[1]), np.float32)
+        return recycling.merge(visual[best], count, str(values["assign"]), str(values["reduce"]))
+
+    def clusters(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
+        import numpy as np
+
+        best, count, values = self._recycled(scores, len(kept), options)
+        found = np.full(len(visual), -1, np.int64)
+        if count:
+            found[best] = recycling.cluster(visual[best], count, str(values["assign"]))[1]
+        return found
+
+    def _recycled(
+        self, scores: np.ndarray, kept: int, options: Mapping[str, Any]
+    ) -> tuple[np.ndarray, int, dict[str, Any]]:
+        """The removed tokens that are merged, best first; into how many vectors; and all options."""
+        import numpy as np
+
+        values = {name: option.default for name, option in self.options.items()} | dict(options)
+        many, count = recycling.merged_counts(len(scores) - kept, self._recycles(values))
+        return np.argsort(-scores, kind="stable")[kept : kept + many], count, values
+
+    # -- graph --------------------------------------------------------------------------------------------------
+
+    @property
+    def point_needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"rater_attention", "rater_index", "position_ids"})
+
+    def build_raters(self, g: Graph, image_features: ir.Value, text_embeds: ir.Value, **options: Any) -> ir.Value:
+        import onnx_ir as ir
+
+        op, f32 = g.op, ir.DataType.FLOAT
+        image, text = g.cast(image_features, f32), g.cast(text_embeds, f32)
+        weights = op.Softmax(write_products(g, image, text), axis=-1)
+        mean = op.ReduceMean(weights, g.ints(1), keepdims=0)
+        bar = op.ReduceMean(mean, g.ints(1), keepdims=1)
+        chosen = op.GreaterOrEqual(mean, bar) if options["rater"] == "ge" else op.Greater(mean, bar)
+        many = op.ReduceSum(op.Cast(chosen, to=int(f32)), g.ints(1), keepdims=1)
+        return op.Or(chosen, op.Equal(many, g.scalar(0.0, f32)))
+
+    def build_point(
+        self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        import onnx_ir as ir
+
+        op, f32 = g.op, ir.DataType.FLOAT
+        index, keep, weights = inputs["visual_index"], inputs["keep"], inputs["rater_weights"]
+        visual = op.GatherND(inputs["hidden_states"], op.Unsqueeze(index, g.ints(2)), batch_dims=1)
+        heads = options["version"] == "2.0"
+        columns = op.Squeeze(index, g.ints(0))
+        rows = op.Gather(inputs["rater_attention"], columns, axis=3 if heads else 2)
+        if heads:
+            rows = self._corrected(g, rows, inputs, columns, weights, layer, int(options["heads"]))
+        rows = op.Mul(rows, op.Unsqueeze(weights, g.ints(2)))
+        scores = op.Div(op.ReduceSum(rows, g.ints(1), keepdims=0), op.ReduceSum(weights, g.ints(1), keepdims=1))
+        _, order = op.TopK(scores, op.Shape(scores, start=1, end=2), axis=-1, largest=1, sorted=1, _outputs=2)
+        best = op.Slice(order, g.ints(0), keep, g.ints(1))
+        kept, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
+        result = op.GatherND(visual, op.Unsqueeze(kept, g.ints(2)), batch_dims=1)
+        if not self._recycles(options):
+            return kept, result, None
+        chosen = op.Slice(order, keep, op.Add(keep, inputs["recycled"]), g.ints(1))
+        vectors = g.cast(op.GatherND(visual, op.Unsqueeze(chosen, g.ints(2)), batch_dims=1), f32)
+        forms = str(options["assign"]), str(options["reduce"])
+        return kept, result, g.cast(recycling.write_merge(g, vectors, inputs["merged"], *forms), g.dtype)
+
+    def _corrected(
+        self,
+        g: Graph,
+        attention: ir.Value,
+        inputs: Mapping[str, ir.Value],
+        columns: ir.Value,
+        weights: ir.Value,
+        layer: LayerAccess,
+        heads: int,
+    ) -> ir.Value:
+        """Version 2.0's attention [1, R, N]: without the pull of distance, averaged over the heads that look most."""
+        import onnx_ir as ir
+
+        op, f32 = g.op, ir.DataType.FLOAT
+        angles = [g.cast(x, f32) for x in layer.angles(g, inputs["position_ids"])]
+        place = op.Unsqueeze(inputs["rater_index"], g.ints(2))
+        cosine, sine = (op.GatherND(x, place, batch_dims=1) for x in angles)
+        other_cos, other_sin = (op.Gather(x, columns, axis=1) for x in angles)
+        pull = op.Add(write_products(g, cosine, other_cos), write_products(g, sine, other_sin))
+        pull = op.Mul(pull, g.scalar(2 * layer.head_dim**-0.5, f32))
+        corrected = op.Div(attention, op.Unsqueeze(pull, g.ints(1)))
+        looks = op.ReduceSum(op.Mul(corrected, op.Unsqueeze(weights, g.ints(1, 3))), g.ints(2, 3), keepdims=0)
+        count = op.Min(op.Shape(looks, start=1, end=2), g.ints(heads))
+        _, best = op.TopK(looks, count, axis=-1, largest=1, sorted=1, _outputs=2)
+        chosen = op.GatherND(corrected, op.Unsqueeze(best, g.ints(2)), batch_dims=1)
+        return op.ReduceMean(chosen, g.ints(1), keepdims=0)
+
+
+def _ratios(table: Mapping[int, tuple[int, ...]], keep: float) -> tuple[float, float]:
+    """Second and third count over the first, linear in ``keep`` between the tables' entries, constant below them.
+
+    Above them the ratios go to 1, at all 576 tokens.
+    """
+    table = {**table, 576: (1, 1, 1)}
+    known = sorted(table)
+    low = max((k for k in known if k <= keep), default=known[0])
+    high = min((k for k in known if k >= keep), default=known[-1])
+    share = 0.0 if low == high else (keep - low) / (high - low)
+    pairs = [(table[k][1] / table[k][0], table[k][2] / table[k][0]) for k in (low, high)]
+    first, second = ((1 - share) * a + share * b for a, b in zip(*pairs, strict=True))
+    return first, second

@@ -1,0 +1,327 @@
+"""The methods of a comparison on one engine directory: each a build of its own, from that directory's weights.
+
+``eval`` and ``bench`` hold methods against each other. What they run is what ``build`` makes, not an imitation: for
+each method the graphs are written anew (a second; the weights are linked, not copied) and run by the same runtime.
+Sessions whose graphs compute the same, such as the decoder of all methods that prune before it, are opened
+once.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from trtprune import pruning
+from trtprune.engine_dir.graphs import graph_digest
+from trtprune.engine_dir.paths import hub_blobs
+from trtprune.errors import BackendError, BudgetError, EngineDirError
+
+if TYPE_CHECKING:
+    import os
+
+    from trtprune.backends.base import Backend, Memory, Session, Step
+    from trtprune.engine_dir import ComponentInfo, EngineDir
+    from trtprune.runtime import Vlm
+
+__all__ = ["Variant", "Variants", "parse_variants", "split_methods", "warnings_only"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and the options it is built with; all of them, so that equal ones are equal."""
+
+    method: str
+    options: tuple[tuple[str, str | int | float], ...] = ()
+
+    @classmethod
+    def make(cls, method: str, options: Mapping[str, object] | None = None) -> Variant:
+        """Raises BudgetError for an unknown method or option."""
+        return cls(method, tuple(pruning.get(method).validate_options(options).items()))
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``.
+
+        Raises:
+            BudgetError: naming what is wrong.
+        """
+        method, *settings = re.split(r":(?=\w+=|$)", text.strip())  # a value may hold colons: schedule=2:66
+        pruning.get(method)
+        pairs = [setting.partition("=") for setting in settings]
+        if not all(equals for _, equals, _ in pairs):
+            raise BudgetError(f"--methods {text}: ends with a colon", hint="METHOD:OPTION=VALUE:OPTION=VALUE")
+        return cls.make(method, {name: value for name, _, value in pairs})
+
+    @property
+    def label(self) -> str:
+        """The method, and the options that are not at their default: ``divprune center=true``."""
+        defaults = pruning.get(self.method).validate_options()
+        return " ".join([self.method, *(f"{k}={v}" for k, v in self.options if v != defaults[k])])
+
+
+def split_methods(text: str) -> list[str]:
+    """The methods, each with its options, of a comma-separated list."""
+    # A value may hold commas (schedule=2:66,6:30), but behind one that separates stands a name.
+    return [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
+
+
+def parse_variants(text: str) -> list[Variant]:
+    """A comma-separated list of :meth:`Variant.parse`; what occurs twice counts once.
+
+    Raises:
+        BudgetError: for an unknown method or option, or an empty list.
+    """
+    parts = split_methods(text)
+    if not parts:
+        raise BudgetError("--methods: names no method", hint=f"some of {', '.join(pruning.names())}")
+    return list(dict.fromkeys(map(Variant.parse, parts)))
+
+
+def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """Of what the builds on the way say, the warnings, each once: every one of them reads the same CLIP."""
+    said = set()
+
+    def say(what: str, message: str) -> None:
+        if message.startswith("warning") and (what, message) not in said:
+            said.add((what, message))
+            report(what, message)
+
+    return say
+
+
+class Variants:
+    """Opens methods on the weights of one engine directory; a context manager, which removes what it built.
+
+    Args:
+        directory: The base, an engine directory.
+        others: Engine directories of the same model that were built with other methods; needed where a build takes
+            more than this machine or this much time, such as TensorRT engines.
+        provider, threads, provider_options, verify, max_pixels: As for :func:`trtprune.runtime.load`.
+        model: The checkpoint, where the base cannot stand for it (quantised weights).
+        build_options: Further arguments of :func:`trtprune.build` for the builds, e.g. ``clip``.
+        report: Called with (component, what happened) while something is built.
+
+    Raises:
+        EngineDirError, BackendError: as for ``load``.
+        BudgetError: if one of ``others`` is of another model.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        others: Sequence[str | os.PathLike[str]] = (),
+        provider: str | None = None,
+        threads: int | None = None,
+        provider_options: Mapping[str, str] | None = None,
+        verify: str = "auto",
+        max_pixels: int | None = None,
+        model: str | os.PathLike[str] | None = None,
+        build_options: Mapping[str, Any] | None = None,
+        report: Callable[[str, str], None] | None = None,
+    ) -> None:
+        from trtprune.engine_dir import open_engine_dir
+        from trtprune.runtime.pictures import max_pixels_from
+
+        self.base = open_engine_dir(directory, verify=verify)
+        self._provider, self._threads, self._provider_options = provider, threads, provider_options
+        self._max_pixels = max_pixels_from(max_pixels)
+        self._model = model
+        self._build_options = dict(build_options or {})
+        self._report = report
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
+        self._built: dict[Variant, EngineDir] = {variant_of(self.base): self.base}
+        self._open: dict[Variant, Vlm] = {}
+        self._sessions: dict[tuple[str, ...], Session] = {}
+        self._digests: dict[str, str] = {}
+        self._users: dict[tuple[str, ...], set[Variant]] = {}
+        self._backend: Backend | None = None
+        for path in others:
+            other = open_engine_dir(path, verify=verify)
+            if (other.model.digest, other.dtype, other.backend) != (
+                self.base.model.digest,
+                self.base.dtype,
+                self.base.backend,
+            ):
+                raise BudgetError(
+                    f"{path}: not built from the model, with the dtype and for the backend of {directory}",
+                    hint="build both alike, but for --method",
+                )
+            self._built.setdefault(variant_of(other), other)
+
+    def __enter__(self) -> Variants:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes every session and removes the builds."""
+        for variant in list(self._open):
+            self.release(variant)
+        self._sessions.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    @property
+    def own(self) -> Variant:
+        """The base's method and options."""
+        return variant_of(self.base)
+
+    def there(self, variant: Variant) -> bool:
+        """Whether a variant need not be built."""
+        return variant in self._built
+
+    def config(self, variant: Variant) -> EngineDir:
+        """The engine directory of a variant; built now, if it is not there.
+
+        Raises:
+            BudgetError: if the model cannot serve the method.
+            CheckpointError: if the base's weights are not those of its checkpoint and no ``model`` was given.
+            BackendError: if the base holds engines, which are not built on the way.
+        """
+        if variant not in self._built:
+            self._built[variant] = self._build(variant)
+        return self._built[variant]
+
+    def build_for(self, provider: str, variant: Variant) -> EngineDir:
+        """A new build of a variant as another provider takes it best; raises as :meth:`config`."""
+        return self._build(variant, provider)
+
+    def open(self, variant: Variant) -> Vlm:
+        """A variant, ready to answer; the same one again as long as it is not released. Raises as :meth:`config`."""
+        from trtprune.runtime import Vlm
+
+        if variant not in self._open:
+            config = self.config(variant)
+            vlm = Vlm(config, _Shared(self, variant, config), max_pixels=self._max_pixels)
+            for other in self._open.values() if "decoder" in config.chain else ():
+                own = vlm.chain.session("decoder")
+                if "decoder" in other.config.chain and other.chain.session("decoder") is own:
+                    vlm.chain.share_pool(other.chain)
+                    break
+            self._open[variant] = vlm
+        return self._open[variant]
+
+    def release(self, variant: Variant) -> None:
+        """Forgets an opened variant, and closes what no other open one uses."""
+        self._open.pop(variant, None)
+        for key in [key for key, users in self._users.items() if variant in users]:
+            self._users[key].discard(variant)
+            if not self._users[key]:
+                del self._users[key], self._sessions[key]
+
+    def _build(self, variant: Variant, provider: str | None = None) -> EngineDir:
+        from trtprune.compiler.building import build
+
+        base = self.base
+        if base.backend != "onnxruntime" and self._provider is None:
+            raise BackendError(
+                f"{base.root}: holds {base.backend} engines of method {base.pruning.method}, not of {variant.method}",
+                hint=f"trtprune build --method {variant.method} … -o OTHER, and --with OTHER",
+            )
+        if self._folder is None:
+            # Beside the base, because links do not reach over file systems; in a cache of the hub, where every folder
+            # beside it is a commit, beside its blobs.
+            root = base.root.resolve()
+            beside = (hub_blobs(root) or root).parent
+            try:
+                self._folder = tempfile.TemporaryDirectory(prefix=".variants-", dir=beside)
+            except OSError:
+                self._folder = tempfile.TemporaryDirectory(prefix="trtprune-")
+        positions = None
+        if variant.method == base.pruning.method and not isinstance(pruning.get(variant.method), pruning.InLlmMethod):
+            positions = base.pruning.positions
+        built_for = base.built_with.get("provider", "cpu")
+        provider = provider or self._provider or built_for
+        self._count += 1
+        return build(
+            self._model if self._model is not None else base.root,
+            Path(self._folder.name) / f"{self._count}-{variant.method}",
+            method=variant.method,
+            options=dict(variant.options),
+            positions=positions,
+            provider=provider,
+            dtype=base.dtype,
+            weight_dtype=base.weight_dtype,
+            max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
+            # How graphs are written out is the provider's choice, and then that of whoever built the base for it.
+            lowering=base.lowering if provider == built_for else None,
+            generation_config="ignore" if base.generation.source == "ignored" else "checkpoint",
+            report=self._report,
+            **{"weights": "link", **self._build_options},
+        )
+
+    def graph_digest_of(self, config: EngineDir, component: ComponentInfo) -> str:
+        """The digest of what a component's graph computes; equal for builds that can share a session or its results."""
+        # Not that of the file, which says of which build it is.
+        content = config.files[component.onnx]
+        if content not in self._digests:
+            self._digests[content] = graph_digest(config.path(component.onnx))
+        return self._digests[content]
+
+    # -- for the backends handed to the runtime
+
+    def backend(self, config: EngineDir) -> Backend:
+        """Opens components; one for all, but where a backend belongs to one directory."""
+        from trtprune.backends.opening import open_backend
+
+        engines = config.backend != "onnxruntime" and self._provider is None
+        if self._backend is not None and not engines:
+            return self._backend
+        backend = open_backend(config, provider=self._provider, threads=self._threads, options=self._provider_options)
+        if not engines:
+            self._backend = backend
+        return backend
+
+    def session(self, variant: Variant, config: EngineDir, backend: Backend, component: ComponentInfo) -> Session:
+        """The session of a component, shared by all whose file has the same content."""
+        # A backend that belongs to one directory keeps its sessions' buffers to itself.
+        own = str(config.root) if backend is not self._backend else ""
+        key = (component.name, self.graph_digest_of(config, component), own)
+        if key not in self._sessions:
+            self._sessions[key] = backend.session(component, config.root)
+        self._users.setdefault(key, set()).add(variant)
+        return self._sessions[key]
+
+
+def variant_of(config: EngineDir) -> Variant:
+    """The method and options an engine directory was built with.
+
+    Raises:
+        EngineDirError: if this version does not know them.
+    """
+    try:
+        return Variant.make(config.pruning.method, config.pruning.options)
+    except BudgetError as error:
+        raise EngineDirError(f"{config.root}: {error.marked_message}", hint="build it again") from None
+
+
+@dataclass
+class _Shared:
+    """A backend whose sessions are looked up among those of the other variants first."""
+
+    variants: Variants
+    variant: Variant
+    config: EngineDir
+    _backend: Backend = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._backend = self.variants.backend(self.config)
+        self.name: str = self._backend.name
+        self.memory: Memory = self._backend.memory
+
+    def session(self, component: ComponentInfo, root: Path) -> Session:
+        return self.variants.session(self.variant, self.config, self._backend, component)
+
+    def step(self, embed: Any, decoder: Any, cache: Any) -> Step:
+        return self._backend.step(embed, decoder, cache)
