@@ -39,7 +39,7 @@ test-slow: $(VENV)/.test-extra
 
 # Of those what CI tries: other Pythons than the one of `make test`, the wheel and the sdist, pip and uv.
 test-installs: $(VENV)/.test-extra
-	$(PYTEST) -m slow tests/test_packaging.py -k "3.12-uv-wheel or 3.13-pip-wheel or 3.12-pipx-sdist"
+	$(PYTEST) -m slow tests/project/test_packaging.py -k "3.12-uv-wheel or 3.13-pip-wheel or 3.12-pipx-sdist"
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import trtprune
-from tests import tiny
-from tests.runtime_kit import Kit, picture, same
+from tests.kit import tiny
+from tests.kit.runtime_kit import Kit, picture, same
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError, EngineDirError, InputError, TrtpruneError
 from trtprune.runtime import Request, Vlm

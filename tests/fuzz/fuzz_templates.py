@@ -7,8 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.chat_templates import STYLES
 from tests.fuzz.fuzz_tokenizers import small_tokenizer
+from tests.kit.chat_templates import STYLES
 
 SHORT = 12
 PRELOAD = ("trtprune.runtime.prompt", "tests.fuzz.fuzz_templates")

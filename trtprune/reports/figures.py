@@ -19,7 +19,7 @@ INK = "#222222"
 OTHER = "#8a8f96"
 """Peers, and methods this version does not know."""
 # The first six are Okabe's and Ito's. The rest was searched for the largest distance between any two as seen with and
-# without red-green blindness; tests/test_plots.py repeats the measurement.
+# without red-green blindness; tests/reports/test_figures.py repeats the measurement.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#751927", "#0d05ba", "#7e7bfe", "#074c6a",
     "#08715e", "#0ae182", "#180bfa", "#6fb87b", "#cc0b3f", "#08d6de", "#556004", "#27328b", "#c613a4", "#3f63e3",

@@ -1,0 +1,103 @@
+"""The text files a tiny checkpoint of ``tiny.make`` lacks: tokenizer, chat template, image processor.
+
+The tokenizer is byte-level BPE without merges: any text is covered, a token a byte, 160 ids in all would not do, so
+printable ASCII has ids of its own and every other byte shares the unknown token.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.kit.tiny import BOS, EOS, IMAGE_TOKEN_ID, PAD, Tiny, make
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for item in message['content'] if item['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+PROCESSORS = {
+    "clip": {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "do_center_crop": True,
+    },
+    "dinov2": {
+        "image_processor_type": "BitImageProcessor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "do_center_crop": True,
+    },
+    "siglip": {
+        "image_processor_type": "SiglipImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+}
+
+
+def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
+    """Writes tokenizer.json, tokenizer_config.json, preprocessor_config.json and the chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", 3: "<unk>", IMAGE_TOKEN_ID: "<image>"}
+    vocab = {text: number for number, text in special.items()}
+    vocab["Ċ"] = 4  # byte-level spelling of a newline
+    number = 6
+    for character in ["Ġ", *map(chr, range(33, 127))]:
+        vocab[character] = number
+        number += 1
+    for extra in range(number, t.vocab):
+        vocab[f"<extra{extra}>"] = extra
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special.values()))
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "image_token": "<image>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    size = t.image_size if isinstance(t.image_size, int) else t.image_size[0]
+    processor = {
+        **PROCESSORS[t.tower],
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+    }
+    if processor.get("do_center_crop"):
+        processor |= {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    else:
+        processor |= {"size": {"height": size, "width": size}}
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    processor_config = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": t.patch_size,
+        "vision_feature_select_strategy": t.strategy,
+        "num_additional_image_tokens": 0 if t.tower == "siglip" else 1,
+    }
+    (path / "processor_config.json").write_text(json.dumps(processor_config))
+    if template:
+        (path / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def complete(path: Path, t: Tiny | None = None, *, template: bool = True) -> Path:
+    """A whole tiny checkpoint: weights and text files."""
+    t = t or Tiny()
+    path.mkdir(parents=True, exist_ok=True)
+    make(path, t)
+    add_text_files(path, t, template=template)
+    return path
