@@ -45,6 +45,7 @@ lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.test-extra
 	$(BIN)/ruff check --fix .

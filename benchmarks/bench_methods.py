@@ -39,7 +39,7 @@ from PIL import Image
 import trtprune
 from trtprune.demo import scenes
 from trtprune.errors import BudgetError
-from trtprune.eval.statistics import mcnemar_exact, wilson
+from trtprune.reports.statistics import mcnemar_exact, wilson
 from trtprune.runtime import Vlm
 
 METHODS = ("sparsevlm", "fastv", "pyramiddrop", "adafv", "zspaprune", "fastervlm", "random")

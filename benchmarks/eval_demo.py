@@ -34,7 +34,7 @@ from trtprune.eval import evaluate
 from trtprune.eval.loaders import load_data
 from trtprune.eval.parts import ANSWERS, answer_files
 from trtprune.eval.planning import UNPRUNED
-from trtprune.eval.statistics import paired
+from trtprune.reports.statistics import paired
 from trtprune.variants import Variant
 
 ROOT = Path(__file__).resolve().parent.parent

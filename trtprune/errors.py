@@ -3,13 +3,16 @@
 Every expected failure is a :class:`TrtpruneError`: one line that names the file or flag at fault, and a
 ``hint`` that says what to change.  The command line prints both and exits with 1; a traceback therefore always
 means a bug in trtprune.
+
+An argument has two spellings: ``max_new_tokens=2.5`` in Python, ``--max-new-tokens 2.5`` on the command line.  A
+message with :func:`arg` in it leaves the choice open; the error gives both.
 """
 
 from __future__ import annotations
 
+import re
 import reprlib
-
-from trtprune.arguments import as_flags, as_python
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -19,10 +22,28 @@ __all__ = [
     "EngineDirError",
     "InputError",
     "TrtpruneError",
+    "arg",
+    "as_flags",
+    "as_python",
     "one_line",
     "printable",
     "shown",
 ]
+
+_BEGIN, _VALUE, _OTHER, _END = "\ue000", "\ue001", "\ue002", "\ue003"
+_MARKED = re.compile(f"{_BEGIN}(\\w+)(?:{_VALUE}([^{_OTHER}]*){_OTHER}([^{_END}]*))?{_END}")
+_MISSING: Any = object()
+_LENGTH = 160
+
+FLAGS = {
+    "images": "--image",
+    "image": "--image",
+    "options": "--option",
+    "provider_options": "--provider-option",
+    "output": "-o",
+    "checkpoint": "--model",
+}
+"""Arguments whose flag is not their name with dashes."""
 
 MESSAGE_LENGTH = 500
 """Characters of a message; what a hostile file puts into one may be megabytes."""
@@ -72,6 +93,53 @@ def shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
+def arg(name: str, value: Any = _MISSING) -> str:
+    """An argument in the message or hint of an error.
+
+    Args:
+        name: The argument, as Python spells it.
+        value: The caller's value, where the message quotes it.
+    """
+    if value is _MISSING:
+        return f"{_BEGIN}{name}{_END}"
+    try:
+        python, typed = repr(value), _typed(value)
+    except ValueError:  # an integer of more digits than Python prints
+        python = typed = "a number of thousands of digits"
+    return f"{_BEGIN}{name}{_VALUE}{_short(python)}{_OTHER}{_short(typed)}{_END}"
+
+
+def as_python(text: str) -> str:
+    """``text`` with arguments as in a call: ``keep``, ``keep=64``."""
+    return _MARKED.sub(lambda m: m[1] if m[2] is None else f"{m[1]}={m[2]}", text)
+
+
+def as_flags(text: str) -> str:
+    """``text`` with arguments as on the command line: ``--keep``, ``--keep 64``."""
+
+    def flag(match: re.Match[str]) -> str:
+        name = FLAGS.get(match[1], "--" + match[1].replace("_", "-"))
+        return name if match[2] is None or not match[3] else f"{name} {match[3]}"
+
+    return _MARKED.sub(flag, text)
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it."""
+    if value is None or value is True:
+        return ""
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
+def _short(text: str) -> str:
+    text = "".join(c for c in text if c not in (_BEGIN, _VALUE, _OTHER, _END))
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 1] + "…"
+
+
 class TrtpruneError(Exception):
     """Base of all expected failures.
 
@@ -80,7 +148,7 @@ class TrtpruneError(Exception):
         hint: What the user can change, in one line.
 
     Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.  Arguments
-    in them (:func:`trtprune.arguments.arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
+    in them (:func:`arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
     the command line's flags, ``marked_message`` and ``marked_hint`` for an error that quotes this one.
     """
 

@@ -167,25 +167,25 @@ def test_a_disk_that_is_too_small_is_seen_before_the_download(monkeypatch: pytes
     import shutil
     from types import SimpleNamespace
 
-    from trtprune.checkpoint.hub import _Repository
+    from trtprune.files.hub import Repository
 
     sizes = {"config.json": 900, "model-1.safetensors": 5_000_000_000, "model-2.safetensors": 4_000_000_000}
-    repository = _Repository(REPO, tmp_path, None, False)
+    repository = Repository.open(REPO, cache=tmp_path, offline=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9_000_000_000))
-    assert sum(repository.missing(sizes, COMMIT).values()) == 9_000_000_000
+    assert sum(repository.missing(sizes, COMMIT, ["*.safetensors"]).values()) == 9_000_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8_999_999_999))
     with pytest.raises(CheckpointError, match=r"its weights take 9.0 GB more, .* has 9.0 GB left") as caught:
-        repository.missing(sizes, COMMIT)
+        repository.missing(sizes, COMMIT, ["*.safetensors"])
     assert "HF_HOME" in str(caught.value.hint)
     blobs = tmp_path / "models--owner--tiny-llava" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(b"x")  # of a transfer that was cut: it is not fetched again
-    repository.missing(sizes, COMMIT)
+    repository.missing(sizes, COMMIT, ["*.safetensors"])
     # One of them is in the cache already.
     blob = tmp_path / "models--owner--tiny-llava" / "snapshots" / COMMIT / "model-2.safetensors"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"x")
-    assert repository.missing(sizes, COMMIT) == {"model-1.safetensors": 5_000_000_000}
+    assert repository.missing(sizes, COMMIT, ["*.safetensors"]) == {"model-1.safetensors": 5_000_000_000}
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

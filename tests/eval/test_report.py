@@ -18,6 +18,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tests.kit import eval_kit as kit
+from trtprune import pruning
 from trtprune.errors import BackendError, BudgetError
 from trtprune.eval.planning import Point, subjects
 from trtprune.eval.plot import draw_accuracy
@@ -311,7 +312,7 @@ def test_the_picture(evaluation: Evaluation, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         array = np.asarray(image.convert("RGB")).reshape(-1, 3)
     # Both methods' lines and the unpruned one are there, in their colours.
-    styles = styles_of(sorted({f.method for f in evaluation.figures}))
+    styles = styles_of(sorted({f.method for f in evaluation.figures}), pruning.names())
     assert len(styles) == 3
     for style in styles.values():
         colour = 255 * np.array(to_rgb(style.color))

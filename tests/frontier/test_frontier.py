@@ -20,9 +20,9 @@ from PIL import Image
 
 from trtprune.cli import main
 from trtprune.errors import InputError
-from trtprune.eval.statistics import paired_interval
 from trtprune.frontier import Joined, Point, Rule, front, join, read_report, recommend
 from trtprune.frontier.report import recommendation, render, to_json
+from trtprune.reports.statistics import paired_interval
 
 ENGINE = {"model": "demo", "digest": "sha256:" + "1" * 64, "build_digest": "sha256:" + "2" * 64}
 

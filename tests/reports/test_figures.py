@@ -27,7 +27,8 @@ from trtprune.reports import figures as figures_module
 from trtprune.reports.figures import INK, plot_wanted, styles_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-METHODS = [name for name in pruning.names() if name != "none"]
+NAMES = pruning.names()
+METHODS = [name for name in NAMES if name != "none"]
 
 # Machado, Oliveira and Fernandes (2009), severity 1: what readers without green or without red cones see, linear RGB.
 SIGHT = {
@@ -67,7 +68,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Page]:
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_methods_are_told_apart(sight: str) -> None:
-    colours = [style.color for style in styles_of(METHODS).values()]
+    colours = [style.color for style in styles_of(METHODS, NAMES).values()]
     assert len(set(colours)) == len(METHODS) >= 19
     rgb = np.array([to_rgb(colour) for colour in colours])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -80,14 +81,14 @@ def test_methods_are_told_apart(sight: str) -> None:
 
 def test_a_style_depends_on_nothing_but_the_method() -> None:
     for name in METHODS:
-        alone = styles_of([name])[name]
-        assert alone == styles_of([*METHODS[::-1]])[name]
+        alone = styles_of([name], NAMES)[name]
+        assert alone == styles_of([*METHODS[::-1]], NAMES)[name]
         assert alone.color != INK
-    variants = styles_of(["divprune", "divprune center=true", "mmr"])
+    variants = styles_of(["divprune", "divprune center=true", "mmr"], NAMES)
     assert variants["divprune center=true"].color == variants["divprune"].color
     assert variants["divprune center=true"] != variants["divprune"]
-    assert styles_of(["of another version"])["of another version"].color == figures_module.OTHER
-    assert styles_of(["none"])["none"].color == INK
+    assert styles_of(["of another version"], NAMES)["of another version"].color == figures_module.OTHER
+    assert styles_of(["none"], NAMES)["none"].color == INK
 
 
 def figures(methods: list[str], sets: tuple[str, ...] = ("a", "b"), keeps: tuple[int, ...] = (64, 16)) -> Evaluation:
@@ -188,8 +189,8 @@ def test_a_method_has_one_colour_in_all_plots(pages: dict[str, Page], tmp_path: 
         for axis in page.axes:
             for container in axis.containers:
                 name = container.get_label()
-                assert to_hex(container.lines[0].get_color()) == styles_of([name])[name].color
-                assert container.lines[0].get_marker() == styles_of([name])[name].marker
+                assert to_hex(container.lines[0].get_color()) == styles_of([name], NAMES)[name].color
+                assert container.lines[0].get_marker() == styles_of([name], NAMES)[name].marker
 
 
 def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def run_bench(
             from trtprune.bench.transformers_peer import require_transformers
 
             require_transformers()
-            from trtprune.compare.transformers_side import find_checkpoint
+            from trtprune.checkpoint.origin import find_checkpoint
 
             source = find_checkpoint(variants.base, checkpoint).path
         question = Question(load_question_image(settings.image), settings.prompt, settings.tokens)

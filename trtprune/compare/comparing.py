@@ -155,7 +155,8 @@ def _sides(
     if against == "onnxruntime":
         return EngineSide(made), GraphSide(made, **how), None
     if against == "transformers":
-        from trtprune.compare.transformers_side import TransformersSide, find_checkpoint
+        from trtprune.checkpoint.origin import find_checkpoint
+        from trtprune.compare.transformers_side import TransformersSide
 
         found = find_checkpoint(made, checkpoint, allow_other=allow_other)
         return GraphSide(made, **how), TransformersSide(made, found.path, running.threads), None

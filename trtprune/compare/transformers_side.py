@@ -15,56 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
-from trtprune.checkpoint.aliases import DEMOS
 from trtprune.compare.points import Point, module_label
-from trtprune.errors import BackendError, CheckpointError, InputError
+from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
-    from trtprune.checkpoint import Checkpoint
     from trtprune.engine_dir import ComponentInfo, EngineDir
 
-__all__ = ["TransformersSide", "find_checkpoint"]
-
-
-def find_checkpoint(made: EngineDir, given: str | None, *, allow_other: bool = False) -> Checkpoint:
-    """The checkpoint a directory was built from.
-
-    Args:
-        made: The directory.
-        given: ``--checkpoint``; None: the id recorded in the directory.
-        allow_other: Take one with other weights.
-
-    Raises:
-        InputError: if it cannot be found, or is another one.
-    """
-    from trtprune.checkpoint import resolve
-
-    # With its revision an id cannot be taken for a directory of that name.
-    source = given or "@".join(part for part in (made.model.id, made.model.revision) if part)
-    try:
-        checkpoint = _demo(source) if given is None and source in DEMOS else resolve(source)
-    except CheckpointError as error:
-        if given is not None:
-            raise
-        raise InputError(
-            f"{made.root}: the checkpoint '{source}' it was built from is not found: {error.marked_message}",
-            hint="--checkpoint DIR",
-        ) from None
-    if not allow_other and checkpoint.digest() != made.model.digest:
-        raise InputError(
-            f"--checkpoint {source}: is not the one {made.root} was built from (digests differ)",
-            hint="--allow-other-weights compares all the same",
-        )
-    return checkpoint
-
-
-def _demo(name: str) -> Checkpoint:
-    from trtprune.checkpoint import open_checkpoint
-    from trtprune.demo.assemble import assemble
-
-    return open_checkpoint(assemble(name=name), id=name)
+__all__ = ["TransformersSide"]
 
 
 class TransformersSide:

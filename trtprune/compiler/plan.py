@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from trtprune.compiler.texts import check_texts
 from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.generation_config import check_choice, read_generation
-from trtprune.reports.downloads import progress_of, unreported
+from trtprune.reports.downloads import Report, progress_of, unreported
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
@@ -35,7 +35,6 @@ __all__ = ["Plan", "Report", "plan_build"]
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 WEIGHT_DTYPES = ("int8", "int4")
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from trtprune.errors import CheckpointError, EngineDirError, InputError
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
-    from trtprune.compiler.plan import Report
     from trtprune.models import ModelSpec
+    from trtprune.reports.downloads import Report
 
 __all__ = ["TEXT_FILES", "check_texts", "read_texts"]
 

@@ -13,8 +13,8 @@ The runtime needs nothing but this module and the files: an engine directory des
 
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
 from trtprune.engine_dir.generation import GenerationInfo
+from trtprune.engine_dir.opening import open_engine_dir
 from trtprune.engine_dir.paths import CONFIG_NAME
-from trtprune.engine_dir.reading import open_engine_dir
 from trtprune.engine_dir.schema import (
     SCHEMA_VERSION,
     WEIGHTS,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from trtprune.engine_dir.paths import CONFIG_NAME
+from trtprune.engine_dir.reading import read_config
 from trtprune.errors import CheckpointError, EngineDirError
+from trtprune.files.hub import Repository
+from trtprune.files.reading import SMALL_JSON_BYTES, parse_object, read_bounded
+from trtprune.reports.downloads import Progress
 
-__all__ = ["find_engine_dir"]
+__all__ = ["download_build", "find_engine_dir"]
 
 # A second slash, or a dot or tilde in front, makes a path of it.
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
@@ -27,9 +34,47 @@ def find_engine_dir(given: str | os.PathLike[str]) -> Path:
     named = HUB_ID.fullmatch(text)
     if named is None or os.path.lexists(path):
         return path
-    from trtprune.checkpoint.hub import download_build
-
     try:
         return download_build(named[1], revision=named[2])
     except CheckpointError as error:
         raise EngineDirError(error.marked_message, hint=error.marked_hint) from None
+
+
+def download_build(hub_id: str, *, revision: str | None = None, progress: Callable[[str], None] | None = None) -> Path:
+    """Brings an engine directory that was uploaded to the hub into the cache: the files its ``config.json`` lists.
+
+    Args:
+        hub_id: ``owner/name``.
+        revision: Branch, tag or commit; the default branch otherwise.
+        progress: Where lines and bars go, a function of one line or :class:`trtprune.reports.downloads.Progress`.
+
+    Raises:
+        CheckpointError: one line and a hint for every failure.
+        EngineDirError: if the repository's ``config.json`` is not that of an engine directory.
+    """
+    repository, say = Repository.open(hub_id, revision), Progress.of(progress)
+    with repository.errors():
+        if not repository.offline:
+            say(f"{repository.name}: no such directory here, looking it up on the hub")
+        path = repository.fetch([CONFIG_NAME])
+        _refuse_others(path / CONFIG_NAME, repository.name)
+        files = [glob.escape(name) for name in read_config(path).files]
+        commit = path.name if path.parent.name == "snapshots" else None
+        sizes = repository.sizes(commit) if commit is not None else None
+        missing = repository.missing(sizes or {}, commit, files)
+        with say.transfer(repository.name, sum(missing.values()) or None) as transfer:
+            repository.fetch(files, commit, transfer)
+    return path
+
+
+def _refuse_others(config: Path, where: str) -> None:
+    """Says of a repository that holds a model, and no build of it, what can be done with it."""
+    try:
+        data = parse_object(read_bounded(config, SMALL_JSON_BYTES) or b"{}")
+    except (OSError, ValueError):
+        return  # larger than any checkpoint's; read_config says what else is wrong
+    if "schema_version" not in data:
+        raise CheckpointError(
+            f"{where}: holds no engine directory" + (", but a checkpoint" if "model_type" in data else ""),
+            hint=f"build one from it: trtprune build --model {where} -o OUT",
+        )

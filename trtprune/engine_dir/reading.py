@@ -1,17 +1,15 @@
-"""Reading an engine directory, with everything checked before anything is used."""
+"""What an engine directory says, and whether its files are the ones that were built."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from trtprune.arguments import arg
 from trtprune.engine_dir.checking import wrong_values
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights
-from trtprune.engine_dir.finding import find_engine_dir
 from trtprune.engine_dir.graphs import read_graph, weight_locations
 from trtprune.engine_dir.json_dataclasses import DecodeError, decode
 from trtprune.engine_dir.paths import CONFIG_NAME
@@ -19,37 +17,9 @@ from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
 from trtprune.files.reading import read_bounded
 
-__all__ = ["MAX_CONFIG_BYTES", "open_engine_dir", "read_config"]
+__all__ = ["MAX_CONFIG_BYTES", "check_files", "read_config"]
 
 MAX_CONFIG_BYTES = 16_000_000
-
-
-def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backend: str | None = None) -> EngineDir:
-    """Reads and checks an engine directory.
-
-    Args:
-        root: The directory ``build`` wrote; or ``owner/name[@revision]`` of one on the Hugging Face hub.
-        verify: ``"none"`` (only that files exist), ``"fast"`` (graphs and small files in full, weights by header
-            and size, engines by their first MiB and size), ``"full"`` (every byte that was hashed at build),
-            ``"auto"`` (full up to 1 GiB of weights and engines, else fast).
-        backend: If given, the backend the directory must have been built for.
-
-    Raises:
-        EngineDirError: naming the file or field at fault.
-    """
-    root = find_engine_dir(root)
-    if not root.is_dir():
-        raise EngineDirError(
-            f"{root}: no such engine directory", hint="make one: trtprune build --model demo --keep 64 -o OUT"
-        )
-    engine_dir = read_config(root)
-    if backend is not None and engine_dir.backend != backend:
-        raise EngineDirError(
-            f"{root}: built for the {engine_dir.backend} backend, not for {backend}",
-            hint=f"build it again with {arg('backend', backend)}",
-        )
-    _check_files(engine_dir, verify)
-    return engine_dir
 
 
 def read_config(root: Path) -> EngineDir:
@@ -106,7 +76,16 @@ def _named_files(engine_dir: EngineDir) -> Iterable[str]:
             yield component.engine
 
 
-def _check_files(engine_dir: EngineDir, verify: str) -> None:
+def check_files(engine_dir: EngineDir, verify: str) -> None:
+    """Compares the files with the digests in ``config.json``.
+
+    Args:
+        engine_dir: What ``config.json`` says.
+        verify: As in :func:`trtprune.engine_dir.open_engine_dir`.
+
+    Raises:
+        EngineDirError: naming the first file that is missing, unlisted or different.
+    """
     if verify not in ("none", "fast", "full", "auto"):
         raise EngineDirError(f"{arg('verify', verify)}: unknown", hint="one of auto, none, fast, full")
     paths = {name: engine_dir.path(name) for name in engine_dir.files}

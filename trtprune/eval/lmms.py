@@ -11,12 +11,12 @@ point is not installed.  One request at a time: pruning with padded batches is w
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtprune.cli.console import fail, logger
-from trtprune.errors import BudgetError, InputError
+from trtprune.errors import BudgetError, InputError, one_line
 from trtprune.installer import to_install
 
 try:
@@ -29,10 +29,12 @@ except ImportError as error:
     if __name__ == "__main__":
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(__doc__)
-        fail(missing)
+        sys.exit(f"error: {one_line(missing.flag_message)}\nhint:  {one_line(missing.flag_hint or '')}")
     raise missing from None
 
 __all__ = ["TrtPrune", "main", "manifest"]
+
+logger = logging.getLogger("trtprune")
 
 NAME = "trtprune"
 MAX_NEW_TOKENS = 1024

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trtprune import pruning
 from trtprune.eval.planning import GREY, UNPRUNED, WRONG
 from trtprune.eval.report import Evaluation, Figure
 from trtprune.reports.figures import INK, Style, require_matplotlib, save_figure, styles_of
@@ -37,7 +38,7 @@ def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
         rows, columns, figsize=(2.0 + 4.3 * columns, 0.9 + 3.6 * rows), squeeze=False, sharex=True, sharey=True,
         layout="constrained",
     )  # fmt: skip
-    styles = styles_of([f.method for f in evaluation.figures if f.method != UNPRUNED])
+    styles = styles_of([f.method for f in evaluation.figures if f.method != UNPRUNED], pruning.names())
     for place, axis in enumerate(axes.flat):
         if place < len(sets):
             _panel(axis, [f for f in evaluation.figures if f.set == sets[place]], styles)

@@ -13,8 +13,8 @@ from trtprune.errors import BudgetError, InputError
 from trtprune.eval.planning import CONTROLS, UNPRUNED, Point
 from trtprune.eval.rows import DataSet, Row
 from trtprune.eval.scoring import yes_no_report
-from trtprune.eval.statistics import interval, paired
 from trtprune.eval.store import Record, Store
+from trtprune.reports.statistics import interval, paired
 
 __all__ = ["ALL", "Evaluation", "Example", "Figure", "evaluate_marks", "write_files"]
 

@@ -1,7 +1,7 @@
 """Reads the reports of ``eval`` and ``bench`` and puts their rows together, by method and budget.
 
 The interval of a change of accuracy is that of the *paired* difference, as both were asked the same questions: the
-report's own, or where it has none, what follows from its counts (:func:`trtprune.eval.statistics.paired_interval`).
+report's own, or where it has none, what follows from its counts (:func:`trtprune.reports.statistics.paired_interval`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trtprune.errors import InputError
-from trtprune.eval.statistics import paired_interval
+from trtprune.reports.statistics import paired_interval
 
 __all__ = ["ALL", "Joined", "Point", "join", "read_report"]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trtprune import pruning
 from trtprune.frontier.choosing import Rule, front, recommend
 from trtprune.frontier.joining import Joined, Point
 from trtprune.reports.figures import INK, Style, require_matplotlib, save_figure, styles_of
@@ -41,7 +42,7 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
     figure, axes = pyplot.subplots(
         height, columns, figsize=(1.6 + 5.4 * columns, 0.4 + 4.5 * height), squeeze=False, layout="constrained"
     )
-    styles = styles_of([p.method for points in joined.sets.values() for p in points if not p.baseline])
+    styles = styles_of([p.method for points in joined.sets.values() for p in points if not p.baseline], pruning.names())
     flat = list(axes.flat)
     for axis, name in zip(flat, names, strict=False):
         _panel(axis, name, joined.sets[name], rule, styles)

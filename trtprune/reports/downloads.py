@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Progress", "Transfer", "duration", "progress_of", "size", "unreported"]
+__all__ = ["Progress", "Report", "Transfer", "duration", "progress_of", "size", "unreported"]
 
 LINE_SECONDS = 5.0
 RATE_SECONDS = 15.0
 """The rate shown is that of the last so many seconds: the mean of an hour says little about what is left."""
 BAR_CELLS = 20
+
+Report = Callable[[str, str], None]
+"""What a build calls with a component's name and a line about it."""
 
 _log = logging.getLogger("trtprune")
 
@@ -68,7 +71,7 @@ class Progress:
         return Transfer(self, what, total, done)
 
 
-def progress_of(report: Callable[[str, str], None] | None, component: str) -> Progress:
+def progress_of(report: Report | None, component: str) -> Progress:
     """The progress of one component of a build.
 
     Args:

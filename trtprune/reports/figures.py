@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtprune import pruning
 from trtprune.errors import BackendError, InputError
 from trtprune.installer import to_install
 
@@ -53,13 +52,17 @@ class Style:
         return {"color": self.color, "marker": self.marker, "ls": self.dash, **face}
 
 
-def styles_of(labels: Sequence[str]) -> dict[str, Style]:
+def styles_of(labels: Sequence[str], methods: Sequence[str]) -> dict[str, Style]:
     """The style of each label, a method or ``method option=value``.
 
-    A method's colour and marker follow from its place in the registry alone, so that it looks the same in every plot,
+    A method's colour and marker follow from its place in ``methods`` alone, so that it looks the same in every plot,
     whatever is drawn beside it; variants of one method share them and differ in their dash.
+
+    Args:
+        labels: What is drawn.
+        methods: All methods that there are, in their order (:func:`trtprune.pruning.names`).
     """
-    known = [name for name in pruning.names() if name != "none"]
+    known = [name for name in methods if name != "none"]
     seen: dict[str, int] = {}
     found = {}
     for label in dict.fromkeys(labels):

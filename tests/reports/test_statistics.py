@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtprune.eval.statistics import (
+from trtprune.reports.statistics import (
     bootstrap,
     design_effect,
     interval,
