@@ -1,4 +1,4 @@
-"""Every method on the demo models' test sets: the tables of docs/eval-demo.md and the picture of the README.
+"""Every method on the demo models' test sets: tables of docs/ and the picture of the README.
 
     python benchmarks/eval_demo.py --scenes OUT --easy-vqa OV --signs SIGNS --folder DIR [--part 1/2] [--minutes 90]
     python benchmarks/eval_demo.py --signs SIGNS --folder DIR [--so-far] [--published]

@@ -1,4 +1,4 @@
-"""What the methods' deviations from their papers and codes come to, on the demo model; the tables of docs/methods.md.
+"""What the methods' deviations from their papers and codes come to, on the demo model; tables of docs/.
 
     python benchmarks/fidelity.py OUT [--pictures 60] [--parts agreement,rank,merged,words,layers]
 

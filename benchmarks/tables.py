@@ -22,7 +22,14 @@ sys.path.append(str(ROOT))
 from trtprune.pruning import InLlmMethod, get  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/methods.md", "docs/bench.md", "docs/eval.md", "docs/eval-demo.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/results.md",
+    "docs/results-accuracy.md",
+    "docs/methods-in-decoder.md",
+    "docs/bench.md",
+    "docs/eval-demo.md",
+)
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -37,13 +44,19 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def speed(name: str = "bench-demo.json", *, floor: bool = True) -> str:
-    """README, docs/bench.md: the default method at its budgets, and the peers."""
+def speed(
+    name: str = "bench-demo.json",
+    *,
+    floor: bool = True,
+    methods: Sequence[str] = ("none", "adafv", "sparsevlm"),
+    keeps: Sequence[int] | None = None,
+) -> str:
+    """docs/results.md, docs/bench.md, README: some methods at their budgets (all, or some), and the peers."""
     found = result(name)
     ratios = {(r["method"], r["keep"], r["against"]): r["first_token"]["p50"] for r in found["ratios"]}
     rows = []
     for row in found["rows"]:
-        if row["method"] not in ("none", "adafv", "sparsevlm") and not row["peer"]:
+        if not row["peer"] and (row["method"] not in methods or (keeps is not None and row["keep"] not in keeps)):
             continue
         name = row["method"] if row["peer"] else f"trtprune {row['method']}, {row['keep']} tokens"
         against = ratios.get((row["method"], row["keep"], "transformers float32"), 1.0)
@@ -63,7 +76,7 @@ def speed(name: str = "bench-demo.json", *, floor: bool = True) -> str:
 
 
 def pruners() -> str:
-    """docs/methods.md: what each selection takes."""
+    """docs/results.md: what each selection takes."""
     found = result("pruners.json")["rows"]
     budgets = sorted({row["keep"] for row in found}, reverse=True)
     by = {(row["method"], row["keep"]): row for row in found}
@@ -76,7 +89,7 @@ def pruners() -> str:
 
 
 def methods() -> str:
-    """docs/methods.md: methods at equal budgets, answers and time."""
+    """docs/methods-in-decoder.md: methods at equal budgets, answers and time."""
     found = result("methods.json")["rows"]
     names = {"easy": "easy-VQA", "large": "largest object", "small": "another object"}
     first = next(row["first_token_ms"] for row in found if row["method"] == "none")
@@ -100,7 +113,7 @@ def methods() -> str:
 
 
 def survival() -> str:
-    """docs/methods.md: what pruning inside the decoder leaves of the largest object."""
+    """docs/methods-in-decoder.md: what pruning inside the decoder leaves of the largest object."""
     rows = [
         [
             f"`{row['variant']}`",
@@ -148,7 +161,7 @@ def deviations() -> str:
         "`mmtok` covers all tokens of the question, the code none of its function words: with those left out, "
         f"{percents(words, 'shared')} % of the kept tokens are the same (at {keeps(words)}).",
         "`sparsevlm` cuts behind layers 2, 6 and 14 of these 30 and meets the budget; the code cuts behind 2, 6 and "
-        "15 ([methods.md](methods.md#pruning-inside-the-decoder)).",
+        "15 ([methods-in-decoder.md](methods-in-decoder.md)).",
         f"`pyramiddrop first=2` keeps {stages}. **This schedule is published nowhere:** the paper's first cut comes "
         f"after a quarter of the layers, which reaches no average below {least} here. These rows are a stress test, "
         "not the paper's method.",
@@ -172,7 +185,7 @@ def mean(rows: Sequence[Any], key: str) -> float:
 
 
 def agreement() -> str:
-    """docs/methods.md: kept sets of graphs and of NumPy references on real pictures."""
+    """docs/results.md: kept sets of graphs and of NumPy references on real pictures."""
     found = result("fidelity.json")["agreement"]
     budgets = list(dict.fromkeys(row["keep"] for row in found))
     by = {(row["method"], row["keep"]): row for row in found}
@@ -191,7 +204,7 @@ def shared(row: Any) -> str:
 
 
 def rank() -> str:
-    """docs/methods.md: the averages that ``ratio=rank`` reaches."""
+    """docs/methods-in-decoder.md: the averages that ``ratio=rank`` reaches."""
     lines = [
         [
             f"`scale={row['scale']}`",
@@ -209,7 +222,7 @@ def rank() -> str:
 
 
 def layers() -> str:
-    """docs/methods.md: SparseVLM in 40 layers, cut where the code cuts and where ours does."""
+    """docs/methods-in-decoder.md: SparseVLM in 40 layers, cut where the code cuts and where ours does."""
     lines = [
         [
             str(row["keep"]),
@@ -244,7 +257,7 @@ def forms() -> str:
 
 
 def cuts() -> str:
-    """docs/methods.md: SparseVLM in 30 layers, cut where the code cuts less cut where ours does."""
+    """docs/methods-in-decoder.md: SparseVLM in 30 layers, cut where the code cuts less cut where ours does."""
     lines = [
         [
             row["data"],
@@ -267,7 +280,7 @@ def difference(row: Any) -> str:
 
 
 def evaluated(name: str, sets: Sequence[str]) -> str:
-    """docs/eval-demo.md: all methods at all budgets, on some sets of one test set."""
+    """docs/results-accuracy.md: all methods at all budgets, on some sets of one test set."""
     found = result(f"eval-{name}.json")
     blind = {row["set"]: row for row in found.get("controls", []) if row["method"] == "none"}
     text = []
@@ -313,7 +326,7 @@ def claim(data: str) -> str:
 
 
 def frontier() -> str:
-    """README: what the frontier recommends."""
+    """docs/results.md: the frontier's recommendations."""
     found = result("frontier.json")["sets"]
     return "".join(f"* {part['words']}\n" for part in found.values())
 
@@ -337,6 +350,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": frontier,
     "openvino": lambda: speed("bench-openvino.json", floor=False),
     "peers": lambda: speed("bench-peers.json"),
+    "headline": lambda: speed(floor=False, methods=("none", "adafv"), keeps=(576, 192, 64, 16)),
 }
 
 
