@@ -27,7 +27,7 @@ def test_json() -> None:
         row = rows[method.name]
         assert row["needs"] == sorted(method.needs)
         assert (row["cost"], row["merges"], row["positions"]) == (method.cost, method.merges, method.positions)
-        assert set(row["options"]) == set(method.options)
+        assert set(row["options"]) == {option.name for option in method.options}
     assert rows["adafv"]["needs_in_words"] == ["the attention of a CLS token", "the prompt's token embeddings"]
     assert rows["none"]["needs_in_words"] == []
     assert rows["fastv"]["inside_decoder"]
@@ -44,7 +44,7 @@ def test_text() -> None:
         for words in needs_in_words(method):
             assert words in whole
         for option in method.options:
-            assert f"--option {option}=" in text
+            assert f"--option {option.name}=" in text
         if method.cost:
             assert f"costs {method.cost}" in whole
 

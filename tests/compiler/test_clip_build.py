@@ -18,10 +18,10 @@ from tests.components.test_clip_text import QUESTION, Nearest
 from tests.kit import tiny
 from tests.kit.clip_kit import ClipKit, write_tokenizer
 from tests.kit.runtime_kit import Kit, picture
-from trtprune import pruning
 from trtprune.cli import main
 from trtprune.engine_dir import digest_file, open_engine_dir
 from trtprune.errors import BudgetError, BuildError, CheckpointError, EngineDirError, InputError, TrtpruneError
+from trtprune.pruning import registry
 from trtprune.variants import Variant, Variants
 
 Change = Callable[[Path], None]
@@ -29,7 +29,7 @@ Change = Callable[[Path], None]
 
 @pytest.fixture(autouse=True)
 def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pruning._METHODS, Nearest.name, Nearest())
+    monkeypatch.setitem(registry._methods, Nearest.name, Nearest())
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests.kit.runtime_kit import Kit, picture
 from trtprune import pruning
 from trtprune.graph import Graph, Lowering
 from trtprune.models.clip_text import Clip, build_clip_text, open_clip
-from trtprune.pruning.base import Method
+from trtprune.pruning import Method, registry
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.prompt import Prompt
 
@@ -52,7 +52,7 @@ class Nearest(Method):
 
 @pytest.fixture(autouse=True)
 def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pruning._METHODS, Nearest.name, Nearest())
+    monkeypatch.setitem(registry._methods, Nearest.name, Nearest())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def vlm(pair: Pair) -> Vlm:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pruning._METHODS, Nearest.name, Nearest())
+        patch.setitem(registry._methods, Nearest.name, Nearest())
         return trtprune.load(pair.build("main"), threads=1)
 
 
@@ -321,7 +321,7 @@ def test_another_method_as_reference(pair: Pair, vlm: Vlm, monkeypatch: pytest.M
             inputs["clip_text_embeds"] = -inputs["clip_text_embeds"]
             return super().select(image_features, keep=keep, **inputs)
 
-    monkeypatch.setitem(pruning._METHODS, Farthest.name, Farthest())
+    monkeypatch.setitem(registry._methods, Farthest.name, Farthest())
     view = vlm.look(picture(3), QUESTION)
     far = vlm.select(view, keep=5, method=Farthest.name)
     near = vlm.select(view, keep=vlm.config.model.visual_tokens - 5)

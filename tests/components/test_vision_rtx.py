@@ -76,7 +76,7 @@ def readers() -> list[str]:
 @pytest.mark.parametrize("name", readers())
 def test_whole_builds(checkpoint: Path, tmp_path: Path, name: str) -> None:
     method = pruning.get(name)
-    options = {option: 2 for option in method.options if option.endswith("_layer")}
+    options = {option.name: 2 for option in method.options if option.name.endswith("_layer")}
     made = build(checkpoint, tmp_path / "out", method=name, options=options, keep=6, keep_range=(2, 12),
                  engine={"max_batch_size": 2, "max_images": 2})  # fmt: skip
     for component in made.components:

@@ -13,9 +13,9 @@ import pytest
 from tests.kit import pruning_cases as pc
 from trtprune import pruning
 from trtprune.errors import BudgetError, InputError
-from trtprune.pruning.base import PROMPT_TOKENS, TEXT_SPANS, Option
 from trtprune.pruning.graph import build_pruner
 from trtprune.pruning.inputs import INPUTS
+from trtprune.pruning.options import PROMPT_TOKENS, TEXT_SPANS, Option
 
 BEFORE = ["none", "random", "uniform", "downsample", "fastervlm", "adafv", "zspaprune"]
 BEFORE += ["visionzip", "hiprune", "vispruner", "trim", "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr"]
@@ -34,10 +34,13 @@ def test_registry() -> None:
         assert method.needs <= {*INPUTS, "seed", "grid"}
         assert method.positions == ("original" if method.name == "fastv" else "compact")
         assert method.text_span() in TEXT_SPANS
-        assert all(name == option.name and option.help for name, option in method.options.items())
-        assert method.validate_options() == {n: o.default for n, o in method.options.items()}
+        names = [option.name for option in method.options]
+        assert len({*names}) == len(names)
+        assert all(option.help for option in method.options)
+        assert method.inside == (method.name in INSIDE)
+        assert method.validate_options() == {o.name: o.default for o in method.options}
         # Defaults survive their own parsing, and parsing what was parsed.
-        texts = {n: str(o.default) for n, o in method.options.items()}
+        texts = {o.name: str(o.default) for o in method.options}
         assert method.validate_options(texts) == method.validate_options(method.validate_options(texts))
 
 

@@ -48,7 +48,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kit]:
 
 def options_of(method: pruning.Method) -> dict[str, Any]:
     """Defaults, but for layers: the tiny towers have three."""
-    return {name: 2 for name in method.options if name.endswith("_layer")}
+    return {option.name: 2 for option in method.options if option.name.endswith("_layer")}
 
 
 def lack(kit: Kit, name: str) -> str | None:

@@ -42,9 +42,7 @@ def describe_methods() -> list[dict[str, Any]]:
             "merges": method.merges,
             "positions": method.positions,
             "inside_decoder": isinstance(method, pruning.InLlmMethod),
-            "options": {
-                o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options.values()
-            },
+            "options": {o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options},
         }
         for method in pruning.all_methods()
     ]
@@ -64,7 +62,7 @@ def render_methods(width: int | None = None) -> str:
             lines += _wrapped("merges tokens: its rows are not all rows of the image features", width, COLUMN)
         if method.paper:
             lines += [" " * COLUMN + method.paper]
-        for option in method.options.values():
+        for option in method.options:
             lines += _wrapped(f"--option {option.name}={option.default}  {option.help} ({option.valid})", width, COLUMN)
     return "\n".join(lines)
 

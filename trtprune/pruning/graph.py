@@ -81,14 +81,14 @@ def build_pruner(
         fixed["grid"] = grid
 
     if method.merges:
-        indices, rows = method.build_merged(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+        indices, rows = method.build_merged(g, inputs, keep=keep, **fixed)
         pruned = g.cast(rows, g.dtype)
     else:
-        scores = method.scores(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+        scores = method.scores(g, inputs, keep=keep, **fixed)
         if scores is not None:
             pruned, indices = topk_gather(g, scores, features, keep)
         else:
-            indices = method.build(g, inputs, keep=keep, num_tokens=num_tokens, **fixed)
+            indices = method.build(g, inputs, keep=keep, **fixed)
             pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
     g.output(indices, "kept_indices", "int64", ["batch", "keep"])
     g.output(pruned, "pruned_features", dtype, ["batch", "keep", hidden_size])

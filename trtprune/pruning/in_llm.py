@@ -58,6 +58,7 @@ class InLlmMethod(Method):
     ``rater_weights`` float32 [1, R], ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S].
     """
 
+    inside: ClassVar[bool] = True
     point_needs: ClassVar[frozenset[str]] = frozenset({"rater_attention"})
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
@@ -191,15 +192,15 @@ class InLlmMethod(Method):
         visual = np.asarray(visual, np.float32)
         scores = self.rate(np.asarray(attention, np.float32), **context)
         kept = np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.int64)
-        options = {name: context[name] for name in self.options if name in context}
+        options = {option.name: context[option.name] for option in self.options if option.name in context}
         return kept, self.recycle(visual, scores, kept, **options)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         """The choice of one prune point, from its ``attention``."""
         return self.point(image_features, inputs.pop("attention"), keep=keep, **inputs)[0]
 
-    def reference(  # type: ignore[override]
-        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: object
+    def reference(
+        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: Any
     ) -> np.ndarray:
         """The selection of one prune point, in NumPy.
 
@@ -227,8 +228,9 @@ class InLlmMethod(Method):
                 "[heads, R, N]"
             )
         keep = self.check_keep(keep, len(features))
-        options = {name: value for name, value in context.items() if name in self.options}
-        context = {name: value for name, value in context.items() if name not in self.options}
+        known = {option.name for option in self.options}
+        options = {name: value for name, value in context.items() if name in known}
+        context = {name: value for name, value in context.items() if name not in known}
         return self.select(features, keep=keep, attention=block, **context, **self.validate_options(options))
 
     @abstractmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "Input"]
+__all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "INPUT_NAMES", "Input"]
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,7 @@ INPUTS = {
 * ``clip_text_embeds``: CLIP's ``text_embeds`` of the question, one row for each segment of up to 77 tokens.
 """
 
+INPUT_NAMES = frozenset({*INPUTS, "text_mask", "seed", "grid"})
+"""Every name a reference takes beside the image features and the budget; all others are options of its method."""
 FROM_VISION = tuple(name for name, entry in INPUTS.items() if entry.source == "vision")
 FROM_CLIP = ("clip_image_embeds", "clip_text_embeds")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Option
+from trtprune.pruning.options import Option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -43,7 +43,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import PROMPT_TOKENS, Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +101,7 @@ def split(text_sorted: np.ndarray, cls_sorted: np.ndarray, quota: int) -> int:
     return quota + int(np.argmax(products))
 
 
+@register
 class AdaFv(Method):
     """Text-to-image similarity and CLS attention, shared out by their geometric mean."""
 
@@ -108,26 +111,22 @@ class AdaFv(Method):
     source = "https://github.com/JiayiV/AdaV @ 58d1f8d"
     needs = frozenset({"cls_attention", "text_embeds"})
     cost = "T x N cosines, two TopK and sums over their lists"
-    options = {  # noqa: RUF012
-        "mode": Option(
+    options = (
+        Option(
             "mode",
             "distinct",
             "distinct: a token both lists pick is replaced by the next best; official: it is kept twice",
             choices=("distinct", "official"),
         ),
-        "temperature": Option(
-            "temperature", 100.0, "factor on the cosine before the softmax", minimum=0.01, maximum=1e4
-        ),
-        "quota": Option(
-            "quota", 0.25, "fraction of the budget that each list fills unconditionally", minimum=0, maximum=0.5
-        ),
-        "prompt_tokens": Option(
+        Option("temperature", 100.0, "factor on the cosine before the softmax", minimum=0.01, maximum=1e4),
+        Option("quota", 0.25, "fraction of the budget that each list fills unconditionally", minimum=0, maximum=0.5),
+        Option(
             "prompt_tokens",
             "after_image",
             "the prompt tokens compared with the image",
             choices=tuple(PROMPT_TOKENS),
         ),
-    }
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -143,32 +142,16 @@ class AdaFv(Method):
             by_cls = by_cls[~np.isin(by_cls, picks)]
         return np.sort(np.concatenate([picks, by_cls[: keep - from_text]]))
 
-    def build(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         if options["mode"] == "distinct":
-            return super().build(g, inputs, keep=keep, num_tokens=num_tokens, **options)
+            return super().build(g, inputs, keep=keep, **options)
         op = g.op
         by_text, by_cls, from_text, place = self._lists(g, inputs, keep, options)[:4]
         behind = op.Max(op.Sub(place, from_text), g.ints(0))
         cls_picks = op.GatherElements(by_cls, behind, axis=1)
         return ops.ascending(g, op.Where(op.Less(place, from_text), by_text, cls_picks), keep)
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value | None:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
         if options["mode"] != "distinct":
             return None
         op = g.op

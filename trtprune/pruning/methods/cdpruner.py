@@ -26,8 +26,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import RESIDUAL, determinant
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, min_max, rarity, write_cosines, write_min_max, write_rarity
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def _slope(theta: str) -> float | None:
     return None if theta == "off" else float(theta) / (2 * (1 - float(theta)))
 
 
+@register
 class CdPruner(Method):
     """Conditional diversity by a determinantal point process."""
 
@@ -55,13 +58,11 @@ class CdPruner(Method):
     source = "https://github.com/Theia-4869/CDPruner"
     needs = frozenset({"clip_image_embeds", "clip_text_embeds"})
     cost = "CLIP's text tower, N x N cosines, keep steps of a keep x N product"
-    options = {  # noqa: RUF012
-        "relevance": Option(
-            "relevance", "negative", "sign of CLIP's cosine to the question", choices=("negative", "positive")
-        ),
-        "theta": Option("theta", "off", "0 to below 1: how steeply relevance counts", pattern=r"off|0(\.[0-9]+)?"),
-        "center": CENTER,
-    }
+    options = (
+        Option("relevance", "negative", "sign of CLIP's cosine to the question", choices=("negative", "positive")),
+        Option("theta", "off", "0 to below 1: how steeply relevance counts", pattern=r"off|0(\.[0-9]+)?"),
+        CENTER,
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -81,15 +82,7 @@ class CdPruner(Method):
             factor = factor * rarity(image_features, good)
         return np.sort(np.array(determinant(similarity, factor, keep, good), dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir
 
         from trtprune.pruning.greedy_graph import determinant_select

@@ -23,7 +23,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import PROMPT_TOKENS, Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Dart"]
 
 
+@register
 class Dart(Method):
     """Least duplication of a few pivots."""
 
@@ -43,13 +46,11 @@ class Dart(Method):
     source = "https://github.com/Tencent/AngelSlim"
     needs = frozenset({"text_embeds"})
     cost = "a sort of N cosines for each pivot"
-    options = {  # noqa: RUF012
-        "image_pivots": Option("image_pivots", 4, "visual tokens that others are compared with", minimum=1, maximum=64),
-        "text_pivots": Option("text_pivots", 4, "text tokens that others are compared with", minimum=0, maximum=64),
-        "prompt_tokens": Option(
-            "prompt_tokens", "all_text", "the prompt tokens that can be pivots", choices=tuple(PROMPT_TOKENS)
-        ),
-    }
+    options = (
+        Option("image_pivots", 4, "visual tokens that others are compared with", minimum=1, maximum=64),
+        Option("text_pivots", 4, "text tokens that others are compared with", minimum=0, maximum=64),
+        Option("prompt_tokens", "all_text", "the prompt tokens that can be pivots", choices=tuple(PROMPT_TOKENS)),
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -69,15 +70,7 @@ class Dart(Method):
             kept += left[: min(quota, keep - len(kept))]
         return np.sort(np.array(kept, dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir
 
         from trtprune.pruning.greedy_graph import take_in_turns

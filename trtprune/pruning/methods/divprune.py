@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune.pruning import ops
 from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN, least_close
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, rarity, write_cosines, write_rarity
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _APART = -4.0
 """Closeness to what does not count as a neighbour: below any other."""
 
 
+@register
 class DivPrune(Method):
     """Max-min diversity."""
 
@@ -46,7 +48,7 @@ class DivPrune(Method):
     paper = "https://arxiv.org/abs/2503.02175"
     source = "https://github.com/vbdi/divprune"
     cost = "N x N cosines, keep greedy steps over a row"
-    options = {"center": CENTER}  # noqa: RUF012
+    options = (CENTER,)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -62,15 +64,7 @@ class DivPrune(Method):
         start[first] = TAKEN
         return np.sort(np.array([first, *least_close(close, start, keep - 1)], dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         from trtprune.pruning.greedy_graph import maxmin_select, start_at
 
         op = g.op

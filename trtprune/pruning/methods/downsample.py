@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids, merging, ops
 from trtprune.pruning.base import Method
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Downsample"]
 
 
+@register
 class Downsample(Method):
     """The mean of each of ``keep`` cells of the grid."""
 
@@ -44,13 +46,7 @@ class Downsample(Method):
         return grids.middles(keep, inputs["grid"])[grids.cells(keep, inputs["grid"])]
 
     def build_merged(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
+        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
     ) -> tuple[ir.Value, ir.Value]:
         op = g.op
         features = inputs["image_features"]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
 from trtprune.pruning.base import Method
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FasterVlm"]
 
 
+@register
 class FasterVlm(Method):
     """Top-``keep`` of the CLS attention."""
 
@@ -43,13 +45,5 @@ class FasterVlm(Method):
 
         return np.sort(ops.descending(ops.clean(inputs["cls_attention"]))[:keep])
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         return ops.write_clean(g, inputs["cls_attention"])

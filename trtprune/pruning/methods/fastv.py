@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning.base import Option
 from trtprune.pruning.in_llm import InLlmMethod, LayerAccess, write_choice
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.schedule import Schedule, check_points, solve
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["FastV"]
 
 
+@register
 class FastV(InLlmMethod):
     """One cut behind the first layers, by the last token's attention."""
 
@@ -35,9 +37,7 @@ class FastV(InLlmMethod):
     paper = "https://arxiv.org/abs/2403.06764"
     source = "https://github.com/pkunlp-icler/FastV"
     positions = "original"
-    options = {  # noqa: RUF012
-        "k": Option("k", 2, "layers that run on all visual tokens", minimum=1, maximum=1000)
-    }
+    options = (Option("k", 2, "layers that run on all visual tokens", minimum=1, maximum=1000),)
 
     def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
         found = (int(options["k"]) - 1,)

@@ -25,7 +25,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,7 @@ def _share(alpha: float) -> tuple[int, int]:
     return ratio.numerator, ratio.denominator
 
 
+@register
 class HiPrune(Method):
     """Anchors, their neighbours, and the patches of highest deep attention."""
 
@@ -54,12 +57,12 @@ class HiPrune(Method):
     source = "https://github.com/Danielement321/HiPrune @ 6e83a12"
     needs = frozenset({"shallow_attention", "deep_attention", "grid"})
     cost = "two TopK; the vision tower returns two columns of attention more"
-    options = {  # noqa: RUF012
-        "object_layer": Option(
+    options = (
+        Option(
             "object_layer", 9, "layer of the vision tower, from 1, that anchors are taken from", minimum=1, maximum=128
         ),
-        "alpha": Option("alpha", 0.1, "fraction of the budget for anchors and their neighbours", minimum=0, maximum=1),
-    }
+        Option("alpha", 0.1, "fraction of the budget for anchors and their neighbours", minimum=0, maximum=1),
+    )
 
     def tower_layer(self, options: Mapping[str, Any] | None = None) -> int | None:
         return int(self.validate_options(options)["object_layer"])
@@ -76,15 +79,7 @@ class HiPrune(Method):
         scores[anchors] = _ANCHOR
         return np.sort(ops.descending(scores)[:keep])
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         op = g.op
         p, q = _share(options["alpha"])
         columns = options["grid"][1]

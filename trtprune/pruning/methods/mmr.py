@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN, least_close
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, min_max, write_cosines, write_min_max
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = ["Mmr"]
 _WIDEN = 1e-6
 
 
+@register
 class Mmr(Method):
     """Maximal marginal relevance of the CLS attention."""
 
@@ -43,12 +46,12 @@ class Mmr(Method):
     source = "https://github.com/Tencent/AngelSlim"
     needs = frozenset({"cls_attention"})
     cost = "N x N cosines, keep greedy steps over a row"
-    options = {  # noqa: RUF012
-        "importance": Option(
+    options = (
+        Option(
             "importance", 0.5, "weight of the CLS attention; the rest is that of being different", minimum=0, maximum=1
         ),
-        "center": CENTER,
-    }
+        CENTER,
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -63,15 +66,7 @@ class Mmr(Method):
         start[first] = TAKEN
         return np.sort(np.array([first, *least_close(close, start, keep - 1)], dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         from trtprune.pruning.greedy_graph import maxmin_select, start_at
 
         op = g.op

@@ -27,8 +27,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import most_covering
+from trtprune.pruning.options import PROMPT_TOKENS, Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+@register
 class MmTok(Method):
     """Coverage of text and image."""
 
@@ -56,21 +59,13 @@ class MmTok(Method):
     source = "https://github.com/Ironieser/MMTok"
     needs = frozenset({"vision_features", "text_embeds"})
     cost = "N x N and T x N cosines, keep greedy steps that sum over (part of) them"
-    options = {  # noqa: RUF012
-        "text_temperature": Option(
-            "text_temperature", 0.02, "divides text-image cosines before the softmax", minimum=1e-3, maximum=1e3
-        ),
-        "vision_temperature": Option(
-            "vision_temperature", 0.2, "divides image-image cosines before the softmax", minimum=1e-3, maximum=1e3
-        ),
-        "vision_weight": Option(
-            "vision_weight", 0.5, "weight of covering the image, beside 1 for the text", minimum=0, maximum=1000
-        ),
-        "prompt_tokens": Option(
-            "prompt_tokens", "question", "the prompt tokens to be covered", choices=tuple(PROMPT_TOKENS)
-        ),
-        "center": CENTER,
-    }
+    options = (
+        Option("text_temperature", 0.02, "divides text-image cosines before the softmax", minimum=1e-3, maximum=1e3),
+        Option("vision_temperature", 0.2, "divides image-image cosines before the softmax", minimum=1e-3, maximum=1e3),
+        Option("vision_weight", 0.5, "weight of covering the image, beside 1 for the text", minimum=0, maximum=1000),
+        Option("prompt_tokens", "question", "the prompt tokens to be covered", choices=tuple(PROMPT_TOKENS)),
+        CENTER,
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -89,15 +84,7 @@ class MmTok(Method):
         cover = np.concatenate([of_text * share[:, None], of_image * part[:, None]]).T
         return np.sort(np.array(most_covering(cover, keep, good), dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir
 
         from trtprune.pruning.greedy_graph import coverage_select

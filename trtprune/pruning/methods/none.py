@@ -12,6 +12,7 @@ from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning import ops
 from trtprune.pruning.base import Method
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["NoPruning"]
 
 
+@register
 class NoPruning(Method):
     """Keep all N tokens."""
 
@@ -41,15 +43,7 @@ class NoPruning(Method):
 
         return np.arange(keep, dtype=np.int64)
 
-    def build(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         op = g.op
         indices = ops.iota(g, keep)
         batch = op.Shape(inputs["image_features"], start=0, end=1)

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtprune.pruning.base import Option
 from trtprune.pruning.in_llm import InLlmMethod, LayerAccess, write_choice
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.schedule import Schedule, check_points, solve
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["PyramidDrop"]
 STAGES = 3
 
 
+@register
 class PyramidDrop(InLlmMethod):
     """Three cuts by the attention of the layer behind each."""
 
@@ -40,9 +42,7 @@ class PyramidDrop(InLlmMethod):
     paper = "https://arxiv.org/abs/2410.17247"
     source = "https://github.com/Cooperx521/PyramidDrop"
     point_needs: ClassVar[frozenset[str]] = frozenset({"rater_index", "position_ids"})
-    options = {  # noqa: RUF012
-        "first": Option("first", 0, "layers that run on all visual tokens; 0: a quarter", minimum=0, maximum=1000)
-    }
+    options = (Option("first", 0, "layers that run on all visual tokens; 0: a quarter", minimum=0, maximum=1000),)
 
     def attention(self, options: Mapping[str, Any]) -> None:
         return None

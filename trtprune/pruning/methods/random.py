@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
 from trtprune.pruning.base import Method
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,7 @@ def _mix(x: Any, a: int, b: int) -> Any:
     return (square * square % PRIME) * y % PRIME * b % PRIME
 
 
+@register
 class RandomTokens(Method):
     """``keep`` tokens drawn without replacement, the same for the same seed."""
 
@@ -60,15 +62,7 @@ class RandomTokens(Method):
         scores = (keys // _DROPPED_BITS).astype(np.float32)
         return np.sort(ops.descending(scores)[:keep])
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir
 
         op = g.op

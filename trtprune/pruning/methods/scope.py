@@ -21,8 +21,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import most_covering
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Scope"]
 
 
+@register
 class Scope(Method):
     """Saliency-weighted coverage."""
 
@@ -43,13 +46,13 @@ class Scope(Method):
     source = "https://github.com/Tencent/AngelSlim"
     needs = frozenset({"cls_attention", "vision_features"})
     cost = "N x N cosines, keep greedy steps that sum over (part of) them"
-    options = {  # noqa: RUF012
-        "alpha": Option("alpha", 1.0, "exponent of the CLS attention", minimum=0, maximum=10),
-        "combine": Option(
+    options = (
+        Option("alpha", 1.0, "exponent of the CLS attention", minimum=0, maximum=10),
+        Option(
             "combine", "multiply", "the CLS attention is a factor of the gain or a term", choices=("multiply", "add")
         ),
-        "center": CENTER,
-    }
+        CENTER,
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -62,15 +65,7 @@ class Scope(Method):
             weight = np.minimum(weight ** np.float32(inputs["alpha"]), np.float32(ops.LIMIT))
         return np.sort(np.array(most_covering(cover, keep, good, weight, inputs["combine"] == "add"), dtype=np.int64))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         from trtprune.pruning.greedy_graph import coverage_select
 
         op = g.op

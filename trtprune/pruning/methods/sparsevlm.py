@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import recycling
-from trtprune.pruning.base import Option
 from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
 from trtprune.pruning.ops import write_products
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.schedule import Schedule, check_points, nearest, parse_schedule, scale_points, solve
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ RANK_SCALE = {192: (13.5, 0.0), 128: (9.0, 6.0), 64: (0.8, 0.0)}
 """Scale and bias of the first release's scripts."""
 
 
+@register
 class SparseVlm(InLlmMethod):
     """Text-rated pruning inside the decoder, with token recycling."""
 
@@ -66,28 +68,27 @@ class SparseVlm(InLlmMethod):
     paper = "https://arxiv.org/abs/2410.04417"
     source = "https://github.com/Gumpest/SparseVLMs"
     needs = frozenset({"text_embeds"})
-    options = {  # noqa: RUF012
-        "version": Option("version", "1.0", "2.0 is SparseVLM+", choices=("1.0", "2.0")),
-        "schedule": Option("schedule", "auto", "LAYER:TOKENS,… instead of the budget's own", pattern=r"auto|[0-9:,]+"),
-        "ratio": Option(
-            "ratio", "table", "rank: each point keeps rank(attention) x scale + bias", choices=("table", "rank")
-        ),
-        "scale": Option(
+    point_needs = frozenset({"rater_attention", "rater_index", "position_ids"})
+    options = (
+        Option("version", "1.0", "2.0 is SparseVLM+", choices=("1.0", "2.0")),
+        Option("schedule", "auto", "LAYER:TOKENS,… instead of the budget's own", pattern=r"auto|[0-9:,]+"),
+        Option("ratio", "table", "rank: each point keeps rank(attention) x scale + bias", choices=("table", "rank")),
+        Option(
             "scale",
             "budget",
             "with ratio=rank: budget meets --keep; published (or 0) is the first release's; a number",
             pattern=r"budget|published|[0-9]{1,5}(\.[0-9]{0,17})?(e[+-]?[0-9]{1,2})?",
         ),
-        "bias": Option("bias", 0.0, "with ratio=rank and a number as scale", minimum=-1e4, maximum=1e4),
-        "layers": Option(
+        Option("bias", 0.0, "with ratio=rank and a number as scale", minimum=-1e4, maximum=1e4),
+        Option(
             "layers", "scaled", "published: cuts behind layers 2, 6, 15 at any depth", choices=("scaled", "published")
         ),
-        "recycle": Option("recycle", 0.3, "share of the removed tokens that is merged", minimum=0, maximum=1),
-        "rater": Option("rater", "gt", "raters lie above (gt) or also at (ge) the mean", choices=("gt", "ge")),
-        "assign": Option("assign", "l2", "how a token finds its cluster", choices=recycling.ASSIGN),
-        "reduce": Option("reduce", "mean", "what a cluster becomes", choices=recycling.REDUCE),
-        "heads": Option("heads", 14, "with version=2.0: heads that count", minimum=1, maximum=1024),
-    }
+        Option("recycle", 0.3, "share of the removed tokens that is merged", minimum=0, maximum=1),
+        Option("rater", "gt", "raters lie above (gt) or also at (ge) the mean", choices=("gt", "ge")),
+        Option("assign", "l2", "how a token finds its cluster", choices=recycling.ASSIGN),
+        Option("reduce", "mean", "what a cluster becomes", choices=recycling.REDUCE),
+        Option("heads", 14, "with version=2.0: heads that count", minimum=1, maximum=1024),
+    )
 
     def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
         return "heads" if options["version"] == "2.0" else "mean"
@@ -285,15 +286,11 @@ class SparseVlm(InLlmMethod):
         """The removed tokens that are merged, best first; into how many vectors; and all options."""
         import numpy as np
 
-        values = {name: option.default for name, option in self.options.items()} | dict(options)
+        values = {option.name: option.default for option in self.options} | dict(options)
         many, count = recycling.merged_counts(len(scores) - kept, self._recycles(values))
         return np.argsort(-scores, kind="stable")[kept : kept + many], count, values
 
     # -- graph --------------------------------------------------------------------------------------------------
-
-    @property
-    def point_needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"rater_attention", "rater_index", "position_ids"})
 
     def build_raters(self, g: Graph, image_features: ir.Value, text_embeds: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir

@@ -30,7 +30,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import merging, ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Trim"]
 
 
+@register
 class Trim(Method):
     """The patches CLIP's text is least like, and one row for all others."""
 
@@ -51,14 +54,14 @@ class Trim(Method):
     needs = frozenset({"clip_image_embeds", "clip_text_embeds"})
     cost = "N products, one TopK and a mean; CLIP's text tower once a question"
     merges = True
-    options = {  # noqa: RUF012
-        "similarity": Option(
+    options = (
+        Option(
             "similarity",
             "cosine",
             "of patch and question, as the paper or as the code",
             choices=("cosine", "dot"),
         ),
-    }
+    )
 
     def _ranked(self, tokens: int, inputs: Mapping[str, Any]) -> np.ndarray:
         """The patches from best to worst."""
@@ -100,13 +103,7 @@ class Trim(Method):
         return kept, np.concatenate([image_features[np.sort(ranked[: keep - 1])], mean])
 
     def build_merged(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
+        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
     ) -> tuple[ir.Value, ir.Value]:
         import onnx_ir as ir
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids
 from trtprune.pruning.base import Method
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Uniform"]
 
 
+@register
 class Uniform(Method):
     """The middle patch of each of ``keep`` cells of the grid."""
 
@@ -33,15 +35,7 @@ class Uniform(Method):
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         return grids.middles(keep, inputs["grid"])
 
-    def build(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         op = g.op
         batch = op.Shape(inputs["image_features"], start=0, end=1)
         indices = grids.write_middles(g, keep, options["grid"])

@@ -31,7 +31,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import merging, ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["VisionZip"]
 
 
+@register
 class VisionZip(Method):
     """Dominant tokens by CLS attention, the others merged by their keys."""
 
@@ -52,15 +55,11 @@ class VisionZip(Method):
     needs = frozenset({"cls_attention", "vision_keys", "cls_feature"})
     cost = "two TopK and two keep/6 x N products"
     merges = True
-    options = {  # noqa: RUF012
-        "contextual": Option("contextual", 0.15625, "fraction of the budget for merged tokens", minimum=0, maximum=1),
-        "cls_token": Option(
-            "cls_token", "keep", "whether one of the rows is the projected CLS token", choices=("keep", "drop")
-        ),
-        "merge": Option(
-            "merge", "sum", "a merged row: target plus mean of the merged, or mean of all", choices=("sum", "mean")
-        ),
-    }
+    options = (
+        Option("contextual", 0.15625, "fraction of the budget for merged tokens", minimum=0, maximum=1),
+        Option("cls_token", "keep", "whether one of the rows is the projected CLS token", choices=("keep", "drop")),
+        Option("merge", "sum", "a merged row: target plus mean of the merged, or mean of all", choices=("sum", "mean")),
+    )
 
     def _parts(self, image_features: np.ndarray, keep: int, inputs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
         """Dominant patches, targets and others, each ascending."""
@@ -116,13 +115,7 @@ class VisionZip(Method):
         return self._named(dominant, targets, inputs), np.concatenate(rows)
 
     def build_merged(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
+        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
     ) -> tuple[ir.Value, ir.Value]:
         import onnx_ir as ir
 

@@ -31,7 +31,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method, Option
+from trtprune.pruning.base import Method
+from trtprune.pruning.options import Option
+from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +52,7 @@ def _share(important: float) -> tuple[int, int]:
     return ratio.numerator, ratio.denominator
 
 
+@register
 class VisPruner(Method):
     """The most attended tokens, and the others thinned out until they are unlike each other."""
 
@@ -59,9 +62,7 @@ class VisPruner(Method):
     source = "https://github.com/Theia-4869/VisPruner @ aefa01a"
     needs = frozenset({"cls_attention", "vision_features"})
     cost = "N x N cosines and (N - keep)/8 rounds over up to N/2 x N of them"
-    options = {  # noqa: RUF012
-        "important": Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),
-    }
+    options = (Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -78,15 +79,7 @@ class VisPruner(Method):
             residual = np.concatenate([even[by_score[removed:]], odd])
         return np.sort(np.concatenate([kept, residual[:diverse]]))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         op = g.op
         one, zero = g.ints(1), g.ints(0)
         important = ops.write_scale_count(g, *_share(options["important"]), keep)

@@ -31,8 +31,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import PROMPT_TOKENS, Method, Option
+from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN
+from trtprune.pruning.options import PROMPT_TOKENS, Option
+from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def greedy(image_features: np.ndarray, core: np.ndarray, keep: int, diversity: s
     return np.array(picks, dtype=np.int64)
 
 
+@register
 class ZspaPrune(Method):
     """A prompt-relevant core and tokens that are unlike it."""
 
@@ -91,21 +94,17 @@ class ZspaPrune(Method):
     source = "none published"
     needs = frozenset({"text_embeds"})
     cost = "N x N cosines, keep greedy steps over a row"
-    options = {  # noqa: RUF012
-        "core_ratio": Option(
-            "core_ratio", 0.5, "fraction of the budget chosen by relevance to the prompt", minimum=0, maximum=1
-        ),
-        "diversity": Option(
+    options = (
+        Option("core_ratio", 0.5, "fraction of the budget chosen by relevance to the prompt", minimum=0, maximum=1),
+        Option(
             "diversity",
             "maxmin",
             "dissimilar means: smallest largest (maxmin) or smallest mean (meansim) cosine to the selected",
             choices=("maxmin", "meansim"),
         ),
-        "prompt_tokens": Option(
-            "prompt_tokens", "question", "the prompt tokens whose mean is the prompt", choices=tuple(PROMPT_TOKENS)
-        ),
-        "center": CENTER,
-    }
+        Option("prompt_tokens", "question", "the prompt tokens whose mean is the prompt", choices=tuple(PROMPT_TOKENS)),
+        CENTER,
+    )
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -115,15 +114,7 @@ class ZspaPrune(Method):
         core = ops.descending(prompt_scores(image_features, inputs["text_embeds"]))[:core_size]
         return np.sort(greedy(image_features, core, keep, inputs["diversity"], inputs["center"] == "true"))
 
-    def scores(
-        self,
-        g: Graph,
-        inputs: Mapping[str, ir.Value],
-        *,
-        keep: ir.Value,
-        num_tokens: int | None = None,
-        **options: Any,
-    ) -> ir.Value:
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         """Closeness after the last step: ``TAKEN`` for the selected tokens, and those are exactly ``keep``."""
         import onnx_ir as ir
 

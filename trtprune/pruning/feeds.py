@@ -1,0 +1,87 @@
+"""What a reference is given: checked, one image at a time, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trtprune.arguments import arg
+from trtprune.errors import InputError
+from trtprune.pruning.inputs import INPUTS
+
+__all__ = ["read_images"]
+
+
+def read_images(
+    method: str, needs: frozenset[str], image_features: Any, inputs: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The images of a batch, each with what the method needs.
+
+    Args:
+        method: The method's name, for errors.
+        needs: As of :attr:`trtprune.pruning.Method.needs`.
+        image_features: [N, D] or [B, N, D].
+        inputs: By name; what is not needed is left alone.
+
+    Returns:
+        For each image ``image_features`` float32 [N, D] and each need by name; text rows that the mask leaves out are
+        gone.
+
+    Raises:
+        InputError: for a missing input or one of the wrong shape.
+    """
+    features = np.asarray(image_features)
+    if features.ndim not in (2, 3) or 0 in features.shape:
+        raise InputError(f"image_features has shape {features.shape}; it must be [N, D] or [B, N, D] and not empty")
+    batched, (tokens, width) = features.ndim == 3, features.shape[-2:]
+    images: list[dict[str, Any]] = [{} for _ in range(features.shape[0] if batched else 1)]
+
+    def give(name: str, array: Any, dims: tuple[int | str, ...], dtype: Any) -> None:
+        for image, part in zip(images, _fitting(method, name, array, dims, features.shape), strict=True):
+            image[name] = part.astype(dtype)
+
+    give("image_features", features, (tokens, width), np.float32)
+    sizes: dict[str, int] = {"N": tokens, "D": width}
+    for name, entry in INPUTS.items():
+        if name in needs:
+            give(name, inputs.get(name), tuple(sizes.get(dim, dim) for dim in entry.dims), np.float32)
+    if "text_embeds" in needs and inputs.get("text_mask") is not None:
+        give("text_mask", inputs["text_mask"], (images[0]["text_embeds"].shape[0],), np.bool_)
+        for image in images:
+            image["text_embeds"] = image["text_embeds"][image.pop("text_mask")]
+    if "seed" in needs:
+        seed = _seed(inputs.get("seed"))
+        for image in images:
+            image["seed"] = seed
+    if "grid" in needs:
+        grid = inputs.get("grid")
+        if grid is None or int(grid[0]) * int(grid[1]) != tokens or min(grid) < 1:
+            raise InputError(f"method {method} needs grid, (rows, columns) of patches with {tokens} in all")
+        for image in images:
+            image["grid"] = (int(grid[0]), int(grid[1]))
+    return images
+
+
+def _fitting(method: str, name: str, array: Any, dims: tuple[int | str, ...], features: tuple[int, ...]) -> np.ndarray:
+    r"""``array`` as [B, \*dims], if it fits to image features of that shape."""
+    if array is None:
+        raise InputError(f"method {method} needs {name}")
+    array = np.asarray(array)
+    wanted = (*features[:-2], *dims)
+    fits = array.ndim == len(wanted) and all(
+        isinstance(w, str) or w == a for w, a in zip(wanted, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        raise InputError(
+            f"{name} has shape {array.shape}; with image_features {features} it must be [{', '.join(map(str, wanted))}]"
+        )
+    return array if len(features) == 3 else array[None]
+
+
+def _seed(seed: Any) -> int:
+    number = 0 if seed is None else int(np.asarray(seed).reshape(()))
+    if not 0 <= number < 2**63:
+        raise InputError(f"{arg('seed', number)}: out of range", hint="0 to 2**63 - 1")
+    return number
