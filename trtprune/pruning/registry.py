@@ -23,10 +23,16 @@ from typing import TypeVar
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.base import Method
-from trtprune.pruning.methods import MODULES
 
-__all__ = ["GROUP", "all_methods", "get", "names", "register"]
+__all__ = ["GROUP", "MODULES", "all_methods", "get", "names", "register"]
 
+MODULES = (
+    "none", "random", "uniform", "downsample",
+    "fastervlm", "adafv", "zspaprune", "visionzip", "hiprune", "vispruner", "trim",
+    "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr",
+    "sparsevlm", "fastv", "pyramiddrop",
+)  # fmt: skip
+"""The methods of this package, in the order of the help texts; each is a file of its name in ``methods``."""
 GROUP = "trtprune.methods"
 """The entry-point group of other packages' methods."""
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
