@@ -1,0 +1,21 @@
+"""From an image to the arrays the vision graph reads and the visual tokens the decoder gets: one file a processor.
+
+Everything is a pure function of the image's size and of the checkpoint's processor settings, and equal to
+transformers' processor for every size.  This package knows no model family: ``config.json`` names the processor and
+holds its settings.
+"""
+
+from __future__ import annotations
+
+from trtprune.runtime.images.base import CropShape, Prepared, Processor, TokenPlan
+from trtprune.runtime.images.registry import PROCESSORS, processor_from_files, processor_from_settings
+
+__all__ = [
+    "PROCESSORS",
+    "CropShape",
+    "Prepared",
+    "Processor",
+    "TokenPlan",
+    "processor_from_files",
+    "processor_from_settings",
+]

@@ -1,0 +1,199 @@
+"""The contract of an image processor: from an image to what the vision graph and the pack step read.
+
+Words: an image is what the user gives, a crop is one array the vision graph reads, a patch is a token of the tower, a
+visual token is a row the decoder reads.  A plane is a rectangle of patches that belong together: all tiles of an image
+are one plane, an overview of the image is a plane of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from trtprune.errors import InputError
+from trtprune.runtime.images.settings import SIZE_LIMIT, whole_number
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["NO_CROP", "CropShape", "Prepared", "Processor", "TokenPlan", "check_size"]
+
+NO_CROP = -1
+"""Crop, row, column or newline of a token that has none."""
+
+
+@dataclass(frozen=True)
+class CropShape:
+    """The array the vision graph takes for one crop, and the patches it gives.
+
+    Attributes:
+        height, width: Pixels.
+        patch: Side of a patch in pixels.  Pixels right of the last whole patch and below it are seen by none.
+    """
+
+    height: int
+    width: int
+    patch: int
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> CropShape:
+        """Reads what :meth:`settings` gives; raises KeyError or ValueError for anything else."""
+        values = settings["crop"]
+        if not isinstance(values, Mapping):
+            raise ValueError("crop is no object")
+        height, width = (whole_number(f"crop.{name}", values[name], 1, SIZE_LIMIT) for name in ("height", "width"))
+        return cls(height, width, whole_number("crop.patch", values["patch"], 1, min(height, width)))
+
+    def settings(self) -> dict[str, Any]:
+        """The same as plain JSON data, as the member ``crop`` of a processor's settings."""
+        return {"crop": {"height": self.height, "width": self.width, "patch": self.patch}}
+
+    @property
+    def rows(self) -> int:
+        """Rows of patches."""
+        return self.height // self.patch
+
+    @property
+    def columns(self) -> int:
+        """Columns of patches."""
+        return self.width // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Patches of a crop."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """All that follows from an image's size alone: its crops and its N visual tokens, before pruning.
+
+    Arrays are read-only, since plans are shared.
+
+    Attributes:
+        crops: Arrays the vision graph reads for the image.
+        grid: int32 [N, 3]: crop, row and column of each visual token.  Row and column count patches of the plane the
+            crop lies on, padding included; of a plane that is shrunk they count the shrunk plane, and the crop is that
+            of the tap with the largest weight, the first of equal ones.  (−1, −1, −1) for newline tokens.
+        newline: int32 [N]: place of the newline token that ends the token's line, −1 if none does; a newline token has
+            its own place.
+        pack_index: int32 [N, taps]: rows of the image's crop features, flattened to [crops · patches, width] and
+            followed by the learned rows; row ``crops · patches`` is the newline.
+        pack_weight: float32 [N, taps]: weight of each row; a visual token is the weighted sum of its rows.
+        boxes: float32 [N, 4]: left, top, right and bottom of what the token shows, in pixels of the upright image;
+            empty where that is padding alone, NaN for newline tokens.
+        padding: bool [N]: the token shows padding alone.
+        overview: The crop that shows the whole image at a glance, −1 if there is none.
+    """
+
+    crops: int
+    grid: np.ndarray
+    newline: np.ndarray
+    pack_index: np.ndarray
+    pack_weight: np.ndarray
+    boxes: np.ndarray
+    padding: np.ndarray
+    overview: int
+
+    def __post_init__(self) -> None:
+        for array in (self.grid, self.newline, self.pack_index, self.pack_weight, self.boxes, self.padding):
+            array.setflags(write=False)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens, N."""
+        return len(self.grid)
+
+    @property
+    def newlines(self) -> np.ndarray:
+        """bool [N]: the newline tokens."""
+        mask: np.ndarray = self.newline == np.arange(self.tokens)
+        return mask
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image, ready for the vision graph.
+
+    Attributes:
+        pixel_values: float32 [crops, 3, H, W].
+        plan: The image's visual tokens.
+    """
+
+    pixel_values: np.ndarray
+    plan: TokenPlan
+
+
+class Processor(Protocol):
+    """One model's image processor.  Immutable and hashable."""
+
+    name: ClassVar[str]
+    """What ``config.json`` calls it."""
+    kinds: ClassVar[tuple[str, ...]]
+    """``image_processor_type`` of the files it reads, without the suffixes Fast and Pil."""
+    layouts: ClassVar[tuple[str, ...]]
+    """Layouts of visual tokens it offers; the first one is the model's own."""
+    taps: ClassVar[int]
+    """Columns of ``pack_index`` and ``pack_weight``."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], where: str) -> Processor:
+        """Reads :meth:`settings`, or the content of ``preprocessor_config.json`` beside ``crop``, ``layout`` and
+        :meth:`model_settings`.
+
+        Args:
+            settings: The values by name; where one is missing, the class's default holds.
+            where: File name for errors.
+
+        Raises:
+            EngineDirError: for a setting that is none, or settings that do not lead to the crop's size.
+        """
+
+    @classmethod
+    def model_settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the processor takes from the model's own ``config.json``, as members of its settings.
+
+        Raises:
+            ValueError: for a value that is none.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Plain JSON data from which :meth:`from_settings` makes an equal processor."""
+
+    @property
+    def shape(self) -> CropShape:
+        """What the vision graph takes for one crop."""
+
+    @property
+    def tokens_range(self) -> tuple[int, int]:
+        """Bounds of N: no image has fewer or more visual tokens.  The upper one is reached."""
+
+    @property
+    def crops_range(self) -> tuple[int, int]:
+        """Bounds of an image's crops, both reached."""
+
+    def plan(self, height: int, width: int, images: int = 1) -> TokenPlan:
+        """The visual tokens of an image.
+
+        Args:
+            height, width: Pixels of the upright image.
+            images: Images of the prompt it stands in; some processors make one crop of each where there are several.
+
+        Raises:
+            InputError: for an image this processor makes nothing of.
+        """
+
+    def prepare(self, image: Image.Image, images: int = 1) -> Prepared:
+        """The arrays and the visual tokens of an upright RGB image; arguments and errors as :meth:`plan`."""
+
+    def pixels_taken(self, width: int, height: int, images: int = 1) -> int:
+        """Pixels of the largest picture on the way from an image to its arrays, all arrays together counted as one."""
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises InputError for an image without a pixel."""
+    if height < 1 or width < 1:
+        raise InputError(f"an image of {width} × {height} is empty", hint="a picture has at least one pixel")

@@ -1,0 +1,86 @@
+"""The image processors there are.  A new one is a file beside this one and an entry of :data:`PROCESSORS`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trtprune.errors import EngineDirError, shown
+from trtprune.runtime.images.base import CropShape, Processor
+from trtprune.runtime.images.llava_next import LlavaNext
+from trtprune.runtime.images.llava_onevision import LlavaOnevision
+from trtprune.runtime.images.settings import named, processor_section
+
+__all__ = ["PROCESSORS", "processor_from_files", "processor_from_settings"]
+
+PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (LlavaNext, LlavaOnevision)}
+"""Processor by the name that ``config.json`` has for it."""
+
+
+def processor_from_files(
+    files: Mapping[str, str],
+    shape: CropShape,
+    config: Mapping[str, Any],
+    names: Collection[str],
+    layout: str | None = None,
+) -> Processor:
+    """The image processor of a checkpoint.
+
+    Args:
+        files: The checkpoint's text files, content by name.
+        shape: A crop as the model's vision tower takes it.
+        config: The checkpoint's ``config.json``.
+        names: Processors that fit the model, keys of :data:`PROCESSORS`; the first one is meant where the file names
+            none.
+        layout: One of the processor's layouts; None: the model's own.
+
+    Raises:
+        EngineDirError: naming the file and the setting, for a processor that does not fit or a setting that is none.
+    """
+    values, where = processor_section(files)
+    processor = _named(values, where, names)
+    with named("config.json"):
+        model = processor.model_settings(config)
+    if layout is not None and layout not in processor.layouts:
+        raise EngineDirError(
+            f"layout {shown(layout)} is not offered for this model", hint=f"one of {', '.join(processor.layouts)}"
+        )
+    return processor.from_settings({**values, **model, **shape.settings(), "layout": layout}, where)
+
+
+def processor_from_settings(name: str, settings: Mapping[str, Any], where: str) -> Processor:
+    """The image processor that an engine directory names.
+
+    Args:
+        name: Key of :data:`PROCESSORS`.
+        settings: What its :meth:`~Processor.settings` gave at build time.
+        where: File name for errors.
+
+    Raises:
+        EngineDirError: for a name or a setting that is none.
+    """
+    if name not in PROCESSORS:
+        raise EngineDirError(
+            f"{where}: image processor {shown(name)} is not known",
+            hint=f"built by a newer trtprune? Known here: {', '.join(PROCESSORS)}",
+        )
+    return PROCESSORS[name].from_settings(settings, where)
+
+
+def _named(values: Mapping[str, Any], where: str, names: Collection[str]) -> type[Processor]:
+    """The class whose files these are, of those that fit."""
+    kind = values.get("image_processor_type") or values.get("feature_extractor_type")
+    fitting = [PROCESSORS[name] for name in names]
+    if kind is None:
+        return fitting[0]
+    if not isinstance(kind, str):
+        raise EngineDirError(f"{where}: image_processor_type is no text", hint="correct it, or fetch the file again")
+    name = kind.removesuffix("Fast").removesuffix("Pil")
+    for processor in fitting:
+        if name in processor.kinds:
+            return processor
+    expected = ", ".join(name for processor in fitting for name in processor.kinds)
+    raise EngineDirError(
+        f"{where}: image processor {shown(kind)} does not fit this model",
+        hint=f"it takes {expected}: fetch the checkpoint's own preprocessor_config.json",
+    )
