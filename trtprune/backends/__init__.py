@@ -8,5 +8,5 @@ from __future__ import annotations
 import os
 
 # The Linux wheels of ONNX Runtime 1.31 write an identifier below the home directory when they are imported, and report
-# what they do over the network.  Only the environment can say no in time; whoever wants it sets 0.
+# what they do over the network.  Only the environment stops it in time; set it to 0 to allow the reports.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -17,7 +17,7 @@ __all__ = ["Array", "Backend", "CacheBuffers", "Memory", "Session", "Step"]
 class Array(Protocol):
     """An array in a backend's memory: a NumPy array, or one on a device.
 
-    Of indexing, only the first axis is for everyone: ``a[2]``, ``a[3:7]``, ``a[None]``, and ``a[rows]`` with an
+    Every backend can index the first axis only: ``a[2]``, ``a[3:7]``, ``a[None]``, and ``a[rows]`` with an
     integer array.
     """
 
@@ -27,7 +27,7 @@ class Array(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """As NumPy names it."""
+        """The data type as a NumPy dtype."""
 
     def __getitem__(self, key: Any) -> Any:
         """Part of the array; may be a view."""
@@ -37,16 +37,16 @@ class Array(Protocol):
 
 
 class Memory(Protocol):
-    """Where the arrays of a backend lie, and the few things done to them outside of graphs."""
+    """The memory of a backend's arrays, and the few operations on them outside of graphs."""
 
     def join(self, rows: Sequence[Sequence[Array]], width: int) -> Array:
-        """Puts pieces [n, D] of each row one behind the other, and zeros behind the last: [rows, width, D]."""
+        """The pieces [n, D] of each row in sequence, followed by zeros: [rows, width, D]."""
 
     def to_host(self, array: Array) -> np.ndarray:
-        """The array where Python can read it."""
+        """The array as NumPy's, readable by Python."""
 
     def wait(self) -> None:
-        """Returns when all that was asked for is done; a device works on while Python goes ahead."""
+        """Returns when all requested work is done; a device works asynchronously."""
 
 
 class CacheBuffers(Protocol):
@@ -64,7 +64,7 @@ class Session(Protocol):
     """One graph, ready to run."""
 
     max_batch: int
-    """Rows one run takes at most."""
+    """The largest number of rows of one run."""
 
     def run(self, inputs: Mapping[str, Any], cache: Any = None) -> Mapping[str, Any]:
         """Runs the graph.
@@ -80,15 +80,15 @@ class Session(Protocol):
     def new_cache(self, batch: int, capacity: int, reuse: Any = None) -> Any:
         """Zeroed cache buffers for ``batch`` rows of at least ``capacity`` tokens.
 
-        ``reuse`` may be a cache of this session that nobody needs any more; its memory is used if it fits.
+        ``reuse`` may be a cache of this session that is no longer used; its memory is taken if it fits.
         """
 
     def grow_cache(self, cache: Any, capacity: int) -> Any:
-        """A cache of ``capacity`` tokens that begins with the content of ``cache``, which is not to be used again."""
+        """A cache of ``capacity`` tokens that begins with the content of ``cache``; do not use ``cache`` afterwards."""
 
 
 class Step(Protocol):
-    """One step of an answer: the token each row got goes in, the logits for its next one come out."""
+    """One step of an answer: the last token of each row as input, the logits of its next token as output."""
 
     def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
         """Runs it.
@@ -96,7 +96,7 @@ class Step(Protocol):
         Args:
             token: int64 [B, 1].
             position: int64 [B, 1].
-            write_index: int64 [B], where in the cache the token goes.
+            write_index: int64 [B], the token's place in the cache.
 
         Returns:
             Logits float32 [B, V] on the host, which may be overwritten by the next call.
@@ -113,4 +113,4 @@ class Backend(Protocol):
         """Opens one component; ``root`` is the engine directory."""
 
     def step(self, embed: Any, decoder: Any, cache: Any) -> Step:
-        """The decode step over one cache, made of two sessions of this backend."""
+        """The decode step over one cache, from two sessions of this backend."""

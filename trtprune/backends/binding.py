@@ -1,7 +1,7 @@
-"""What every backend needs to know of a graph's tensors, as pure functions.
+"""Pure functions about a graph's tensors, for every backend.
 
-Which outputs are written into an input's buffer, which shape a binding has in a given call, whether what the caller
-hands over fits.  No runtime library here, and no memory: a backend allocates.
+Outputs that share an input's buffer, shapes of the bindings of a call, and checks of the caller's inputs.  No runtime
+library here, and no memory: a backend allocates.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ def bind_dims(
 
 
 def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...] | None:
-    """The shape of ``spec`` with symbolic dimensions filled in; None where one is only known after the call."""
+    """The shape of ``spec`` with its symbolic dimensions filled in; None if one is known only after the call."""
     shape = [dims.get(dim) if isinstance(dim, str) else dim for dim in spec.shape]
     return None if None in shape else tuple(dim for dim in shape if dim is not None)
 
 
 def same_tensors(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether a graph has just these tensors, with these sizes where both sides say a number.
+    """Whether a graph has exactly these tensors, with equal sizes wherever both sides have a number.
 
     Args:
-        specs: What ``config.json`` says.
-        shapes: What the graph says: name → sizes, anything but an integer for one that is not fixed.
+        specs: The tensors of ``config.json``.
+        shapes: The tensors of the graph: name → sizes, with anything but an integer for a size that is not fixed.
     """
     if {spec.name for spec in specs} != shapes.keys():
         return False

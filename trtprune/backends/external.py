@@ -1,4 +1,4 @@
-"""Where a graph's weights lie, for runtimes that take them from below the folder of the model file and nowhere else."""
+"""The place of a graph's weights, for runtimes that accept them only below the folder of the model file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ WEIGHTS = "weights"
 
 
 def located(graph: bytes, folder: Path) -> tuple[bytes, Path]:
-    """A serialised graph, and the folder that the locations in it are relative to.
+    """A serialised graph, and the folder of its relative weight locations.
 
-    Both as they are, but where weights are links that lead out of ``folder``, as in the cache of the Hugging Face hub:
-    runtimes refuse such links, so the graph is given the names of the files that they lead to.  Where a link may lead
-    is decided before, see :func:`trtprune.engine_dir.paths.inside`.
+    Both are returned unchanged, except where weights are links out of ``folder``, as in the cache of the Hugging Face
+    hub: runtimes refuse such links, so the graph gets the names of their target files.  The allowed targets are
+    checked before, see :func:`trtprune.engine_dir.paths.inside`.
     """
     folder = folder.resolve()
     if not has_links(folder):

@@ -33,7 +33,7 @@ class HostMemory:
         return found
 
     def wait(self) -> None:
-        """Nothing runs behind Python's back."""
+        """Returns at once: nothing runs asynchronously."""
 
 
 class HostStep:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "open_backend", "open_provider"]
 
 PROVIDERS = ("cpu", "cuda", "openvino")
-"""What runs graphs: ONNX Runtime on a CPU or an NVIDIA GPU, or OpenVINO."""
+"""Runtimes of the graphs: ONNX Runtime on a CPU or an NVIDIA GPU, or OpenVINO."""
 
 
 def open_provider(
     provider: str, threads: int | None = None, options: Mapping[str, str] | None = None
 ) -> OrtBackend | OpenVinoBackend:
-    """What runs graphs as they are.
+    """The backend of a provider, which runs the graphs themselves.
 
     Raises:
         BackendError: if there is no such provider, it is missing, or has no such option.
@@ -46,13 +46,13 @@ def open_backend(
     threads: int | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Backend:
-    """The backend a directory was built for, or the one that was asked for; never another in its place.
+    """The backend of a directory, or the one of ``provider``; never another one in its place.
 
     Args:
         config: The engine directory.
-        provider: One of :data:`PROVIDERS`.  A directory of engines holds their graphs, too: with a provider those run.
-        threads: Processor threads, for a provider.
-        options: Of the provider, or of the TensorRT backend.
+        provider: One of :data:`PROVIDERS`.  A directory of engines also has the graphs: a provider runs those.
+        threads: Processor threads of a provider.
+        options: Options of the provider or of the TensorRT backend.
 
     Raises:
         BackendError: if it is missing or cannot run the directory.

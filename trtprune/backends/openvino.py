@@ -1,9 +1,9 @@
 """OpenVINO's own runtime, on any processor it serves, for graphs built for it (primitive operators, opset 20).
 
-What a request spends its time in runs there: the vision tower and the decoder, whose KV cache becomes state inside a
-request, OpenVINO's way of leaving it where it is between steps, so that every cache has a request of its own.  Pruners
-and embedding lookups run in ONNX Runtime, in float32: OpenVINO does not know the functions of ours in their graphs, and
-which tokens are kept should not hang on a precision chosen for speed.
+The slow components run there: the vision tower and the decoder.  The decoder's KV cache is state inside an OpenVINO
+request, which stays in place between steps, so every cache has a request of its own.  Pruners and embedding lookups run
+in ONNX Runtime, in float32: OpenVINO does not know this project's functions in their graphs, and the selection of
+tokens should not depend on a precision chosen for speed.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 __all__ = ["HINTS", "OpenVinoBackend", "OpenVinoCache", "OpenVinoSession"]
 
 HINTS = {"float32": "f32", "bf16": "bf16"}
-"""Option ``precision`` → what OpenVINO calls it.  Its own default depends on the processor."""
+"""Option ``precision`` → OpenVINO's name of it.  OpenVINO's own default depends on the processor."""
 ACTIVATIONS = {"int8": "32", "float32": "0"}
-"""Option ``activations`` → OpenVINO's group size for quantising them; 0 leaves them as they are."""
+"""Option ``activations`` → OpenVINO's group size for their quantisation; 0: not quantised."""
 HEAVY = ("vision", "decoder")
-"""Components that OpenVINO runs, and those with a number behind such a name."""
+"""Components that OpenVINO runs, also with a segment number behind the name."""
 
 
 class OpenVinoBackend:
     """Opens graphs in OpenVINO, on the CPU.
 
     Args:
-        threads: For work inside one operator; None takes what the container allows.
+        threads: Threads inside one operator; None: all that the container allows.
         options: ``precision`` = ``float32`` (default), or ``bf16`` for products of bfloat16: faster where the processor
             has instructions for them (AVX512-BF16, AMX), and no longer equal to float32. ``activations`` = ``int8``
-            (default) or ``float32``, for graphs with quantised weights, as of provider ``cpu``.
+            (default) or ``float32``, for graphs with quantised weights, as for provider ``cpu``.
 
     Raises:
-        BackendError: if OpenVINO or ONNX Runtime is missing or does not load, or for an option it does not have.
+        BackendError: if OpenVINO or ONNX Runtime is missing or does not load, or for an unknown option.
     """
 
     def __init__(self, threads: int | None = None, options: Mapping[str, str] | None = None) -> None:
@@ -78,7 +78,7 @@ class OpenVinoBackend:
                 f"{arg('provider', 'openvino')}: {_reason(error)}", hint=to_install(extra="openvino")
             ) from None
         self.small = OrtBackend("cpu", threads)
-        """Runs what OpenVINO does not."""
+        """The backend of all components that OpenVINO does not run."""
         self.memory: Memory = HostMemory()
         self.threads = self.small.threads
         self._openvino, self._core = openvino, _core()
@@ -124,7 +124,7 @@ class OpenVinoBackend:
         compiled = self.compile(None, path, pairs)
         bound = {name for pair in pairs for name in (pair.past, pair.present)}
         for specs, ports in ((inputs, compiled.inputs), (outputs, compiled.outputs)):
-            # A port has several names, where the graph only renames something.
+            # A port has several names where the graph only renames a tensor.
             wanted, names = {spec.name for spec in specs} - bound, [port.get_names() for port in ports]
             if wanted <= set().union(*names) and len(ports) <= len(wanted):
                 continue
@@ -138,8 +138,8 @@ class OpenVinoBackend:
 
         Args:
             graph: The serialised graph; None is that in ``path``.
-            path: What to call it in errors; external data locations are relative to its folder.
-            pairs: Inputs and outputs that become states.
+            path: Its name in errors; external data locations are relative to its folder.
+            pairs: Pairs of an input and an output that become states.
 
         Raises:
             BackendError: if OpenVINO refuses it.
@@ -173,7 +173,7 @@ class OpenVinoBackend:
     def runner(
         self, graph: bytes, path: Path, outputs: Sequence[str]
     ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-        """Runs a graph by itself, its cache as inputs and outputs like any other; arrays by name in and out.
+        """A function that runs a graph with its cache as ordinary inputs and outputs; arrays by name.
 
         Raises:
             BackendError: if OpenVINO refuses it.
@@ -188,11 +188,11 @@ class OpenVinoBackend:
 
 @functools.cache
 def _core() -> Any:
-    """OpenVINO's core, one for the whole process and never given up.
+    """OpenVINO's core: one for the whole process, never released.
 
-    Each core's CPU plugin (2026.4) gives the thread a stack for signal handlers and takes it away with itself.  Of two
-    that do not end in the reverse order of their beginning, the second puts back the stack that went with the first,
-    and Python's handlers run there: the next Ctrl-C is a segmentation fault.
+    Each core's CPU plugin (2026.4) installs a stack for signal handlers in the thread, and restores the earlier one at
+    its end.  If two cores do not end in reverse order, the second restores a stack that the first has freed.  Python's
+    handlers run on it, and the next Ctrl-C is a segmentation fault.
     """
     import openvino
 
@@ -205,7 +205,7 @@ class OpenVinoCache:
     def __init__(self, openvino: Any, request: Any, pairs: tuple[CachePair, ...], batch: int, capacity: int) -> None:
         self._openvino, self.request = openvino, request
         self.batch, self.capacity = batch, capacity
-        # A state's name is that of its input and that of its output.
+        # A state's name consists of its input's and its output's name.
         states = {state.name: state for state in request.query_state()}
         self._states = {pair.past: states[pair.past + pair.present] for pair in pairs}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -272,12 +272,12 @@ class OpenVinoSession:
         return _infer(self._openvino, request, inputs, [spec.name for spec in self.outputs])
 
     def new_cache(self, batch: int, capacity: int, reuse: OpenVinoCache | None = None) -> OpenVinoCache:
-        """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each; ``reuse`` lends its request."""
+        """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each; the request of ``reuse`` is used again."""
         request = reuse.request if reuse is not None else self._compiled.create_infer_request()
         return OpenVinoCache(self._openvino, request, self.pairs, batch, capacity)
 
     def grow_cache(self, cache: OpenVinoCache, capacity: int) -> OpenVinoCache:
-        """A larger cache that begins with the content of ``cache``, whose request it takes over."""
+        """A larger cache that begins with the content of ``cache`` and takes over its request."""
         content = {pair.past: cache.read(pair.past) for pair in self.pairs}
         grown = self.new_cache(cache.batch, capacity, reuse=cache)
         for name, old in content.items():
@@ -290,7 +290,7 @@ class OpenVinoSession:
 def _infer(
     openvino: Any, request: Any, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    held = [np.ascontiguousarray(array) for array in inputs.values()]  # shared, so alive until the run is over
+    held = [np.ascontiguousarray(array) for array in inputs.values()]  # shared memory: must live until the run is over
     try:
         for name, array in zip(inputs, held, strict=True):
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -307,7 +307,7 @@ _FOLDER = threading.Lock()
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Works in a folder: of a graph in memory, OpenVINO looks for weights there, and nowhere outside of it."""
+    """A working directory for a graph in memory: OpenVINO looks for its weights there, and nowhere else."""
     with _FOLDER:
         before = os.open(".", os.O_RDONLY)
         try:
@@ -319,6 +319,6 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """OpenVINO's messages begin with where in its sources they arise, and end with why."""
+    """The reason at the end of OpenVINO's message, without the place in its sources at the beginning."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

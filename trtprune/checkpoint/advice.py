@@ -1,7 +1,7 @@
 """Checkpoints that cannot be built, and what to take in their place: a table, and the look-ups in it.
 
-By the architecture that ``config.json`` names, by the way its weights are quantised, and by the files that are there.
-What can be built is not here: each family of :mod:`trtprune.models` says that itself.
+The keys are the architecture in ``config.json``, the quantisation of the weights, and the existing files.  Checkpoints
+that can be built are not here: each family of :mod:`trtprune.models` names its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trtprune.arguments import arg
 
 __all__ = ["for_architecture", "for_files", "for_quantization"]
 
-# By the name of the class, first match.
+# By the name of the class; the first match counts.
 _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (
         r"LlavaLlamaForCausalLM",
@@ -33,7 +33,7 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
         f"{arg('model')} whose vision tower was taken from them",
     ),
 )
-# Sections of the configs of models that take pictures, by transformers and by widely used code of repositories.
+# Config sections of models that take images, in transformers and in widely used code of repositories.
 _PICTURES = (
     "vision_config",
     "vision_tower",
@@ -98,7 +98,7 @@ _FILES: tuple[tuple[str, str, str], ...] = (
 
 
 def for_architecture(config: Mapping[str, Any]) -> str | None:
-    """What to do with a checkpoint whose architecture no family serves; None where nothing better is known."""
+    """A hint for a checkpoint whose architecture no family serves; None without a better one."""
     names = config.get("architectures")
     known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     advice = next((text for pattern, text in _ARCHITECTURES if _any(pattern, known)), None)
@@ -118,7 +118,7 @@ def _any(pattern: str, names: Collection[str]) -> bool:
 
 
 def for_quantization(settings: Any) -> tuple[str, str]:
-    """Name and way out of the quantisation that ``quantization_config`` describes."""
+    """The name of the quantisation in ``quantization_config``, and a hint."""
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     name = _QUANTIZED.get(method, method[:40]) if isinstance(method, str) else "of an unnamed kind"
     return name, (
@@ -128,7 +128,7 @@ def for_quantization(settings: Any) -> tuple[str, str]:
 
 
 def for_files(names: Collection[str]) -> tuple[str, str] | None:
-    """What a directory or repository without a usable config or weights is, and what to do; None: unknown."""
+    """The kind of a directory or repository without a usable config or weights, and a hint; None: unknown."""
     for pattern, what, advice in _FILES:
         if _any(pattern, names):
             return what, advice

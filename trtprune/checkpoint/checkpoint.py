@@ -1,4 +1,4 @@
-"""A transformers checkpoint on disk: its config, and where each tensor lies.  No weight is loaded, no torch is used.
+"""A transformers checkpoint on disk: its config, and the place of each tensor.  No weight is loaded, no torch is used.
 
     checkpoint = resolve("llava-hf/llava-1.5-7b-hf")     # alias, hub id, directory, or "demo"
     checkpoint.tensors["lm_head.weight"].offset           # bytes from the start of its file
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]
 
 MAX_TEXT_BYTES = 64_000_000
-"""Of tokenizer.json, which has about 35 MB with a vocabulary of 256,000; other texts are small."""
+"""Size limit of tokenizer.json in bytes; with a vocabulary of 256,000 it has about 35 MB. Other texts are small."""
 MAX_CONTAINERS = 2_000_000
-"""Lists and objects in a JSON file; a tokenizer's merges are half a million lists at most."""
+"""Limit of lists and objects in a JSON file; a tokenizer's merges are at most half a million lists."""
 LARGE_TEXT = "tokenizer.json"
 SIDE_FILES = (
     "tokenizer.json",
@@ -48,11 +48,11 @@ SIDE_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-# The digest looks at this much of the middle of each tensor: two fine-tunes of one model share config, header
-# and file sizes, and a digest that called them the same would hand out the wrong build.
+# The digest reads so many bytes from the middle of each tensor: two fine-tunes of one model have the same config,
+# header and file sizes, and with equal digests one would get the other's build.
 SAMPLE_BYTES = 512
 PIECE = 1 << 20
-"""Numbers that are read at once where whole tensors are compared."""
+"""How many numbers are read at once when whole tensors are compared."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Checkpoint:
         files: Base names of the weight files, sorted.
         id: Hub id, ``"demo"``, or the directory's name; never an absolute path.
         revision: The commit, if it came from the hub.
-        weights: Folder of the weight files, where that is not ``path``.
-        known_digest: What :meth:`digest` is to say, of a checkpoint that is read from a build of it.
-        remote: Whether this is a repository on the hub whose weights are asked for next.
+        weights: Folder of the weight files, if it is not ``path``.
+        known_digest: The result of :meth:`digest` for a checkpoint that is read from a build of it.
+        remote: Whether this is a repository on the hub whose weights are not fetched yet.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class Checkpoint:
         return weight_path(self.weight_file(file))
 
     def weight_file(self, file: str) -> Path:
-        """Where the weight file of this base name lies."""
+        """The path of the weight file of this base name."""
         return (self.weights or self.path) / plain_name(file, self.path)
 
     def read(self, name: str) -> np.ndarray:
@@ -116,9 +116,9 @@ class Checkpoint:
         return data.view(dtype).reshape(info.shape)
 
     def same_values(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same numbers, whatever their dtypes; NaN equals nothing.
+        """Whether two tensors have the same numbers, whatever their dtypes; NaN equals nothing.
 
-        Both are read piece by piece up to the first difference, once: the answer is remembered.
+        Both are read piece by piece up to the first difference, once: the answer is cached.
 
         Raises:
             CheckpointError: if there is no such tensor or its file has changed.
@@ -161,7 +161,7 @@ class Checkpoint:
         return info
 
     def text_bytes(self, name: str) -> bytes | None:
-        """The bytes of a text file of the checkpoint, ``None`` if it has none of that name.
+        """The bytes of a text file of the checkpoint, ``None`` if there is no such file.
 
         Raises:
             CheckpointError: if it is too large, cannot be read, or is a link that leaves the checkpoint.
@@ -169,7 +169,7 @@ class Checkpoint:
         return read_text(self.path, name, MAX_TEXT_BYTES if name == LARGE_TEXT else SMALL_JSON_BYTES)
 
     def text_file(self, name: str) -> str | None:
-        """The text of a file of the checkpoint, ``None`` if it has none of that name."""
+        """The text of a file of the checkpoint, ``None`` if there is no such file."""
         data = self.text_bytes(name)
         if data is None:
             return None
@@ -182,7 +182,7 @@ class Checkpoint:
             ) from None
 
     def json_file(self, name: str) -> dict[str, Any] | None:
-        """The parsed JSON object in a file of the checkpoint, ``None`` if it has none of that name."""
+        """The parsed JSON object in a file of the checkpoint, ``None`` if there is no such file."""
         data = self.text_bytes(name)
         if data is None:
             return None
@@ -229,13 +229,13 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a local directory in transformers' layout: ``config.json`` and one or several safetensors files.
 
-    An engine directory stands for the checkpoint it was built from, where it holds the weights as they were.
+    An engine directory counts as the checkpoint it was built from, if it has the original weights.
 
     Args:
         path: The directory.
-        id, revision: What the checkpoint is called; by default by its directory.
-        check: Called with the checkpoint before its weights are looked for: its config and text files can be read, it
-            has no ``tensors`` yet. What it raises is the end.
+        id, revision: Name of the checkpoint; the directory's name by default.
+        check: Called with the checkpoint before its weights are read: its config and text files can be read, it has no
+            ``tensors`` yet. An exception in it ends the call.
 
     Raises:
         CheckpointError: naming the file or tensor at fault.
@@ -293,23 +293,23 @@ def resolve(
     check: Check | None = None,
     argument: str = "model",
 ) -> Checkpoint:
-    """Finds a checkpoint, downloading it if need be.
+    """Finds a checkpoint, and downloads it if necessary.
 
     Args:
         model: A directory; else an alias; else ``"demo"`` or ``"demo-signs"``; else a hub id ``owner/name``.  Alias
             and hub id may carry ``@revision``.
         revision: Branch, tag or commit on the hub.
-        cache_dir: Where downloads are kept; the hub's own default otherwise (``HF_HOME``).
+        cache_dir: Folder of downloads; the hub's own default otherwise (``HF_HOME``).
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
-        progress: Where a download's lines and bars go (:mod:`trtprune.reports.downloads`); by default bars where
-            somebody watches.
+        progress: Receiver of a download's lines and bars (:mod:`trtprune.reports.downloads`); by default bars in a
+            terminal or notebook.
         aliases: Short names to hub ids; those of :mod:`trtprune.checkpoint.aliases` by default.
-        check: As of :func:`open_checkpoint`; of a model on the hub it is called before the weights are fetched.
-        argument: What errors call ``model``.
+        check: As in :func:`open_checkpoint`; for a model on the hub it is called before the weights are fetched.
+        argument: Name of ``model`` in errors.
 
     Raises:
-        CheckpointError: one line that names what is at fault, with a hint.
+        CheckpointError: one line that names the fault, with a hint.
     """
     text = os.fspath(model)
     if not text.strip():
@@ -348,7 +348,7 @@ def resolve(
     from trtprune.checkpoint.hub import download
 
     def look(path: Path, commit: str | None, names: Sequence[str] | None) -> None:
-        """Judges what can be judged by the small files, and by the names of the others."""
+        """Checks the small files, and the names of the others."""
         where = arg(argument, text)
         if "config.json" not in (file_names(path) if names is None else names):
             raise no_config(where, list(names or ()))
@@ -372,7 +372,7 @@ def resolve(
 
 
 def _is_path(text: str) -> bool:
-    # "owner/name" holds a slash too: it is a path only if it exists or says so by its first character.
+    # "owner/name" has a slash, too: it is a path only if it exists or begins like one.
     return text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.count("/") > 1
 
 
@@ -386,7 +386,7 @@ def _closest(name: str, known: Any, everything: bool = False) -> str:
 
 
 def equal_values(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays of one shape hold the same numbers."""
+    """Whether two arrays of one shape have the same numbers."""
     import numpy as np
 
     if a.dtype == b.dtype and a.tobytes() == b.tobytes():

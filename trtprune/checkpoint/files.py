@@ -1,11 +1,10 @@
-"""Files of a checkpoint directory: what they may be called, where their links may lead, how much of them is read.
+"""Files of a checkpoint directory: their allowed names, the allowed targets of links, and size limits.
 
-A checkpoint comes from anywhere, and its text files are copied into every build of it. A link among them that leads
-out of the directory would copy whatever it names, the user's own files included; only the Hugging Face cache has a
-reason for links, and those lead into the ``blobs`` beside its snapshots.
+A checkpoint is untrusted, and its text files are copied into every build of it. A link out of the directory would copy
+its target, possibly the user's own files. Only the Hugging Face cache needs links, and those lead into the ``blobs``
+beside its snapshots.
 
-Weight files may be links to anywhere: people keep shards on other disks. Of those nothing is believed but a valid
-safetensors file.
+Weight files may be links to anywhere: people keep shards on other disks. They must be valid safetensors files.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from trtprune.files.reading import read_bounded
 __all__ = ["plain_name", "read_text", "text_path", "weight_path"]
 
 LONGEST_NAME = 255
-"""Bytes; what file systems allow."""
+"""The longest file name in bytes, as file systems allow it."""
 
 
 def plain_name(name: str, root: Path) -> str:
-    """``name``, if it is the name of a file in ``root`` and nothing else.
+    """``name``, if it is a plain file name, without a folder.
 
     Raises:
-        CheckpointError: for a path, a drive, or a name no file can have.
+        CheckpointError: for a path, a drive, or an impossible file name.
     """
     bad = not name or name in (".", "..") or any(c in name for c in "/\\\0") or re.match(r"^[A-Za-z]:", name)
     if bad or len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
@@ -37,7 +36,7 @@ def plain_name(name: str, root: Path) -> str:
 
 
 def text_path(root: Path, name: str) -> Path:
-    """Where a text file of the checkpoint lies: in ``root``, or in the blobs of the cache that ``root`` is part of.
+    """The path of a text file of the checkpoint: in ``root``, or in the blobs of the cache that contains ``root``.
 
     Raises:
         CheckpointError: if it is a link that leads elsewhere.
@@ -61,7 +60,7 @@ def weight_path(path: Path) -> Path:
     """The regular file behind a weight file, wherever a link leads.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no such file.
     """
     real = _resolved(path)
     if not real.is_file():
@@ -73,11 +72,11 @@ def weight_path(path: Path) -> Path:
 
 
 def read_text(root: Path, name: str, limit: int) -> bytes | None:
-    """The bytes of a text file of the checkpoint, ``None`` if it has none of that name.
+    """The bytes of a text file of the checkpoint, ``None`` if there is no such file.
 
     Raises:
-        CheckpointError: for a file that is larger than ``limit`` bytes, no regular file, not readable, or a link that
-            leaves the checkpoint.
+        CheckpointError: for a file of more than ``limit`` bytes, one that is not regular or not readable, or a link out
+            of the checkpoint.
     """
     path = text_path(root, name)
     try:
@@ -94,5 +93,5 @@ def read_text(root: Path, name: str, limit: int) -> bytes | None:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in a circle, by version of Python
+    except (OSError, RuntimeError):  # a circle of links; which error, depends on the version of Python
         raise CheckpointError(f"{path}: a symbolic link in a circle", hint="remove it") from None

@@ -11,7 +11,7 @@ from trtprune.reports.downloads import Progress
 
 __all__ = ["IGNORE", "TEXTS", "WEIGHTS", "Look", "download"]
 
-# All but the weights: what it takes to judge a model.
+# All files but the weights: enough to judge a model.
 TEXTS = ["*.json", "*.jinja"]
 # Never *.bin or *.pt: pickles can run code when opened.
 WEIGHTS = ["*.safetensors"]
@@ -31,22 +31,22 @@ def download(
     look: Look | None = None,
     argument: str = "model",
 ) -> tuple[Path, str | None]:
-    """Brings a hub repository's config, tokenizer and safetensors into the cache, the weights last.
+    """Downloads a hub repository's config, tokenizer and safetensors into the cache, the weights last.
 
     Args:
         hub_id: ``owner/name``.
         revision: Branch, tag or commit; the default branch otherwise.
-        cache_dir: Where to keep it; the hub's own default otherwise.
+        cache_dir: Folder of the cache; the hub's own default otherwise.
         token: Access token; the logged-in one otherwise.
         offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
-        progress: Where lines and bars go (:mod:`trtprune.reports.downloads`); by default bars in a terminal or
+        progress: Receiver of lines and bars (:mod:`trtprune.reports.downloads`); by default bars in a terminal or
             notebook.
-        look: Called with the directory, the commit and the names of all files of the repository (None where they are
-            not known) before the first byte of the weights is asked for. What it raises ends the download.
-        argument: What errors call ``hub_id``.
+        look: Called with the directory, the commit and the names of all files of the repository (None if
+            unknown) before the first byte of the weights is requested. An exception in it ends the download.
+        argument: Name of ``hub_id`` in errors.
 
     Returns:
-        The directory and the commit it holds.
+        The directory, and its commit.
 
     Raises:
         CheckpointError: one line and a hint for every failure.

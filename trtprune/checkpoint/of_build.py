@@ -1,4 +1,4 @@
-"""An engine directory as the checkpoint it was built from: its weights are there, and the model's own config."""
+"""An engine directory as the checkpoint it was built from: it has the weights and the model's own config."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "Orig
 MODEL_CONFIG = "model_config.json"
 """The checkpoint's ``config.json`` in an engine directory."""
 CLIP_PREFIX = "clip-"
-"""How the names of weight files begin that come from a second checkpoint."""
+"""Prefix of the names of a second checkpoint's weight files."""
 CLIP_CONFIG, CLIP_TOKENIZER = "clip_config.json", "clip_tokenizer.json"
-"""The second checkpoint's ``config.json`` and, set to cut long texts, its ``tokenizer.json``."""
+"""The second checkpoint's ``config.json``, and its ``tokenizer.json`` with segments for long texts."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an engine directory still holds of its checkpoint.
+    """The parts of its checkpoint that an engine directory has.
 
     Attributes:
         config: The checkpoint's ``config.json``.
-        headers: Of its weight files, by base name.
-        weights: The folder they lie in.
-        id, revision, digest: Of the checkpoint.
+        headers: Headers of its weight files, by base name.
+        weights: Folder of the weight files.
+        id, revision, digest: The checkpoint's.
     """
 
     config: dict[str, Any]

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read strictly and without its data.
+"""The header of a safetensors file, strictly checked, without its data.
 
 The format: 8 bytes little-endian length, that many bytes of JSON, then one byte buffer.  A header is untrusted
-input that says where in the file to read, so every rule of the format is checked before an offset is believed.
+input with offsets into the file, so every rule of the format is checked before an offset is used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from trtprune.files.reading import open_regular, parse_object
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER_BYTES", "Header", "TensorInfo", "parse_json", "read_header"]
 
-# A header of a model with 10,000 tensors has about 1 MB. The format's own limit of 100 MB is what a Python dictionary
-# of it makes into gigabytes.
+# The header of a model with 10,000 tensors has about 1 MB. At the format's own limit of 100 MB its Python dictionary
+# would take gigabytes.
 MAX_HEADER_BYTES = 25_000_000
-# The braces of a valid header are those of its tensors; of anything else it is cheaper to count them than to parse it.
+# The braces of a valid header are its tensors'; counting them is cheaper than parsing a header that is not valid.
 MAX_ENTRIES = 250_000
 MAX_DIMS = 32
-# Sub-byte types (F4, F6_*) are left out: nothing in a graph could refer to them.
+# Sub-byte types (F4, F6_*) are missing: no graph could refer to them.
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -36,7 +36,7 @@ _AGAIN = "download the file again"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``offset`` counts from the start of ``file`` (a base name)."""
+    """The place of one tensor: ``offset`` counts from the start of ``file`` (a base name)."""
 
     name: str
     file: str

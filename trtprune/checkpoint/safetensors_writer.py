@@ -1,4 +1,4 @@
-"""Writes a safetensors file whose content is not known yet when its layout is.
+"""Writes a safetensors file whose layout is known before its content.
 
 The layout follows from names, dtypes and shapes, so graphs can refer to a file before its data is computed, and the
 data can then be written piece by piece in any order of tensors.
@@ -23,7 +23,7 @@ __all__ = ["Layout", "SafetensorsWriter", "plan_layout"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The header of a file to be written, and where its tensors will lie."""
+    """The header of a file to be written, and the places of its tensors."""
 
     file: str
     header: bytes
@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole file."""
+        """Size of the whole file in bytes."""
         return len(self.header) + sum(info.nbytes for info in self.tensors.values())
 
 
@@ -86,7 +86,7 @@ class SafetensorsWriter:
         return self
 
     def append(self, name: str, data: np.ndarray) -> None:
-        """Adds the bytes of ``data`` to those of the tensor ``name`` that are already there.
+        """Adds the bytes of ``data`` to the tensor ``name``, behind those of earlier calls.
 
         Raises:
             ValueError: if the tensor has no room for them.

@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint directory: one file, or the shards that an index names."""
+"""The weight files of a checkpoint directory: one file, or the shards of an index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["INDEX", "SINGLE", "file_names", "no_config", "no_weights", "read_wei
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_TENSORS = 500_000
-"""Of a checkpoint. The largest mixtures of experts have 150,000."""
+"""The largest number of tensors of a checkpoint; the largest mixtures of experts have 150,000."""
 _AGAIN = "download the checkpoint again"
 
 
@@ -23,7 +23,7 @@ def read_weights(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:
     """The headers of all weight files by base name, and their tensors by name.
 
     Raises:
-        CheckpointError: if there are none, or index and files do not agree.
+        CheckpointError: if there are no weight files, or index and files do not agree.
     """
     if exists(root / SINGLE):
         header = _read_file(root / SINGLE)
@@ -38,7 +38,7 @@ def read_weights(root: Path) -> tuple[dict[str, Header], dict[str, TensorInfo]]:
 
 
 def file_names(root: Path) -> list[str]:
-    """Names of what lies in a directory, sorted; none where there is no directory."""
+    """Names of the files in a directory, sorted; empty if there is no directory."""
     try:
         return sorted(entry.name for entry in os.scandir(root))
     except OSError:
@@ -46,7 +46,7 @@ def file_names(root: Path) -> list[str]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something of that name, a link to nothing included."""
+    """Whether the path exists, also as a broken link."""
     return path.is_symlink() or path.exists()
 
 
@@ -97,7 +97,7 @@ def _read_file(path: Path) -> Header:
 
 
 def no_weights(where: object, names: list[str]) -> CheckpointError:
-    """The error for a directory or repository whose files are ``names``, none of them weights that are read."""
+    """The error for a directory or repository with the files ``names`` but without readable weights."""
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     others = [name for name in names if name.endswith(".safetensors")]
     adapter = "adapter_config.json" in names
@@ -112,7 +112,7 @@ def no_weights(where: object, names: list[str]) -> CheckpointError:
 
 
 def no_config(where: object, names: list[str]) -> CheckpointError:
-    """The error for a directory or repository without ``config.json``, whose files are ``names``."""
+    """The error for a directory or repository with the files ``names`` but without ``config.json``."""
     known = for_files(names)
     if known is not None:
         return CheckpointError(f"{where}: config.json is missing: {known[0]}", hint=known[1])

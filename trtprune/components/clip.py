@@ -21,7 +21,7 @@ from trtprune.graph.ops import layer_norm
 HAS_CLS = True
 NAMES = LayerNames("encoder.layers.{}.", "layer_norm1", "layer_norm2", "self_attn.", "self_attn.out_proj")
 RENAMES: tuple[tuple[str, str], ...] = ()
-"""Older names of modules; there are none."""
+"""Older names of modules: none."""
 UNUSED = (r"post_layernorm\.(weight|bias)", r"embeddings\.position_ids")
 """Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
@@ -41,7 +41,7 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
 
 
 def check_fixed_size(vision: Section, own: tuple[int, int], image_size: tuple[int, int] | None) -> None:
-    """Refuse a preprocessor whose pictures the tower's position table does not fit."""
+    """Refuse a preprocessor whose image size does not fit the tower's position table."""
     if image_size is not None and image_size != own:
         raise CheckpointError(
             f"preprocessor_config.json makes {image_size[0]}×{image_size[1]} pictures, {vision.key('image_size')} "
@@ -51,7 +51,7 @@ def check_fixed_size(vision: Section, own: tuple[int, int], image_size: tuple[in
 
 
 def embedding_weights(cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Key → shape of what :func:`embed` uses."""
+    """Key → shape of the weights of :func:`embed`."""
     h = cfg.hidden_size
     return {
         f"{prefix}embeddings.class_embedding": (h,),

@@ -1,4 +1,4 @@
-"""CLIP's text tower (``clip_text_model`` with its projection): a question in the space it shares with pictures.
+"""CLIP's text tower (``clip_text_model`` with its projection): a question in the joint space of text and images.
 
 Source: https://arxiv.org/abs/2103.00020; transformers' ``CLIPTextModelWithProjection``.
 """
@@ -22,7 +22,7 @@ __all__ = ["TextTowerConfig", "build_text_tower", "text_tower_weights"]
 
 FORM: Form = "primitives"
 OLD_EOS = 2
-"""What ``eos_token_id`` says in checkpoints that were written before transformers 4.31, whatever the tokenizer has."""
+"""The ``eos_token_id`` of checkpoints from before transformers 4.31, whatever the tokenizer's is."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TextTowerConfig:
         """Read ``text_config``.
 
         Raises:
-            CheckpointError: naming the key that makes no sense.
+            CheckpointError: naming the key with an invalid value.
         """
         hidden, heads = text.integer("hidden_size", 512), text.integer("num_attention_heads", 8)
         if hidden % heads:
@@ -76,7 +76,7 @@ class TextTowerConfig:
 
 
 def text_tower_weights(cfg: TextTowerConfig, prefix: str, projection: str) -> Mapping[str, tuple[int, ...]]:
-    """Key → shape of what :func:`build_text_tower` uses."""
+    """Key → shape of the weights of :func:`build_text_tower`."""
     h, f = cfg.hidden_size, cfg.intermediate_size
     weights = {
         f"{prefix}embeddings.token_embedding.weight": (cfg.vocab_size, h),
@@ -98,16 +98,16 @@ def build_text_tower(
 ) -> None:
     """``input_ids`` int64 [batch, length], length ≤ ``max_positions`` → ``clip_text_embeds`` float32 [batch, P].
 
-    Each row is a text of its own, between its first and last token; what follows the first end-of-text token of a row
-    has no influence, so that rows can be padded with it.
+    Each row is a separate text with its first and last token.  Tokens behind the first end-of-text token have no
+    influence, so rows can be padded with it.
 
-    Attention is written out whatever the backend prefers: at this size nothing is gained by a fused kernel, and the
-    check of TensorRT's networks holds a mask without a cache to be a mistake.
+    Attention is always in primitives: at this size a fused kernel gains nothing, and the check of TensorRT's networks
+    treats a mask without a cache as a mistake.
 
     Args:
         g: The graph.
         cfg: The tower.
-        prefix: Of its weights' keys.
+        prefix: Prefix of its weights' keys.
         projection: Key of the linear layer into the joint space.
         fixed_length: Whether the length is always ``max_positions``.
     """
@@ -119,7 +119,7 @@ def build_text_tower(
     # Gather before the cast: casting the rows is cheaper than casting the table.
     rows = op.Gather(g.weight(f"{prefix}embeddings.token_embedding.weight", raw=True), ids, axis=0)
     x = op.Add(g.cast(rows, g.dtype), op.Slice(table, g.ints(0), length, g.ints(0)))
-    mask = cache_mask(g, places, length, None, FORM)  # a text is a cache that holds just itself
+    mask = cache_mask(g, places, length, None, FORM)  # the mask of a cache that has exactly this text
     for i in range(cfg.num_layers):
         with g.scope(f"layers.{i}"):
             x = _layer(g, cfg, f"{prefix}encoder.layers.{i}.", x, mask)
@@ -142,7 +142,7 @@ def _layer(g: Graph, cfg: TextTowerConfig, layer: str, x: ir.Value, mask: ir.Val
 
 
 def _end_of_text(g: Graph, cfg: TextTowerConfig, ids: ir.Value, places: ir.Value, length: ir.Value) -> ir.Value:
-    """int64 [M]: the first end-of-text token of each row; 0, as in transformers, where there is none."""
+    """int64 [M]: the index of each row's first end-of-text token; 0 without one, as in transformers."""
     op, int64 = g.op, ir.DataType.INT64
     if cfg.eos_token_id is None:
         found = op.Equal(ids, op.ReduceMax(ids, g.ints(-1), keepdims=1))

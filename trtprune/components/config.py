@@ -1,7 +1,7 @@
 """Reading sections of a checkpoint's ``config.json``: typed, with transformers' defaults, errors naming the key.
 
-The one place where a value of a config becomes a number, a flag or a name: of any JSON value each method gives what it
-says or raises :class:`CheckpointError`, and no number is infinite, NaN or larger than what the graphs can hold.
+The one place where a value of a config becomes a number, a flag or a name: for any JSON value each method returns the
+promised type or raises :class:`CheckpointError`, and no number is infinite, NaN or too large for the graphs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from trtprune.errors import CheckpointError, shown
 __all__ = ["MAX_LAYERS", "MAX_SIDE", "Section"]
 
 MAX_LAYERS = 1000
-"""A damaged or hostile config must not keep us listing the weights of a billion layers."""
+"""The largest number of layers: a damaged or hostile config must not list the weights of a billion layers."""
 MAX_SIDE = 16384
-"""Pixels of a picture's side."""
+"""The largest side of an image, in pixels."""
 LARGEST = 3.4028234e38
 """The largest float32; every number of a config becomes one."""
 
@@ -29,7 +29,7 @@ class Section:
 
     Args:
         values: The dict.
-        path: How messages call it, e.g. ``"text_config"``.
+        path: Its name in messages, e.g. ``"text_config"``.
     """
 
     def __init__(self, values: Mapping[str, Any], path: str) -> None:
@@ -37,7 +37,7 @@ class Section:
         self.path = path
 
     def key(self, name: str) -> str:
-        """What messages call an entry."""
+        """The name of an entry in messages."""
         return f"config.json: {self.path}.{name}" if self.path else f"config.json: {name}"
 
     def section(self, name: str) -> Section:

@@ -1,6 +1,6 @@
-"""The language model: one decoder graph for Llama, Mistral and Qwen2, prefill and decode alike.
+"""The language model: one decoder graph for Llama, Mistral and Qwen2, for prefill and decode.
 
-What differs between the three is parameters: biases, grouped-query heads, sliding windows, rope, tied embeddings.
+The three differ in parameters only: biases, grouped-query heads, sliding windows, rope, tied embeddings.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class DecoderConfig:
         hidden = text.integer("hidden_size", 4096)
         heads = text.integer("num_attention_heads", 32)
         default_kv = {"llama": heads, "mistral": 8, "qwen2": 32}[kind]
-        if "num_key_value_heads" in text.values:  # null: as many as query heads
+        if "num_key_value_heads" in text.values:  # null: equal to the number of query heads
             default_kv = heads
         kv_heads = text.integer("num_key_value_heads", default_kv)
         if heads % kv_heads:
             raise CheckpointError(
                 f"{text.key('num_key_value_heads')} = {kv_heads} does not divide {heads} heads", hint=_OTHER
             )
-        # Bounded here: the rotary frequencies are made from it before it can be held against a weight.
+        # Bounded here: the rotary frequencies are computed from it before a weight can confirm it.
         head_dim = text.integer("head_dim", hidden // heads, high=MAX_HEAD_DIM)
         if head_dim % 2:
             raise CheckpointError(
@@ -172,8 +172,8 @@ class Segment:
         first: The first layer.
         stop: The layer behind the last one.
         last: Whether the decoder ends here, so that logits come out.
-        raters: What is returned of the attention of the last layer's rater rows, because a prune point follows:
-            ``"mean"`` over heads, every head (``"heads"``), or nothing (None).
+        raters: The returned attention of the last layer's rater rows, for the prune point behind it: the ``"mean"``
+            over heads, all ``"heads"``, or None.
     """
 
     first: int
@@ -183,7 +183,7 @@ class Segment:
 
 
 def segments(num_layers: int, cuts: Sequence[int], raters: Literal["mean", "heads"] | None) -> tuple[Segment, ...]:
-    """The decoder cut behind each layer of ``cuts`` (ascending, from 0, below ``num_layers - 1``)."""
+    """The segments of a decoder that is split behind each layer of ``cuts`` (ascending, 0 to ``num_layers - 2``)."""
     edges = [0, *(cut + 1 for cut in cuts), num_layers]
     return tuple(
         Segment(first, stop, stop == num_layers, None if stop == num_layers else raters)
@@ -206,12 +206,12 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
     must start zeroed: a masked NaN is still a NaN.
 
     A segment with ``raters`` also takes ``rater_index`` int64 [batch, R], rows of S, and returns ``rater_attention``
-    float32 [batch, R, S] (or [batch, heads, R, S]): what those rows' queries give to each of the S new tokens in the
-    segment's last layer.  That is their whole attention where the cache was empty before (``write_index`` 0).
+    float32 [batch, R, S] (or [batch, heads, R, S]): the attention of those rows' queries to each of the S new tokens in
+    the segment's last layer.  That is their whole attention if the cache was empty before (``write_index`` 0).
 
     Args:
         prefix, lm_head: As in :func:`decoder_weights`.
-        segment: Which layers; None: all of them.
+        segment: The layers; None: all of them.
     """
     op, int64 = g.op, ir.DataType.INT64
     segment = segment or Segment(0, cfg.num_layers, True)
@@ -270,7 +270,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
             x = op.Add(x, linear(g, y, f"{layer}mlp.down_proj", bias=cfg.mlp_bias))
 
     if segment.last:
-        # Only the rows that are asked for go through the output projection, the largest matrix of the model.
+        # Only the requested rows go through the output projection, the largest matrix of the model.
         x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
         x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
         g.output(op.MatMul(x, g.matrix(lm_head)), "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])

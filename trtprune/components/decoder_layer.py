@@ -1,4 +1,4 @@
-"""What a graph between two segments may use of the decoder: rotary angles, and the attention of the next layer."""
+"""The decoder as a graph between two segments sees it: rotary angles, and the attention of the next layer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DecoderLayer:
         return self.cfg.rope.cos_sin(g, position_ids)
 
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
-        """Attention float32 [B, heads, R, S] that rows ``index`` [B, R] would give in the layer behind the place."""
+        """Attention float32 [B, heads, R, S] of the rows ``index`` [B, R] in the layer behind the place."""
         cfg, dim, name = self.cfg, self.cfg.head_dim, f"{self.prefix}layers.{self.layer + 1}."
         with g.scope(f"layers.{self.layer + 1}"):
             y = rms_norm(g, hidden_states, f"{name}input_layernorm", eps=cfg.norm_eps)

@@ -35,7 +35,7 @@ RENAMES = (
     (".attention.output.dense.", ".attention.o_proj."),
     (".mlp.weights_out.", ".mlp.down_proj."),
 )
-"""What checkpoints written before transformers 5 call these modules, and what transformers 5 calls them."""
+"""Module names in checkpoints from before transformers 5 → their names in transformers 5."""
 UNUSED = (r"layernorm\.(weight|bias)", r"embeddings\.mask_token")
 """Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
@@ -43,8 +43,8 @@ UNUSED = (r"layernorm\.(weight|bias)", r"embeddings\.mask_token")
 def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerConfig:
     """``vision_config`` of a DINOv2 tower.
 
-    ``image_size`` there is what the position table was trained for; the graph is built for the size the preprocessor
-    produces, with the table interpolated as transformers does.
+    ``image_size`` there is the training size of the position table; the graph is built for the preprocessor's size,
+    with the table interpolated as transformers does.
     """
     hidden = vision.integer("hidden_size", 768)
     size = int(hidden * vision.number("mlp_ratio", 4))
@@ -73,7 +73,7 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
 
 
 def embedding_weights(cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Key → shape of what :func:`embed` uses."""
+    """Key → shape of the weights of :func:`embed`."""
     h = cfg.hidden_size
     rows, columns = cfg.position_grid
     return {
@@ -85,7 +85,7 @@ def embedding_weights(cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...
 
 
 def layer_weights(cfg: TowerConfig, prefix: str, present: Present) -> dict[str, tuple[int, ...]]:
-    """Key → shape of one encoder layer; ``present`` tells which of the two SwiGLU layouts is stored."""
+    """Key → shape of one encoder layer; ``present`` decides between the two SwiGLU layouts."""
     h, f = cfg.hidden_size, cfg.intermediate_size
     weights = {**norm_weights(f"{prefix}norm1", h), **norm_weights(f"{prefix}norm2", h)}
     for name in ("q_proj", "k_proj", "v_proj"):
@@ -113,12 +113,12 @@ def embed(g: Graph, cfg: TowerConfig, prefix: str, pixel_values: ir.Value) -> ir
 def _interpolates(cfg: TowerConfig) -> bool:
     rows, columns = cfg.position_grid
     height, width = cfg.image_size
-    # transformers' test: it interpolates a non-square picture even when the number of patches agrees
+    # transformers' test: it interpolates for a non-square image even if the number of patches agrees
     return cfg.patches != rows * columns or height != width
 
 
 def _positions(g: Graph, cfg: TowerConfig, key: str) -> ir.Value:
-    """The position table [1, 1 + patches, hidden], resampled (bicubic, in float32) if the picture's grid differs."""
+    """The position table [1, 1 + patches, hidden], resampled (bicubic, in float32) if the image's grid differs."""
     if not _interpolates(cfg):
         return g.weight(key)
     op, size = g.op, cfg.hidden_size

@@ -36,7 +36,7 @@ class ProjectorConfig:
 
 
 def projector_weights(cfg: ProjectorConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Key → shape of what :func:`build_projector` uses."""
+    """Key → shape of the weights of :func:`build_projector`."""
     return linear_weights(f"{prefix}linear_1", cfg.output_size, cfg.input_size, cfg.bias) | linear_weights(
         f"{prefix}linear_2", cfg.output_size, cfg.output_size, cfg.bias
     )

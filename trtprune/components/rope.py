@@ -35,8 +35,8 @@ _LARGER = "compare it with the config.json of the model's authors"
 class Rope:
     """Resolved rotary parameters.
 
-    ``inv_freq`` serves every length, except that beyond ``original_length`` positions ``long_inv_freq`` (longrope)
-    or a base grown by ``dynamic_factor`` (dynamic) takes its place.
+    ``inv_freq`` is for every length; beyond ``original_length`` positions ``long_inv_freq`` (longrope) or a base
+    multiplied by a power of ``dynamic_factor`` (dynamic) replaces it.
     """
 
     kind: str
@@ -53,14 +53,14 @@ class Rope:
         """Read ``text_config``.
 
         Raises:
-            CheckpointError: for an unknown rope type, a missing parameter, partial rotation, or parameters that give
-                frequencies no float32 can hold.
+            CheckpointError: for an unknown rope type, a missing parameter, partial rotation, or parameters whose
+                frequencies exceed float32.
         """
         params = _parameters(text)
         try:
             with np.errstate(all="ignore"):
                 rope = cls._resolve(text, params, dim, max_positions)
-        except (ArithmeticError, ValueError):  # such as a base or a length of 1, whose logarithm is divided by
+        except (ArithmeticError, ValueError):  # for instance a base or a length of 1, as its logarithm is a divisor
             rope = None
         if rope is None or not rope._finite():
             raise CheckpointError(
@@ -121,7 +121,7 @@ class Rope:
         return g.cast(cos, g.dtype), g.cast(sin, g.dtype)
 
     def _frequencies(self, g: Graph, position_ids: ir.Value) -> ir.Value:
-        """[dim / 2], or [B, 1, dim / 2] where they depend on the length of the row."""
+        """[dim / 2], or [B, 1, dim / 2] if they depend on the length of the row."""
         op = g.op
         base = g.constant(self.inv_freq.astype(np.float32), "inv_freq")
         if self.kind not in ("dynamic", "longrope"):
@@ -143,8 +143,8 @@ class Rope:
 
 
 def _parameters(text: Section) -> Section:
-    """The section of the rope's parameters, with the names that transformers 5 gives them."""
-    for name in ("rope_scaling", "rope_parameters"):  # transformers lets the old name win where both are set
+    """The section of the rope's parameters, with transformers 5's names."""
+    for name in ("rope_scaling", "rope_parameters"):  # in transformers the old name wins if both are set
         if text.values.get(name):
             params = text.section(name)
             break
@@ -157,7 +157,7 @@ def _parameters(text: Section) -> Section:
         )
     values: dict[str, Any] = dict(params.values)
     values.setdefault("rope_type", values.get("type", "default"))
-    if values["rope_type"] == "su":  # the name longrope had at first
+    if values["rope_type"] == "su":  # the first name of longrope
         values["rope_type"] = "longrope"
     return Section(values, params.path)
 

@@ -14,13 +14,13 @@ __all__ = ["HAS_CLS", "NAMES", "RENAMES", "UNUSED", "embed", "embedding_weights"
 
 HAS_CLS = False
 RENAMES: tuple[tuple[str, str], ...] = ()
-"""Older names of modules; there are none."""
+"""Older names of modules: none."""
 UNUSED = (*clip.UNUSED, r"head\..+")
 """Tensors of the architecture that LLaVA does not use, beside the layers above the selected ones."""
 
 
 def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerConfig:
-    """``vision_config`` of a SigLIP tower; the pooling head (``vision_use_head``) plays no part in LLaVA."""
+    """``vision_config`` of a SigLIP tower; the pooling head (``vision_use_head``) is not used in LLaVA."""
     own = vision.size("image_size", 224)
     check_fixed_size(vision, own, image_size)
     return TowerConfig.read(
@@ -34,7 +34,7 @@ def read_config(vision: Section, image_size: tuple[int, int] | None) -> TowerCon
 
 
 def embedding_weights(cfg: TowerConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Key → shape of what :func:`embed` uses."""
+    """Key → shape of the weights of :func:`embed`."""
     h = cfg.hidden_size
     return {
         f"{prefix}embeddings.patch_embedding.weight": (h, cfg.channels, *cfg.patch_size),

@@ -1,13 +1,13 @@
-"""What the three vision towers share: layer selection, encoder layers, what is read of their attention.
+"""The common part of the three vision towers: layer selection, encoder layers, attention outputs.
 
-A tower module (``clip``, ``dinov2``, ``siglip``) gives the embeddings and the names of its weights; this one runs the
-layers that are needed and picks the features, as ``LlavaModel.get_image_features`` of transformers does:
+A tower module (``clip``, ``dinov2``, ``siglip``) has the embeddings and the names of its weights; this one runs the
+needed layers and selects the features, as ``LlavaModel.get_image_features`` of transformers does:
 
 * ``hidden_states[0]`` is the input of the first encoder layer (for CLIP after ``pre_layrnorm``) and
-  ``hidden_states[k]`` the output of layer ``k - 1``; the tower's final norm is applied to none of them.
+  ``hidden_states[k]`` the output of layer ``k - 1``; the tower's final norm is not applied to any of them.
 * ``vision_feature_layer`` indexes them like a Python list; several are concatenated along the features.
-* ``vision_feature_select_strategy`` "default" drops the first token of each, "full" keeps all.  It does so on towers
-  without a CLS token too, where it costs a patch.
+* ``vision_feature_select_strategy`` "default" drops the first token of each, "full" keeps all.  Without a CLS token
+  "default" drops the first patch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 MAX_PATCHES = 65536
-"""Of a picture; nothing in a checkpoint bounds the pictures of a tower that interpolates its position table."""
+"""The largest number of patches of an image; a tower that interpolates its position table has no bound of its own."""
 _OTHER = "download config.json again, or correct it"
 
 Present = Callable[[str], bool]
@@ -49,7 +49,7 @@ Present = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """``vision_config`` with transformers' defaults filled in, and the image size the graph is built for."""
+    """``vision_config`` with transformers' defaults filled in, and the image size of the graph."""
 
     model_type: str
     hidden_size: int
@@ -97,15 +97,15 @@ class TowerConfig:
         swiglu: bool = False,
         layer_scale: bool = False,
     ) -> TowerConfig:
-        """Read what the towers have in common.
+        """Read the keys that all towers have.
 
         Args:
             vision: ``vision_config``.
-            model_type: Which tower it is.
+            model_type: The tower's type, e.g. ``clip_vision_model``.
             intermediate_size: Width of the MLP.
-            patch_size: Default, as are ``norm_eps`` and ``activation``.
-            image_size: (height, width) the preprocessor produces, where the tower can take another than its own.
-            qkv_bias: What only some towers have, as are ``swiglu`` and ``layer_scale``.
+            patch_size: Default value, as are ``norm_eps`` and ``activation``.
+            image_size: The preprocessor's (height, width), for a tower that accepts other sizes than its own.
+            qkv_bias: A feature of some towers only, as are ``swiglu`` and ``layer_scale``.
         """
         hidden = vision.integer("hidden_size", 768)
         heads = vision.integer("num_attention_heads", 12)
@@ -144,11 +144,11 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """Which hidden states become image features.
+    """The hidden states that become image features.
 
     Attributes:
         layers: Indices into ``hidden_states``, all ≥ 0, in the order they are concatenated.
-        drop_first: Strategy "default": the first token of each is dropped.
+        drop_first: Whether the first token of each is dropped (strategy "default").
     """
 
     layers: tuple[int, ...]
@@ -156,7 +156,7 @@ class FeatureSelection:
 
     @property
     def deepest(self) -> int:
-        """Encoder layers to build; the CLS attention row is that of the last one."""
+        """Number of encoder layers to build; the CLS attention row is the last one's."""
         return max(self.layers)
 
     @classmethod
@@ -164,7 +164,7 @@ class FeatureSelection:
         """Read ``vision_feature_layer`` and ``vision_feature_select_strategy``.
 
         Raises:
-            CheckpointError: for a layer that the tower has not got, or an unknown strategy.
+            CheckpointError: for a layer that the tower does not have, or an unknown strategy.
         """
         value = config.values.get("vision_feature_layer", -2)
         chosen = value if isinstance(value, list) else [value]
@@ -202,7 +202,7 @@ class LayerNames:
 
 
 class Tower(Protocol):
-    """What a tower module offers (the modules themselves satisfy this)."""
+    """The interface of a tower module (the modules themselves satisfy it)."""
 
     HAS_CLS: bool
     NAMES: LayerNames
@@ -239,7 +239,7 @@ def patch_tokens(g: Graph, cfg: TowerConfig, key: str, pixel_values: ir.Value, *
 
 
 def prepend_token(g: Graph, cfg: TowerConfig, token: ir.Value, tokens: ir.Value) -> ir.Value:
-    """``token`` (hidden numbers of any shape) as token 0 of every row."""
+    """``token`` (a value with ``hidden`` numbers) as token 0 of every row."""
     op = g.op
     batch = op.Shape(tokens, start=0, end=1)
     row = op.Reshape(token, g.ints(1, 1, cfg.hidden_size))
@@ -249,13 +249,13 @@ def prepend_token(g: Graph, cfg: TowerConfig, token: ir.Value, tokens: ir.Value)
 
 @dataclass
 class TowerOutputs:
-    """What a tower gives.
+    """The outputs of a tower.
 
     Attributes:
-        features: The selected hidden states [batch, N, hidden · len(layers)], what enters the projector.
-        cls: The same of the CLS token, [batch, 1, hidden · len(layers)]; None without one.
-        extras: By the names of :data:`trtprune.pruning.inputs.INPUTS`: ``cls_attention``, where there is a CLS token
-            and a layer that attended, and what else was asked for.
+        features: The selected hidden states [batch, N, hidden · len(layers)], the projector's input.
+        cls: The same for the CLS token, [batch, 1, hidden · len(layers)]; None without one.
+        extras: Further outputs by the names of :data:`trtprune.pruning.inputs.INPUTS`: ``cls_attention``, if there is a
+            CLS token and at least one layer, and the requested ones.
     """
 
     features: ir.Value
@@ -264,7 +264,7 @@ class TowerOutputs:
 
 
 ATTENTION_OUTPUTS = ("vision_keys", "deep_attention", "shallow_attention")
-"""What :func:`build_tower` reads of a layer's attention if asked."""
+"""Attention outputs that :func:`build_tower` adds on request."""
 
 
 def build_tower(
@@ -280,9 +280,9 @@ def build_tower(
 
     Args:
         g: The graph.
-        tower: Which tower, ``cfg`` its sizes, ``prefix`` that of its weights.
-        selection: Which hidden states are the features.
-        wanted: Of :data:`ATTENTION_OUTPUTS`; other names are ignored.
+        tower: The tower module; ``cfg`` its sizes, ``prefix`` the prefix of its weights.
+        selection: The hidden states of the features.
+        wanted: Requested names of :data:`ATTENTION_OUTPUTS`; other names are ignored.
         shallow_layer: The layer of ``shallow_attention``, counted from 1, at most ``selection.deepest``.
     """
     pixels = g.input("pixel_values", g.dtype_name, ["batch", cfg.channels, *cfg.image_size])
@@ -319,7 +319,7 @@ def _joined(g: Graph, parts: list[ir.Value]) -> ir.Value:
 def _layer(
     g: Graph, cfg: TowerConfig, names: LayerNames, layer: str, x: ir.Value, reads: Collection[str]
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """One pre-norm encoder layer, and what is read of its attention, for all tokens."""
+    """One pre-norm encoder layer, and its requested attention outputs for all tokens."""
     op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
     y = layer_norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
     q, k, v = (
@@ -331,7 +331,7 @@ def _layer(
     if "vision_keys" in reads:
         found["vision_keys"] = op.ReduceMean(g.cast(k, ir.DataType.FLOAT), g.ints(1), keepdims=0)
     for name in ("deep_attention", "shallow_attention"):
-        if name in reads:  # of one layer where the two are the same
+        if name in reads:  # from one layer if the two are the same
             found[name] = g.memo(("mean attention", layer), lambda: mean_attention(g, q, k, head_dim=dim))
     y = attention(g, q, k, v, heads=heads, kv_heads=heads, head_dim=dim, form=g.lowering.vision_attention)
     y = linear(g, merge_heads(g, y, heads, dim), layer + names.out, bias=True)

@@ -34,7 +34,7 @@ class Repository:
         token: Access token; None: the logged-in one.
         offline: Whether only cached files are used.
         ignore: Patterns of files that are never fetched.
-        argument: What errors call the id, the Python name of an argument; None: the id alone.
+        argument: The Python name of the argument that errors name; None: the id alone.
     """
 
     hub_id: str
@@ -57,7 +57,7 @@ class Repository:
         ignore: Sequence[str] = (),
         argument: str | None = None,
     ) -> Repository:
-        """A repository, with what is None as the hub's environment variables have it."""
+        """A repository; the hub's environment variables decide for arguments that are None."""
         from huggingface_hub import constants
 
         offline = bool(constants.HF_HUB_OFFLINE) if offline is None else offline
@@ -79,7 +79,7 @@ class Repository:
 
         try:
             with warnings.catch_warnings():
-                # "Not enough free disk space": the write that fails says so by itself, with our hint.
+                # "Not enough free disk space": the failing write has its own error, with our hint.
                 warnings.simplefilter("ignore")
                 yield
         except TrtpruneError:
@@ -106,7 +106,7 @@ class Repository:
         return Path(path)
 
     def sizes(self, commit: str) -> dict[str, int] | None:
-        """Bytes by name of all files of the repository, 0 where the hub does not say; None without its answer."""
+        """Bytes by name of all files of the repository, 0 if unknown; None without the hub's answer."""
         from huggingface_hub import HfApi
 
         if self.offline:
@@ -114,7 +114,7 @@ class Repository:
         try:
             info = HfApi(token=self.token).model_info(self.hub_id, revision=commit, files_metadata=True)
         except Exception:
-            # Only makes errors earlier and figures better: with everything in the cache nobody needs the hub.
+            # Only for earlier errors and better figures: with everything in the cache the hub is not needed.
             return None
         return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
 
@@ -133,7 +133,7 @@ class Repository:
             for name in names
             if not isinstance(try_to_load_from_cache(self.hub_id, name, self.cache, commit), str)
         }
-        with contextlib.suppress(OSError):  # no folder yet, or one that does not say
+        with contextlib.suppress(OSError):  # no folder yet, or no answer from the file system
             needed, free = sum(found.values()) - self._begun(), shutil.disk_usage(self.cache).free
             if needed > free:
                 raise CheckpointError(
@@ -143,13 +143,13 @@ class Repository:
         return found
 
     def _begun(self) -> int:
-        """Bytes of files whose transfer was cut: it goes on where it stopped."""
+        """Bytes of files whose transfer was cut, and will continue."""
         blobs = self.cache / f"models--{self.hub_id.replace('/', '--')}" / "blobs"
         return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
 
 
 def _meter(transfer: Transfer | None) -> type:
-    """A progress bar class for huggingface_hub that counts into ``transfer`` in place of drawing."""
+    """A progress bar class for huggingface_hub that counts into ``transfer`` instead of drawing."""
     from huggingface_hub.utils import tqdm
 
     known = transfer is not None and transfer.total is not None
@@ -233,7 +233,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_network(error: BaseException) -> bool:
-    # httpx, httpx2 or requests, by release of huggingface_hub: told by module, since none is a dependency of ours.
+    # httpx, httpx2 or requests, by release of huggingface_hub: recognised by module, as none is our dependency.
     library = type(error).__module__.partition(".")[0]
     names = {base.__name__ for base in type(error).__mro__}
     return isinstance(error, (ConnectionError, TimeoutError)) or (

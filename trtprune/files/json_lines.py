@@ -1,7 +1,7 @@
-"""Files of JSON lines, for ``run --requests``, ``compare --requests`` and ``eval --data`` alike.
+"""Files of JSON lines, for ``run --requests``, ``compare --requests`` and ``eval --data``.
 
-A file is untrusted: it is read a line at a time, however long it is, and a line that cannot be used is given as the
-reason why.  Lines end with ``\\n`` only: U+2028 and its like are characters of a text.
+A file is untrusted: it is read line by line, whatever its length, and an unusable line is returned as the reason why it
+is unusable.  Lines end with ``\\n`` only: U+2028 and similar characters are characters of a text.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from trtprune.files.reading import open_regular
 __all__ = ["STDIN", "Entry", "JsonLines", "prompt_of"]
 
 MAX_LINE_BYTES = 16 << 20
-"""A picture may be in a line, as a ``data:`` address."""
+"""The longest line in bytes: an image may be in a line, as a ``data:`` address."""
 MAX_PIPE_BYTES = 1 << 32
 STDIN = Path("-")
 
 Entry: TypeAlias = "tuple[int, dict[str, Any] | str]"
-"""Number of a line, from 1; its object, or why there is none."""
+"""The number of a line, from 1; its object, or the reason why it has none."""
 
 
 class JsonLines:
     """The lines of a file, a pipe or standard input; a context manager, and iterable more than once.
 
     Args:
-        path: The file; ``-`` is standard input.  What is no regular file is copied to a temporary one first.
-        flag: It was given by, for errors.
-        hint: Of errors: what a line looks like.
-        max_line: Bytes of a line.
-        max_bytes: Of the whole; None: of a file any number, of a pipe :data:`MAX_PIPE_BYTES`.
+        path: The file; ``-`` is standard input.  One that is not a regular file is first copied to a temporary one.
+        flag: The flag that names the file, for errors.
+        hint: Hint of errors: an example of a line.
+        max_line: The longest line in bytes.
+        max_bytes: The largest size in bytes; None: no limit for a file, :data:`MAX_PIPE_BYTES` for a pipe.
 
     Raises:
         InputError: naming flag and file, if it cannot be read.
@@ -52,7 +52,7 @@ class JsonLines:
         try:
             if path == STDIN:
                 self._stream = _copy(sys.stdin.buffer, max_bytes)
-            elif stat.S_ISFIFO(path.stat().st_mode):  # such as <(command)
+            elif stat.S_ISFIFO(path.stat().st_mode):  # for instance <(command)
                 with path.open("rb") as pipe:
                     self._stream = _copy(pipe, max_bytes)
             else:
@@ -71,7 +71,7 @@ class JsonLines:
         self._stream.close()
 
     def __iter__(self) -> Iterator[Entry]:
-        """Blank lines are left out, and counted."""
+        """All lines but the blank ones; blank lines count in the numbers."""
         self._stream.seek(0)
         for number, line in enumerate(self._lines(), 1):
             if line is None:
@@ -80,7 +80,7 @@ class JsonLines:
                 yield number, _parse(line, number)
 
     def _lines(self) -> Iterator[bytes | None]:
-        """Each line; None for one that is too long."""
+        """Each line; None for a line that is too long."""
         while line := self._stream.readline(self._max_line + 1):
             if len(line) <= self._max_line or line.endswith(b"\n"):
                 yield line
@@ -91,7 +91,7 @@ class JsonLines:
 
 
 def _copy(pipe: IO[bytes], max_bytes: int | None) -> IO[bytes]:
-    """All of a pipe in a temporary file, as it is read twice: to check, and to answer."""
+    """A pipe's content in a temporary file, because it is read twice: to check, and to answer."""
     kept: IO[bytes] = tempfile.TemporaryFile(prefix="trtprune-")  # noqa: SIM115
     size, most = 0, MAX_PIPE_BYTES if max_bytes is None else max_bytes
     while part := pipe.read(1 << 20):
@@ -122,6 +122,6 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | str:
 
 
 def prompt_of(entry: dict[str, Any]) -> str | None:
-    """What is asked, by either name; None where nothing is, or two things are."""
+    """The question, under either of its names; None if there is none, or both are given."""
     found = {value for value in (entry.get("prompt"), entry.get("question")) if isinstance(value, str)}
     return found.pop() if len(found) == 1 else None

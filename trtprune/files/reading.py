@@ -1,8 +1,8 @@
 """Reading files of unknown origin: regular files only, never more bytes than a limit, JSON that is one plain object.
 
-Every reader of a checkpoint, an engine directory or a request file stands on these; none of them waits on a pipe,
-follows a device without end, or hands out text that cannot be printed.  Failures are plain ``OSError`` and
-``ValueError``: the caller knows which of trtprune's errors they are, and what the user can change.
+Readers of checkpoints, engine directories and request files use these functions, so none of them waits on a pipe, reads
+a device without end, or returns text that cannot be printed.  Failures are plain ``OSError`` and ``ValueError``: the
+caller turns them into trtprune's errors and knows what the user can change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
         if path.is_symlink():
             raise OSError(0, "a symbolic link to nothing") from None
         return None
-    if data is None:  # a file of /proc that would make its reader wait
+    if data is None:  # a file of /proc that would block its reader
         raise OSError(0, "gives no data")
     if len(data) > limit:
         raise OSError(0, f"larger than {limit} bytes")
@@ -72,7 +72,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     """
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        # A lone surrogate passes the parser and would blow up in the first message that prints it.
+        # A lone surrogate passes the parser and would fail in the first message that prints it.
         if b"\\u" in text:
             json.dumps(data, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -96,7 +96,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def lock(file: int) -> bool:
-    """Whether an open file is this process's alone until it is closed; no other process has locked it."""
+    """Locks an open file until it is closed; False if another process has locked it."""
     if fcntl is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Attention, its mask, rotary embedding and the KV-cache write, each in the spellings of :class:`Lowering`."""
+"""Attention, its mask, rotary embedding and the KV-cache write, each in the forms of :class:`Lowering`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def rotary(g: Graph, x: ir.Value, cos: ir.Value, sin: ir.Value, head_dim: int) -
 def cache_mask(
     g: Graph, positions: ir.Value, capacity: ir.Value, window: int | None, form: Form | None = None
 ) -> ir.Value:
-    """Which cache slots each query may see: slot ``j`` for ``position - window < j ≤ position``.
+    """The cache slots that each query attends to: slot ``j`` for ``position - window < j ≤ position``.
 
     Args:
-        positions: int64 [B, S], the cache slot each query is written to.
+        positions: int64 [B, S], the cache slot of each query.
         capacity: int64 [1], slots in the cache.
         window: Length of a sliding window, or None.
-        form: Of the attention the mask is for; None: that of the decoder.
+        form: Form of the attention that takes the mask; None: the decoder's.
 
     Returns:
-        What :func:`attention` takes as ``mask``, [B, 1, S, capacity]: boolean, True = attend, for the operator;
+        The ``mask`` of :func:`attention`, [B, 1, S, capacity]: boolean, True = attend, for the operator;
         0 / lowest number of the dtype of the scores, to be added, for primitives.
     """
     op, int64 = g.op, ir.DataType.INT64
@@ -94,8 +94,8 @@ def attention(
         q: [B, heads, Sq, head_dim], not yet scaled.
         k: [B, kv_heads, Sk, head_dim], as is ``v``.
         mask: From :func:`cache_mask`, or None for full attention.
-        form: Operator or primitives, in the compute dtype or between casts to float32 (the tower and the decoder
-            choose apart).
+        form: Operator or primitives, in the compute dtype or between casts to float32 (chosen separately
+            for tower and decoder).
 
     Returns:
         [B, heads, Sq, head_dim].
@@ -147,7 +147,7 @@ def _primitives(
 
 
 def query_row(g: Graph, q: ir.Value, k: ir.Value, *, row: int, head_dim: int) -> ir.Value:
-    """Mean over heads of one query's attention row, float32 [B, Sk]; no other row is computed.
+    """One query's attention row, the mean over heads, float32 [B, Sk]; no other row is computed.
 
     Args:
         q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.
@@ -162,9 +162,9 @@ def query_row(g: Graph, q: ir.Value, k: ir.Value, *, row: int, head_dim: int) ->
 
 
 def mean_attention(g: Graph, q: ir.Value, k: ir.Value, *, head_dim: int) -> ir.Value:
-    """The attention each key receives: mean over heads and over all queries, float32 [B, Sk].
+    """The attention each key receives: the mean over heads and all queries, float32 [B, Sk].
 
-    Written out, [B, heads, S, Sk] at once: an attention operator returns no weights.
+    In primitives, with [B, heads, S, Sk] in memory: an attention operator returns no weights.
 
     Args:
         q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.

@@ -53,7 +53,7 @@ class Graph:
         name: Component name, e.g. ``"decoder"``.
         dtype: Compute dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         lowering: How attention, norms and rotary embeddings are written.
-        tensors: Weight key → where it lies.  Keys may differ from the names in the file (see
+        tensors: Weight key → place on disk.  Keys may differ from the names in the file (see
             ``models.weights``); a graph without weights needs none.
         quantized: Weight key → integers and scales, for the matrices that :meth:`matrix` takes from there instead.
 
@@ -82,9 +82,9 @@ class Graph:
         self._weights: dict[tuple[str, ir.DataType | None], ir.Value] = {}
         self._memo: dict[Any, Any] = {}
         self.doc_string = ""
-        """What the file says of itself, for people."""
+        """The file's doc string, for people."""
         self.metadata: dict[str, str] = {}
-        """What it says of itself, for programs: its ``metadata_props``."""
+        """The file's ``metadata_props``, for programs."""
 
     # -- inputs, outputs ------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Graph:
         return self.builder.input(name, DTYPES[dtype], list(shape))
 
     def output(self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
-        """Declare ``value`` as the graph output ``name``, cast to ``dtype`` if it is of another."""
+        """Declare ``value`` as the graph output ``name``, cast to ``dtype`` if it has another type."""
         value = self.cast(value, DTYPES[dtype])
         graph = self.builder.graph
         if value.producer() is None or value in graph.outputs:
@@ -210,20 +210,20 @@ class Graph:
         )
 
     def memo(self, key: Any, make: Any) -> Any:
-        """``make()`` the first time, the same value after: for what several layers share."""
+        """``make()`` the first time, the same value later: for values that several layers share."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """``value`` as ``dtype``; no node if it is known to be that already."""
+        """``value`` as ``dtype``; no node if its type is known to be that already."""
         if value.dtype == dtype:
             return value
         return self.op.Cast(value, to=int(dtype))
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Prefix the names of nodes and values made inside with ``name``."""
+        """Prefix the names of nodes and values inside the block with ``name``."""
         self.builder.push_module(name)
         try:
             yield
@@ -233,7 +233,7 @@ class Graph:
     # -- result ---------------------------------------------------------------------------------------------
 
     def model(self) -> ir.Model:
-        """The finished model.  Names are made unique; nothing is copied, so build no further after it."""
+        """The finished model.  Names become unique; nothing is copied, so do not add to the graph afterwards."""
         for node in self.builder.graph.all_nodes():
             for prop in [p for p in node.metadata_props if p.startswith("pkg.onnxscript")]:
                 del node.metadata_props[prop]
@@ -256,7 +256,7 @@ class Graph:
         """The serialised ONNX model; external weights stay where they are.
 
         Args:
-            inline: Put bodies in the place of calls of local functions, for readers that know none.
+            inline: Replace calls of local functions by their bodies, for readers without local functions.
         """
         proto = ir.to_proto(self.model())
         if inline and proto.functions:
@@ -266,5 +266,5 @@ class Graph:
         return proto.SerializeToString()
 
     def save(self, path: str | Path, *, inline: bool = False) -> None:
-        """Write the ONNX file; no weight is written.  ``inline`` as of :meth:`to_bytes`."""
+        """Write the ONNX file; no weight is written.  ``inline`` as in :meth:`to_bytes`."""
         Path(path).write_bytes(self.to_bytes(inline=inline))

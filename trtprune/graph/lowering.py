@@ -1,4 +1,4 @@
-"""Which ONNX operators the fused pieces of a transformer are written with."""
+"""The choice of ONNX operators for the fused pieces of a transformer."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ FORMS: dict[str, tuple[str, ...]] = {
     "products": ("op", "primitives"),
     "coverage": ("every", "lazy"),
 }
-"""What each field of :class:`Lowering` may be."""
+"""The values of each field of :class:`Lowering`."""
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """How attention, norms, rotary embeddings and the KV-cache write are spelled.
+    """The forms of attention, norms, rotary embeddings and the KV-cache write.
 
     ``"op"`` is the standard operator (Attention-24, LayerNormalization/RMSNormalization-23, RotaryEmbedding-23,
     TensorScatter-24); ``"primitives"`` writes the same arithmetic with MatMul, Softmax, ReduceMean, ScatterElements
     and the like.  Both give the same numbers; backends differ in which they recognise and which they run faster.
-    ``"op-float32"`` and ``"primitives-float32"``, for attention, cast queries, keys and values to float32 before: for
-    kernels that lose too much in half precision.  The cache stays in the compute dtype.
+    ``"op-float32"`` and ``"primitives-float32"``, for attention, first cast queries, keys and values to float32: for
+    kernels that lose too much precision in half precision.  The cache stays in the compute dtype.
     """
 
     attention: Form = "op"
@@ -41,13 +41,14 @@ class Lowering:
     norm: Form = "op"
     rotary: Form = "op"
     cache: Form = "op"
-    """How new keys and values are written into the cache."""
+    """The write of new keys and values into the cache."""
     products: Form = "op"
     """Float32 matrix products of the pruners.  TensorRT-RTX has none for Turing (sm75), where it fuses a product and
     a sum just as well; other backends would store every single product."""
     coverage: Literal["every", "lazy"] = "every"
-    """How a pruner finds the token that covers most: it computes ``every`` token's gain in each step, or, ``lazy``,
-    those that can still be the largest.  The same picks; a third of the time on a CPU, more launches on a GPU."""
+    """A pruner's search for the token with the largest gain of coverage: ``every`` computes all gains in each step,
+    ``lazy`` only those that can still be the largest.  The picks are the same; ``lazy`` takes a third of the time on a
+    CPU, and more launches on a GPU."""
 
     @property
     def opset(self) -> int:

@@ -34,8 +34,8 @@ PLUGIN_ATTRIBUTES: dict[str, Any] = {
     "plugin_version": "1",
     "tensorrt_plugin_shape_input_indices": [2],
 }
-"""What a call of ``TopKGather`` tells TensorRT's parser: which plugin to take if it is registered (the function's body
-serves otherwise), and that ``keep`` is an input whose value decides a shape.  Others pass the attributes over."""
+"""Attributes of ``TopKGather`` for TensorRT's parser: the plugin to take if it is registered (otherwise the function's
+body), and that ``keep`` is an input whose value decides a shape.  Other readers ignore them."""
 
 
 def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
@@ -94,7 +94,7 @@ def _gelu_tanh(g: Graph, x: ir.Value) -> ir.Value:
 
 
 def _gelu_new(g: Graph, x: ir.Value) -> ir.Value:
-    # The formula of gelu_pytorch_tanh spelled out; kept apart because transformers computes it this way.
+    # The formula of gelu_pytorch_tanh written out, separately because transformers computes it this way.
     cube = g.op.Mul(g.op.Mul(x, x), x)
     inner = g.op.Add(x, g.op.Mul(cube, g.scalar(0.044715)))
     tanh = g.op.Tanh(g.op.Mul(inner, g.scalar(math.sqrt(2.0 / math.pi))))

@@ -1,4 +1,4 @@
-"""Attention of a few rows only: what a prune point inside the decoder reads, next to a fused attention."""
+"""Attention of a few rows only, beside a fused attention: the input of a prune point inside the decoder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def rater_attention(
     window: int | None,
     gathered: bool = False,
 ) -> ir.Value:
-    """Softmax weights that some rows' queries give to the tokens of the same call; O(R · S), not O(S²).
+    """Softmax weights of some rows' queries for the tokens of the same call; O(R · S), not O(S²).
 
     Args:
         q: [B, heads, S, head_dim], rotated, not yet scaled.
         k: [B, heads / group, S, head_dim], rotated.
-        index: int64 [B, R], which of the S rows.
-        group: Query heads that share a key head.
+        index: int64 [B, R], the numbers of these rows, from 0 to S - 1.
+        group: Number of query heads per key head.
         window: Length of a sliding window, or None.
-        gathered: ``q`` holds the R rows already, [B, heads, R, head_dim].
+        gathered: Whether ``q`` has only the R rows, [B, heads, R, head_dim].
 
     Returns:
-        float32 [B, heads, R, S]; row ``r`` sees the tokens up to ``index[r]`` and 0 behind.
+        float32 [B, heads, R, S]; row ``r`` has weights for tokens up to ``index[r]`` and 0 behind.
     """
     op, int64 = g.op, ir.DataType.INT64
     rows = q

@@ -1,4 +1,4 @@
-"""Weights as a graph refers to them: where a tensor lies, and a matrix stored as integers and scales."""
+"""Weights as a graph refers to them: the place of a tensor on disk, and a matrix of integers and scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUANTIZED_OPSET = 21
 
 
 class TensorLocation(Protocol):
-    """Where a tensor lies on disk: what ``Graph.weight`` needs of ``checkpoint.TensorInfo``."""
+    """The place of a tensor on disk: the part of ``checkpoint.TensorInfo`` that ``Graph.weight`` needs."""
 
     @property
     def name(self) -> str: ...
@@ -36,11 +36,11 @@ class QuantizedMatrix:
     with a Transpose between the two it does so for some forms only.
 
     Attributes:
-        integers: int8, or int4 packed two a byte (dtype U8), of the [in, out] matrix.
+        integers: The [in, out] matrix as int8, or as int4 with two numbers per byte (dtype U8).
         scales: [out] without blocks, [in / block, out] with.
         shape: (in, out).
         bits: 8 or 4.
-        block: Weights along ``in`` that share a scale; None: all of them.
+        block: Number of weights along ``in`` with a common scale; None: all of them.
     """
 
     integers: TensorLocation

@@ -1,7 +1,7 @@
 """ONNX Runtime: the CPU and CUDA providers of its wheels.
 
-A provider that was asked for is the one that runs, or there is an error: no falling back in silence.  The KV cache
-is bound once as input and as output of the decoder, so that a step writes its rows in place and copies nothing.
+The requested provider runs, or there is an error: never another one in silence.  The KV cache is bound once as input
+and as output of the decoder, so that a step writes its rows in place and copies nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ OLDEST = (1, 25)
 OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit")}
 logger = logging.getLogger("trtprune")
 
-# Long enough to bridge the gap between two operators.  Segments whose threads spun on would take the processors from
-# the next one: a token then takes a fifth longer (benchmarks/bench_segments.py).
+# Long enough for the gap between two operators.  Threads of a segment that spin longer take the processors from the
+# next segment: a token then takes a fifth longer (benchmarks/bench_segments.py).
 BRIEF_SPIN_US = "50"
 
 
@@ -49,11 +49,11 @@ class OrtBackend:
 
     Args:
         provider: ``"cpu"`` or ``"cuda"``.
-        threads: For work inside one operator; None takes what the container allows.
-        options: Of the provider. ``cpu``: ``activations`` = ``int8`` (default) or ``float32``, for graphs with
-            quantised weights: the kernels that keep such weights small round what is multiplied with them to 8 bits
-            too, in blocks; ``float32`` dequantises the weights at load instead and computes as the graph says, at the
-            speed and in the memory of unquantised weights. ``cuda``: ``device_id``, ``gpu_mem_limit``.
+        threads: Threads inside one operator; None: all that the container allows.
+        options: Options of the provider. ``cpu``: ``activations`` = ``int8`` (default) or ``float32``, for graphs with
+            quantised weights. The kernels for quantised weights also round the activations to 8 bits, in blocks;
+            ``float32`` dequantises the weights at load and computes exactly as the graph says, with the speed and
+            memory of unquantised weights. ``cuda``: ``device_id``, ``gpu_mem_limit``.
 
     Raises:
         BackendError: if ONNX Runtime or the provider is missing, or two wheels of ONNX Runtime are installed.
@@ -102,9 +102,8 @@ class OrtBackend:
                 f"{root}: built in bfloat16, for which ONNX Runtime's {self.name} provider has no kernels",
                 hint=f"build it with {arg('dtype', 'float32')}, which computes in it from the same bfloat16 weights",
             )
-        # Looking up embeddings is one copy. Threads of a pool spin a while after each run: worth it for the decoder,
-        # whose next step follows at once; those of the others would only take time from it, and segments of a decoder
-        # take turns.
+        # An embedding lookup is one copy. Threads of a pool spin for a while after each run. That helps the decoder, as
+        # its next step follows at once; spinning threads of other components or segments would slow it down.
         threads = 1 if component.name == "embed" else self.threads
         return self.open(
             root / component.onnx,
@@ -150,13 +149,13 @@ class OrtBackend:
 
         Args:
             model: The serialised graph.
-            onnx_path: What to call it in errors; external data locations are relative to its folder.
-            threads: Other than the backend's.
-            spin: Whether idle threads wait for the next run busily.
-            brief: Whether they do so only for the time between two operators.
+            onnx_path: Its name in errors; external data locations are relative to its folder.
+            threads: Threads inside one operator; None: the backend's.
+            spin: Whether idle threads wait actively for the next run.
+            brief: Whether they do so only between two operators.
 
         Raises:
-            BackendError: if ONNX Runtime refuses the graph, or the provider falls away.
+            BackendError: if ONNX Runtime refuses the graph or drops the provider.
         """
         ort = self._ort
         options = ort.SessionOptions()
@@ -166,11 +165,11 @@ class OrtBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         if brief:
             options.add_session_config_entry("session.intra_op.spin_duration_us", BRIEF_SPIN_US)
-        # Reasons for a refusal arrive in the exception; the log would only repeat them on stderr.
+        # The exception has the reason of a refusal; the log would repeat it on stderr.
         options.log_severity_level = 4
         model, folder = located(model, onnx_path.parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        # Shapes change from call to call (prompt length, batch): a memory plan per shape would only pile up.
+        # Shapes change from call to call (prompt length, batch): memory plans per shape would only accumulate.
         options.enable_mem_pattern = False
         providers = self._configure(options)
         try:
@@ -190,13 +189,13 @@ class OrtBackend:
         return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
 
     def _configure(self, options: Any) -> dict[str, Any]:
-        """Adds the provider to the session options; what the session's constructor needs in addition."""
+        """Adds the provider to the session options; returns further arguments of the session's constructor."""
         if self.name == "cpu":
             if self.options.get("activations") == "float32":
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
             # DequantizeLinear + MatMul becomes one kernel. At an accuracy level that keeps activations in float32, that
             # kernel unpacks 8-bit weights in every call, many times slower than float32 weights: 4 it is. The block
-            # size is that of weights with one scale a channel; 64 is half again as fast as the default of 32.
+            # size applies to weights with one scale per channel; 64 is 1.5 times as fast as the default of 32.
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
             options.add_session_config_entry("session.qdq_matmulnbits_block_size", "64")
             return {"providers": ["CPUExecutionProvider"]}
@@ -240,7 +239,7 @@ class OrtSession:
         shapes = {name: array.shape for name, array in inputs.items()}
         dims = bind_dims(self.inputs, shapes, {name: array.dtype.name for name, array in inputs.items()})
         binding = self._binding(cache)
-        held: list[Any] = []  # keeps what is bound alive until the run is over
+        held: list[Any] = []  # keeps bound arrays alive until the run is over
         for name, array in inputs.items():
             value = to_value(self._ort, np.ascontiguousarray(array))
             held.append(value)
@@ -264,16 +263,16 @@ class OrtSession:
             if cache is not None:
                 cache.binding = None
             raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
-        # Outputs come in the order they were bound; those of the cache are last and are not wanted.
+        # Outputs come in the order of their binding; those of the cache are last and are not returned.
         for spec, value in zip(self.outputs, binding.get_outputs(), strict=False):
             if spec.name not in results:
                 results[spec.name] = value.numpy()
         return results
 
     def _binding(self, cache: OrtCache | None) -> Any:
-        """Where the cache is bound already; outputs come first, so that they are the first to come back.
+        """The binding of a cache, with the other outputs first, so that they are returned first.
 
-        Buffers that stay where they are need binding once: with tens of tensors that is a noticeable part of a step.
+        Buffers at fixed addresses are bound once: the binding of tens of tensors is a noticeable part of a step.
         """
         if cache is not None and cache.binding is not None:
             return cache.binding
@@ -331,7 +330,7 @@ def _import_onnxruntime(provider: str) -> Any:
 def _preload_cuda(ort: Any) -> None:
     """Loads CUDA and cuDNN from their own wheels, where the provider would not look for them.
 
-    What is missing is only printed; that the provider then does not load is noticed when a graph is opened.
+    onnxruntime only prints what is missing; opening a graph then fails, because the provider does not load.
     """
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

@@ -1,6 +1,6 @@
-"""Memory for the KV cache in ONNX Runtime, and arrays as the values it binds.
+"""Memory of the KV cache in ONNX Runtime, and arrays as OrtValues.
 
-What is written into the cache, and when, is the decoder graph's business.
+The decoder graph alone decides what is written into the cache, and when.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OrtCache:
     ) -> None:
         self._ort = ort
         self.values = values
-        self.binding: Any = None  # of the session that made it, with these buffers bound
+        self.binding: Any = None  # the session's, with these buffers bound
         self.kinds = kinds
         self.batch = batch
         self.capacity = capacity
@@ -52,7 +52,7 @@ class OrtCache:
         self.slab = slab  # On the CPU all buffers are views of this one block of bytes; it must outlive them.
 
     def zero(self) -> None:
-        """Sets every byte to 0: what is masked still meets a zero weight, and 0 × NaN would be NaN."""
+        """Sets every byte to 0: masked slots are multiplied by a zero weight, and 0 × NaN would be NaN."""
         if self.slab is not None:
             self.slab[:] = 0
             return
@@ -81,9 +81,9 @@ def new_cache(
         ort: The onnxruntime module.
         pairs: The graph's cache inputs.
         batch: Rows.
-        capacity: Tokens a row.
+        capacity: Tokens per row.
         device: Type and number.
-        reuse: A cache nobody needs any more; its memory is taken if it suffices.
+        reuse: A cache that is no longer used; its memory is taken if it is large enough.
 
     Raises:
         BackendError: if there is no memory for it.
@@ -107,7 +107,7 @@ def new_cache(
         else:
             padded = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())
             block = reuse.slab if reuse is not None else None
-            # A much larger block would stay in memory for good, because of one long request.
+            # A much larger block would stay allocated for ever after one long request.
             if block is None or not padded <= block.nbytes <= 4 * padded:
                 block = np.empty(padded, np.uint8)
             found, slab = _views(ort, block, shapes, kinds, sizes), block

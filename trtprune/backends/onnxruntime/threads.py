@@ -1,4 +1,4 @@
-"""How many threads ONNX Runtime gets here."""
+"""The number of threads for ONNX Runtime on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _quotas() -> list[tuple[int, int]]:
         found.append((int(quota), int(period)))
     except (OSError, ValueError):
         pass
-    try:  # cgroup v1; the quota is -1 where there is none
+    try:  # cgroup v1; a quota of -1 means no limit
         base = Path("/sys/fs/cgroup/cpu")
         found.append(
             (

@@ -1,6 +1,6 @@
 """Runs the engines of a directory, on one GPU.
 
-What can be refused is refused before anything is loaded: another version, another GPU, too little memory.
+Refusals come before anything is loaded: another version, another GPU, too little memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "TrtBackend"]
 
 OPTIONS = {"tensorrt": ("device_id", "cuda_graph"), "tensorrt-rtx": ("device_id", "cuda_graph", "runtime_cache")}
-# Recorded steps that are kept, one for each cache in use: more would be conversations nobody continues.
+# Recorded steps that are kept, one for each cache in use: more would belong to conversations that have ended.
 STEPS = 4
 
 
@@ -82,7 +82,7 @@ class TrtBackend:
         """Loads one component.
 
         Raises:
-            BackendError: if it does not load, or what is still to be loaded does not fit into memory.
+            BackendError: if it does not load, or the components that are still to be loaded do not fit into memory.
             EngineDirError: if its file cannot be read or is another component's.
         """
         assert component.engine is not None
@@ -96,7 +96,7 @@ class TrtBackend:
         return TrtSession(component, engine, cache_capacity(component))
 
     def step(self, embed: TrtSession, decoder: TrtSession, cache: TrtCache) -> DecodeStep:
-        """The decode step over one cache; one made before over the same memory is used again."""
+        """The decode step over one cache; an earlier step over the same memory is used again."""
         if self._buffers is None:
             logits = next(spec for spec in decoder.outputs if spec.name == "logits")
             hidden = next(spec for spec in embed.outputs if spec.name == "text_embeds")
@@ -144,7 +144,7 @@ def _size(config: EngineDir, component: ComponentInfo) -> int:
     try:
         return config.path(component.engine or component.onnx).stat().st_size
     except OSError:
-        return 0  # loading says what is wrong with it
+        return 0  # loading reports the fault
 
 
 def _supported(trt: Any) -> frozenset[str]:

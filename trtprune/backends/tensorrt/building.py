@@ -1,7 +1,7 @@
 """A parsed network → an engine file, with progress, a way to interrupt it, and every logged error a failure.
 
 TensorRT calls its progress monitor from its own threads and cannot be stopped from outside, so the build runs in a
-thread of its own: an interrupt reaches the waiting main thread, which has the monitor say stop at the next step.
+thread of its own: an interrupt reaches the waiting main thread, and the monitor stops the build at its next step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trtprune.errors import BuildError
 
 __all__ = ["BuilderSettings", "TimingCache", "build_engine", "served_capabilities"]
 
-# (what TensorRT says, what can be done about it)
+# (TensorRT's message, remedy)
 HINTS = (
     (r"is_decomposable|[Aa]ttention operation was not supported", "--attention decomposed (for the vision tower: "
      "--lowering vision_attention=primitives) does without TensorRT's attention kernels"),
@@ -36,7 +36,7 @@ HINTS = (
 
 @dataclass(frozen=True)
 class BuilderSettings:
-    """What the builder is told; the fields are those of ``EngineOptions``, ``targets`` resolved."""
+    """Settings of the builder; the fields of ``EngineOptions`` with ``targets`` resolved."""
 
     targets: tuple[str, ...]
     builder_optimization_level: int | None = None
@@ -48,7 +48,7 @@ class BuilderSettings:
 
 
 class TimingCache:
-    """Kernel timings that all components of a build share; bytes in the library's own format."""
+    """Kernel timings for all components of a build; bytes in the library's own format."""
 
     def __init__(self, load: Path | None, save: Path | None) -> None:
         self.save_to = save
@@ -68,11 +68,11 @@ class TimingCache:
             )
 
     def collect(self, config: Any) -> None:
-        """Takes over what a builder has added."""
+        """Takes over the timings that a builder has added."""
         self.data = bytes(config.get_timing_cache().serialize())
 
     def save(self) -> None:
-        """Writes the file that was asked for."""
+        """Writes the file of ``--save-timing-cache``."""
         if self.save_to is None:
             return
         try:
@@ -100,16 +100,16 @@ def build_engine(
     """Builds and writes an engine.
 
     Args:
-        network: Checked; its weights are read now.
-        log: Of the library.
-        profiles: Of the component.
-        settings: For the builder.
+        network: The checked network; its weights are read now.
+        log: The library's log.
+        profiles: The component's profiles.
+        settings: Settings of the builder.
         path: The file to write.
-        timing_cache: Read and added to; None for a library that has none.
-        live: Told what is being done, many times a second.
+        timing_cache: Timings to read and to extend; None for a library without a timing cache.
+        live: Called with the current phase, many times per second.
 
     Returns:
-        The profiles that were set: those of ``profiles`` without values for inputs whose values decide no shape.
+        The profiles of the engine: ``profiles`` without the values of inputs whose values decide no shape.
 
     Raises:
         BuildError: with the first error TensorRT logged.
@@ -142,7 +142,7 @@ def _configure(trt: Any, config: Any, settings: BuilderSettings, component: str)
         for place, target in enumerate(settings.targets):
             if not config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), place):
                 raise BuildError(f"{component}: {trt.__name__} does not take --compute-capability {target}")
-    # TF32 rounds the inputs of float32 products to 10 bits: what is float32 in our graphs is there to be exact.
+    # TF32 rounds the inputs of float32 products to 10 bits, but float32 in our graphs is there for exact results.
     config.clear_flag(flags.TF32)
     if settings.builder_optimization_level is not None:
         config.builder_optimization_level = settings.builder_optimization_level
@@ -168,7 +168,7 @@ def _add_profile(network: Network, config: Any, wanted: Profile, record: Record)
     used: Profile = {}
     for name, shapes in wanted.items():
         if name == "keep" and name not in values:
-            continue  # a method that keeps everything reads no budget
+            continue  # a method that keeps all tokens reads no budget
         if name not in inputs:
             raise BuildError(f"{network.component}: the network has no input '{name}'")
         try:
@@ -216,8 +216,8 @@ def _make_monitor(trt: Any, live: Callable[[str], None] | None) -> Any:
 def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
     """Builds in a thread; True if an engine was written."""
     outcome: list[Any] = []
-    # Not Thread.join: interrupted, it takes the thread for ended in Python 3.9 to 3.12 (github.com/python/cpython
-    # issue 90882), and a builder that calls back into an interpreter that is gone ends the process.
+    # Not Thread.join: after an interrupt it assumes in Python 3.9 to 3.12 that the thread has ended
+    # (github.com/python/cpython issue 90882); a builder that calls back into a finished interpreter ends the process.
     ended = threading.Event()
 
     def work() -> None:
@@ -231,7 +231,7 @@ def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
     interrupt: BaseException | None = None
     with _signals_into([]) as early:
-        thread.start()  # waits for the thread to come up; ended in there by a signal, it would be left behind
+        thread.start()  # waits for the thread to start; a signal there would leave the thread behind
     while True:
         try:
             while early:
@@ -251,11 +251,11 @@ def _run(network: Network, config: Any, path: Path, monitor: Any) -> bool:
 
 @contextlib.contextmanager
 def _signals_into(caught: list[int]) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM instead of raising what their handlers raise; only the main thread has any."""
+    """Records SIGINT and SIGTERM instead of calling their handlers; only the main thread has handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    # A handler that is not Python's (None) could not be put back.
+    # A handler that is not Python's (None) could not be restored.
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in numbers}
     try:
@@ -296,7 +296,7 @@ def _write(network: Network, config: Any, path: Path) -> bool:
 def _failure(network: Network, settings: BuilderSettings, record: Record) -> BuildError:
     why = record.why()
     hint = next((hint for pattern, hint in HINTS if re.search(pattern, why)), "-v shows TensorRT's warnings too")
-    # "IBuilder::… Error Code 1: Myelin (… In compileGraph at /_src/…)": where in their sources is of no use here.
+    # "IBuilder::… Error Code 1: Myelin (… In compileGraph at /_src/…)": the place in their sources does not help here.
     why = re.sub(r" In \w+ at /\S+?\)", ")", re.sub(r"^\S+: (?=Error Code)", "", why))
     target = ", ".join(settings.targets)
     library = f"{network.trt.__name__} {network.trt.__version__}"

@@ -1,8 +1,8 @@
-"""What TensorRT's parser silently gets wrong, looked for before and after it reads a graph.
+"""Checks for graphs that TensorRT's parser misreads in silence, before and after it reads one.
 
-The parser accepts attention it then computes otherwise: it drops ``nonpad_kv_seqlen`` without a word, and takes
-``is_causal`` to mean the upper left corner, which over a cache is another token's past.  Such an engine builds, runs
-and answers nonsense.  So the graph is checked before parsing (:func:`lint`) and the network after it
+The parser accepts attention that it then computes differently: it ignores ``nonpad_kv_seqlen``, and aligns
+``is_causal`` with the upper left corner, which over a cache is another token's past.  Such an engine builds, runs and
+answers nonsense.  So the graph is checked before parsing (:func:`lint`) and the network after it
 (:func:`check_network`), on every build.
 """
 
@@ -26,14 +26,14 @@ def lint(proto: Any, component: str) -> None:
 
     Args:
         proto: ``onnx.ModelProto``; with a KV cache, if an input is called ``past_key_values.…``.
-        component: Its name, for the message.
+        component: Name of the component, for the message.
 
     Raises:
         BuildError: naming the node and what is wrong with it.
     """
     cached = any(value.name.startswith(PAST) for value in proto.graph.input)
     for node in _nodes([proto.graph, *proto.functions]):
-        # By type alone: the parser does not look at the domain of operators it knows.
+        # By type alone: the parser ignores the domain of operators that it knows.
         if node.op_type == "Attention":
             fault = _attention_fault(node, cached)
         elif node.op_type == "TensorScatter":
@@ -97,18 +97,18 @@ def attentions(trt: Any, network: Any) -> list[tuple[str, Any]]:
 def check_network(
     trt: Any, network: Any, component: str, *, attention: int, cache_updates: int, cached: bool, cast_float32: bool
 ) -> None:
-    """Checks what the parser made of a component; allows float32 attention to be written out where it must be.
+    """Checks the parser's network of a component; allows plain operators for float32 attention where it must.
 
     Args:
         trt: The library.
         network: The parsed ``INetworkDefinition``.
-        component: Its name, for messages.
-        attention: How many attention operators there must be.
-        cache_updates: How many in-place cache writes there must be.
+        component: Name of the component, for messages.
+        attention: The required number of attention operators.
+        cache_updates: The required number of in-place cache writes.
         cached: Whether it has a KV cache: then every attention must have a mask and none be causal; without, no
             attention may have either.
         cast_float32: Lets attention in float32 fall back to plain operators.  TensorRT-RTX has no kernel for it and
-            refuses otherwise; TensorRT has, and is not to be told.
+            refuses otherwise; TensorRT has one and needs no permission.
 
     Raises:
         BuildError: naming the layer and what is wrong with it.

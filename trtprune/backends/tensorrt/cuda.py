@@ -1,7 +1,7 @@
 """One device and one stream of CUDA, as far as the TensorRT runtime needs them, over ``cuda-bindings``.
 
-Everything is asked for on one stream, so it happens in the order it was asked for; Python waits only where it reads.
-What uses a device takes a :class:`Driver`, of which :class:`CudaDriver` is the one for GPUs.
+All work goes to one stream and runs in order; Python waits only where it reads.  Users of a device take a
+:class:`Driver`; :class:`CudaDriver` is the one of a GPU.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class Driver(Protocol):
     stream: int
 
     def enter(self) -> None:
-        """Makes the device the current one: each thread has its own, and other libraries change it."""
+        """Makes the device the current one: each thread has its own current device, and other libraries change it."""
 
     def memory_info(self) -> tuple[int, int]:
         """Bytes free and bytes in all on the device."""
 
     def allocate(self, nbytes: int) -> int:
-        """Address of new device memory, aligned to 256 bytes; raises MemoryError if there is none."""
+        """Address of new device memory, aligned to 256 bytes; raises MemoryError if there is not enough."""
 
     def free(self, address: int) -> None:
-        """Gives memory back; waits for the work that uses it."""
+        """Frees memory, after the work that uses it."""
 
     def allocate_host(self, nbytes: int) -> np.ndarray:
         """uint8 [nbytes] of page-locked memory, which the device reads and writes without Python waiting."""
@@ -70,10 +70,10 @@ class Driver(Protocol):
         """Sets bytes to 0."""
 
     def synchronize(self) -> None:
-        """Waits for everything asked for."""
+        """Waits for all work on the stream."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` puts on the stream, not done but recorded (a CUDA graph): the result does it, any time."""
+        """Records the work that ``work`` puts on the stream (a CUDA graph), without running it; the result runs it."""
 
 
 class CudaDriver:
@@ -133,14 +133,14 @@ class CudaDriver:
         self.enter()
         error, address = self._cuda.cudaMalloc(nbytes)
         if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-            self._cuda.cudaGetLastError()  # or the next call would report it again
+            self._cuda.cudaGetLastError()  # otherwise the next call would report it again
             raise MemoryError(f"the GPU has no {nbytes} bytes left")
         self._check("allocating", (error, address))
         return int(address)
 
     def free(self, address: int) -> None:
         """Gives memory back, after the work that uses it."""
-        self._cuda.cudaFree(address)  # what failed before shows at the next call, too; here nobody could catch it
+        self._cuda.cudaFree(address)  # the next call reports an earlier failure, too; here it could not be caught
 
     def allocate_host(self, nbytes: int) -> np.ndarray:
         """uint8 [nbytes], page-locked; freed with the last view of it."""
@@ -169,7 +169,7 @@ class CudaDriver:
         self._check("clearing memory", self._cuda.cudaMemsetAsync(address, 0, nbytes, self._stream))
 
     def synchronize(self) -> None:
-        """Waits; what failed on the device since the last time shows here."""
+        """Waits for all work on the stream; failures on the device since the last time are raised here."""
         self.enter()
         self._check("running", self._cuda.cudaStreamSynchronize(self._stream))
 
@@ -177,9 +177,9 @@ class CudaDriver:
         """A CUDA graph of what ``work`` puts on the stream."""
         self.enter()
         cuda = self._cuda
-        # Thread-local: what other threads of the process do with CUDA meanwhile is their business.
+        # Thread-local: other threads of the process may use CUDA at the same time.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        # No cudaFree may come in between, and the collector runs when it likes.
+        # No cudaFree is allowed in between, and the garbage collector may run at any time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -187,7 +187,7 @@ class CudaDriver:
             try:
                 work()
             except BaseException:
-                cuda.cudaStreamEndCapture(self._stream)  # or the stream would stay unusable
+                cuda.cudaStreamEndCapture(self._stream)  # otherwise the stream would stay unusable
                 cuda.cudaGetLastError()
                 raise
             graph = self._check("recording", cuda.cudaStreamEndCapture(self._stream))
@@ -234,5 +234,5 @@ class _Graph:
         driver._check("launching a CUDA graph", driver._cuda.cudaGraphLaunch(self._graph, driver._stream))
 
     def __del__(self) -> None:
-        # The status is not looked at: when the process ends, CUDA may be gone already.
+        # The status is ignored: at the end of the process CUDA may already be unloaded.
         self._driver._cuda.cudaGraphExecDestroy(self._graph)

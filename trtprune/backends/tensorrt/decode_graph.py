@@ -1,8 +1,8 @@
 """The decode step: token in, logits out, with everything between on the device.
 
-Token, position and write index go over in one copy; embedding and decoder run on buffers that never move; the
-logits come back in one copy.  The first call runs this, the second records it as a CUDA graph, and from then on one
-launch does it all: a step of a small model is otherwise mostly the time to ask for it.
+Token, position and write index are copied to the device at once; embedding and decoder run on buffers at fixed
+addresses; the logits come back in one copy.  The first call runs these steps, the second records them as a CUDA graph,
+and from then on one launch runs all: otherwise launches would take most of the time of a small model's step.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FIELDS = ("input_ids", "position_ids", "write_index")
 
 
 class StepBuffers:
-    """Memory of decode steps for up to ``rows`` rows, shared by all steps: they take turns.
+    """Memory of decode steps for up to ``rows`` rows, shared by all steps, which run one after another.
 
     Args:
-        memory: Of the device.
-        rows: Most rows of a batch.
-        hidden: Width of an embedding, of ``dtype``.
+        memory: The device's memory.
+        rows: The largest number of rows of a batch.
+        hidden: Width of an embedding.
         vocab: Width of the logits.
-        dtype: Of the embeddings.
+        dtype: Data type of the embeddings.
     """
 
     def __init__(self, memory: DeviceMemory, rows: int, hidden: int, vocab: int, dtype: str) -> None:
-        field = round_up(8 * rows, ALIGNMENT)  # so that each begins where an address may be bound
+        field = round_up(8 * rows, ALIGNMENT)  # so that each begins at an address that can be bound
         host = memory.driver.allocate_host(len(FIELDS) * field)
         self.host_block = host
         self.host = {name: host[i * field : i * field + 8 * rows].view(np.int64) for i, name in enumerate(FIELDS)}
@@ -52,10 +52,10 @@ class DecodeStep:
     """The step over one cache; see :class:`trtprune.backends.base.Step`.
 
     Args:
-        embed, decoder: Their sessions.
-        cache: Its addresses are bound; the step does not keep it alive.
-        buffers: Of all steps.
-        record: Whether to record a CUDA graph; else TensorRT for RTX is let to, with ``graphs``.
+        embed, decoder: Sessions of the two components.
+        cache: The cache whose addresses are bound; the step does not keep it alive.
+        buffers: The buffers of all steps.
+        record: Whether to record a CUDA graph; otherwise TensorRT for RTX may record its own, with ``graphs``.
         graphs: See :meth:`Engine.context`.
     """
 
@@ -89,7 +89,7 @@ class DecodeStep:
             "logits_index": leading(buffers.logits_index, 1),
         }
         logits = {"logits": leading(buffers.logits, *buffers.logits.shape[1:])}
-        # Contexts of their own: a recording is only good as long as nothing else is set in its context.
+        # Separate contexts: a recording is valid only as long as nothing else is set in its context.
         self._contexts = []
         for session, given, made, used in ((embed, ids, embedding, None), (decoder, inputs, logits, cache)):
             profile = choose_profile(session.component, {name: shape for name, (_, shape) in given.items()}, {})

@@ -1,7 +1,7 @@
 """An engine's execution contexts: shapes and addresses in, work on the stream out.
 
-Contexts bring no memory of their own for activations.  Engines take turns, so one workspace, as large as the hungriest
-of them needs, serves them all.
+Contexts have no memory of their own for activations.  Engines run one after another, so one workspace of the largest
+size among them serves all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Binding", "Context", "Engine", "Workspace"]
 logger = logging.getLogger("trtprune")
 
 Binding = tuple[int, tuple[int, ...]]
-"""Address and shape of a tensor; of one whose values decide shapes, an address on the host."""
+"""Address and shape of a tensor; the address is on the host if the tensor's values decide shapes."""
 
 
 class Workspace:
@@ -35,15 +35,15 @@ class Workspace:
         self.generation = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Makes sure that a context which needs ``nbytes`` can run."""
+        """Provides at least ``nbytes`` for a context."""
         if nbytes > self.nbytes:
             self.nbytes = nbytes
             self._array = None
-            self.generation += 1  # what refers to the old memory must not run any more
+            self.generation += 1  # contexts with the old address must not run any more
 
     @property
     def address(self) -> int:
-        """Of the memory, which is allocated when it is first asked for."""
+        """Address of the memory, which is allocated at the first access."""
         if self._array is None:
             self._array = self._memory.empty((self.nbytes,), "uint8")
         return self._array.address
@@ -55,10 +55,10 @@ class Engine:
     Args:
         trt: The library's Python module.
         engine: ``ICudaEngine``.
-        name: Of the component, for messages.
-        memory: Of the device.
-        workspace: Shared with the other engines.
-        rtx: Configuration that is TensorRT for RTX's own: its kernel cache; None for TensorRT.
+        name: Name of the component, for messages.
+        memory: The device's memory.
+        workspace: The workspace of all engines.
+        rtx: The configuration of TensorRT for RTX, its kernel cache; None for TensorRT.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class Engine:
             workspace.reserve(engine.get_device_memory_size_for_profile_v2(profile))
 
     def aliased_input(self, output: str) -> str | None:
-        """The input whose memory an output shares by itself, where TensorRT can tell."""
+        """The input whose memory an output shares, where TensorRT reports it."""
         ask = getattr(self.engine, "get_aliased_input_tensor", None)
         return (ask(output) or None) if ask is not None else None
 
     def context(self, profile: int, *, graphs: bool = False) -> Context:
-        """A context for one profile; ``graphs`` lets TensorRT for RTX record its work by itself.
+        """A context for one profile; ``graphs`` lets TensorRT for RTX record its own CUDA graphs.
 
         Raises:
-            BackendError: if TensorRT makes none.
+            BackendError: if TensorRT does not create one.
         """
         self.memory.driver.enter()
         with self.log.recording() as record:
@@ -108,12 +108,12 @@ class Engine:
 
 
 class RtxSettings:
-    """What TensorRT for RTX, which compiles kernels at run time, can be told.
+    """Settings of TensorRT for RTX, which compiles kernels at run time.
 
     Args:
         trt: The library's Python module.
-        path: A file to keep compiled kernels in from one process to the next; None keeps them in memory only.
-            One of another library, driver or GPU is refused by TensorRT, and written anew.
+        path: A file that keeps compiled kernels for the next process; None keeps them in memory only.  TensorRT
+            refuses a file of another library, driver or GPU, and it is written again.
     """
 
     def __init__(self, trt: Any, path: Path | None = None) -> None:
@@ -130,7 +130,7 @@ class RtxSettings:
             self._load()
         config.set_runtime_cache(self._cache)
         if graphs:
-            # Recording by ourselves would keep the kernels of the first steps, which are the unspecialised ones.
+            # Our own recording would keep the kernels of the first steps, which are not specialised.
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return config
 
@@ -146,7 +146,7 @@ class RtxSettings:
 
 
 def _save(cache: Any, path: Path) -> None:
-    """Writes the kernels; whole or not at all, as another process may be reading."""
+    """Writes the kernels, completely or not at all, because another process may be reading."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(bytes(cache.serialize()))
@@ -156,7 +156,7 @@ def _save(cache: Any, path: Path) -> None:
 
 
 class Context:
-    """An execution context; its bindings stay until they are set anew."""
+    """An execution context; its bindings stay until they are set again."""
 
     def __init__(self, engine: Engine, context: Any) -> None:
         self._engine = engine
@@ -167,7 +167,7 @@ class Context:
         """Sets shapes and addresses of all tensors.
 
         Raises:
-            BackendError: if TensorRT refuses one, or would write another shape than there is memory for.
+            BackendError: if TensorRT refuses one, or would write a shape that does not fit the memory.
         """
         engine, context = self._engine, self._context
         with engine.log.recording() as record:

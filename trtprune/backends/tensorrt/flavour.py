@@ -1,7 +1,7 @@
 """Which TensorRT: the library behind a backend's name, and its log.
 
-TensorRT reports most of what goes wrong in its log only: a call returns None, or succeeds and has computed something
-else.  So there is one logger for each library, and whoever calls TensorRT records what it says meanwhile.
+TensorRT reports most failures in its log only: a call returns None, or succeeds with another result.  So there is one
+logger for each library, and callers of TensorRT record its messages during the call.
 """
 
 from __future__ import annotations
@@ -59,28 +59,28 @@ def load_tensorrt(backend: str) -> Any:
 
 
 def one_line(text: object) -> str:
-    """Text of a library on one line, not endlessly long."""
+    """Text of a library as one line of limited length."""
     line = " ".join(str(text).split())
     return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
 
 
 @dataclass
 class Record:
-    """What TensorRT said while the record was open, in order, each on one line."""
+    """TensorRT's messages while the record was open, in order, each as one line."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def why(self, otherwise: str = "no reason was given") -> str:
-        """The first error: those that follow are mostly its consequences."""
+        """The first error: later ones are mostly its consequences."""
         return self.errors[0] if self.errors else otherwise
 
 
 class Log:
     """The logger of one library.
 
-    ``ilogger`` is what TensorRT's constructors take.  Warnings go to trtprune's log (shown with ``-v``); errors do
-    too, and to every open record, for the caller to raise.
+    ``ilogger`` is for TensorRT's constructors.  Warnings go to trtprune's log (shown with ``-v``); errors go there and
+    to every open record, for the caller to raise.
     """
 
     def __init__(self, trt: Any) -> None:
@@ -103,7 +103,7 @@ class Log:
 
     @contextmanager
     def recording(self) -> Iterator[Record]:
-        """A record of everything said inside the block, by any thread."""
+        """A record of all messages inside the block, from any thread."""
         record = Record()
         with self._lock:
             self._records.append(record)
@@ -115,7 +115,7 @@ class Log:
 
     def _take(self, kind: str, message: str) -> None:
         if message.rstrip().endswith("has Int64 binding."):
-            return  # said of every int64 input since TensorRT 10, which binds them as what they are
+            return  # a message about every int64 input since TensorRT 10, which binds them as int64
         text = one_line(message)
         logger.debug("tensorrt  %s: %s", kind, text)
         with self._lock:

@@ -1,6 +1,6 @@
-"""Whether the engines of a directory can run here, asked before TensorRT is, and loading one.
+"""Checks whether the engines of a directory can run here, before TensorRT is called; and loading an engine.
 
-TensorRT answers "no" with None and a line in its log, after reading gigabytes; here it is one line that says what to
+TensorRT's own refusal is None and a line in its log, after reading gigabytes; here it is one line that says what to
 change.
 """
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["Needs", "check_device", "check_memory", "check_version", "engine_info", "load_engine"]
 
 PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt-rtx": "tensorrt-rtx-cu13"}
-# What the driver, kernels that are compiled at run time, and activations outside of engines take besides.
+# Further memory of the driver, of kernels that are compiled at run time, and of activations outside of engines.
 RESERVE_BYTES = 256 << 20
 
 
 def engine_info(config: EngineDir) -> EngineInfo:
-    """How the engines were built.
+    """The build settings of the engines.
 
     Raises:
         BackendError: if there are none.
@@ -41,7 +41,7 @@ def engine_info(config: EngineDir) -> EngineInfo:
             hint=f"trtprune build --backend {config.backend} makes them; --provider cpu runs the graphs",
         )
     if config.lowering.get("cache") == "primitives":
-        # Only the KV-cache layer may write what another reads in the same run.
+        # Only the KV-cache layer may write memory that another layer reads in the same run.
         raise BackendError(
             f"{config.root}: built with --lowering cache=primitives, which engines cannot do in place",
             hint="build it again without",
@@ -71,14 +71,14 @@ def check_device(config: EngineDir, info: EngineInfo, device: Device, supported:
     """Refuses engines for other GPUs.
 
     Args:
-        config, info: Of the directory.
+        config, info: The directory and the build settings of its engines.
         device: The GPU.
-        supported: Compute capabilities the library has at all (``sm89``); empty where that is not known.
+        supported: All compute capabilities of the library (``sm89``); empty if unknown.
 
     Raises:
         BackendError: naming the GPU and the flag.
     """
-    if device.sm in info.targets or "current" in info.targets:  # current: of the GPU that built it, which is not known
+    if device.sm in info.targets or "current" in info.targets:  # current: the GPU of the build, which is not recorded
         return
     if info.hardware_compatibility == "ampere_plus" and device.capability >= (8, 0):
         return
@@ -110,7 +110,7 @@ class Needs:
 
     Attributes:
         engines: Weights of the engines that are not loaded yet, about the size of their files.
-        workspace: Of the engines while they run; one for all, as they take turns.
+        workspace: Activations of the running engine; one for all, because they run one after another.
         cache_row: KV cache of one row.
     """
 
@@ -120,7 +120,7 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """All together, with some reserve."""
+        """The sum, with some reserve."""
         return self.engines + self.workspace + self.cache_row + RESERVE_BYTES
 
 
@@ -128,7 +128,7 @@ def check_memory(config: EngineDir, needs: Needs, free: int) -> None:
     """Refuses a directory that does not fit, before anything is loaded.
 
     Raises:
-        BackendError: telling how much is needed, how much is free, and which flags would make it fit.
+        BackendError: with the needed memory, the free memory, and flags of a build that would fit.
     """
     if needs.total <= free:
         return
@@ -141,7 +141,7 @@ def check_memory(config: EngineDir, needs: Needs, free: int) -> None:
 
 
 def fitting(config: EngineDir, needs: Needs, free: int) -> list[str]:
-    """Flags with which a build would fit into ``free`` bytes, the gentlest first."""
+    """Flags of a build that would fit into ``free`` bytes, the smallest change first."""
     ways = []
     engines = config.engines
     rest = free - needs.engines - needs.workspace - RESERVE_BYTES
@@ -171,7 +171,7 @@ def _gb(size: int) -> str:
 
 
 def load_engine(trt: Any, runtime: Any, path: Path) -> Any:
-    """An engine from its file, which is mapped and not read into memory a second time.
+    """An engine from its file, which is memory-mapped, so that it is not in memory twice.
 
     Raises:
         EngineDirError: if the file cannot be read.
@@ -193,7 +193,7 @@ def load_engine(trt: Any, runtime: Any, path: Path) -> Any:
 
 
 def _invalid(trt: Any, runtime: Any, data: np.ndarray) -> str:
-    """Why TensorRT for RTX, which can be asked beforehand, would refuse an engine; empty if it would not."""
+    """TensorRT for RTX's reason to refuse an engine, asked before loading; empty if it accepts the engine."""
     if not hasattr(runtime, "get_engine_validity"):
         return ""
     validity, bits = runtime.get_engine_validity(data)

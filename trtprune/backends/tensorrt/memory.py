@@ -1,7 +1,7 @@
-"""Arrays in device memory, and the memory they are given.
+"""Arrays in device memory, and the allocation of that memory.
 
-Freed memory is kept for the next array of about the same size: after the first answer, nothing is allocated any
-more.  As all work is on one stream, memory can be given on while work that uses it is still under way.
+Freed memory is kept for the next array of about the same size: after the first answer nothing is allocated.  All work
+is on one stream, so memory can be reused before the work that uses it is done.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from trtprune.errors import BackendError
 __all__ = ["ALIGNMENT", "DeviceArray", "DeviceMemory", "block_size", "round_up"]
 
 ALIGNMENT = 256
-"""Of every address that is bound: TensorRT asks for it, and cudaMalloc gives it."""
+"""Alignment of every bound address, in bytes: TensorRT requires it, and cudaMalloc provides it."""
 
-# Above this a block goes back to the device at once: caches and the like, which change size rarely.
+# A larger block is freed at once: such blocks are mostly caches, which seldom change size.
 KEEP_BYTES = 64 << 20
 
 
@@ -33,14 +33,14 @@ def round_up(size: int, step: int) -> int:
 
 
 def block_size(nbytes: int) -> int:
-    """Bytes to allocate for ``nbytes``: up to an eighth more, so that a few sizes serve all lengths of prompts."""
+    """Bytes to allocate for ``nbytes``: up to an eighth more, so that few sizes serve all prompt lengths."""
     if nbytes <= 2048:
         return round_up(max(nbytes, 1), ALIGNMENT)
     return round_up(nbytes, max(ALIGNMENT, 1 << (nbytes - 1).bit_length() - 4))
 
 
 class Block:
-    """Device memory of its own; goes back where it came from when nobody refers to it any more."""
+    """A block of device memory; it is returned when the last reference to it is gone."""
 
     def __init__(self, memory: DeviceMemory, address: int, nbytes: int) -> None:
         self.memory = memory
@@ -55,9 +55,9 @@ class DeviceArray:
     """A C-contiguous array in device memory; see :class:`trtprune.backends.base.Array`.
 
     Args:
-        block: The memory it lies in.
-        address: Of its first element.
-        shape, dtype: As NumPy's.
+        block: The memory that holds it.
+        address: Address of the first element.
+        shape, dtype: As in NumPy.
     """
 
     def __init__(self, block: Block, address: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -77,7 +77,7 @@ class DeviceArray:
     def __getitem__(self, key: Any) -> DeviceArray:
         """A view: an element or slice of the first axis, or the array with a first axis of one.
 
-        An array of indices gives the rows it names, copied unless they lie one behind the other.
+        An array of indices selects rows; they are copied unless they are consecutive.
         """
         if key is None:
             return self.view((1, *self.shape))
@@ -151,7 +151,7 @@ class DeviceMemory:
         return found
 
     def aligned(self, array: DeviceArray) -> DeviceArray:
-        """The array, or a copy of it where a view begins at an odd place."""
+        """The array, or a copy of it if a view is not aligned."""
         if array.address % ALIGNMENT == 0:
             return array
         copy = self.empty(array.shape, array.dtype)
@@ -166,7 +166,7 @@ class DeviceMemory:
         for i, pieces in enumerate(rows):
             address, end = joined[i].address, joined[i].address + width * line
             for piece in pieces:
-                # Pieces from the host are for callers that made the rows themselves.
+                # Pieces on the host come from callers that build the rows themselves.
                 if isinstance(piece, np.ndarray):
                     self.driver.to_device(address, np.ascontiguousarray(piece))
                 else:
@@ -186,24 +186,24 @@ class DeviceMemory:
         return copy
 
     def wait(self) -> None:
-        """Returns when everything is done."""
+        """Returns when all work is done."""
         self.driver.synchronize()
 
     def give_back(self, address: int, size: int) -> None:
-        """Takes memory that nobody uses any more."""
+        """Takes back memory that is no longer used."""
         if size <= KEEP_BYTES and not self._closed:
             self._free[size].append(address)
         else:
             self.driver.free(address)
 
     def release(self) -> None:
-        """Gives all memory that is not in use back to the device."""
+        """Frees all memory that is not in use."""
         while self._free:
             for address in self._free.popitem()[1]:
                 self.driver.free(address)
 
     def __del__(self) -> None:
-        self._closed = True  # the collector takes arrays and their memory in any order
+        self._closed = True  # the garbage collector frees arrays and their memory in any order
         self.release()
 
     def _allocate(self, size: int) -> int:

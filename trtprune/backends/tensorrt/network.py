@@ -1,6 +1,6 @@
-"""An ONNX component of an engine directory as a TensorRT network, its weights read where they lie.
+"""An ONNX component of an engine directory as a TensorRT network, with its weights in place.
 
-Weights are handed over as addresses in memory-mapped safetensors files: nothing is copied until the builder needs it.
+TensorRT gets the weights as addresses in memory-mapped safetensors files: nothing is copied until the builder needs it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_onnx(path: Path, fixed: Mapping[str, int]) -> Any:
     """The ``onnx.ModelProto`` of a file, without its weights, with symbolic dimensions of inputs and outputs fixed.
 
     Args:
-        path: The file, which stays as it is.
-        fixed: Value of each dimension that must be static, e.g. ``{"capacity": 1024}``: TensorRT's cache must be.
+        path: The file, which is not changed.
+        fixed: Value of each dimension that must be static, e.g. ``{"capacity": 1024}`` for TensorRT's cache.
 
     Raises:
         BuildError: if it cannot be read.
@@ -49,16 +49,16 @@ def fix_dims(proto: Any, fixed: Mapping[str, int]) -> None:
 
 
 class Network:
-    """A parsed and checked component; the builder and all it refers to live as long as this does.
+    """A parsed and checked component; keeps the builder and all its data alive.
 
     Args:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
         log: Its logger.
         proto: ``onnx.ModelProto``; external data locations are relative to ``root``.
-        root: The folder of the ``.onnx`` file; None where there is no external data.
-        component: Name, for messages.
-        without_bfloat16: For GPUs that know no bfloat16, not even as the type of a weight that is cast: such weights
-            are cast here.  They are the one thing that is copied.
+        root: The folder of the ``.onnx`` file; None without external data.
+        component: Name of the component, for messages.
+        without_bfloat16: Whether the GPU lacks bfloat16, even as the type of a weight that is cast: such weights are
+            cast here.  Only these are copied.
 
     Raises:
         BackendError: if TensorRT does not start.
@@ -140,7 +140,7 @@ class Network:
             yield tensor.name, int(whole.ctypes.data) + offset, size
 
     def _cast_bfloat16(self, proto: Any, weights: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-        """Casts bfloat16 weights to what the graph casts them to; the casts that remain then do nothing."""
+        """Casts bfloat16 weights to the type that the graph casts them to; the graph's own casts then do nothing."""
         import numpy as np
         import onnx
 
@@ -193,7 +193,7 @@ class Network:
 
 
 def _cast_to(proto: Any, name: str) -> int:
-    """The ONNX type that everything made of an initializer is cast to: float16, or else float32, which is exact."""
+    """The ONNX type that an initializer is cast to: float16, or else float32, which is exact."""
     import onnx
 
     found, names = set(), {name}

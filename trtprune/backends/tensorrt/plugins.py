@@ -1,7 +1,7 @@
-"""The plugin library of ``plugins/``: where it lies, whether it fits, and TensorRT's getting to know it.
+"""The plugin library of ``plugins/``: its place, its compatibility, and its registration in TensorRT.
 
-Graphs need no plugin: ``TopKGather`` carries a body of standard operators.  Where TensorRT has the plugin of that name
-registered when it parses a graph, it takes the plugin, and the engine then needs the library wherever it runs.
+Graphs need no plugin: ``TopKGather`` has a body of standard operators.  If the plugin of that name is registered when
+TensorRT parses a graph, TensorRT takes the plugin, and the engine then needs the library wherever it runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIBRARY_VARIABLE = "TRTPRUNE_PLUGIN_LIBRARY"
 LIBRARY_NAME = "libtrtprune_plugins.so"
 NAMESPACE = "trtprune"
 PLUGINS = {"TopKGather": "1", "MaxMinSelect": "1"}
-"""The plugins of the library and their versions, which change when an engine with the old one would go wrong."""
+"""The library's plugins and their versions; a version changes when older engines would fail with the plugin."""
 
 _BUILD = "cmake -S plugins -B build/plugins && cmake --build build/plugins"
 
@@ -56,7 +56,7 @@ class PluginLibrary:
     _library: ctypes.CDLL
 
     def register(self) -> int:
-        """Make the plugins known to every TensorRT of the same major version that is loaded; how many there are."""
+        """Registers the plugins with every loaded TensorRT of the same major version; returns their number."""
         return int(self._library.trtpruneRegisterPlugins())
 
 
@@ -79,10 +79,10 @@ def find_library(environment: Mapping[str, str] | None = None) -> Path | None:
 
 
 def open_library(path: Path) -> PluginLibrary:
-    """Open the library and see that it belongs to this release; needs neither TensorRT nor a GPU.
+    """Opens the library and checks that it belongs to this release; needs neither TensorRT nor a GPU.
 
     Raises:
-        BackendError: if the file is no shared library, another one, or of another release.
+        BackendError: if the file is no shared library, not this library, or from another release.
     """
     try:
         _check_complete(path)
@@ -107,10 +107,10 @@ def open_library(path: Path) -> PluginLibrary:
 
 
 def register_plugins(trt: Any, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Register the library's plugins with ``trt``, the imported module ``tensorrt``, if there is a library.
+    """Registers the library's plugins with ``trt``, the imported module ``tensorrt``, if there is a library.
 
     Returns:
-        The plugins that the parser will take now, with their versions; empty without a library, and for
+        The plugins that the parser will use, with their versions; empty without a library, and for
         TensorRT for RTX, which has no plugins.
 
     Raises:
@@ -128,7 +128,7 @@ def register_plugins(trt: Any, environment: Mapping[str, str] | None = None) -> 
             f"plugin library {path} was compiled for TensorRT {library.tensorrt[0]}, installed is {trt.__version__}",
             hint=f"rebuild it with -DTENSORRT_ROOT=… of TensorRT {major}, or unset {LIBRARY_VARIABLE}",
         )
-    registry = trt.get_plugin_registry()  # loads what the library looks for
+    registry = trt.get_plugin_registry()  # loads the library's dependencies
     library.register()
     missing = [name for name, version in PLUGINS.items() if not _known(registry, name, version)]
     if missing:
@@ -140,7 +140,7 @@ def register_plugins(trt: Any, environment: Mapping[str, str] | None = None) -> 
 
 
 def load_plugins(trt: Any, needed: Mapping[str, str], environment: Mapping[str, str] | None = None) -> None:
-    """See that ``trt`` knows the plugins that an engine was built with (name → version).
+    """Registers the plugins that an engine was built with (name → version).
 
     Raises:
         BackendError: if one is missing, is there in another version only, or the library does not fit.
@@ -168,10 +168,10 @@ def load_plugins(trt: Any, needed: Mapping[str, str], environment: Mapping[str, 
 
 
 def _check_complete(path: Path) -> None:
-    """Opening a library that was cut off can kill the process; its header tells how long it ought to be.
+    """Checks a library's length against its header, because opening a truncated one can kill the process.
 
     Raises:
-        OSError: for what is not a 64-bit ELF file, or only its beginning.
+        OSError: if it is not a 64-bit ELF file, or only its beginning.
     """
     with path.open("rb") as file:
         header = file.read(64)

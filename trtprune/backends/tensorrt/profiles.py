@@ -1,7 +1,7 @@
-"""Optimisation profiles: the shapes an engine serves, from the limits of a build.  Pure; knows no TensorRT.
+"""Optimisation profiles: the shapes an engine serves, from the limits of a build.  Pure; does not use TensorRT.
 
-Nobody is asked for a product of sizes: the longest prompt follows from the text and the pictures it may hold, each
-picture counting the largest budget of the build.
+The user gives no product of sizes: the longest prompt follows from its limits of text and images, and each image
+counts as the largest budget of the build.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ __all__ = [
 ]
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, typical and largest shape of an input; of a shape input, the values themselves."""
+"""Smallest, typical and largest shape of an input; for a shape input, its values."""
 
 Profile = dict[str, Range]
 
 MAX_TOPK = 3840
-"""The most entries TensorRT's TopK returns; more than that builds, and fails at run time."""
+"""The largest number of entries of TensorRT's TopK; an engine with more builds, but fails at run time."""
 
 VISION_BATCH = 8
-"""Pictures in one vision run, at most: more would add memory for activations and no speed."""
+"""The largest number of images in one vision run: more would add memory for activations and no speed."""
 
-# Tokens of text in one segment of CLIP's text tower, at least: it holds 77, and what the language model takes for one
-# token CLIP may take for several.
+# A lower bound of text tokens in one segment of CLIP's text tower: it has 77, and one token of the language model can
+# be several of CLIP's.
 SEGMENT_TOKENS = 16
-# Segments in one run of CLIP's text tower, at most.
+# The largest number of segments in one run of CLIP's text tower.
 SEGMENT_BATCH = 8
-# A prompt's text next to one picture's tokens, for which the prefill is tuned.
+# Text tokens of the typical prompt, for which the prefill is tuned.
 TYPICAL_TEXT = 64
-# Room for an answer where --max-seq-len does not say, and what capacities are rounded to (the tiles of kernels).
+# Room for an answer without --max-seq-len, and the step of capacities (the tiles of kernels).
 ANSWER_TOKENS = 256
 CAPACITY_STEP = 128
 
 
 @dataclass(frozen=True)
 class Stage:
-    """An image's tokens in one segment of a decoder that prunes, over all budgets of a build.
+    """The range of an image's tokens in one segment of a pruning decoder, over all budgets of a build.
 
     Attributes:
-        tokens: Least, typical and most tokens in the segment.
-        counts: The same of what the prune point behind it is told: ``keep``, and where removed tokens are merged,
+        tokens: Smallest, typical and largest number of tokens in the segment.
+        counts: The same of the inputs of the prune point behind it: ``keep``, and where removed tokens are merged,
             ``recycled`` and ``merged``.  Empty for the last segment.
     """
 
@@ -63,16 +63,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engines of a build must serve.
+    """The limits that the engines of a build must serve.
 
     Attributes:
-        visual_tokens: N, tokens of a picture before pruning.
+        visual_tokens: N, an image's visual tokens before pruning.
         keep: The default budget, ``keep_range`` its inclusive limits.
-        capacity: Tokens a row's cache holds, prompt and answer.
-        max_batch_size: Rows of a batch.
-        max_input_len: Text tokens of a prompt.
-        max_images: Pictures of a prompt.
-        stages: Of a decoder that prunes between its segments; empty for one that does not.
+        capacity: Tokens in the cache of a row, prompt and answer.
+        max_batch_size: The largest number of rows of a batch.
+        max_input_len: The largest number of text tokens of a prompt.
+        max_images: The largest number of images of a prompt.
+        stages: The segments of a pruning decoder; empty for one that does not prune.
     """
 
     visual_tokens: int
@@ -86,12 +86,12 @@ class Limits:
 
     @property
     def max_sequence(self) -> int:
-        """The most tokens of a prompt, visual ones included: what one prefill takes."""
+        """The largest number of tokens of a prompt, visual ones included: the length of one prefill."""
         most = self.stages[0].tokens[2] if self.stages else self.keep_range[1]
         return min(self.capacity, self.max_input_len + self.max_images * most)
 
     def capacity_of(self, component: str) -> int:
-        """Tokens a row's cache holds in a component: in a later segment, less what one image has lost by then."""
+        """Tokens in a row's cache of a component: in a later segment, minus the tokens one image has lost by then."""
         stage = self._stage(component)
         return self.capacity if stage is None else self.capacity - (self.visual_tokens - stage.tokens[2])
 
@@ -101,15 +101,15 @@ class Limits:
 
     @property
     def max_text(self) -> int:
-        """The most ids of a prompt before pictures take their places, a placeholder each."""
+        """The largest number of ids of a prompt before images replace their placeholders, one per image."""
         return min(self.capacity, self.max_input_len + self.max_images)
 
 
 def default_capacity(max_positions: int, max_input_len: int, max_images: int, keep_high: int) -> int:
-    """The longest prompt and an answer, in whole steps, as far as the model's positions go.
+    """The longest prompt and an answer, in whole steps, up to the model's number of positions.
 
-    A step of the decoder takes time in proportion to the capacity and not to what it holds, so this is not simply
-    what the model allows.
+    The time of a decoder step is proportional to the capacity, not to the tokens in it, so this is not simply the
+    model's number of positions.
     """
     need = max_input_len + max_images * keep_high + ANSWER_TOKENS
     return min(max_positions, -(-need // CAPACITY_STEP) * CAPACITY_STEP)
@@ -119,12 +119,12 @@ def check_limits(limits: Limits, *, selects: bool = True) -> None:
     """Refuses limits no engine can serve.
 
     Args:
-        limits: Of the build.
+        limits: The limits of the build.
         selects: Whether the method selects with TopK; ``none`` does not.
 
     Raises:
         BuildError: naming the flag.
-        BudgetError: for a budget beyond what TensorRT's TopK returns.
+        BudgetError: for a budget above TensorRT's TopK.
     """
     sizes = {"batch-size": limits.max_batch_size, "input-len": limits.max_input_len, "images": limits.max_images}
     for name, value in sizes.items():
@@ -153,7 +153,7 @@ def limits_of(made: EngineDir, stages: tuple[Stage, ...] = ()) -> Limits:
     """The limits a directory's engines were built with; ``stages`` if its decoder prunes.
 
     Raises:
-        BuildError: if it holds no engines.
+        BuildError: if it has no engines.
     """
     if made.engines is None:
         raise BuildError(f"{made.root}: holds no TensorRT engines", hint="trtprune build --backend tensorrt-rtx …")
@@ -176,14 +176,14 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     ``tensorrt-rtx`` chooses kernels at run time and would only store the weights twice.
 
     Args:
-        name: ``vision``, ``embed``, ``clip_text``, ``raters``, ``pruner`` or ``decoder``, or with a number, those of a
-            segment.
-        inputs: Of its graph.
-        limits: Of the build.
+        name: ``vision``, ``embed``, ``clip_text``, ``raters``, ``pruner`` or ``decoder``, or these with a
+            segment number.
+        inputs: Inputs of its graph.
+        limits: The limits of the build.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
 
     Raises:
-        BuildError: for a dimension that has no range: the graph is not one of ours.
+        BuildError: for a dimension without a range: the graph is not from this project.
     """
     ranges, stage = _ranges(name, limits), limits._stage(name)
     counts = {"keep": (limits.keep_range[0], limits.keep, limits.keep_range[1])}

@@ -21,7 +21,7 @@ __all__ = ["TrtCache", "TrtSession"]
 
 
 class TrtCache:
-    """The KV cache of a batch: one block of memory, the buffers of all layers in it one behind the other."""
+    """The KV cache of a batch: one block of memory with the buffers of all layers in sequence."""
 
     def __init__(self, slab: DeviceArray, views: dict[str, DeviceArray], batch: int, capacity: int) -> None:
         self._slab: DeviceArray | None = slab
@@ -37,16 +37,16 @@ class TrtCache:
         return self._slab
 
     def drop(self) -> None:
-        """Gives the memory back; the cache is not used any more."""
+        """Releases the memory; the cache is not used any more."""
         self._slab, self.views = None, {}
 
     @property
     def key(self) -> tuple[int, int]:
-        """Equal for caches whose buffers have the same addresses."""
+        """A key that is equal for caches whose buffers have the same addresses."""
         return self.slab.address, self.batch
 
     def zero(self) -> None:
-        """Sets every byte to 0: what is masked still meets a zero weight, and 0 × NaN would be NaN."""
+        """Sets every byte to 0: masked slots are multiplied by a zero weight, and 0 × NaN would be NaN."""
         self.slab.block.memory.driver.clear(self.slab.address, self.slab.nbytes)
 
 
@@ -54,9 +54,9 @@ class TrtSession:
     """One engine; see :class:`trtprune.backends.base.Session`.
 
     Args:
-        component: What ``config.json`` says of it.
-        engine: Loaded.
-        capacity: Tokens a row's cache holds; engines have it fixed.
+        component: The component's entry in ``config.json``.
+        engine: The loaded engine.
+        capacity: Tokens in the cache of a row; fixed in an engine.
 
     Raises:
         EngineDirError: if the engine has other tensors than the config says.
@@ -86,14 +86,14 @@ class TrtSession:
                 )
         if engine.profiles != max(1, len(component.profiles)):
             raise EngineDirError(f"{component.engine}: has {engine.profiles} profiles", hint="build it again")
-        # Now, as what keeps an engine from running should show when it is loaded.
+        # Now, so that an engine that cannot run fails when it is loaded.
         self._contexts = [engine.context(profile) for profile in range(engine.profiles)]
 
     def run(self, inputs: Mapping[str, Any], cache: TrtCache | None = None) -> dict[str, DeviceArray]:
-        """Puts one run on the stream; what is returned is written when the stream gets there.
+        """Puts one run on the stream; the returned arrays are written when the stream reaches it.
 
         Raises:
-            InputError, BudgetError: for a call beyond what the engine was built for.
+            InputError, BudgetError: for a call beyond the engine's limits.
             BackendError: for inputs that do not fit, or a failure inside TensorRT.
         """
         memory = self.engine.memory
@@ -106,7 +106,7 @@ class TrtSession:
             {name: array.dtype.name for name, array in inputs.items()},
             {name: tuple(int(value) for value in array) for name, array in values.items()},
         )
-        held: dict[str, Any] = dict(values)  # what is bound must live until the run is on the stream
+        held: dict[str, Any] = dict(values)  # bound arrays must live until the run is on the stream
         for name, array in inputs.items():
             if name in values or name not in self.engine.inputs:
                 continue
@@ -122,18 +122,18 @@ class TrtSession:
         return results
 
     def cache_inputs(self, cache: TrtCache | None) -> dict[str, Binding]:
-        """Bindings of the cache as it is read."""
+        """Bindings of the cache as inputs."""
         return {pair.past: binding(cache.views[pair.past]) for pair in self.pairs} if cache is not None else {}
 
     def cache_outputs(self, cache: TrtCache | None) -> dict[str, Binding]:
-        """Bindings of the cache as it is written: the same memory."""
+        """Bindings of the cache as outputs: the same memory."""
         return {pair.present: binding(cache.views[pair.past]) for pair in self.pairs} if cache is not None else {}
 
     def new_cache(self, batch: int, capacity: int, reuse: TrtCache | None = None) -> TrtCache:
         """Zeroed buffers for ``batch`` rows, of the engine's capacity.
 
         Raises:
-            BackendError: if that is too little, or there is no memory for it.
+            BackendError: if that is too little, or there is not enough memory for it.
         """
         if capacity > self.capacity:
             raise BackendError(
@@ -143,7 +143,7 @@ class TrtSession:
         shapes, places, size = self._cache_layout(batch)
         memory = self.engine.memory
         slab = reuse.slab if reuse is not None else None
-        # A much larger block would stay in memory for good, because of one large batch.
+        # A much larger block would stay allocated for ever after one large batch.
         if slab is None or not size <= slab.block.nbytes <= max(4 * size, KEEP_BYTES):
             slab = None
             if reuse is not None:
@@ -167,7 +167,7 @@ class TrtSession:
         return shapes, places, size
 
     def grow_cache(self, cache: TrtCache, capacity: int) -> TrtCache:
-        """Caches of engines have their full capacity from the beginning.
+        """The cache itself: caches of engines have their full capacity from the beginning.
 
         Raises:
             BackendError: for more than that.

@@ -1,6 +1,6 @@
-"""Shapes at run time: which profile serves a call, what its outputs measure.  Pure; knows no TensorRT.
+"""Shapes at run time: the profile of a call, and the shapes of its outputs.  Pure; does not use TensorRT.
 
-What a call cannot have is refused here, in words of the command line, before TensorRT would refuse it in its own.
+A call beyond the limits is refused here, in words of the command line, before TensorRT refuses it in its own words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 def cache_capacity(component: ComponentInfo) -> int:
-    """Tokens a row's cache holds in a component, as its engine has it; 0 without a cache."""
+    """Tokens in the cache of a row of a component's engine; 0 without a cache."""
     for profile in component.profiles:
         for name, (_, _, most) in profile.items():
             if name.startswith(PAST):
@@ -38,7 +38,7 @@ def cache_bytes(config: EngineDir) -> int:
 
 @dataclass(frozen=True)
 class Call:
-    """How one call is served: the profile's number, and the shape of every output."""
+    """A call's profile number and the shape of every output."""
 
     profile: int
     outputs: dict[str, Shape]
@@ -52,17 +52,17 @@ def plan_call(
     dtypes: Mapping[str, str],
     values: Mapping[str, Shape],
 ) -> Call:
-    """Finds how a call is served.
+    """The profile and the output shapes of a call.
 
     Args:
-        component: Whose profiles count.
+        component: The component with the profiles.
         inputs, outputs: Its tensors without the cache.
-        shapes, dtypes: Of the given inputs.
-        values: Content of the inputs whose values decide shapes.  An output dimension called like such an input
+        shapes, dtypes: Shapes and data types of the caller's inputs.
+        values: Content of the inputs whose values decide shapes.  An output dimension with the name of such an input
             has its value: ``pruned_features`` [batch, keep, D].
 
     Raises:
-        InputError, BudgetError: for a call beyond what the engines were built for.
+        InputError, BudgetError: for a call beyond the engine's limits.
         BackendError: for inputs that do not fit the graph.
     """
     dims = bind_dims(inputs, shapes, dtypes)
@@ -78,7 +78,7 @@ def plan_call(
 
 
 def choose_profile(component: ComponentInfo, shapes: Mapping[str, Shape], values: Mapping[str, Shape]) -> int:
-    """The narrowest of the component's profiles that serves these shapes, so single tokens get the one made for them.
+    """The narrowest profile of the component that serves these shapes, so that single tokens get their own profile.
 
     Raises:
         InputError, BudgetError, BackendError: naming the flag to build with, if none does.
@@ -101,7 +101,7 @@ def choose_profile(component: ComponentInfo, shapes: Mapping[str, Shape], values
 
 
 def max_batch(component: ComponentInfo) -> int:
-    """Rows a component takes at once."""
+    """The largest number of rows of one run of a component."""
     batched = [spec for spec in component.inputs if spec.shape[:1] == ("batch",)]
     found = [profile[spec.name][2][0] for profile in component.profiles for spec in batched if spec.name in profile]
     return max(found, default=1)
@@ -120,7 +120,7 @@ def _volume(shapes: Sequence[Shape]) -> int:
 
 
 def _refusal(component: ComponentInfo, name: str, have: Shape, low: Shape, high: Shape) -> TrtpruneError:
-    """The error for an input outside of every profile, by the dimension that is."""
+    """The error for an input outside of every profile; it names the dimension."""
     spec = next(spec for spec in component.inputs if spec.name == name)
     if name == "keep":
         return BudgetError(
