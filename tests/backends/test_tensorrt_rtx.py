@@ -14,7 +14,7 @@ from trtprune import pruning
 from trtprune.checkpoint import open_checkpoint
 from trtprune.errors import BuildError
 from trtprune.graph import Graph, Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 from trtprune.pruning.graph import build_pruner
 
 rtx = pytest.importorskip("tests.kit.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -51,10 +51,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if CASES[request.param].tower == "dinov2":  # another size than the position table: Resize in the graph
         (path / "preprocessor_config.json").write_text('{"crop_size": {"height": 84, "width": 84}}')
     checkpoint = open_checkpoint(path)
-    family = get_family(checkpoint.config)
+    model = open_model(checkpoint)
     link_weights(checkpoint, path / "engine")
-    graphs = family.build_components(checkpoint, dtype="float16", lowering=LOWERING)
-    return family.spec(checkpoint), graphs, path / "engine"
+    graphs = model.build_components(dtype="float16", lowering=LOWERING)
+    return model.spec, graphs, path / "engine"
 
 
 def test_vision(built) -> None:
@@ -67,9 +67,9 @@ def test_vision(built) -> None:
 def test_bfloat16(tmp_path: Path) -> None:
     tiny.make(tmp_path, tiny.Tiny(seed=3, dtype="bfloat16", layers=2))
     checkpoint = open_checkpoint(tmp_path)
-    family = get_family(checkpoint.config)
+    model = open_model(checkpoint)
     link_weights(checkpoint, tmp_path / "engine")
-    graphs = family.build_components(checkpoint, dtype="bfloat16", lowering=LOWERING)
+    graphs = model.build_components(dtype="bfloat16", lowering=LOWERING)
     for name, graph in graphs.items():
         network = rtx.Network(graph.to_bytes(), tmp_path / "engine", {"capacity": CAPACITY})
         network.check(attention={"vision": 3, "decoder": 2}.get(name, 0), cache_updates=4 if name == "decoder" else 0)

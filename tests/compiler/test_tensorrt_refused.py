@@ -105,9 +105,9 @@ def test_a_budget_beyond_topk(checkpoint: Path, tmp_path: Path) -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Has the family build a decoder that ``change`` was done to."""
-    from trtprune.models.llava import LlavaFamily
+    from trtprune.models.projected_tower import ProjectedTowerModel
 
-    build_components = LlavaFamily.build_components
+    build_components = ProjectedTowerModel.build_components
 
     class Planted:
         def __init__(self, graph: Graph) -> None:
@@ -123,7 +123,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         graphs = dict(build_components(self, *arguments, **options))
         return graphs | {"decoder": Planted(graphs["decoder"])}
 
-    monkeypatch.setattr(LlavaFamily, "build_components", build_wrong)
+    monkeypatch.setattr(ProjectedTowerModel, "build_components", build_wrong)
 
 
 def attentions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:

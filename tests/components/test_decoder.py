@@ -12,7 +12,7 @@ from tests.kit import tiny
 from tests.kit.runner import Chain
 from trtprune.checkpoint import open_checkpoint
 from trtprune.graph import Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 
 LOWERINGS = {b: Lowering.for_backend(b) for b in ("onnxruntime", "tensorrt", "openvino")}
 LOWERINGS["mixed"] = Lowering(attention="primitives", vision_attention="primitives", cache="primitives")  # opset 23
@@ -193,9 +193,9 @@ def test_what_layers_share_is_computed_once(models) -> None:
     """One set of rotary angles; one mask for each window in use, whatever the number of layers."""
     for name, masks in (("llama", 1), ("mistral-window", 1), ("qwen2-mixed", 2)):
         checkpoint = open_checkpoint(models[name][1])
-        family = get_family(checkpoint.config)
+        model = open_model(checkpoint)
         for lowering in LOWERINGS.values():
-            g = family.build_components(checkpoint, dtype="float32", lowering=lowering)["decoder"]
+            g = model.build_components(dtype="float32", lowering=lowering)["decoder"]
             count = Counter(node.op_type for node in g.builder.graph.all_nodes())
             assert (count["Cos"], count["Sin"]) == (1, 1)
             assert count["LessOrEqual"] == masks

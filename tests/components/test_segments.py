@@ -13,7 +13,7 @@ from tests.kit import tiny
 from tests.kit.runner import link_weights, session
 from trtprune.checkpoint import open_checkpoint
 from trtprune.graph import Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 
 CASES = {
     "llama": tiny.Tiny(seed=41, layers=5),
@@ -29,11 +29,11 @@ class Segments:
 
     def __init__(self, path: Path, backend: str, cuts: tuple[int, ...], raters: Any = None) -> None:
         checkpoint = open_checkpoint(path)
-        family = get_family(checkpoint.config)
-        spec = family.spec(checkpoint)
+        model = open_model(checkpoint)
+        spec = model.spec
         link_weights(checkpoint, path / "engine")
-        graphs = family.build_components(
-            checkpoint, dtype="float32", lowering=Lowering.for_backend(backend), cuts=cuts, raters=raters
+        graphs = model.build_components(
+            dtype="float32", lowering=Lowering.for_backend(backend), cuts=cuts, raters=raters
         )
         names = [name for name in graphs if name.startswith("decoder")]
         assert names == (["decoder"] if not cuts else [f"decoder.{i}" for i in range(len(cuts) + 1)])

@@ -22,7 +22,7 @@ from trtprune.checkpoint import Checkpoint, open_checkpoint
 from trtprune.compiler.budget import check_needs, resolve_budget
 from trtprune.errors import BudgetError
 from trtprune.graph import Graph, Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 from trtprune.models.spec import VisionHead
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION, INPUTS
 
@@ -46,8 +46,8 @@ def made(tower: str, states: int) -> tuple[tiny.Tiny, Any, Path]:
 
 
 def graph(checkpoint: Checkpoint, dtype: str = "float32", lowering: Lowering = CPU, **wanted: Any) -> Graph:
-    family = get_family(checkpoint.config)
-    return family.build_components(checkpoint, dtype=dtype, lowering=lowering, **wanted)["vision"]
+    model = open_model(checkpoint)
+    return model.build_components(dtype=dtype, lowering=lowering, **wanted)["vision"]
 
 
 def run(path: Path, g: Graph, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def test_the_shapes_the_graph_declares() -> None:
     _, _, path = configured("clip", [-2, 1], "default")
     g = graph(open_checkpoint(path), "float16", vision_outputs=TOWER, shallow_layer=2)
     declared = {o.name: (o.type.dtype.name, list(o.shape)) for o in g.outputs}  # type: ignore[union-attr,arg-type]
-    spec = get_family(open_checkpoint(path).config).spec(open_checkpoint(path))
+    spec = open_model(open_checkpoint(path)).spec
     sizes = {"N": 16, "D": spec.hidden_size, "C": spec.vision_width, "K": spec.key_width}
     assert (spec.vision_width, spec.key_width, spec.tower_layers) == (96, 12, 3)
     for name in TOWER:
@@ -182,7 +182,7 @@ def wanting(*needs: str, layer: int | None = None, merges: bool = False) -> Want
 
 def spec_of(tower: str, layer: Any, strategy: str) -> Any:
     path = configured(tower, layer, strategy)[2]
-    return get_family(open_checkpoint(path).config).spec(open_checkpoint(path))
+    return open_model(open_checkpoint(path)).spec
 
 
 @pytest.mark.parametrize(

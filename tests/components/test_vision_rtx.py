@@ -14,7 +14,7 @@ from tests.kit.tiny_files import complete
 from trtprune import pruning
 from trtprune.checkpoint import open_checkpoint
 from trtprune.graph import Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 
 rtx = pytest.importorskip("tests.kit.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -50,10 +50,10 @@ def test_every_output(towers: dict[str, Path], tower: str, dtype: str, targets: 
     path, wanted = towers[tower], CASES[tower][1]
     lowering = replace(LOWERING, products="primitives") if "sm75" in targets else LOWERING
     checkpoint = open_checkpoint(path)
-    family = get_family(checkpoint.config)
-    graphs = family.build_components(checkpoint, dtype=dtype, lowering=lowering, vision_outputs=wanted, shallow_layer=1)
+    model = open_model(checkpoint)
+    graphs = model.build_components(dtype=dtype, lowering=lowering, vision_outputs=wanted, shallow_layer=1)
     network = rtx.Network(graphs["vision"].to_bytes(), path / "engine")
-    network.check(attention=family.spec(checkpoint).tower_layers, cache_updates=0)
+    network.check(attention=model.spec.tower_layers, cache_updates=0)
     assert network.build(targets=targets) > 0
 
 

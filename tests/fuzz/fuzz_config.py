@@ -169,9 +169,9 @@ def _weights() -> bytes:
     from safetensors.numpy import save
 
     from trtprune.checkpoint import Checkpoint
-    from trtprune.models import get_family
+    from trtprune.models import open_model
 
-    shapes = get_family(CONFIG).required_weights(Checkpoint(Path("/nowhere"), CONFIG, {}, (), "x"))
+    shapes = open_model(Checkpoint(Path("/nowhere"), CONFIG, {}, (), "x")).required_weights()
     return save({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 
 
@@ -181,19 +181,19 @@ def attempt(case: dict[str, bytes], folder: Path) -> None:
     from trtprune.checkpoint import open_checkpoint
     from trtprune.compiler.budget import resolve_budget
     from trtprune.graph import Lowering
-    from trtprune.models import get_family
+    from trtprune.models import open_model
 
     for name, data in case.items():
         (folder / name).write_bytes(data)
     (folder / "model.safetensors").write_bytes(_weights())
-    checkpoint = open_checkpoint(folder, check=lambda found: get_family(found.config).spec(found) and None)
-    family = get_family(checkpoint.config)
-    spec = family.spec(checkpoint)
-    family.check_weights(checkpoint)
+    checkpoint = open_checkpoint(folder, check=lambda found: open_model(found).spec and None)
+    model = open_model(checkpoint)
+    spec = model.spec
+    model.check_weights()
     method = pruning.get("adafv" if spec.has_cls else "random")
     options = method.validate_options({})
     resolve_budget(method, spec, keep=None, keep_range=None, options=options, positions=None)
     checkpoint.digest()
     lowering = Lowering.for_backend("onnxruntime")
-    for graph in family.build_components(checkpoint, dtype="float32", lowering=lowering).values():
+    for graph in model.build_components(dtype="float32", lowering=lowering).values():
         graph.to_bytes()

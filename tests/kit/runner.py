@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from trtprune.checkpoint import Checkpoint, open_checkpoint
 from trtprune.graph import Graph, Lowering
-from trtprune.models import get_family
+from trtprune.models import open_model
 
 NUMPY = {"float32": np.float32, "float16": np.float16}
 
@@ -39,14 +39,14 @@ class Chain:
 
     def __init__(self, path: Path, *, dtype: str = "float32", lowering: Lowering | None = None) -> None:
         checkpoint = open_checkpoint(path)
-        family = get_family(checkpoint.config)
-        self.spec = family.spec(checkpoint)
-        self.warnings = family.check_weights(checkpoint)
+        model = open_model(checkpoint)
+        self.spec = model.spec
+        self.warnings = model.check_weights()
         self.dtype = NUMPY[dtype]
         lowering = lowering or Lowering.for_backend("onnxruntime")
         root = path / "engine"
         link_weights(checkpoint, root)
-        graphs = family.build_components(checkpoint, dtype=dtype, lowering=lowering)
+        graphs = model.build_components(dtype=dtype, lowering=lowering)
         self.sessions = {name: session(graph, root) for name, graph in graphs.items()}
 
     def run(self, component: str, **inputs: Any) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from trtprune.components.config import Section
 from trtprune.components.rope import Rope
 from trtprune.errors import CheckpointError
 from trtprune.graph import Lowering
-from trtprune.models import ALIASES, get_family, supported
+from trtprune.models import ALIASES, get_family, open_model, supported
 from trtprune.models.weights import canonical_tensors
 
 LOWERING = Lowering.for_backend("onnxruntime")
@@ -43,23 +43,23 @@ def copy(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "copy"))
 
 
-def family_of(path: Path):
+def model_of(path: Path):
     checkpoint = open_checkpoint(path)
-    return get_family(checkpoint.config), checkpoint
+    return open_model(checkpoint), checkpoint
 
 
 def check(path: Path, **options) -> list[str]:
-    family, checkpoint = family_of(path)
-    family.spec(checkpoint)
-    return family.check_weights(checkpoint, **options)
+    model, _ = model_of(path)
+    assert model.spec
+    return model.check_weights(**options)
 
 
 # -- what is read -------------------------------------------------------------------------------------------
 
 
 def test_spec(plain: Path) -> None:
-    family, checkpoint = family_of(plain)
-    spec = family.spec(checkpoint)
+    model, _ = model_of(plain)
+    spec = model.spec
     assert (spec.family, spec.vision_tower, spec.decoder) == ("llava", "clip_vision_model", "llama")
     assert (spec.image_size, spec.patch_grid, spec.visual_tokens) == ((56, 56), (4, 4), 16)
     assert (spec.has_cls, spec.keeps_cls_feature, spec.first_patch) == (True, False, 0)
@@ -81,16 +81,16 @@ def test_spec(plain: Path) -> None:
 )
 def test_token_layout(tmp_path, tower, strategy, layer, tokens, first, has_cls, keeps) -> None:
     tiny.make(tmp_path, tiny.Tiny(tower=tower, strategy=strategy, feature_layer=layer, layers=1))
-    family, checkpoint = family_of(tmp_path)
-    spec = family.spec(checkpoint)
+    model, _ = model_of(tmp_path)
+    spec = model.spec
     assert (spec.visual_tokens, spec.first_patch) == (tokens, first)
     assert (spec.has_cls, spec.keeps_cls_feature) == (has_cls, keeps)
 
 
 def test_eos_and_image_token(copy: Path) -> None:
     def spec():
-        family, checkpoint = family_of(copy)
-        return family.spec(checkpoint)
+        model, _ = model_of(copy)
+        return model.spec
 
     (copy / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     (copy / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"5": {"content": "<img>"}}}')
@@ -114,13 +114,13 @@ def test_minimal_config_takes_transformers_defaults(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint(path=tmp_path, config=config, tensors={}, files=(), id="x")
-    spec = get_family(config).spec(checkpoint)
+    spec = open_model(checkpoint).spec
     assert (spec.image_size, spec.visual_tokens, spec.hidden_size, spec.num_layers) == ((336, 336), 576, 4096, 32)
     # Without generation_config.json transformers ends an answer at no token that config.json does not write down.
     assert (spec.num_kv_heads, spec.head_dim, spec.image_token_id, spec.eos_token_ids) == (32, 128, 32000, ())
     for decoder, kv_heads, window in (("mistral", 8, 4096), ("qwen2", 32, None)):
         config["text_config"]["model_type"] = decoder
-        spec = get_family(config).spec(checkpoint)
+        spec = open_model(checkpoint).spec
         assert (spec.num_kv_heads, spec.sliding_window) == (kv_heads, window)
 
 
@@ -159,11 +159,11 @@ def test_siglip_qwen2_config_of_the_hub(tmp_path: Path) -> None:
         "vision_feature_select_strategy": "full",
     }
     checkpoint = Checkpoint(path=tmp_path, config=config, tensors={}, files=(), id="x")
-    family = get_family(config)
-    spec = family.spec(checkpoint)
+    model = open_model(checkpoint)
+    spec = model.spec
     assert (spec.patch_grid, spec.visual_tokens, spec.feature_layers) == ((27, 27), 729, (26,))
     assert (spec.eos_token_ids, spec.sliding_window, spec.has_cls) == ((151645,), None, False)
-    assert "lm_head.weight" not in family.required_weights(checkpoint)
+    assert "lm_head.weight" not in model.required_weights()
 
 
 def test_old_rope_spelling_equals_new() -> None:
@@ -240,8 +240,8 @@ def test_size_in_the_processors_file(tmp_path: Path) -> None:
     tiny.make(tmp_path, tiny.Tiny(tower="dinov2", layers=1))
     values = {"image_processor": {"do_center_crop": False, "size": {"height": 70, "width": 70}, "crop_size": {}}}
     (tmp_path / "processor_config.json").write_text(json.dumps(values))
-    family, checkpoint = family_of(tmp_path)
-    assert family.spec(checkpoint).image_size == (70, 70)
+    model, _ = model_of(tmp_path)
+    assert model.spec.image_size == (70, 70)
 
 
 # -- weights ------------------------------------------------------------------------------------------------
@@ -260,23 +260,23 @@ def test_size_in_the_processors_file(tmp_path: Path) -> None:
 )
 def test_required_weights_are_those_the_graphs_use(tmp_path: Path, t: tiny.Tiny) -> None:
     tiny.make(tmp_path, t)
-    family, checkpoint = family_of(tmp_path)
-    assert family.check_weights(checkpoint) == []
-    graphs = family.build_components(checkpoint, dtype="float32", lowering=LOWERING)
+    model, checkpoint = model_of(tmp_path)
+    assert model.check_weights() == []
+    graphs = model.build_components(dtype="float32", lowering=LOWERING)
     used = set()
     for g in graphs.values():
         proto = onnx.load_model_from_string(g.to_bytes())
         used |= {i.name for i in proto.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
     canonical = canonical_tensors(checkpoint.tensors, dinov2.RENAMES if t.tower == "dinov2" else ())
-    required = family.required_weights(checkpoint)
+    required = model.required_weights()
     assert {key for key, info in canonical.items() if info.name in used} == set(required)
     for key, shape in required.items():
         assert tuple(canonical[key].shape) == shape
 
 
 def test_deeper_vision_layers_are_not_built(plain: Path) -> None:
-    family, checkpoint = family_of(plain)
-    required = family.required_weights(checkpoint)
+    model, _ = model_of(plain)
+    required = model.required_weights()
     layers = {int(k.split("layers.")[1].split(".")[0]) for k in required if "vision_tower" in k and "layers." in k}
     assert layers == {0, 1, 2}  # four layers, hidden state -2
     assert not any("post_layernorm" in k for k in required)
@@ -324,7 +324,7 @@ def test_thousands_of_unknown_tensors_take_no_minutes(copy: Path) -> None:
     many = replace(found, tensors={**found.tensors, **dict.fromkeys(names, info)})
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"is not part of this architecture \(and 99999 more\)"):
-        get_family(many.config).check_weights(many)
+        open_model(many).check_weights()
     assert time.process_time() - start < 4
 
 

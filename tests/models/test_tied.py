@@ -18,7 +18,7 @@ from tests.kit.runner import Chain
 from trtprune.checkpoint import checkpoint as checkpoint_module
 from trtprune.checkpoint import open_checkpoint
 from trtprune.errors import CheckpointError
-from trtprune.models import get_family
+from trtprune.models import open_model
 
 T = tiny.Tiny(layers=1, vision_layers=2, seed=3)
 FLAGS = (..., False, True)
@@ -66,17 +66,17 @@ def test_every_combination_answers_as_transformers(whole: Path, tmp_path: Path, 
             path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
         checkpoint = open_checkpoint(path)
-        family = get_family(checkpoint.config)
+        ours = open_model(checkpoint)
         if loading["missing_keys"]:  # transformers draws them at random
             with pytest.raises(CheckpointError, match="lacks tensor"):
-                family.check_weights(checkpoint)
+                ours.check_weights()
             continue
-        warnings = family.check_weights(checkpoint)
+        warnings = ours.check_weights()
         tied = model.lm_head.weight is model.get_input_embeddings().weight
         flagged = True in (outer, inner)
         assert bool(warnings) == (flagged and not tied), (outer, inner)
         assert all(HEAD in warning for warning in warnings)
-        assert family.linear_weights(checkpoint).get("lm_head.weight") is (None if tied else True)
+        assert ours.linear_weights().get("lm_head.weight") is (None if tied else True)
         chain = Chain(path)
         embeds = chain.embed(ids)
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_an_lm_head_of_another_shape_is_an_error(whole: Path, tmp_path: Path) ->
     tiny.edit_config(path, tie_word_embeddings=True)
     checkpoint = open_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"lm_head.weight' has shape \[320, 64\]"):
-        get_family(checkpoint.config).check_weights(checkpoint)
+        open_model(checkpoint).check_weights()
 
 
 def test_whole_tensors_are_compared_in_pieces(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from trtprune import pruning
 from trtprune.checkpoint import open_checkpoint
 from trtprune.compiler.budget import check_needs
 from trtprune.errors import BudgetError
-from trtprune.models import get_family
+from trtprune.models import open_model
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 from trtprune.runtime import Vlm
 from trtprune.text.template import Turn
@@ -54,7 +54,7 @@ def options_of(method: pruning.Method) -> dict[str, Any]:
 def lack(kit: Kit, name: str) -> str | None:
     """Why this model cannot serve a method, as ``check_needs`` says it."""
     method, checkpoint = pruning.get(name), open_checkpoint(kit.path)
-    spec = get_family(checkpoint.config).spec(checkpoint)
+    spec = open_model(checkpoint).spec
     try:
         check_needs(method, spec, method.validate_options(options_of(method)))
     except BudgetError as error:

@@ -243,8 +243,8 @@ def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
         return None
     from trtprune.compiler.quantized import plan_quantized
 
-    used = plan.family.used_tensors(plan.checkpoint)
-    linears = plan.family.linear_weights(plan.checkpoint)
+    used = plan.model.used_tensors()
+    linears = plan.model.linear_weights()
     return plan_quantized(
         plan.checkpoint,
         linears={name: used[name] for name in linears},
@@ -261,7 +261,7 @@ def _model_info(plan: Plan) -> ModelInfo:
         id=checkpoint.id,
         revision=checkpoint.revision,
         digest=checkpoint.digest(),
-        family=plan.family.name,
+        family=plan.model.family,
         image_size=spec.image_size,
         patch_grid=spec.patch_grid,
         visual_tokens=spec.visual_tokens,

@@ -31,8 +31,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
         return _inside(plan, plan.method, quantized)
     clip = plan.clip if plan.clip is not None and plan.method.needs & {*FROM_CLIP} else None
     moved = {**(quantized.moved if quantized else {}), **(clip.tensors if clip else {})}
-    graphs = plan.family.build_components(
-        plan.checkpoint,
+    graphs = plan.model.build_components(
         dtype=plan.dtype,
         lowering=plan.lowering,
         moved=moved,
@@ -66,14 +65,14 @@ def describe(graph: Graph, plan: Plan, name: str) -> None:
     of = f"{model} at revision {revision}" if revision else model
     stored = f"{plan.dtype}, {plan.weight_dtype} weights" if plan.weight_dtype else plan.dtype
     graph.doc_string = (
-        f"Component {name} of {of} ({plan.family.name}), in {stored}, of a build with visual-token pruning "
+        f"Component {name} of {of} ({plan.model.family}), in {stored}, of a build with visual-token pruning "
         f"{plan.method.name}.  config.json one folder above says how components go together."
     )
     graph.metadata = {
         "trtprune.component": name,
         "trtprune.model": model,
         **({"trtprune.revision": revision} if revision else {}),
-        "trtprune.family": plan.family.name,
+        "trtprune.family": plan.model.family,
         "trtprune.method": plan.method.name,
         "trtprune.dtype": plan.dtype,
         **({"trtprune.weight_dtype": plan.weight_dtype} if plan.weight_dtype else {}),
@@ -94,8 +93,7 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
 
     options = method.validate_options(plan.pruning.options)
     points = method.points(plan.spec.num_layers, options)
-    graphs = plan.family.build_components(
-        plan.checkpoint,
+    graphs = plan.model.build_components(
         dtype=plan.dtype,
         lowering=plan.lowering,
         moved=quantized.moved if quantized else None,
@@ -103,7 +101,7 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
         cuts=points,
         raters=method.attention(options),
     )
-    tensors = {**plan.family.weight_tensors(plan.checkpoint), **(quantized.moved if quantized else {})}
+    tensors = {**plan.model.weight_tensors(), **(quantized.moved if quantized else {})}
 
     def make(name: str) -> Graph:
         return Graph(
@@ -123,7 +121,7 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
         chain["rank"] = build_rank()
     for k, layer in enumerate(points):
         chain[f"decoder.{k}"] = graphs[f"decoder.{k}"]
-        access = plan.family.layer_access(plan.checkpoint, layer)
+        access = plan.model.layer_access(layer)
         chain[f"pruner.{k}"] = build_point(method, make, f"pruner.{k}", access, options)
     chain[f"decoder.{len(points)}"] = graphs[f"decoder.{len(points)}"]
     return chain

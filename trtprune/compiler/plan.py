@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trtprune.compiler.engine_options import EngineOptions
     from trtprune.compiler.engine_plan import EnginePlan, Target
     from trtprune.graph import Lowering
-    from trtprune.models import Family, ModelSpec
+    from trtprune.models import Model, ModelSpec
     from trtprune.models.clip_text import Clip
     from trtprune.pruning import Method
 
@@ -42,7 +42,7 @@ class Plan:
     """Everything decided before a byte is written: what is built, from what, with which budget."""
 
     checkpoint: Checkpoint
-    family: Family
+    model: Model
     spec: ModelSpec
     method: Method
     pruning: PruningInfo
@@ -84,7 +84,7 @@ def plan_build(
     from trtprune.checkpoint import resolve
     from trtprune.compiler.engine_options import EngineOptions, check_options
     from trtprune.compiler.engine_plan import find_target
-    from trtprune.models import get_family
+    from trtprune.models import open_model
 
     say = report or unreported
     chosen = pruning.get(method)  # before the model is fetched: a misspelt method should not cost a download
@@ -106,7 +106,7 @@ def plan_build(
 
     def judge(found: Checkpoint) -> None:
         """What the config alone rules out must not cost a download, or be said of missing weights."""
-        spec = get_family(found.config).spec(found)
+        spec = open_model(found).spec
         asked.decide(spec, clip=clip is not None or found.weights is not None)
         if found.remote:
             # Said again, and with its warnings, when the weights are here.
@@ -114,12 +114,12 @@ def plan_build(
             check_texts(found, spec, unsaid)
 
     checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"), check=judge)
-    family = get_family(checkpoint.config)
-    spec = family.spec(checkpoint)
-    for warning in family.check_weights(checkpoint, allow_extra=allow_extra_tensors):
+    opened = open_model(checkpoint)
+    spec = opened.spec
+    for warning in opened.check_weights(allow_extra=allow_extra_tensors):
         say("model", f"warning: {warning}")
     generation = _generation(checkpoint, spec, generation_config, say)
-    second = _find_clip(checkpoint, family, clip, say)
+    second = _find_clip(checkpoint, opened, clip, say)
     info, capacity, engines = asked.decide(spec, clip=second is not None)
     digest = hashlib.sha256(
         json.dumps(
@@ -140,7 +140,7 @@ def plan_build(
     ).hexdigest()
     return Plan(
         checkpoint,
-        family,
+        opened,
         spec,
         chosen,
         info,
@@ -206,7 +206,7 @@ def _generation(checkpoint: Checkpoint, spec: ModelSpec, choice: str, say: Repor
     return found
 
 
-def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[str] | None, say: Report) -> Clip | None:
+def _find_clip(checkpoint: Checkpoint, model: Model, clip: str | os.PathLike[str] | None, say: Report) -> Clip | None:
     """The CLIP checkpoint that was named, or the one that is part of the build the model is taken from."""
     from trtprune.engine_dir import open_engine_dir
     from trtprune.models.clip_text import clip_of_build, open_clip
@@ -223,7 +223,7 @@ def _find_clip(checkpoint: Checkpoint, family: Family, clip: str | os.PathLike[s
     twice = sorted(set(found.files) & set(checkpoint.files))
     if twice:
         raise CheckpointError(f"{checkpoint.path}: {twice[0]} is the name of a file of {arg('clip')}", hint="rename it")
-    for warning in family.check_clip(checkpoint, found):
+    for warning in model.check_clip(found):
         say("clip", f"warning: {warning}")
     return found
 

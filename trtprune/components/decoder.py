@@ -59,13 +59,13 @@ class DecoderConfig:
     rope: Rope
 
     @classmethod
-    def from_config(cls, text: Section) -> DecoderConfig:
-        """Read ``text_config``.
+    def from_config(cls, text: Section, default: str = "llama") -> DecoderConfig:
+        """Read ``text_config``; ``default`` is the family's ``model_type`` where it has none.
 
         Raises:
             CheckpointError: for a decoder, activation, rope or layer type that is not supported.
         """
-        kind = text.choice("model_type", DECODERS, "llama")
+        kind = text.choice("model_type", DECODERS, default)
         qwen2 = kind == "qwen2"
         hidden = text.integer("hidden_size", 4096)
         heads = text.integer("num_attention_heads", 32)

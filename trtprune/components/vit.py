@@ -160,13 +160,15 @@ class FeatureSelection:
         return max(self.layers)
 
     @classmethod
-    def from_config(cls, config: Section, num_layers: int) -> FeatureSelection:
-        """Read ``vision_feature_layer`` and ``vision_feature_select_strategy``.
+    def from_config(
+        cls, config: Section, num_layers: int, *, layer: int = -2, strategy: str = "default"
+    ) -> FeatureSelection:
+        """Read ``vision_feature_layer`` and ``vision_feature_select_strategy``; the keywords are their defaults.
 
         Raises:
             CheckpointError: for a layer that the tower does not have, or an unknown strategy.
         """
-        value = config.values.get("vision_feature_layer", -2)
+        value = config.values.get("vision_feature_layer", layer)
         chosen = value if isinstance(value, list) else [value]
         if not 1 <= len(chosen) <= num_layers + 1:
             raise CheckpointError(
@@ -181,8 +183,8 @@ class FeatureSelection:
                     hint=f"expected integers from {-num_layers - 1} to {num_layers}: the tower has {num_layers} layers",
                 )
             layers.append(index % (num_layers + 1))
-        strategy = config.choice("vision_feature_select_strategy", ("default", "full"), "default")
-        return cls(tuple(layers), strategy == "default")
+        chosen_strategy = config.choice("vision_feature_select_strategy", ("default", "full"), strategy)
+        return cls(tuple(layers), chosen_strategy == "default")
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtprune.checkpoint.advice import for_architecture
 from trtprune.checkpoint.aliases import ALIASES
 from trtprune.errors import CheckpointError, shown
-from trtprune.models.spec import Family, ModelSpec
+from trtprune.models.spec import Family, Model, ModelSpec
 
-__all__ = ["ALIASES", "Family", "ModelSpec", "get_family", "supported"]
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+
+__all__ = ["ALIASES", "Family", "Model", "ModelSpec", "get_family", "open_model", "supported"]
 
 
 def _families() -> list[Family]:
     from trtprune.models.llava import LlavaFamily
 
     return [LlavaFamily()]
+
+
+def open_model(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a model of its family, parsed once.
+
+    Raises:
+        CheckpointError: for an architecture that no family serves, or a part of it that is not supported.
+    """
+    return get_family(checkpoint.config).open(checkpoint)
 
 
 def get_family(config: Mapping[str, Any]) -> Family:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtprune.models.clip_text import Clip
     from trtprune.pruning.in_llm import LayerAccess
 
-__all__ = ["Family", "ModelSpec", "VisionHead"]
+__all__ = ["Family", "Model", "ModelSpec", "VisionHead"]
 
 
 @dataclass(frozen=True)
@@ -89,35 +89,48 @@ class ModelSpec:
 
 
 class Family(Protocol):
-    """One architecture: from a checkpoint to its graphs."""
+    """One architecture."""
 
     name: str
     architecture: str
     """Entry of ``architectures`` in ``config.json``."""
     model_type: str
 
-    def spec(self, checkpoint: Checkpoint) -> ModelSpec:
-        """Read the configuration; raises CheckpointError for what is not supported."""
+    def open(self, checkpoint: Checkpoint) -> Model:
+        """Parses a checkpoint's configuration, once; raises CheckpointError for what is not supported."""
 
-    def required_weights(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    def describe(self) -> dict[str, Any]:
+        """What is supported, for ``trtprune models``."""
+
+
+class Model(Protocol):
+    """One checkpoint of a family: its facts, and from its tensors to graphs."""
+
+    family: str
+    """The name of the family."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the model; raises CheckpointError for what is not supported."""
+
+    def required_weights(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor the graphs use, by canonical name."""
 
-    def check_weights(self, checkpoint: Checkpoint, *, allow_extra: bool = False) -> list[str]:
+    def check_weights(self, *, allow_extra: bool = False) -> list[str]:
         """Compare the checkpoint's tensors with what is needed; returns warnings, raises CheckpointError."""
 
-    def check_clip(self, checkpoint: Checkpoint, clip: Clip) -> list[str]:
+    def check_clip(self, clip: Clip) -> list[str]:
         """Checks that the vision tower is that of a CLIP checkpoint; returns warnings, raises CheckpointError."""
 
-    def used_tensors(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    def used_tensors(self) -> dict[str, TensorInfo]:
         """Where the tensors of :meth:`required_weights` lie, by canonical name."""
 
-    def linear_weights(self, checkpoint: Checkpoint) -> dict[str, bool]:
+    def linear_weights(self) -> dict[str, bool]:
         """Canonical names of the decoder's weight matrices [out, in], those that ``--weight-dtype`` quantises; True
         for one whose error goes straight to the logits, which is never stored in less than 8 bits."""
 
     def build_components(
         self,
-        checkpoint: Checkpoint,
         *,
         dtype: str,
         lowering: Lowering,
@@ -143,11 +156,8 @@ class Family(Protocol):
             vision_heads: Further outputs by name; their weights are among ``moved``.
         """
 
-    def layer_access(self, checkpoint: Checkpoint, layer: int) -> LayerAccess:
+    def layer_access(self, layer: int) -> LayerAccess:
         """What a graph behind a layer of the decoder may use of it."""
 
-    def weight_tensors(self, checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
+    def weight_tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors of the checkpoint by canonical name, for graphs that are built outside of the family."""
-
-    def describe(self) -> dict[str, Any]:
-        """For ``trtprune models``."""

@@ -29,13 +29,14 @@ _RULES = (
 
 
 def canonical_tensors(
-    tensors: Mapping[str, TensorInfo], renames: Iterable[tuple[str, str]] = ()
+    tensors: Mapping[str, TensorInfo], renames: Iterable[tuple[str, str]] = (), more: Collection[str] = ()
 ) -> dict[str, TensorInfo]:
     """The tensors under their canonical names.
 
     Args:
         tensors: The checkpoint's, by their own names.
         renames: Older parts of names and what transformers 5 has instead (of the vision tower).
+        more: Canonical names of further tensors of the family, which older files have without ``model.``.
 
     Raises:
         CheckpointError: if two tensors have the same canonical name.
@@ -48,6 +49,8 @@ def canonical_tensors(
             key = pattern.sub(replacement, key)
         for old, new in renames:
             key = key.replace(old, new)
+        if f"model.{key}" in more:
+            key = f"model.{key}"
         if key in result:
             raise CheckpointError(
                 f"{info.file}: tensors {shown(name)} and {shown(result[key].name)} are the same weight under two names",

@@ -1,0 +1,205 @@
+"""What the config and the tensor names of a checkpoint say, of a tower, a projector and a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from trtprune.checkpoint.advice import for_quantization
+from trtprune.components import clip, dinov2, siglip
+from trtprune.components.config import Section
+from trtprune.components.decoder import DecoderConfig, decoder_weights
+from trtprune.components.projector import ProjectorConfig, projector_weights
+from trtprune.components.vit import FeatureSelection, Tower, TowerConfig
+from trtprune.errors import CheckpointError
+from trtprune.models.weights import canonical_tensors
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint, TensorInfo
+
+__all__ = [
+    "CLIP_LARGE",
+    "EMBED",
+    "LLAVA_DEFAULTS",
+    "LM_HEAD",
+    "PROJECTOR",
+    "TEXT",
+    "TOWERS",
+    "VISION",
+    "Defaults",
+    "ProjectedConfig",
+    "image_token",
+    "parse",
+    "required",
+    "tower_layer",
+]
+
+TOWERS: dict[str, Tower] = {
+    "clip_vision_model": cast(Tower, clip),
+    "dinov2": cast(Tower, dinov2),
+    "siglip_vision_model": cast(Tower, siglip),
+}
+"""``vision_config.model_type`` → tower."""
+
+VISION = "model.vision_tower."
+PROJECTOR = "model.multi_modal_projector."
+TEXT = "model.language_model."
+EMBED = "model.language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+CLIP_LARGE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+"""The vision tower of the LLaVA whose ``config.json`` has no ``vision_config`` at all."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """A family's values where its ``config.json`` leaves them out.
+
+    Attributes:
+        vision: The whole ``vision_config``.
+        decoder: ``text_config.model_type``.
+        feature_layer: ``vision_feature_layer``.
+        select_strategy: ``vision_feature_select_strategy``.
+        image_token_id: ``image_token_index``.
+        newline: Key of the learned row behind every row of an image's tiles; None in a family of one crop an image.
+        taps: Features that make a visual token, at most.
+    """
+
+    vision: Mapping[str, Any]
+    decoder: str = "llama"
+    feature_layer: int = -2
+    select_strategy: str = "default"
+    image_token_id: int = 32000
+    newline: str | None = None
+    taps: int = 1
+
+
+LLAVA_DEFAULTS = Defaults(CLIP_LARGE)
+
+
+@dataclass(frozen=True)
+class ProjectedConfig:
+    """The checkpoint's configuration, resolved."""
+
+    tower: Tower
+    vision: TowerConfig
+    selection: FeatureSelection
+    projector: ProjectorConfig
+    text: DecoderConfig
+    lm_head: str
+    """Key of the output projection: the embedding's where they are tied."""
+    tied_in_config: bool
+    """Whether the config ties them; the weights may say otherwise."""
+    tensors: dict[str, TensorInfo]
+    image_token_id: int
+    newline: str | None
+    taps: int
+
+
+def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
+    config = Section(checkpoint.config, "")
+    for section in (config, config.section("text_config")):
+        settings = section.values.get("quantization_config")
+        if settings is not None:
+            method, advice = for_quantization(settings)
+            raise CheckpointError(
+                f"{section.key('quantization_config')}: quantised checkpoints are not supported ({method})",
+                hint=advice,
+            )
+    vision = config.section("vision_config")
+    if checkpoint.config.get("vision_config") is None:
+        vision = Section(defaults.vision, "vision_config")
+    tower = TOWERS[vision.choice("model_type", TOWERS, defaults.vision["model_type"])]
+    vision_cfg = tower.read_config(vision, _preprocessed_size(checkpoint))
+    selection = FeatureSelection.from_config(
+        config, vision_cfg.num_layers, layer=defaults.feature_layer, strategy=defaults.select_strategy
+    )
+    text_section = config.section("text_config")
+    text = DecoderConfig.from_config(text_section, defaults.decoder)
+    tensors = canonical_tensors(checkpoint.tensors, tower.RENAMES, (defaults.newline,) if defaults.newline else ())
+    # Old checkpoints set this on either level, and transformers lets either tie them.
+    tied = config.flag("tie_word_embeddings", False) | text_section.flag("tie_word_embeddings", False)
+    return ProjectedConfig(
+        tower=tower,
+        vision=vision_cfg,
+        selection=selection,
+        projector=ProjectorConfig.from_config(config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size),
+        text=text,
+        lm_head=_tied_head(checkpoint, tensors) if tied else LM_HEAD,
+        tied_in_config=tied,
+        tensors=tensors,
+        image_token_id=defaults.image_token_id,
+        newline=defaults.newline,
+        taps=defaults.taps,
+    )
+
+
+def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
+    """Key of the output projection where the config ties it to the embedding.
+
+    As ``tie_weights`` of transformers: the one that is stored serves as both; of two that are stored and differ, as
+    after a merged fine-tune that trained both, each keeps its own values.
+    """
+    embed, head = tensors.get(EMBED), tensors.get(LM_HEAD)
+    if head is None:
+        return EMBED
+    if embed is None:
+        tensors[EMBED] = tensors.pop(LM_HEAD)
+        return EMBED
+    return EMBED if checkpoint.same_values(embed.name, head.name) else LM_HEAD
+
+
+def required(m: ProjectedConfig) -> dict[str, tuple[int, ...]]:
+    weights = m.tower.embedding_weights(m.vision, VISION)
+    for i in range(m.selection.deepest):
+        weights |= tower_layer(m, i)
+    weights |= projector_weights(m.projector, PROJECTOR)
+    if m.newline is not None:
+        weights[m.newline] = (m.text.hidden_size,)
+    weights[EMBED] = (m.text.vocab_size, m.text.hidden_size)
+    return weights | decoder_weights(m.text, TEXT, m.lm_head)
+
+
+def tower_layer(m: ProjectedConfig, index: int) -> dict[str, tuple[int, ...]]:
+    return m.tower.layer_weights(m.vision, VISION + m.tower.NAMES.prefix(index), m.tensors.__contains__)
+
+
+def _preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """(height, width) that ``preprocessor_config.json`` makes of every picture, if it says."""
+    values = checkpoint.json_file("preprocessor_config.json")
+    if values is None:  # transformers 5 keeps the image processor inside the processor's file
+        processor = checkpoint.json_file("processor_config.json") or {}
+        values = processor.get("image_processor")
+    if not isinstance(values, dict):
+        return None
+    name = "crop_size" if values.get("do_center_crop", values.get("crop_size") is not None) else "size"
+    size = values.get(name)
+    if isinstance(size, int) and name == "crop_size":
+        size = {"height": size, "width": size}
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        return None
+    return Section({name: [size["height"], size["width"]]}, "preprocessor").size(name, 1)
+
+
+def image_token(checkpoint: Checkpoint, token_id: int) -> str:
+    """The text of the image placeholder."""
+    tokenizer = checkpoint.json_file("tokenizer_config.json") or {}
+    added = tokenizer.get("added_tokens_decoder")
+    entry = added.get(str(token_id)) if isinstance(added, dict) else None
+    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        return entry["content"]
+    tokens = (checkpoint.json_file("tokenizer.json") or {}).get("added_tokens")
+    for entry in tokens if isinstance(tokens, list) else []:
+        if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
+            return entry["content"]
+    token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
+    return token if isinstance(token, str) else "<image>"

@@ -1,0 +1,275 @@
+"""Models of a vision tower, a two-layer projector and a language model: what LLaVA and the families after it share.
+
+Graphs and their consumers:
+
+* ``vision``: ``pixel_values`` → ``image_features``, ``cls_attention`` where the tower has a CLS token, and further
+  outputs a method needs; one row a crop.  Tensors ``model.vision_tower.*`` and ``model.multi_modal_projector.*``.
+  Consumed by ``pack`` where there is one, else by the pruner.
+* ``pack``, where an image is several crops: their features → the image's visual tokens (see ``components.pack``).
+* ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
+  Consumed by the pruner and, with the kept visual tokens in place of the image token, by the decoder.
+* ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
+  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied: by the config, unless
+  the file holds an ``lm_head`` of other values).  Consumed by the sampler.
+
+The names are those of transformers 5; ``models.weights`` maps older ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from trtprune.components.config import Section
+from trtprune.components.decoder import DECODERS, build_decoder, build_embedding, decoder_weights, segments
+from trtprune.components.decoder_layer import DecoderLayer
+from trtprune.components.pack import Packed, build_pack
+from trtprune.components.projector import build_projector
+from trtprune.components.rope import ROPE_TYPES
+from trtprune.components.vit import build_tower
+from trtprune.errors import CheckpointError
+from trtprune.graph import Graph, Lowering
+from trtprune.graph.ops import ACTIVATIONS
+from trtprune.models.generation_config import eos_token_ids
+from trtprune.models.projected_config import (
+    EMBED,
+    LLAVA_DEFAULTS,
+    LM_HEAD,
+    PROJECTOR,
+    TEXT,
+    TOWERS,
+    VISION,
+    Defaults,
+    ProjectedConfig,
+    image_token,
+    parse,
+    required,
+    tower_layer,
+)
+from trtprune.models.spec import ModelSpec, VisionHead
+from trtprune.models.weights import compare
+from trtprune.pruning.inputs import INPUTS
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint, TensorInfo
+    from trtprune.graph.tensors import QuantizedMatrix
+    from trtprune.models.clip_text import Clip
+
+__all__ = ["ProjectedTowerModel", "describe_parts"]
+
+
+def describe_parts() -> dict[str, Any]:
+    """The parts that every family of this kind supports, for ``trtprune models``."""
+    return {
+        "vision_towers": sorted(TOWERS),
+        "decoders": list(DECODERS),
+        "rope_types": list(ROPE_TYPES),
+        "activations": sorted(ACTIVATIONS),
+        "select_strategies": ["default", "full"],
+    }
+
+
+class ProjectedTowerModel:
+    """A checkpoint of such a family, parsed once; the methods are those of :class:`trtprune.models.spec.Model`.
+
+    Args:
+        checkpoint: The checkpoint.
+        family: The name of its family.
+        defaults: What the family's ``config.json`` may leave out.
+
+    Raises:
+        CheckpointError: for a tower, decoder, rope type or activation that is not supported.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: str, defaults: Defaults = LLAVA_DEFAULTS) -> None:
+        self.family = family
+        self._checkpoint = checkpoint
+        self._parsed = parse(checkpoint, defaults)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The facts of the model; raises CheckpointError where the config leaves no image feature."""
+        m = self._parsed
+        config = Section(self._checkpoint.config, "")
+        full_cls = m.tower.HAS_CLS and not m.selection.drop_first
+        tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+        if tokens < 1:
+            raise CheckpointError(
+                "config.json: vision_feature_select_strategy 'default' leaves no image feature",
+                hint="a larger picture, or the strategy 'full'",
+            )
+        token_name = "image_token_index" if "image_token_index" in self._checkpoint.config else "image_token_id"
+        image_token_id = config.integer(token_name, m.image_token_id, low=0)
+        windows = [w for w in m.text.windows if w is not None]
+        return ModelSpec(
+            family=self.family,
+            vision_tower=m.vision.model_type,
+            decoder=m.text.model_type,
+            image_size=m.vision.image_size,
+            patch_grid=m.vision.grid,
+            visual_tokens=tokens,
+            first_patch=m.selection.drop_first - m.tower.HAS_CLS,
+            has_cls=m.tower.HAS_CLS and m.selection.deepest > 0,
+            keeps_cls_feature=full_cls,
+            hidden_size=m.text.hidden_size,
+            vocab_size=m.text.vocab_size,
+            num_layers=m.text.num_layers,
+            num_heads=m.text.num_heads,
+            num_kv_heads=m.text.num_kv_heads,
+            head_dim=m.text.head_dim,
+            max_positions=m.text.max_positions,
+            image_token=image_token(self._checkpoint, image_token_id),
+            image_token_id=image_token_id,
+            eos_token_ids=eos_token_ids(self._checkpoint),
+            feature_layers=m.selection.layers,
+            select_strategy="default" if m.selection.drop_first else "full",
+            sliding_window=min(windows) if windows else None,
+            vision_width=m.projector.input_size,
+            key_width=m.vision.head_dim,
+            tower_layers=m.selection.deepest,
+        )
+
+    def required_weights(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name → shape of the tensors the graphs use; vision layers above the selected ones are not."""
+        return required(self._parsed)
+
+    def check_weights(self, *, allow_extra: bool = False) -> list[str]:
+        """Compare the checkpoint's tensors with :meth:`required_weights`.
+
+        Returns:
+            Warnings (with ``allow_extra``, about tensors the architecture does not have).
+
+        Raises:
+            CheckpointError: naming a missing, misshapen or unknown tensor.
+        """
+        m = self._parsed
+        known = [re.escape(VISION) + pattern for pattern in m.tower.UNUSED]
+        known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
+        unused = {LM_HEAD} if m.lm_head != LM_HEAD else set()
+        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the features we take
+            unused |= tower_layer(m, i).keys()
+        warnings = compare(required(self._parsed), m.tensors, known, unused=unused, allow_extra=allow_extra)
+        if m.tied_in_config and m.lm_head == LM_HEAD:
+            head, embed = m.tensors[LM_HEAD].name, m.tensors[EMBED].name
+            warnings.append(
+                f"config.json ties the word embeddings, but {head} differs from {embed}; both are used, as in "
+                "transformers (tie_word_embeddings: false says so)"
+            )
+        return warnings
+
+    def check_clip(self, clip: Clip) -> list[str]:
+        """See :func:`trtprune.models.clip_text.check_tower`."""
+        from trtprune.models.clip_text import check_tower
+
+        m = self._parsed
+        return check_tower(clip, m.vision, m.tensors, VISION, self._checkpoint.read, m.selection.layers)
+
+    def used_tensors(self) -> dict[str, TensorInfo]:
+        """Where the tensors of :meth:`required_weights` lie."""
+        m = self._parsed
+        return {name: m.tensors[name] for name in required(self._parsed)}
+
+    def linear_weights(self) -> dict[str, bool]:
+        """The matrices of the decoder's layers, and ``lm_head`` where it is not the embedding table."""
+        m = self._parsed
+        weights = decoder_weights(m.text, TEXT, m.lm_head)
+        return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
+
+    def build_components(
+        self,
+        *,
+        dtype: str,
+        lowering: Lowering,
+        moved: Mapping[str, TensorInfo] | None = None,
+        quantized: Mapping[str, QuantizedMatrix] | None = None,
+        cuts: Sequence[int] = (),
+        raters: Literal["mean", "heads"] | None = None,
+        vision_outputs: Collection[str] = (),
+        shallow_layer: int | None = None,
+        vision_heads: Mapping[str, VisionHead] | None = None,
+    ) -> dict[str, Graph]:
+        """``vision``, ``pack`` where an image is several crops, ``embed`` and ``decoder``; reads no weight.
+
+        With ``cuts`` the decoder ends behind each of those layers and goes on in the next graph: ``decoder.0``,
+        ``decoder.1``, …; ``raters`` as in :class:`trtprune.components.decoder.Segment`.  The outputs asked of the tower
+        must be such that it has them: a CLS token, a layer that deep.
+        """
+        m = self._parsed
+        parts = segments(m.text.num_layers, cuts, raters)
+        names = ["decoder"] if len(parts) == 1 else [f"decoder.{i}" for i in range(len(parts))]
+        tensors = {**m.tensors, **(moved or {})}
+        graphs = {
+            name: Graph(
+                name,
+                dtype=dtype,
+                lowering=lowering,
+                tensors=tensors,
+                quantized=quantized if name in names else None,
+            )
+            for name in ("vision", *(["pack"] if m.newline is not None else []), "embed", *names)
+        }
+        _build_vision(graphs["vision"], m, vision_outputs, shallow_layer, vision_heads or {})
+        if m.newline is not None:
+            _build_pack(graphs["pack"], graphs["vision"], m.newline, m.taps)
+        build_embedding(graphs["embed"], m.text, EMBED)
+        for name, part in zip(names, parts, strict=True):
+            build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
+        return graphs
+
+    def layer_access(self, layer: int) -> DecoderLayer:
+        """The decoder around the place behind a layer."""
+        return DecoderLayer(self._parsed.text, TEXT, layer)
+
+    def weight_tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors of the checkpoint by canonical name."""
+        return self._parsed.tensors
+
+
+def _build_vision(
+    g: Graph, m: ProjectedConfig, wanted: Collection[str], shallow_layer: int | None, heads: Mapping[str, VisionHead]
+) -> None:
+    """Tower and projector, with the outputs in the order of ``INPUTS``."""
+    tower = build_tower(g, m.tower, m.vision, m.selection, VISION, wanted, shallow_layer)
+    found = dict(tower.extras)
+    if "cls_feature" in wanted:
+        assert tower.cls is not None, "the tower has no CLS token"
+        with g.scope("cls"):
+            row = build_projector(g, m.projector, PROJECTOR, tower.cls)
+            found["cls_feature"] = g.op.Squeeze(row, g.ints(1))
+    for name, head in heads.items():
+        with g.scope(name):
+            found[name] = head.write(g, tower.features)
+    if "vision_features" in wanted:
+        found["vision_features"] = tower.features
+    features = build_projector(g, m.projector, PROJECTOR, tower.features)
+    tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+    widths = {
+        "N": tokens,
+        "D": m.text.hidden_size,
+        "C": m.projector.input_size,
+        "K": m.vision.head_dim,
+        "P": max((head.width for head in heads.values()), default=0),
+    }
+    g.output(features, "image_features", g.dtype_name, ["batch", tokens, m.text.hidden_size])
+    for name, entry in INPUTS.items():
+        if name in found:
+            dtype = g.dtype_name if entry.dtype == "model" else entry.dtype
+            g.output(found[name], name, dtype, ["batch", *(widths[dim] for dim in entry.dims)])
+
+
+def _build_pack(g: Graph, vision: Graph, newline: str, taps: int) -> None:
+    """The pack graph of all that the vision graph returns of every patch."""
+    outputs, patches = {}, 0
+    for value in vision.outputs:
+        assert value.name is not None
+        assert value.shape is not None
+        assert value.dtype is not None
+        dims = [dim for dim in value.shape[1:] if isinstance(dim, int)]
+        if value.name == "image_features":
+            patches = dims[0]
+        if value.name == "image_features" or "N" in INPUTS[value.name].dims:
+            dtype = value.dtype.numpy().name
+            outputs[value.name] = Packed(dtype, dims[1] if len(dims) > 1 else 0)
+    build_pack(g, outputs, patches, taps=taps, newline=newline)
