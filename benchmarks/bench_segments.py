@@ -23,7 +23,8 @@ from _machine import machine, summary
 import trtprune
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.checkpoint import resolve
-from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
+from trtprune.engine_dir import ComponentInfo, EngineDir, Part, TensorSpec
+from trtprune.engine_dir.roles import DECODER
 from trtprune.models import get_family
 
 CUTS = (2, 6, 14)
@@ -53,13 +54,13 @@ class Pieces:
         )
         self.sessions = []
         self.rated = rated
-        for name, graph in graphs.items():
-            if name.startswith("decoder"):
-                inputs, outputs = (tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs))
-                path = f"onnx/{name}-{len(cuts)}-{rated}.onnx"
-                graph.save(made.root / path)
-                component = ComponentInfo(name, path, None, inputs, outputs, (), "float32")
-                self.sessions.append(backend.session(component, made.root))
+        for part in [Part(DECODER, k) for k in range(len(cuts) + 1)] if cuts else [Part(DECODER)]:
+            graph = graphs[part.name]
+            inputs, outputs = (tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs))
+            path = f"onnx/{part.name}-{len(cuts)}-{rated}.onnx"
+            graph.save(made.root / path)
+            component = ComponentInfo(part.name, part.role, part.segment, path, None, inputs, outputs, (), "float32")
+            self.sessions.append(backend.session(component, made.root))
         self.caches = [session.new_cache(1, CAPACITY) for session in self.sessions]
 
     def run(self, x: np.ndarray, at: int) -> tuple[np.ndarray, float]:

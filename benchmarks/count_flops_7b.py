@@ -53,7 +53,7 @@ def count(made: EngineDir, keep: int) -> dict[str, Any]:
                 "sequence": text + visual[k], "visual_tokens": visual[k], "raters": RATERS, "keep": kept,
                 "recycled": recycled, "merged": merged,
             }  # fmt: skip
-        if "raters" in made.chain:
+        if made.find("raters") is not None:
             dims["raters"] = {"visual_tokens": tokens, "text_tokens": BEHIND}
         cached = [text + n for n in visual]
     else:
@@ -62,8 +62,8 @@ def count(made: EngineDir, keep: int) -> dict[str, Any]:
         dims["decoder"] = {**step, "sequence": length, "capacity": length}
     found = count_chain(made, dims)
     parts = {
-        part: sum(n for name, n in found.items() if name.partition(".")[0] in names) / 1e12
-        for part, names in (("vision", ("vision",)), ("pruner", ("pruner", "raters")), ("decoder", ("decoder",)))
+        part: sum(n for name, n in found.items() if made.component(name).role in roles) / 1e12
+        for part, roles in (("vision", ("vision",)), ("pruner", ("pruner", "raters")), ("decoder", ("decoder",)))
     }
     per_token = made.kv.bytes_per_token / made.kv.num_layers
     return {

@@ -34,7 +34,7 @@ from tokenizers import Tokenizer
 
 import trtprune
 from trtprune import pruning
-from trtprune.engine_dir import WEIGHTS
+from trtprune.engine_dir import WEIGHTS, Part
 from trtprune.eval.loaders import load_data
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime import Vlm
@@ -77,9 +77,9 @@ def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str,
     from trtprune.runtime.chain import Clock
 
     listener = Listener(vlm.chain.session("pruner"))
-    vlm.chain._sessions["pruner"] = listener  # type: ignore[assignment]
+    vlm.chain._sessions[Part("pruner")] = listener  # type: ignore[assignment]
     vlm.cut(vlm.encoder.encode(turns_of(question, 1, None)), [features], keep, 0, Clock())
-    vlm.chain._sessions["pruner"] = listener.session
+    vlm.chain._sessions[Part("pruner")] = listener.session
     wanted = {"image_features", "text_mask", *INPUTS}
     given = {name: value[0] for name, value in listener.inputs.items() if name in wanted}
     given["grid"] = vlm.config.model.patch_grid

@@ -230,7 +230,7 @@ def test_no_telemetry(tmp_path: Path) -> None:
 
 
 def test_bfloat16_on_a_cpu(tmp_path: Path) -> None:
-    component = ComponentInfo("decoder", "z.onnx", None, INPUTS, OUTPUTS, (), "bfloat16")
+    component = ComponentInfo("decoder", "decoder", None, "z.onnx", None, INPUTS, OUTPUTS, (), "bfloat16")
     with pytest.raises(BackendError, match="no kernels") as caught:
         OrtBackend().session(component, tmp_path)
     assert "dtype='float32'" in str(caught.value)

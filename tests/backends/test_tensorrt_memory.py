@@ -16,7 +16,7 @@ from trtprune.backends.tensorrt.execution import Workspace
 from trtprune.backends.tensorrt.memory import ALIGNMENT, KEEP_BYTES, DeviceMemory, block_size
 from trtprune.backends.tensorrt.profiles import Limits, component_profiles
 from trtprune.backends.tensorrt.shapes import choose_profile, max_batch, plan_call
-from trtprune.engine_dir import ComponentInfo, TensorSpec
+from trtprune.engine_dir import ComponentInfo, Part, TensorSpec
 from trtprune.errors import BackendError, TrtpruneError
 
 
@@ -182,9 +182,8 @@ PRUNED = (
 
 
 def component(name: str, inputs: Any, limits: Limits, backend: str = "tensorrt", outputs: Any = ()) -> ComponentInfo:
-    return ComponentInfo(
-        name, "x.onnx", "x.engine", inputs, outputs, component_profiles(name, inputs, limits, backend), "float32"
-    )
+    profiles = component_profiles(Part(name), inputs, limits, backend)
+    return ComponentInfo(name, name, None, "x.onnx", "x.engine", inputs, outputs, profiles, "float32")
 
 
 @st.composite
@@ -251,7 +250,7 @@ def test_other_refusals() -> None:
         choose_profile(decoder, shapes, {})
     with pytest.raises(BackendError, match="logits_index has shape"):
         choose_profile(decoder, {"logits_index": (1, 2)}, {})
-    assert choose_profile(ComponentInfo("x", "x", "x", (), (), (), "float32"), {}, {}) == 0
+    assert choose_profile(ComponentInfo("x", "x", None, "x", "x", (), (), (), "float32"), {}, {}) == 0
     pruner = component("pruner", PRUNER, made)
     with pytest.raises(BackendError, match="does not follow"):
         plan_call(

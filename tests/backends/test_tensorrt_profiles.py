@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trtprune.backends.tensorrt.gpus import Gpu
 from trtprune.backends.tensorrt.profiles import Limits, check_limits, component_profiles, default_capacity
 from trtprune.compiler.engine_options import EngineOptions, check_options, parse_pool_limit, resolve_targets
-from trtprune.engine_dir import TensorSpec
+from trtprune.engine_dir import Part, TensorSpec
 from trtprune.errors import BackendError, BudgetError, BuildError
 
 CACHE = ("batch", 8, "capacity", 64)
@@ -53,7 +53,7 @@ def limits(draw: st.DrawFn) -> Limits:
 @pytest.mark.parametrize("component", INPUTS)
 @given(case=limits())
 def test_every_profile_is_in_order(backend: str, component: str, case: Limits) -> None:
-    profiles = component_profiles(component, INPUTS[component], case, backend)
+    profiles = component_profiles(Part(component), INPUTS[component], case, backend)
     assert len(profiles) == (2 if (component, backend) == ("decoder", "tensorrt") else 1)
     for profile in profiles:
         assert set(profile) == {spec.name for spec in INPUTS[component]} - {"seed"}  # whose shape is fixed
@@ -67,13 +67,13 @@ def test_every_prompt_within_the_limits_fits(case: Limits, images: int, budget: 
     images, text = min(images, case.max_images), min(text, case.max_input_len)
     budget = max(case.keep_range[0], min(budget, case.keep_range[1]))
     length = text + images * budget
-    decoder = component_profiles("decoder", INPUTS["decoder"], case, "tensorrt")[0]
+    decoder = component_profiles(Part("decoder"), INPUTS["decoder"], case, "tensorrt")[0]
     longest = decoder["inputs_embeds"][2][1]
     assert longest == min(case.capacity, case.max_input_len + case.max_images * case.keep_range[1])
     assert length <= longest or length > case.capacity
-    ids = component_profiles("embed", INPUTS["embed"], case, "tensorrt")[0]["input_ids"][2][1]
+    ids = component_profiles(Part("embed"), INPUTS["embed"], case, "tensorrt")[0]["input_ids"][2][1]
     assert text + images <= ids or text + images > case.capacity
-    pruner = component_profiles("pruner", INPUTS["pruner"], case, "tensorrt")[0]
+    pruner = component_profiles(Part("pruner"), INPUTS["pruner"], case, "tensorrt")[0]
     assert pruner["keep"] == ((case.keep_range[0],), (case.keep,), (case.keep_range[1],))
     assert [shape[1] for shape in pruner["image_features"]] == [case.visual_tokens] * 3
 
@@ -82,13 +82,13 @@ def test_llava_by_hand() -> None:
     capacity = default_capacity(4096, 512, 1, 576)
     assert capacity == 1408  # 512 + 576 + 256 = 1344, in steps of 128
     case = Limits(576, 64, (1, 576), capacity, max_batch_size=4)
-    prompt, step = component_profiles("decoder", INPUTS["decoder"], case, "tensorrt")
+    prompt, step = component_profiles(Part("decoder"), INPUTS["decoder"], case, "tensorrt")
     assert prompt["inputs_embeds"] == ((1, 1, 4096), (4, 128, 4096), (4, 1088, 4096))
     assert step["inputs_embeds"] == ((1, 1, 4096), (4, 1, 4096), (4, 1, 4096))
     for profile in (prompt, step):
         assert profile["past_key_values.0.key"] == ((1, 8, 1408, 64), (4, 8, 1408, 64), (4, 8, 1408, 64))
         assert profile["logits_index"] == ((1, 1), (4, 1), (4, 1))
-    vision = component_profiles("vision", INPUTS["vision"], case, "tensorrt")[0]
+    vision = component_profiles(Part("vision"), INPUTS["vision"], case, "tensorrt")[0]
     assert vision["pixel_values"][2] == (4, 3, 336, 336)
     assert default_capacity(1000, 512, 1, 576) == 1000
     assert default_capacity(4096, 512, 4, 64) == 1024
@@ -116,8 +116,9 @@ def test_a_method_that_selects_nothing_has_no_limit() -> None:
 
 
 def test_an_unknown_dimension_is_named() -> None:
+    inputs = [TensorSpec("x", "float16", ("frames", 3))]
     with pytest.raises(BuildError, match="input x: no range is known for its dimension 'frames'"):
-        component_profiles("vision", [TensorSpec("x", "float16", ("frames", 3))], Limits(4, 2, (1, 4), 64), "tensorrt")
+        component_profiles(Part("vision"), inputs, Limits(4, 2, (1, 4), 64), "tensorrt")
 
 
 SERVED = (75, 80, 86, 89, 120, 121)

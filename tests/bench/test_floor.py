@@ -55,7 +55,7 @@ def by_component(ledger: Ledger, made: EngineDir, calls: list[Call], *, token: b
     """Of all calls, component by component."""
     found: dict[str, Cost] = {}
     for call in calls:
-        found[call.component] = found.get(call.component, Cost()) + ledger.cost(made, call, token=token)
+        found[call.part.name] = found.get(call.part.name, Cost()) + ledger.cost(made, call, token=token)
     return found
 
 
@@ -139,11 +139,11 @@ def test_a_decoder_that_is_cut(place: Path, method: str, options: dict[str, Any]
     for k, (layers, count) in enumerate(zip(made.kv.segment_layers, counts, strict=True)):
         cost = found[f"decoder.{k}"]
         assert cost.kv == (text + count) * layers * per_layer
-        assert dict(next(c for c in calls if c.component == f"decoder.{k}").dims)["sequence"] == text + count
+        assert dict(next(c for c in calls if c.part.name == f"decoder.{k}").dims)["sequence"] == text + count
     tensors = load_file(place / "model" / "model.safetensors")
     weights = sum(t.nbytes for n, t in tensors.items() if n.startswith("language_model") and "embed_tokens" not in n)
     assert weights <= sum(c.weights for n, c in found.items() if n.startswith("decoder")) <= weights + 8000
-    assert {stage_of(name) for name in found} == {"vision", "prefill"}
+    assert {stage_of(call.part) for call in calls} == {"vision", "prefill"}
     chosen = get(method)
     assert isinstance(chosen, InLlmMethod)
     after = chosen.schedule(12, 16, LAYERS, chosen.validate_options(options)).after
@@ -152,10 +152,10 @@ def test_a_decoder_that_is_cut(place: Path, method: str, options: dict[str, Any]
 
 def test_listening_leaves_nothing_behind(place: Path) -> None:
     vlm = trtprune.load(place / "out", threads=1)
-    sessions = [vlm.chain.session(name) for name in vlm.config.chain]
+    sessions = [vlm.chain.session(c.role, c.segment) for c in vlm.config.components]
     calls, _ = run(vlm, 5)
     assert not any("run" in vars(session) for session in sessions)
-    assert [call.component for call in calls] == ["vision", "embed", "pruner", "decoder"]
+    assert [call.part.name for call in calls] == ["vision", "embed", "pruner", "decoder"]
     with pytest.raises(RuntimeError, match="inside"), listen(vlm):
         raise RuntimeError("inside")
     assert not any("run" in vars(session) for session in sessions)
@@ -200,7 +200,7 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, 
 def test_a_graph_without_products_has_no_probe(place: Path) -> None:
     vlm = trtprune.load(place / "out", threads=1)
     calls, _ = run(vlm, 5)
-    embed = next(call for call in calls if call.component == "embed")
+    embed = next(call for call in calls if call.part.name == "embed")
     assert ProductProbes(OrtBackend("cpu", 1)).of(Ledger().counted(vlm.config, embed), vlm.config.root, "embed") is None
 
 

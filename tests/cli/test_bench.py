@@ -30,6 +30,7 @@ from trtprune.bench.report import render, to_json
 from trtprune.bench.running import Measured, Run, Settings
 from trtprune.bench.transformers_peer import TransformersPeer
 from trtprune.cli import main
+from trtprune.engine_dir import Part
 from trtprune.errors import BudgetError
 from trtprune.variants import Variants, planning
 
@@ -154,7 +155,8 @@ def planted_run() -> Run:
     probe.rate.samples = [4e9, 5e9, 9e9]
     from trtprune.bench.cost import Call, Cost
 
-    vision, decoder, step = Call("vision", ()), Call("decoder", ()), Call("decoder", (("sequence", 1),))
+    vision, decoder = Call(Part("vision"), ()), Call(Part("decoder"), ())
+    step = Call(Part("decoder"), (("sequence", 1),))
     cells[1].prompt = [(vision, Cost(int(50e6), 0, 0, 0)), (decoder, Cost(int(5e6), int(20e6), int(10e6), int(10e6)))]
     cells[1].token = [(step, Cost(int(1e6), int(3e6), int(1e6), 0))]
     cells[1].products = {vision: probe, decoder: probe, step: probe}

@@ -19,7 +19,7 @@ from tests.kit import tiny
 from tests.kit.clip_kit import ClipKit, write_tokenizer
 from tests.kit.runtime_kit import Kit, picture
 from trtprune.cli import main
-from trtprune.engine_dir import digest_file, open_engine_dir
+from trtprune.engine_dir import Part, digest_file, open_engine_dir
 from trtprune.errors import BudgetError, BuildError, CheckpointError, EngineDirError, InputError, TrtpruneError
 from trtprune.pruning import registry
 from trtprune.variants import Variant, Variants
@@ -278,7 +278,7 @@ def test_a_text_longer_than_any_prompt(llava: Kit, clip: ClipKit, tmp_path: Path
     build(llava, clip.path, tmp_path / "out")
     vlm = trtprune.load(tmp_path / "out", threads=1)
     calls: list[Any] = []
-    vlm.chain._sessions["clip_text"] = type("Never", (), {"max_batch": 8, "run": lambda *a: calls.append(a)})()  # type: ignore[assignment]
+    vlm.chain._sessions[Part("clip_text")] = type("Never", (), {"max_batch": 8, "run": lambda *a: calls.append(a)})()  # type: ignore[assignment]
     with pytest.raises(InputError, match="KV cache"):
         vlm.generate(picture(1), "word " * 3000)
     assert not calls
@@ -306,9 +306,9 @@ def test_profiles(llava: Kit, clip: ClipKit, tmp_path: Path) -> None:
     build(llava, clip.path, tmp_path / "out", backend="tensorrt", dtype="float32", export_only=True)
     made = open_engine_dir(tmp_path / "out")
     limits = Limits(16, 5, (1, 16), 256, max_batch_size=3, max_input_len=100)
-    (text,) = component_profiles("clip_text", made.component("clip_text").inputs, limits, "tensorrt")
+    (text,) = component_profiles(Part("clip_text"), made.component("clip_text").inputs, limits, "tensorrt")
     assert text["input_ids"] == ((1, 77), (7, 77), (7, 77))
-    (pruner,) = component_profiles("pruner", made.component("pruner").inputs, limits, "tensorrt")
+    (pruner,) = component_profiles(Part("pruner"), made.component("pruner").inputs, limits, "tensorrt")
     assert pruner["clip_text_embeds"] == ((1, 1, 24), (1, 1, 24), (1, 7, 24))
 
 

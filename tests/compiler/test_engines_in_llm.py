@@ -74,8 +74,8 @@ def test_engines_are_built(kit: Kit, name: str) -> None:
         engine=EngineOptions(compute_capability=("sm89",), max_input_len=60),
         **BUILDS[name],
     )
-    segments = [c for c in made.components if c.name.startswith("decoder.")]
-    assert len(segments) == len([c for c in made.components if c.name.startswith("pruner.")]) + 1
+    segments = made.segments
+    assert len(segments) == len(made.by_role("pruner")) + 1
     for component in made.components:
         assert component.engine is not None
         assert made.path(component.engine).stat().st_size > 1000
@@ -102,9 +102,7 @@ def test_ranges_cover_every_budget(name: str, tokens: int) -> None:
     assert stages[0].tokens == (tokens, tokens, tokens)
     assert not stages[-1].counts
     limits = Limits(tokens, keep, (low, high), 4096, stages=stages)
-    assert [limits.capacity_of(f"decoder.{k}") for k in range(len(stages))] == [
-        4096 - tokens + stage.tokens[2] for stage in stages
-    ]
+    assert [limits.capacity_of(k) for k in range(len(stages))] == [4096 - tokens + stage.tokens[2] for stage in stages]
     if options.get("ratio") == "rank":
         ways = [(count,) for count in range(1, tokens)]
     else:

@@ -248,6 +248,8 @@ def test_wrong_types_and_extra_fields(root: Path, keys: tuple[str | int, ...], v
         (("kv", "head_dim"), 2**30, "head_dim"),
         (("kv", "segment_layers"), [3], "segment_layers"),
         (("components", 0, "name"), "a\nerror: b", "no name of a component"),
+        (("components", 0, "role"), "oracle", "'vision' has the unknown role 'oracle'"),
+        (("components", 0, "segment"), 0, "a component of role vision has no segment"),
         (("components", 0, "inputs", 0, "shape"), ["batch", 3, 10**39, 1], "out of range"),
         (("components", 0, "inputs", 0, "shape"), ["batch", 2**30, 2**30], "out of range"),
         (("components", 0, "inputs", 0, "shape"), ["batch", -1], "out of range"),
@@ -265,6 +267,44 @@ def test_a_duplicate_component(root: Path) -> None:
     data = json.loads((root / "config.json").read_text())
     edit(root, "components", value=data["components"] * 2)
     refused(root, "vision", "twice")
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ((("a", "vision", None), ("b", "vision", None)), "'a': another component has its role and segment"),
+        ((("d", "decoder", 1),), "segments must be numbered"),
+        ((("d", "decoder", 0), ("e", "decoder", 2)), "segments must be numbered"),
+        ((("d", "decoder", None), ("e", "decoder", 0)), "segments must be numbered"),
+        ((("d", "decoder", None), ("p", "pruner", 0)), "a pruner must stand before the decoder"),
+        ((("d", "decoder", 0), ("e", "decoder", 1), ("p", "pruner", 1)), "a pruner must stand before the decoder"),
+        ((("d", "decoder", 0), ("e", "decoder", 1), ("p", "pruner", None)), "a pruner must stand before the decoder"),
+    ],
+)
+def test_parts_that_do_not_go_together(root: Path, parts: tuple[tuple[str, str, int | None], ...], word: str) -> None:
+    data = json.loads((root / "config.json").read_text())
+    plain = data["components"][0]
+    components = [plain | {"name": name, "role": role, "segment": segment} for name, role, segment in parts]
+    edit(root, "components", value=components)
+    edit(root, "chain", value=[name for name, _, _ in parts])
+    edit(root, "kv", "segment_layers", value=[1, 2] if len(parts) > 1 and parts[1][1] == "decoder" else [])
+    refused(root, word)
+
+
+def test_components_are_found_by_their_roles_whatever_their_names(root: Path) -> None:
+    data = json.loads((root / "config.json").read_text())
+    parts = [("z", "vision", None), ("later", "decoder", 1), ("a", "pruner", 0), ("first", "decoder", 0)]
+    plain = data["components"][0]
+    edit(root, "components", value=[plain | {"name": n, "role": r, "segment": s} for n, r, s in parts])
+    edit(root, "chain", value=[name for name, _, _ in parts])
+    edit(root, "kv", "segment_layers", value=[1, 2])
+    made = open_engine_dir(root)
+    assert [component.name for component in made.segments] == ["first", "later"]
+    assert made.part("vision").name == "z"
+    assert made.part("pruner", 0).name == "a"
+    assert made.find("pruner") is None
+    with pytest.raises(EngineDirError, match=r"no decoder in the chain"):
+        made.part("decoder")
 
 
 def test_every_missing_field_is_named(root: Path) -> None:

@@ -81,6 +81,8 @@ def make(root: Path) -> EngineDir:
         components=(
             ComponentInfo(
                 "vision",
+                "vision",
+                None,
                 "onnx/vision.onnx",
                 "engines/vision.engine",
                 (spec,),

@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 import trtprune
 from tests.kit import tiny
 from tests.kit.tiny_files import add_text_files
+from trtprune.engine_dir import Part
 from trtprune.runtime import Vlm
 
 
@@ -101,7 +102,7 @@ class Kit:
 def record(vlm: Vlm) -> Recorder:
     """Puts a recorder between a model and its decoder."""
     recorder = Recorder(vlm.chain.session("decoder"))
-    vlm.chain._sessions["decoder"] = recorder
+    vlm.chain._sessions[Part("decoder")] = recorder
     return recorder
 
 

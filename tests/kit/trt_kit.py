@@ -59,7 +59,7 @@ def make_dir(
         dataclasses.replace(
             component,
             engine=f"engines/{component.name}.engine",
-            profiles=component_profiles(component.name, component.inputs, limits, backend),
+            profiles=component_profiles(component.part, component.inputs, limits, backend),
         )
         for component in made.components
     )

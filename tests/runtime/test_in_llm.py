@@ -53,8 +53,8 @@ def load(kit: Kit, name: str) -> Vlm:
 
 
 def record(vlm: Vlm) -> Recorder:
-    last = [name for name in vlm.config.chain if name.startswith("decoder.")][-1]
-    recorder = Recorder(vlm.chain.session(last))
+    last = vlm.config.segments[-1].part
+    recorder = Recorder(vlm.chain.session(last.role, last.segment))
     vlm.chain._sessions[last] = recorder
     return recorder
 
@@ -148,7 +148,7 @@ def test_turns(one: Kit, name: str) -> None:
     chat = vlm.chat(picture(5))
     first = chat.ask("What is this?", max_new_tokens=5, ignore_eos=True)
     prefills = []
-    session = vlm.chain.session("decoder.0")
+    session = vlm.chain.session("decoder", 0)
     run = session.run
     session.run = lambda inputs, cache=None: (  # type: ignore[method-assign]
         prefills.append(inputs["position_ids"].shape[1]),

@@ -16,6 +16,7 @@ from PIL import Image
 import trtprune
 from tests.kit.in_llm_generate import generate
 from trtprune.demo import scenes
+from trtprune.engine_dir import Part
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Vlm
 
@@ -84,9 +85,9 @@ def prompt(checkpoint: Path, model: Any, picture: Image.Image) -> tuple[torch.Te
     return embeds.clone(), (int(places[0]), int(places[-1]) + 1)
 
 
-def wrap(vlm: Vlm, name: str) -> Recorder:
-    recorder = Recorder(vlm.chain.session(name))
-    vlm.chain._sessions[name] = recorder  # type: ignore[assignment]
+def wrap(vlm: Vlm, role: str, segment: int | None = None) -> Recorder:
+    recorder = Recorder(vlm.chain.session(role, segment))
+    vlm.chain._sessions[Part(role, segment)] = recorder  # type: ignore[assignment]
     return recorder
 
 
@@ -117,9 +118,9 @@ def test_like_the_published_steps_on_real_weights(
         version=options.get("version", "1.0"), heads=options.get("heads", 0),
     )  # fmt: skip
 
-    pruners = [wrap(vlm, f"pruner.{k}") for k in range(len(points))]
-    last = wrap(vlm, f"decoder.{len(points)}")
-    raters = wrap(vlm, "raters") if "raters" in vlm.config.chain else None
+    pruners = [wrap(vlm, "pruner", k) for k in range(len(points))]
+    last = wrap(vlm, "decoder", len(points))
+    raters = wrap(vlm, "raters") if vlm.config.find("raters") else None
     result = vlm.generate(picture, QUESTION, keep=KEEP, max_new_tokens=TOKENS, ignore_eos=True)
 
     if raters is not None:

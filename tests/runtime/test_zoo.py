@@ -20,6 +20,7 @@ from tests.kit.vision_maps import expected
 from trtprune import pruning
 from trtprune.checkpoint import open_checkpoint
 from trtprune.compiler.budget import check_needs
+from trtprune.engine_dir import Part
 from trtprune.errors import BudgetError
 from trtprune.models import open_model
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
@@ -97,7 +98,7 @@ class Inputs:
     def __init__(self, vlm: Vlm) -> None:
         self.session: Any = vlm.chain.session("decoder")
         self.embeds: list[np.ndarray] = []
-        vlm.chain._sessions["decoder"] = self  # type: ignore[assignment]
+        vlm.chain._sessions[Part("decoder")] = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)

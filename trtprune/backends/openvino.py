@@ -25,6 +25,7 @@ from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_d
 from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
+from trtprune.engine_dir.roles import DECODER, VISION
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.installer import to_install
 
@@ -38,8 +39,8 @@ HINTS = {"float32": "f32", "bf16": "bf16"}
 """Option ``precision`` → OpenVINO's name of it.  OpenVINO's own default depends on the processor."""
 ACTIVATIONS = {"int8": "32", "float32": "0"}
 """Option ``activations`` → OpenVINO's group size for their quantisation; 0: not quantised."""
-HEAVY = ("vision", "decoder")
-"""Components that OpenVINO runs, also with a segment number behind the name."""
+HEAVY = (VISION, DECODER)
+"""Roles of the components that OpenVINO runs."""
 
 
 class OpenVinoBackend:
@@ -89,9 +90,9 @@ class OpenVinoBackend:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATIONS[activations],
         }
 
-    def runs(self, component: str) -> bool:
-        """Whether OpenVINO runs the component of that name; ONNX Runtime runs the others."""
-        return component.partition(".")[0] in HEAVY
+    def runs(self, role: str) -> bool:
+        """Whether OpenVINO runs components of a role; ONNX Runtime runs the others."""
+        return role in HEAVY
 
     def session(self, component: ComponentInfo, root: Path) -> Session:
         """Opens a component of an engine directory.
@@ -100,7 +101,7 @@ class OpenVinoBackend:
             BackendError: if it cannot be run.
             EngineDirError: if the graph cannot be read, or its inputs are not those of config.json.
         """
-        if not self.runs(component.name):
+        if not self.runs(component.role):
             return self.small.session(component, root)
         if component.dtype == "bfloat16":
             raise BackendError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune.backends.binding import numpy_dtype, resolve_shape
 from trtprune.bench.flops import COUNTS, Counted, count_products
 from trtprune.engine_dir.graphs import read_graph
+from trtprune.engine_dir.roles import DECODER, EMBED, RANK, RATERS, VISION, Part
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -34,7 +35,7 @@ BITS = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
 class Call:
     """One run of a component: the numbers of its symbolic dimensions, and of the inputs that are shapes."""
 
-    component: str
+    part: Part
     dims: tuple[tuple[str, int], ...]
 
 
@@ -61,20 +62,21 @@ class Cost:
         return self.weights + self.kv + self.activations
 
 
-def stage_of(component: str) -> str:
+def stage_of(part: Part) -> str:
     """The stage of a result's timings that a component's runs of a prompt count to."""
-    name, _, point = component.partition(".")
-    if name == "vision":
+    if part.role == VISION:
         return "vision"
     # What chooses between segments of a decoder is part of its prefill.
-    return "prefill" if point or name in ("embed", "decoder", "raters", "rank") else "prune"
+    inside = part.segment is not None or part.role in (EMBED, DECODER, RATERS, RANK)
+    return "prefill" if inside else "prune"
 
 
 @contextmanager
 def listen(vlm: Vlm) -> Iterator[list[Call]]:
     """Yields the list that every run of a component of ``vlm`` adds itself to."""
     calls: list[Call] = []
-    sessions = [(vlm.config.component(name), vlm.chain.session(name)) for name in vlm.config.chain]
+    components = [vlm.config.component(name) for name in vlm.config.chain]
+    sessions = [(component, vlm.chain.session(component.role, component.segment)) for component in components]
     for component, session in sessions:
         # On the object, so that whoever holds it already is listened to as well.
         setattr(session, "run", _noted(component, session.run, calls))  # noqa: B010
@@ -96,7 +98,7 @@ def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call])
                     dims[spec.name] = int(inputs[spec.name][0])
         if "write_index" in inputs:  # what is attended to, not what there is room for
             dims["capacity"] = int(max(inputs["write_index"])) + dims["sequence"]
-        calls.append(Call(component.name, tuple(sorted(dims.items()))))
+        calls.append(Call(component.part, tuple(sorted(dims.items()))))
         return run(inputs, cache)
 
     return noted
@@ -106,11 +108,11 @@ def token_calls(calls: list[Call]) -> list[Call]:
     """The calls that the first token of an answer takes, after those of its prompt."""
     found = []
     for call in calls:
-        if call.component.partition(".")[0] in ("embed", "decoder"):
+        if call.part.role in (EMBED, DECODER):
             dims = dict(call.dims)
             one = {name: 1 for name in ("sequence", "tokens", "raters") if name in dims}
             grown = {"capacity": dims["capacity"] + 1} if "capacity" in dims else {}
-            found.append(Call(call.component, tuple(sorted((dims | one | grown).items()))))
+            found.append(Call(call.part, tuple(sorted((dims | one | grown).items()))))
     return found
 
 
@@ -126,9 +128,10 @@ class Ledger:
         Raises:
             EngineDirError: if its products cannot be counted.
         """
-        key = (made.files[made.component(call.component).onnx], call)
+        onnx = made.part(call.part.role, call.part.segment).onnx
+        key = (made.files[onnx], call)
         if key not in self._counted:
-            path = made.path(made.component(call.component).onnx)
+            path = made.path(onnx)
             self._counted[key] = count_products(read_graph(path), dict(call.dims), path.parent)
         return self._counted[key]
 
@@ -136,18 +139,17 @@ class Ledger:
         """Of one call; ``token``: it is a decode step, which reads what is cached."""
         counted, dims = self.counted(made, call), dict(call.dims)
         kv = 0
-        if call.component.startswith("decoder"):
+        if call.part.role == DECODER:
             written = dims["sequence"] * dims.get("batch", 1)
             read = dims["capacity"] * dims.get("batch", 1) if token else 0
-            kv = (written + read) * _kv_per_token(made, call.component)
-        component = made.component(call.component)
+            kv = (written + read) * _kv_per_token(made, call.part.segment)
+        component = made.part(call.part.role, call.part.segment)
         activations = sum(_size(spec, dims) for spec in (*component.inputs, *component.outputs))
         return Cost(counted.flops, _weight_bytes(counted), kv, activations)
 
 
-def _kv_per_token(made: EngineDir, component: str) -> int:
-    _, _, segment = component.partition(".")
-    layers = made.kv.segment_layers[int(segment)] if segment else made.kv.num_layers
+def _kv_per_token(made: EngineDir, segment: int | None) -> int:
+    layers = made.kv.num_layers if segment is None else made.kv.segment_layers[segment]
     return made.kv.bytes_per_token * layers // made.kv.num_layers
 
 

@@ -149,13 +149,13 @@ class ProductProbes:
     def __iter__(self) -> Iterator[ProductProbe]:
         return iter(self._probes.values())
 
-    def of(self, counted: Counted, root: Path, component: str) -> ProductProbe | None:
+    def of(self, counted: Counted, root: Path, role: str) -> ProductProbe | None:
         """The product that most of a graph's operations are in, at its shapes; None for a graph without products.
 
         Args:
             counted: The graph.
             root: The folder of its ``.onnx`` file.
-            component: Whose graph it is; some backends run components in different libraries.
+            role: The role of the graph's component; some backends run components in different libraries.
 
         Raises:
             BackendError: if it does not run by itself.
@@ -167,7 +167,7 @@ class ProductProbes:
         content = model.SerializeToString()
         plain = self._backend.name != "openvino"
         backend: Any = self._backend
-        if not plain and not backend.runs(component):
+        if not plain and not backend.runs(role):
             plain, backend = True, backend.small
         key = (plain, content, *(counted.shapes[name] for name in inputs))
         if key not in self._probes:

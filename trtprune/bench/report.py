@@ -91,7 +91,7 @@ def _costs(measured: Measured) -> dict[str, Any]:
     found: dict[str, Cost] = {}
     for name, calls in ((None, measured.prompt), (TOKEN, measured.token)):
         for call, cost in calls:
-            key = name or call.component
+            key = name or call.part.name
             found[key] = found.get(key, Cost()) + cost
     return {
         "flops": {name: cost.flops for name, cost in found.items()},
@@ -109,7 +109,7 @@ def _floors(measured: Measured, bytes_per_s: float | None) -> dict[str, float]:
         for call, cost in calls:
             probe = measured.products.get(call)
             least = floor_ms(cost.flops, cost.nbytes, probe.rate.median if probe else None, bytes_per_s)
-            name = stage or stage_of(call.component)
+            name = stage or stage_of(call.part)
             floors[name] = floors.get(name, 0.0) + least
     return floors
 

@@ -267,7 +267,7 @@ def _count(
         measured.token = [(call, ledger.cost(made, call, token=True)) for call in token_calls(calls)]
         for call, _ in (*measured.prompt, *measured.token):
             if products is not None and not measured.cell.peer:
-                probe = products.of(ledger.counted(made, call), made.root / "onnx", call.component)
+                probe = products.of(ledger.counted(made, call), made.root / "onnx", call.part.role)
                 if probe is not None:
                     measured.products[call] = probe
     if products is None:

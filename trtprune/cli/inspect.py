@@ -11,6 +11,7 @@ from trtprune import pruning as methods
 from trtprune.compiler.budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
+from trtprune.engine_dir.roles import VISION
 
 __all__ = ["describe", "render"]
 
@@ -60,6 +61,8 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         "components": [
             {
                 "name": component.name,
+                "role": component.role,
+                "segment": component.segment,
                 "onnx": component.onnx,
                 "engine": component.engine,
                 "engine_bytes": made.path(component.engine).stat().st_size if component.engine else None,
@@ -160,7 +163,7 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         ("method", " ".join([pruning["method"], *(f"{k}={v}" for k, v in sorted(pruning["options"].items()))])),
         ("budget", pruning["budget"] + (f"; {pruning['served']} without building again" if pruning["served"] else "")),
         ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
-        ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["name"] == "vision"
+        ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["role"] == VISION
                                           for spec in c["outputs"])),
         ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),

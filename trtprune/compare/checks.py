@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trtprune import pruning
+from trtprune.engine_dir.roles import PRUNER, VISION
 from trtprune.errors import EngineDirError, InputError
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def _differs(made: EngineDir, component: ComponentInfo, other: EngineDir | None)
     if found is None:
         return f"{other.root} has no {component.name}"
     methods = [(d.pruning.method, d.pruning.options) for d in (made, other)]
-    if component.name == "pruner" and methods[0] != methods[1]:
+    if component.role == PRUNER and methods[0] != methods[1]:
         return f"it is {methods[0][0]} here and {methods[1][0]} in {other.root}, or has other options"
     for what, mine, theirs in (("input", component.inputs, found.inputs), ("output", component.outputs, found.outputs)):
         ours, others = ({spec.name: spec.shape for spec in specs} for specs in (mine, theirs))
-        if component.name == "vision" and what == "output":  # what only one of the methods needs
+        if component.role == VISION and what == "output":  # what only one of the methods needs
             layers = [pruning.get(method).tower_layer(options) for method, options in methods]
             if layers[0] != layers[1] and {"shallow_attention"} <= ours.keys() & others.keys():
                 return f"shallow_attention is that of layer {layers[0]} here and {layers[1]} in {other.root}"

@@ -20,6 +20,7 @@ import numpy as np
 from trtprune.compare._require import as_error
 from trtprune.compare.inputs import check_keep, narrow
 from trtprune.compare.numerics import Feed
+from trtprune.engine_dir.roles import EMBED
 from trtprune.errors import EngineDirError, InputError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
     """The model's embedding table as a function of ids, float32; None if the directory has no such component."""
     import onnx
 
-    component = next((c for c in made.components if c.name == "embed"), None)
+    component = made.find(EMBED)
     if component is None:
         return None
     table = _table(made, component)

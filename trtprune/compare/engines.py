@@ -133,7 +133,7 @@ def build_probe(
     network = Network(trt, log, proto, made.path(component.onnx).parent, component.name)
     kinds = [node.op_type for node in proto.graph.node]
     network.check(attention=kinds.count("Attention"), cache_updates=kinds.count("TensorScatter"))
-    profiles = component_profiles(component.name, component.inputs, limits_of(made), made.backend)
+    profiles = component_profiles(component.part, component.inputs, limits_of(made), made.backend)
     settings = BuilderSettings(
         targets,
         version_compatible=info.version_compatible,

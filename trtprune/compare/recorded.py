@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.compare.numerics import Feed
+from trtprune.engine_dir.roles import DECODER, VISION
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Backend
@@ -85,9 +86,10 @@ def record(
     vlm.generate(list(images), prompt, keep=keep, system=system, **settings)
     names = {name: [f"run {i}" for i in range(len(feeds))] for name, feeds in recorder.seen.items()}
     for name in names:
-        if name.startswith("decoder"):
+        role = made.component(name).role
+        if role == DECODER:
             steps = [f"decode {i}" for i in range(1, len(names[name]))]
             names[name] = ["prefill", *steps]
         elif len(names[name]) == 1:
-            names[name] = ["picture" if name == "vision" else "prompt"]
+            names[name] = ["picture" if role == VISION else "prompt"]
     return recorder.seen, names

@@ -120,7 +120,7 @@ class GraphSide:
 
         path, backend = self.made.root / self._mine(component).onnx, self.backend
         if not isinstance(backend, OrtBackend):
-            if backend.runs(component.name):
+            if backend.runs(component.role):
                 from trtprune.compare.openvino_runner import openvino_runner
 
                 return openvino_runner(backend, model, path, self.name)

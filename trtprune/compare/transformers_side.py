@@ -16,6 +16,7 @@ import numpy as np
 
 from trtprune import pruning
 from trtprune.compare.points import Point, module_label
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
@@ -67,18 +68,19 @@ class TransformersSide:
 
     def components(self) -> Sequence[str]:
         """All but the prune points inside a decoder, and CLIP's text tower, which is of another checkpoint."""
-        return [c.name for c in self.made.components if not c.name.startswith(("pruner.", "clip_"))]
+        points = [c.name for c in self.made.components if c.role == PRUNER and c.segment is not None]
+        return [c.name for c in self.made.components if c.name not in points and c.role != CLIP_TEXT]
 
     def runner(self, component: ComponentInfo) -> Any:
         """The component's outputs, by the graph's names."""
-        name = self.name if component.name != "pruner" else f"numpy:{self.made.pruning.method}"
+        name = self.name if component.role != PRUNER else f"numpy:{self.made.pruning.method}"
         return _runner(lambda feed: self._run(component, feed), component, name)
 
     def points(self, component: ComponentInfo) -> list[Point]:
         """Modules, in the order transformers lists them (that of the graph is what counts)."""
         return [
             Point(label, label, i, "", "." not in label or label.count(".") == 1)
-            for i, label in enumerate(_hooks(self.model, component.name))
+            for i, label in enumerate(_hooks(self.model, component.role))
         ]
 
     def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
@@ -97,18 +99,18 @@ class TransformersSide:
         import torch
 
         with torch.no_grad():
-            if component.name == "vision":
+            if component.role == VISION:
                 return self._vision(feed, () if inside else [o.name for o in component.outputs])
-            if component.name == "embed":
+            if component.role == EMBED:
                 rows = self.model.get_input_embeddings()(torch.from_numpy(feed["input_ids"]))
                 return {"text_embeds": rows.numpy()}
-            if component.name == "pruner":
+            if component.role == PRUNER:
                 return self._prune(feed)
             return self._decode(component, feed)
 
     def _look(self, component: ComponentInfo, feed: dict[str, np.ndarray], labels: Sequence[str]) -> Any:
         """What hooks on modules see during a run, rows of the batch put together."""
-        hooks = _hooks(self.model, component.name)
+        hooks = _hooks(self.model, component.role)
         seen: dict[str, list[Any]] = {label: [] for label in labels}
         with _hooked({label: hooks[label] for label in labels}, seen):
             self._run(component, feed, inside=True)
@@ -255,13 +257,13 @@ def _language_model(model: Any) -> Any:
     return _part(model, "language_model")
 
 
-def _hooks(model: Any, component: str) -> dict[str, tuple[Any, bool]]:
+def _hooks(model: Any, role: str) -> dict[str, tuple[Any, bool]]:
     """Label → module, and whether it is its input that counts, for what a component consists of."""
-    if component == "vision":
+    if role == VISION:
         roots = [_vision_tower(model), _part(model, "multi_modal_projector")]
-    elif component == "embed":
+    elif role == EMBED:
         return {"embed_tokens": (model.get_input_embeddings(), False)}
-    elif component.startswith("decoder"):
+    elif role == DECODER:
         roots = [_language_model(model)]
     else:
         return {}
@@ -270,7 +272,7 @@ def _hooks(model: Any, component: str) -> dict[str, tuple[Any, bool]]:
         for path, module in root.named_modules():
             if path and not path.endswith("embed_tokens"):
                 found.setdefault(module_label(path), (module, False))
-    if component.startswith("decoder"):
+    if role == DECODER:
         found["lm_head"] = (model.get_output_embeddings(), False)
     else:
         # hidden_states[0]: with CLIP there is a norm behind the embeddings, which belongs to them in the graph.

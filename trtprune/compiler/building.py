@@ -34,6 +34,7 @@ from trtprune.engine_dir import (
     open_engine_dir,
 )
 from trtprune.engine_dir.graphs import count_operators, read_graph, weight_locations
+from trtprune.engine_dir.roles import DECODER
 from trtprune.errors import BuildError, EngineDirError
 from trtprune.reports.downloads import unreported
 
@@ -172,14 +173,15 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
     components = []
     used: set[str] = set()
     graphs = make_graphs(plan, quantized)
-    for name, graph in graphs.items():
+    for part, graph in graphs.items():
+        name = part.name
         relative = f"onnx/{name}.onnx"
         describe(graph, plan, name)
         # OpenVINO has no functions in its graphs; TensorRT finds its plugins by theirs.
         graph.save(staging / relative, inline=plan.backend == "onnxruntime" and plan.provider == "openvino")
         inputs, outputs, locations, nodes = _read_back(staging / relative)
         used |= locations
-        components.append(ComponentInfo(name, relative, None, inputs, outputs, (), plan.dtype))
+        components.append(ComponentInfo(name, part.role, part.segment, relative, None, inputs, outputs, (), plan.dtype))
         say(name, f"exported, {nodes} nodes")
     files = {component.onnx: digest_file(staging / component.onnx) for component in components}
     if quantized is not None:
@@ -213,7 +215,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         model=_model_info(plan),
         pruning=plan.pruning,
         components=tuple(components),
-        chain=tuple(graphs),
+        chain=tuple(part.name for part in graphs),
         kv=kv,
         built_with=_built_with(plan),
         build_digest=plan.digest,
@@ -233,7 +235,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
 
 
 def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:
-    segments = [component for component in components if component.name.startswith("decoder.")]
+    segments = [component for component in components if component.role == DECODER and component.segment is not None]
     keys = [[spec.name for spec in segment.inputs if PAST_KEY.fullmatch(spec.name)] for segment in segments]
     return tuple(map(len, keys))
 

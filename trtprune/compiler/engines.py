@@ -62,7 +62,7 @@ def build_engines(
     def build_one(component: ComponentInfo) -> ComponentInfo:
         start = time.perf_counter()
         relative = f"engines/{component.name}.engine"
-        proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity_of(component.name)})
+        proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity_of(component.segment)})
         # Turing; TensorRT-RTX refuses bfloat16 for it even where it is cast to float16 at once.
         old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
         network = Network(trt, log, proto, staging / "onnx", component.name, without_bfloat16=old)
@@ -71,7 +71,7 @@ def build_engines(
         profiles = build_engine(
             network,
             log,
-            component_profiles(component.name, component.inputs, limits, plan.backend),
+            component_profiles(component.part, component.inputs, limits, plan.backend),
             settings,
             staging / relative,
             timing_cache=cache,

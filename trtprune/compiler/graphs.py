@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, RANK, RATERS, VISION, Part
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["describe", "make_graphs"]
 
 
-def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Graph]:
-    """Component name → graph, in the order of the chain."""
+def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Graph]:
+    """The graph of each component, in the order of the chain."""
     from trtprune.pruning.graph import build_pruner
 
     spec, options = plan.spec, dict(plan.pruning.options)
@@ -40,7 +41,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
         vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
         shallow_layer=plan.method.tower_layer(options),
     )
-    graphs["pruner"] = build_pruner(
+    graphs[PRUNER] = build_pruner(
         plan.method,
         hidden_size=spec.hidden_size,
         dtype=plan.dtype,
@@ -53,10 +54,10 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[str, Gra
     if clip is not None:
         from trtprune.models.clip_text import build_clip_text
 
-        graphs["clip_text"] = build_clip_text(
+        graphs[CLIP_TEXT] = build_clip_text(
             clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
         )
-    return {name: graphs[name] for name in ("vision", "embed", "clip_text", "pruner", "decoder") if name in graphs}
+    return {Part(role): graphs[role] for role in (VISION, EMBED, CLIP_TEXT, PRUNER, DECODER) if role in graphs}
 
 
 def describe(graph: Graph, plan: Plan, name: str) -> None:
@@ -86,7 +87,7 @@ def _clip_head(clip: Clip) -> dict[str, VisionHead]:
     return {"clip_image_embeds": VisionHead(lambda g, features: project_patches(g, clip, features), clip.width)}
 
 
-def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[str, Graph]:
+def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[Part, Graph]:
     from trtprune.graph import Graph
     from trtprune.pruning.point_graph import build_point, build_raters
     from trtprune.pruning.rank import build_rank
@@ -112,16 +113,18 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
             quantized=quantized.matrices if quantized else None,
         )
 
-    chain = {name: graphs[name] for name in ("vision", "embed")}
+    chain = {Part(role): graphs[role] for role in (VISION, EMBED)}
     raters = build_raters(method, make, plan.spec.hidden_size, options)
     if raters is not None:
-        chain["raters"] = raters
+        chain[Part(RATERS)] = raters
     # float64, which TensorRT has not: there the rank is computed on the host.
     if method.ranked(options) and plan.backend == "onnxruntime":
-        chain["rank"] = build_rank()
+        chain[Part(RANK)] = build_rank()
     for k, layer in enumerate(points):
-        chain[f"decoder.{k}"] = graphs[f"decoder.{k}"]
+        segment, point = Part(DECODER, k), Part(PRUNER, k)
+        chain[segment] = graphs[segment.name]
         access = plan.model.layer_access(layer)
-        chain[f"pruner.{k}"] = build_point(method, make, f"pruner.{k}", access, options)
-    chain[f"decoder.{len(points)}"] = graphs[f"decoder.{len(points)}"]
+        chain[point] = build_point(method, make, point.name, access, options)
+    last = Part(DECODER, len(points))
+    chain[last] = graphs[last.name]
     return chain

@@ -15,6 +15,7 @@ from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_he
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.opening import open_engine_dir
 from trtprune.engine_dir.paths import CONFIG_NAME
+from trtprune.engine_dir.roles import Part
 from trtprune.engine_dir.schema import (
     SCHEMA_VERSION,
     WEIGHTS,
@@ -38,6 +39,7 @@ __all__ = [
     "GenerationInfo",
     "KvInfo",
     "ModelInfo",
+    "Part",
     "PruningInfo",
     "TensorSpec",
     "digest_file",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import EngineDir, TensorSpec
 
 __all__ = ["wrong_values"]
@@ -55,6 +56,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
         yield f"config.generation.{generation}"
     yield from _wrong_budget(made)
     yield from _wrong_components(made)
+    yield from _wrong_parts(made)
     yield from _wrong_segments(made)
     if made.engines is not None:
         if not made.engines.targets or not all(TARGET.fullmatch(target) for target in made.engines.targets):
@@ -109,8 +111,28 @@ def _wrong_tensor(spec: TensorSpec) -> str | None:
     return None if spec.dtype in DTYPES else f"has the unknown dtype {spec.dtype!r:.100}"
 
 
+def _wrong_parts(made: EngineDir) -> Iterator[str]:
+    """Roles and segments: each part once, and the pieces of a decoder without a gap."""
+    for component in made.components:
+        if component.role not in ROLES:
+            yield f"config.components: '{component.name}' has the unknown role {component.role!r:.100}"
+        elif component.segment is not None and component.role not in SEGMENTED:
+            yield f"config.components: '{component.name}': a component of role {component.role} has no segment"
+    parts = [component.part for component in made.components]
+    for component in made.components:
+        if parts.count(component.part) > 1:
+            yield f"config.components: '{component.name}': another component has its role and segment"
+    pieces = [component.segment for component in made.by_role(DECODER)]
+    whole = pieces in ([], [None])
+    if not whole and pieces != [*range(len(pieces))]:
+        yield "config.components: the decoder's segments must be numbered 0, 1, 2, … or there must be none"
+    points = [component.segment for component in made.by_role(PRUNER)]
+    if not (points in ([], [None]) if whole else all(point in pieces[:-1] for point in points)):
+        yield "config.components: a pruner must stand before the decoder, or behind one of its segments but the last"
+
+
 def _wrong_segments(made: EngineDir) -> Iterator[str]:
-    segments, layers = [name for name in made.chain if name.startswith("decoder.")], made.kv.segment_layers
+    segments, layers = made.segments, made.kv.segment_layers
     if len(layers) != len(segments) or (segments and (min(layers) < 1 or sum(layers) != made.kv.num_layers)):
         yield f"config.kv.segment_layers must share {made.kv.num_layers} layers among {len(segments)} segments"
     cache = (made.kv.num_kv_heads, made.kv.head_dim)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.paths import inside
+from trtprune.engine_dir.roles import DECODER, Part
 from trtprune.errors import EngineDirError
 
 __all__ = [
@@ -39,15 +40,26 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ComponentInfo:
-    """One graph of the chain: ``vision``, ``embed``, ``pruner`` or ``decoder``."""
+    """One graph of the chain.
+
+    ``role`` says what it is for (:mod:`trtprune.engine_dir.roles`), ``segment`` which piece of a decoder that is cut
+    it is, or stands behind; ``name`` is for people and file names.
+    """
 
     name: str
+    role: str
+    segment: int | None
     onnx: str
     engine: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
     dtype: str
+
+    @property
+    def part(self) -> Part:
+        """The component's place in the chain."""
+        return Part(self.role, self.segment)
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,32 @@ class EngineDir:
                 return component
         have = ", ".join(component.name for component in self.components)
         raise EngineDirError(f"{self.root}: no component '{name}'", hint=f"it has: {have}")
+
+    def by_role(self, role: str) -> tuple[ComponentInfo, ...]:
+        """The components of the chain with a role; those of a decoder that is cut in the order of their segments."""
+        components = [c for c in self.components if c.role == role and c.name in self.chain]
+        return tuple(sorted(components, key=lambda component: component.segment or 0))
+
+    def find(self, role: str, segment: int | None = None) -> ComponentInfo | None:
+        """The component of the chain with a role, of a segment where the decoder is cut; None if there is none."""
+        return next((c for c in self.by_role(role) if c.segment == segment), None)
+
+    def part(self, role: str, segment: int | None = None) -> ComponentInfo:
+        """As :meth:`find`, of a component that must be there.
+
+        Raises:
+            EngineDirError: if the chain has none.
+        """
+        component = self.find(role, segment)
+        if component is None:
+            hint = f"its chain is {', '.join(self.chain)}; build the directory again"
+            raise EngineDirError(f"{self.root}: no {Part(role, segment).name} in the chain", hint=hint)
+        return component
+
+    @property
+    def segments(self) -> tuple[ComponentInfo, ...]:
+        """The pieces of a decoder that is cut, in order; empty where it is whole."""
+        return tuple(component for component in self.by_role(DECODER) if component.segment is not None)
 
     def path(self, relative: str) -> Path:
         """The absolute path of a file named in the config, checked to lie inside the directory."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.engine_dir.roles import DECODER
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.batch import Answer, check_stop, turns_of
 from trtprune.runtime.chain import Clock
@@ -49,7 +50,7 @@ def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
     found: dict[Any, list[list[int]]] = {}
     for place, vlm in enumerate(vlms):
         # A segmented decoder is its method's own; rows of it that keep differently would be padded to the longest.
-        own = ("build", place) if vlm.chain.segments else ("decoder", id(vlm.chain.session("decoder")))
+        own = ("build", place) if vlm.chain.segments else ("decoder", id(vlm.chain.session(DECODER)))
         # A batch goes on from what the cache holds of a picture only if all of its rows do.
         groups = found.setdefault((*own, reads_question(vlm)), [[]])
         limit = min(vlm.chain.max_batch, max(1, CACHE_BYTES // max(1, vlm.config.kv.bytes_per_token * tokens)))

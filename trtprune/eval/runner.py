@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trtprune.engine_dir.roles import VISION
 from trtprune.errors import InputError
 from trtprune.eval.answering import Answerer, batches
 from trtprune.eval.scoring import score
@@ -217,7 +218,7 @@ class Builds:
     def _look(self, vlm: Vlm, subject: Subject) -> Features:
         """A picture's features; builds whose vision graphs are the same file look at it once together."""
         config = vlm.config
-        graph = self._variants.graph_digest_of(config, config.component("vision"))
+        graph = self._variants.graph_digest_of(config, config.part(VISION))
         if graph not in self._looks:
             try:
                 if subject.source is None:

@@ -17,11 +17,12 @@ import numpy as np
 
 from trtprune.arguments import arg, whole
 from trtprune.backends.binding import numpy_dtype
+from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, VISION, Part
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning.inputs import FROM_VISION
 from trtprune.runtime.kv_cache import CachePool, check_length
 from trtprune.runtime.layout import Layout, lay_out
-from trtprune.runtime.segments import Segments, segment_names
+from trtprune.runtime.segments import Segments
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
@@ -115,15 +116,16 @@ class Chain:
         self.config = config
         self.memory = backend.memory
         self._backend = backend
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[Part, Session] = {}
         self._pool: CachePool | Segments | None = None
         self.dtype = numpy_dtype(config.dtype)
 
-    def session(self, name: str) -> Session:
+    def session(self, role: str, segment: int | None = None) -> Session:
         """The session of a component."""
-        if name not in self._sessions:
-            self._sessions[name] = self._backend.session(self.config.component(name), self.config.root)
-        return self._sessions[name]
+        part = Part(role, segment)
+        if part not in self._sessions:
+            self._sessions[part] = self._backend.session(self.config.part(role, segment), self.config.root)
+        return self._sessions[part]
 
     def close(self) -> None:
         """Lets go of sessions and memory."""
@@ -135,18 +137,18 @@ class Chain:
     def pool(self) -> CachePool | Segments:
         """Cache memory of the decoder."""
         if self._pool is None:
-            self._pool = self.segments or CachePool(self.session("decoder"), self.config.kv)
+            self._pool = self.segments or CachePool(self.session(DECODER), self.config.kv)
         return self._pool
 
     def share_pool(self, other: Chain) -> None:
         """Takes cache memory from the pool of another chain with the same decoder session from now on."""
-        assert self.session("decoder") is other.session("decoder")
+        assert self.session(DECODER) is other.session(DECODER)
         self._pool = other.pool
 
     @cached_property
     def segments(self) -> Segments | None:
         """The decoder's segments, where the method prunes between its layers."""
-        if not segment_names(self.config):
+        if not self.config.segments:
             return None
         from trtprune import pruning
 
@@ -155,7 +157,7 @@ class Chain:
     def look(self, pixels: Sequence[np.ndarray]) -> list[Features]:
         """Features of pictures, each float32 [3, H, W]."""
         found = []
-        vision = self.session("vision")
+        vision = self.session(VISION)
         size = min(VISION_BATCH, vision.max_batch)
         for start in range(0, len(pixels), size):
             batch = np.stack(pixels[start : start + size]).astype(self.dtype)
@@ -186,7 +188,7 @@ class Chain:
             )
         # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
         ids = np.where(ids < model.vocab_size, ids, 0)
-        return self.session("embed").run({"input_ids": ids})["text_embeds"]
+        return self.session(EMBED).run({"input_ids": ids})["text_embeds"]
 
     def check_keep(self, keep: int | None) -> int:
         """The budget an image gets: ``keep``, or the build's default.
@@ -244,9 +246,8 @@ class Chain:
     @cached_property
     def picture_inputs(self) -> tuple[str, ...]:
         """What the pruner reads of :attr:`Features.extras`."""
-        if "pruner" not in self.config.chain:
-            return ()
-        return tuple(spec.name for spec in self.config.component("pruner").inputs if spec.name in FROM_VISION)
+        pruner = self.config.find(PRUNER)
+        return () if pruner is None else tuple(spec.name for spec in pruner.inputs if spec.name in FROM_VISION)
 
     def prune(
         self,
@@ -268,12 +269,12 @@ class Chain:
         Returns:
             Kept indices int64 [keep], ascending, and features [keep, D].
         """
-        session = self.session("pruner")
+        session = self.session(PRUNER)
         inputs: dict[str, Array] = {
             "image_features": features.image[None],
             "keep": np.array([keep], np.int64),
         }
-        needs = {spec.name for spec in self.config.component("pruner").inputs}
+        needs = {spec.name for spec in self.config.part(PRUNER).inputs}
         for name in self.picture_inputs:
             inputs[name] = features.extras[name][None]
         for name, array in (given or {}).items():
@@ -291,7 +292,7 @@ class Chain:
     @property
     def max_batch(self) -> int:
         """Rows the decoder takes at once."""
-        return self.segments.max_batch if self.segments else self.session("decoder").max_batch
+        return self.segments.max_batch if self.segments else self.session(DECODER).max_batch
 
     def check_batch(self, rows: int) -> None:
         """Refuses more rows than the decoder takes at once."""
@@ -341,7 +342,7 @@ class Chain:
             "write_index": np.array(begin, np.int64),
             "logits_index": np.array(lengths, np.int64)[:, None] - 1,
         }
-        return self.memory.to_host(self.session("decoder").run(inputs, cache)["logits"])[:, 0]
+        return self.memory.to_host(self.session(DECODER).run(inputs, cache)["logits"])[:, 0]
 
     def selected(self, cache: Any) -> list[tuple[list[np.ndarray], list[list[int]]]]:
         """Of each row that was just prefilled: kept indices and tokens in each segment, both by image.
@@ -358,7 +359,7 @@ class Chain:
         if self.segments:
             step: Step = self.segments.step(cache)
         else:
-            step = self._backend.step(self.session("embed"), self.session("decoder"), cache)
+            step = self._backend.step(self.session(EMBED), self.session(DECODER), cache)
         length = np.array([len(row.layout.ids) for row in rows], np.int64)
         place = np.array([row.layout.next_position for row in rows], np.int64)
         token = np.zeros((len(rows), 1), np.int64)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtprune.engine_dir.roles import CLIP_TEXT
 from trtprune.errors import EngineDirError
 from trtprune.runtime.kv_cache import check_length
 from trtprune.text.process import Model
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipText"]
 
-COMPONENT = "clip_text"
 TOKENIZER = "clip_tokenizer.json"
 OUTPUT = "clip_text_embeds"
 AGAIN = "build the directory again"
@@ -35,7 +35,7 @@ class ClipText:
     """Tokenizer of CLIP and how its text tower is run.
 
     Args:
-        chain: Of an engine directory; without a component ``clip_text`` there is nothing to read.
+        chain: Of an engine directory; without a component of role ``clip_text`` there is nothing to read.
         files: Content of the directory's text files by name.
 
     Raises:
@@ -44,9 +44,9 @@ class ClipText:
 
     def __init__(self, chain: Chain, files: Mapping[str, str]) -> None:
         self._chain = chain
-        self._model = _open(files) if COMPONENT in chain.config.chain else None
+        self._model = _open(files) if chain.config.find(CLIP_TEXT) else None
         if self._model is not None:
-            (spec,) = chain.config.component(COMPONENT).inputs
+            (spec,) = chain.config.part(CLIP_TEXT).inputs
             self._length = spec.shape[1] if isinstance(spec.shape[1], int) else None
             self._end = int(self._model.info["around"][-1])
 
@@ -61,7 +61,7 @@ class ClipText:
         chain = self._chain
         # Before minutes are spent on what will be refused anyway.
         check_length(len(prompt.ids), 1, chain.config.kv.capacity)
-        ids, session = self.segments(prompt.text), chain.session(COMPONENT)
+        ids, session = self.segments(prompt.text), chain.session(CLIP_TEXT)
         size = min(BATCH, session.max_batch)
         found = [session.run({"input_ids": ids[i : i + size]})[OUTPUT] for i in range(0, len(ids), size)]
         return {OUTPUT: found[0] if len(found) == 1 else chain.memory.join([found], len(ids))[0]}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.arguments import arg
+from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, RANK, RATERS
 from trtprune.errors import EngineDirError, InputError
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.runtime.kv_cache import CachePool
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
     from trtprune.pruning import Method
     from trtprune.runtime.layout import Layout
 
-__all__ = ["SegmentCaches", "Segments", "segment_names"]
-
-
-def segment_names(config: EngineDir) -> list[str]:
-    """``decoder.0``, ``decoder.1``, … of a directory whose decoder is cut; empty if it is not."""
-    return [name for name in config.chain if name.startswith("decoder.")]
+__all__ = ["SegmentCaches", "Segments"]
 
 
 @dataclass
@@ -75,22 +71,23 @@ class Segments:
     Args:
         config: The directory.
         method: Its pruning method.
-        session: Opens components.
+        session: Opens the component of a role and segment.
         memory: Of the backend.
     """
 
-    def __init__(self, config: EngineDir, method: Method, session: Callable[[str], Session], memory: Memory) -> None:
+    def __init__(self, config: EngineDir, method: Method, session: Callable[..., Session], memory: Memory) -> None:
         if not isinstance(method, InLlmMethod):
             raise EngineDirError(f"{config.root}: its decoder is cut, and {method.name} does not prune inside it")
         self._config, self._method, self._session, self._memory = config, method, session, memory
         self._options = method.validate_options(config.pruning.options)
-        self._names = segment_names(config)
+        self._count = len(config.segments)
         self._rated = method.attention(self._options) is not None
         self._ranked = method.ranked(self._options)
-        self._pools = [CachePool(session(name), config.kv) for name in self._names]
+        segments = [session(DECODER, k) for k in range(self._count)]
+        self._pools = [CachePool(segment, config.kv) for segment in segments]
         self.watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None
         """Told of every prune point: states of an image's tokens, what its raters gave them, and the kept indices."""
-        self.max_batch = min(session(name).max_batch for name in self._names)
+        self.max_batch = min(segment.max_batch for segment in segments)
 
     def check_keep(self, keep: int) -> None:
         """Refuses a budget within the build's range that its method cannot serve.
@@ -106,8 +103,8 @@ class Segments:
     def take(self, batch: int, tokens: int) -> SegmentCaches:
         """Caches for ``batch`` rows of at least ``tokens`` tokens; later segments get theirs when they are reached."""
         first = self._pools[0].take(batch, tokens)
-        none = np.zeros((len(self._names), batch), np.int64)
-        rest: list[Any] = [None] * (len(self._names) - 1)
+        none = np.zeros((self._count, batch), np.int64)
+        rest: list[Any] = [None] * (self._count - 1)
         return SegmentCaches(batch, first.capacity, tokens, [first, *rest], none, none.copy())
 
     def grow(self, cache: SegmentCaches, tokens: int) -> SegmentCaches:
@@ -161,7 +158,7 @@ class Segments:
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
         whole = np.array([len(row) for row in rows])
-        last = len(self._names) - 1
+        last = self._count - 1
         out: Mapping[str, Any] = {}
         for k in range(last + 1):
             if fresh:
@@ -214,12 +211,12 @@ class Segments:
                 f"there is no text behind an image of the prompt; with method {self._method.name} that text rates it",
                 hint=f"put the question behind the image, or build with another {arg('method')}",
             )
-        if "raters" not in self._config.chain:
+        if self._config.find(RATERS) is None:
             return text[-1:]
         edges = np.cumsum([len(piece) for piece in layout.embeds])
         image = layout.embeds[int(np.flatnonzero(edges == stop)[0])]
         behind = [p for p, edge in zip(layout.embeds, edges, strict=True) if edge > stop and picture[edge - 1] == TEXT]
-        out = self._session("raters").run(
+        out = self._session(RATERS).run(
             {"image_features": image[None], "text_embeds": self._memory.join([behind], len(text))}
         )
         return text[self._memory.to_host(out["raters"])[0].astype(bool)]
@@ -238,7 +235,7 @@ class Segments:
             inputs["logits_index"] = np.array([[len(row) - 1] for row in rows], np.int64)
         elif self._rated:
             inputs["rater_index"] = rating_table(rows)
-        return self._session(self._names[k]).run(inputs, cache)
+        return self._session(DECODER, k).run(inputs, cache)
 
     def _advance(self, k: int, b: int, row: Row, out: Mapping[str, Any]) -> Row:
         """Row ``b`` as it enters the segment behind ``k``."""
@@ -278,8 +275,8 @@ class Segments:
     ) -> tuple[np.ndarray, Array, Array | None] | None:
         """Kept indices within the image, their states, and what others were merged into; None if all of it stays."""
         begin, stop = span
-        session = self._session(f"pruner.{k}")
-        needs = {spec.name for spec in self._config.component(f"pruner.{k}").inputs}
+        session = self._session(PRUNER, k)
+        needs = {spec.name for spec in self._config.part(PRUNER, k).inputs}
         rating, mine = rating_table([row])[0], row.rating(number)
         attention = out["rater_attention"][b : b + 1] if self._rated else None
         keep = self._keep(k, row, number, attention, np.isin(rating, mine), span)
@@ -331,16 +328,16 @@ class Segments:
         return found[k]
 
     def _rank(self, block: np.ndarray) -> int:
-        if "rank" in self._config.chain:
-            return int(self._session("rank").run({"attention": np.ascontiguousarray(block)})["rank"][0])
+        if self._config.find(RANK) is not None:
+            return int(self._session(RANK).run({"attention": np.ascontiguousarray(block)})["rank"][0])
         from trtprune.pruning.rank import matrix_rank
 
         return matrix_rank(block)
 
     def step(self, cache: SegmentCaches) -> SegmentStep:
         """The decode step over ``cache``."""
-        sessions = [self._session(name) for name in self._names]
-        return SegmentStep(self._session("embed"), sessions, cache, self._memory, rated=self._rated)
+        sessions = [self._session(DECODER, k) for k in range(self._count)]
+        return SegmentStep(self._session(EMBED), sessions, cache, self._memory, rated=self._rated)
 
 
 class SegmentStep:

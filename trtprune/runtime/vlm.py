@@ -78,8 +78,8 @@ class Vlm:
         taken = self.preprocessor.pixels_taken
         self._load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
         # Opening them now, not at the first question, is where a provider that does not load must show.
-        for name in config.chain:
-            self.chain.session(name)
+        for component in map(config.component, config.chain):
+            self.chain.session(component.role, component.segment)
 
     @contextmanager
     def using(self) -> Iterator[None]:

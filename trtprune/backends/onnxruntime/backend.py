@@ -24,6 +24,7 @@ from trtprune.backends.external import located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime.cache import OrtCache, new_cache, to_value
 from trtprune.backends.onnxruntime.threads import available_threads
+from trtprune.engine_dir.roles import DECODER, EMBED
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.installer import to_install, to_uninstall
 
@@ -104,14 +105,14 @@ class OrtBackend:
             )
         # An embedding lookup is one copy. Threads of a pool spin for a while after each run. That helps the decoder, as
         # its next step follows at once; spinning threads of other components or segments would slow it down.
-        threads = 1 if component.name == "embed" else self.threads
+        threads = 1 if component.role == EMBED else self.threads
         return self.open(
             root / component.onnx,
             component.inputs,
             component.outputs,
             threads=threads,
-            spin=component.name.startswith("decoder"),
-            brief=component.name.startswith("decoder."),
+            spin=component.role == DECODER,
+            brief=component.role == DECODER and component.segment is not None,
         )
 
     def step(self, embed: OrtSession, decoder: OrtSession, cache: OrtCache) -> HostStep:

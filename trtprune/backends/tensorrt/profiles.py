@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trtprune.engine_dir import EngineDir, TensorSpec
+from trtprune.engine_dir import EngineDir, Part, TensorSpec
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, PRUNER, RATERS, VISION
 from trtprune.errors import BudgetError, BuildError
 
 __all__ = [
@@ -90,14 +91,14 @@ class Limits:
         most = self.stages[0].tokens[2] if self.stages else self.keep_range[1]
         return min(self.capacity, self.max_input_len + self.max_images * most)
 
-    def capacity_of(self, component: str) -> int:
-        """Tokens in a row's cache of a component: in a later segment, minus the tokens one image has lost by then."""
-        stage = self._stage(component)
-        return self.capacity if stage is None else self.capacity - (self.visual_tokens - stage.tokens[2])
+    def capacity_of(self, segment: int | None) -> int:
+        """Tokens in a row's cache of a decoder's segment: in a later one, minus the tokens one image has lost by then.
 
-    def _stage(self, component: str) -> Stage | None:
-        name, _, number = component.partition(".")
-        return self.stages[int(number)] if number and name in ("decoder", "pruner") else None
+        None is a decoder that is whole.
+        """
+        if segment is None:
+            return self.capacity
+        return self.capacity - (self.visual_tokens - self.stages[segment].tokens[2])
 
     @property
     def max_text(self) -> int:
@@ -169,15 +170,14 @@ def limits_of(made: EngineDir, stages: tuple[Stage, ...] = ()) -> Limits:
     )
 
 
-def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, backend: str) -> tuple[Profile, ...]:
+def component_profiles(part: Part, inputs: Sequence[TensorSpec], limits: Limits, backend: str) -> tuple[Profile, ...]:
     """The profiles of one component: every input whose shape is not fixed, and the values of ``keep``.
 
     ``tensorrt`` gets two for the decoder, 0 for prompts and 1 for single tokens: kernels are chosen for each.
     ``tensorrt-rtx`` chooses kernels at run time and would only store the weights twice.
 
     Args:
-        name: ``vision``, ``embed``, ``clip_text``, ``raters``, ``pruner`` or ``decoder``, or these with a
-            segment number.
+        part: The component's place in the chain.
         inputs: Inputs of its graph.
         limits: The limits of the build.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
@@ -185,15 +185,16 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     Raises:
         BuildError: for a dimension without a range: the graph is not from this project.
     """
-    ranges, stage = _ranges(name, limits), limits._stage(name)
+    ranges = _ranges(part, limits)
+    stage = None if part.segment is None else limits.stages[part.segment]
     counts = {"keep": (limits.keep_range[0], limits.keep, limits.keep_range[1])}
     typical, longest = limits.keep, limits.max_sequence
     if stage is not None:
         counts, typical = stage.counts, stage.tokens[1]
-        longest = min(limits.capacity_of(name), limits.max_input_len + limits.max_images * stage.tokens[2])
+        longest = min(limits.capacity_of(part.segment), limits.max_input_len + limits.max_images * stage.tokens[2])
         ranges["visual_tokens"] = stage.tokens
     prompt = (1, min(longest, typical + TYPICAL_TEXT), longest)
-    if not name.startswith("decoder"):
+    if part.role != DECODER:
         return (_profile(inputs, {**ranges, "sequence": prompt}, counts),)
     whole = _profile(inputs, {**ranges, "sequence": prompt}, counts)
     if backend == "tensorrt-rtx":
@@ -201,13 +202,13 @@ def component_profiles(name: str, inputs: Sequence[TensorSpec], limits: Limits, 
     return (whole, _profile(inputs, {**ranges, "sequence": (1, 1, 1), "raters": (1, 1, 1)}, counts))
 
 
-def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
+def _ranges(part: Part, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Smallest, typical and largest value of each symbolic dimension of a component."""
     rows, text = limits.max_batch_size, limits.max_text
     pictures = min(VISION_BATCH, rows * limits.max_images)
     segments = -(-text // SEGMENT_TOKENS)
     texts = min(SEGMENT_BATCH, segments)
-    batch = {"vision": pictures, "clip_text": texts, "pruner": 1, "raters": 1}.get(name.partition(".")[0], rows)
+    batch = {VISION: pictures, CLIP_TEXT: texts, PRUNER: 1, RATERS: 1}.get(part.role, rows)
     tokens = limits.visual_tokens
     return {
         "batch": (1, batch, batch),
@@ -217,7 +218,7 @@ def _ranges(name: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
         "visual_tokens": (tokens, tokens, tokens),
         "logits_rows": (1, 1, 1),
         # The engine's capacity is static: the graph is given this number before it is parsed.
-        "capacity": (limits.capacity_of(name),) * 3,
+        "capacity": (limits.capacity_of(part.segment),) * 3,
         "raters": (1, min(text, TYPICAL_TEXT // 2), text),
     }
 
