@@ -35,11 +35,13 @@ def link_weights(checkpoint: Checkpoint, root: Path) -> None:
 
 
 class Chain:
-    """The three graphs of one checkpoint."""
+    """The graphs of one checkpoint."""
 
-    def __init__(self, path: Path, *, dtype: str = "float32", lowering: Lowering | None = None) -> None:
+    def __init__(
+        self, path: Path, *, dtype: str = "float32", lowering: Lowering | None = None, family: Any = None
+    ) -> None:
         checkpoint = open_checkpoint(path)
-        model = open_model(checkpoint)
+        model = family.open(checkpoint) if family else open_model(checkpoint)
         self.spec = model.spec
         self.warnings = model.check_weights()
         self.dtype = NUMPY[dtype]

@@ -22,12 +22,19 @@ IMAGE_TOKEN_ID = 5
 BOS, EOS, PAD = 1, 2, 0
 TOWERS = ("clip", "dinov2", "siglip")
 DECODERS = ("llama", "mistral", "qwen2")
+FAMILIES = {
+    "llava": (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration),
+    "llava-next": (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration),
+    "llava-onevision": (transformers.LlavaOnevisionConfig, transformers.LlavaOnevisionForConditionalGeneration),
+}
 
 
 @dataclass(frozen=True)
 class Tiny:
     """What to make; the defaults are a CLIP + Llama model of 16 visual tokens."""
 
+    family: str = "llava"
+    """Key of :data:`FAMILIES`."""
     tower: str = "clip"
     decoder: str = "llama"
     seed: int = 0
@@ -55,6 +62,8 @@ class Tiny:
     """Further ``text_config`` entries."""
     vision: dict[str, Any] = field(default_factory=dict)
     """Further ``vision_config`` entries."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further entries of ``config.json``."""
 
 
 def vision_config(t: Tiny) -> Any:
@@ -103,6 +112,8 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
             noise = torch.randn(p.shape, generator=generator)
             if ("norm" in name and name.endswith("weight")) or "lambda1" in name:
                 p.copy_(1 + 0.2 * noise)
+            elif name.endswith("image_newline"):
+                p.copy_(0.7 * noise)
             elif p.ndim == 1:
                 p.copy_(0.2 * noise)
             elif tied and "embed_tokens" in name:
@@ -117,7 +128,8 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
 def make(path: Path, t: Tiny | None = None) -> Any:
     """Write the checkpoint and return it as transformers reads it, in float32 with eager attention."""
     t = t or Tiny()
-    config = transformers.LlavaConfig(
+    kind, architecture = FAMILIES[t.family]
+    config = kind(
         vision_config=vision_config(t),
         text_config=text_config(t),
         image_token_index=IMAGE_TOKEN_ID,
@@ -126,8 +138,9 @@ def make(path: Path, t: Tiny | None = None) -> Any:
         multimodal_projector_bias=t.projector_bias,
         projector_hidden_act=t.projector_act,
         tie_word_embeddings=t.tied,
+        **t.more,
     )
-    model = transformers.LlavaForConditionalGeneration(config)
+    model = architecture(config)
     draw(model, t.seed, t.tied)
     model.tie_weights()
     model.to(getattr(torch, t.dtype))
@@ -140,7 +153,7 @@ def make(path: Path, t: Tiny | None = None) -> Any:
 
 def load(path: Path) -> Any:
     """The checkpoint in transformers: float32 compute, eager attention (which can return attention maps)."""
-    return transformers.LlavaForConditionalGeneration.from_pretrained(
+    return transformers.AutoModelForImageTextToText.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
