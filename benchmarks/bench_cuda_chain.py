@@ -78,19 +78,19 @@ class Ours:
 
     def logits(self, keep: int) -> tuple[np.ndarray, list[int]]:
         """Logits float32 [V] behind the prompt, and which visual tokens were kept."""
-        chain: Any = self.vlm.chain
-        prefill, seen = chain.prefill, []
+        decoder: Any = self.vlm.pipeline.decoder
+        prefill, seen = decoder.prefill, []
 
         def record(*arguments: Any, **named: Any) -> Any:
             seen.append(prefill(*arguments, **named))
             return seen[-1]
 
-        chain.prefill = record
+        decoder.prefill = record
         try:
             _, result = self.answer(keep, 1)
         finally:
-            chain.prefill = prefill
-        return np.asarray(seen[0][0], np.float32), result.kept_indices[0]
+            decoder.prefill = prefill
+        return np.asarray(seen[0].logits[0], np.float32), result.kept_indices[0]
 
 
 class Theirs:
@@ -118,7 +118,7 @@ class Theirs:
 
         start = time.perf_counter()
         # The same preparation for both, so that the difference is the models'.
-        pixels = self._ours.vlm.preprocessor(self._image)
+        pixels = self._ours.vlm.pipeline.preprocessor(self._image)
         prepare = 1e3 * (time.perf_counter() - start)
         with torch.inference_mode():
             ids = self._ids.to(self._device)
@@ -139,7 +139,7 @@ class Theirs:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.from_numpy(self._ours.vlm.preprocessor(self._image))[None]
+            pixels = torch.from_numpy(self._ours.vlm.pipeline.preprocessor(self._image))[None]
             features = self.model.model.get_image_features(pixel_values=pixels.to(self._device, self.model.dtype))
             features = getattr(features, "pooler_output", features)  # what it returns depends on the release
             rows = torch.as_tensor(features[0], device=self._device)[list(kept)]

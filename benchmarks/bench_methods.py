@@ -211,7 +211,7 @@ def servable(builds: dict[str, Build], methods: Sequence[str], budgets: Sequence
     for keep in budgets:
         for name in methods:
             try:
-                builds[name].vlm.chain.check_keep(keep)
+                builds[name].vlm.check_keep(keep)
                 plan.append((name, keep))
             except BudgetError as error:
                 print(f"{name} {keep}: left out: {error}")

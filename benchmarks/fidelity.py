@@ -73,12 +73,13 @@ class Listener:
 
 def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """What the pruner reads of a picture and a question, and the indices and rows it returns."""
-    from trtprune.runtime.batch import turns_of
-    from trtprune.runtime.chain import Clock
+    from trtprune.runtime.clock import Clock
+    from trtprune.runtime.pipeline import turns_of
 
     listener = Listener(vlm.chain.session("pruner"))
     vlm.chain._sessions[Part("pruner")] = listener  # type: ignore[assignment]
-    vlm.cut(vlm.encoder.encode(turns_of(question, 1, None)), [features], keep, 0, Clock())
+    prompt, clock = vlm.encoder.encode(turns_of(question, 1, None)), Clock()
+    vlm.pipeline.select(prompt, vlm.pipeline.embed(prompt, clock), [features], keep, 0, clock)
     vlm.chain._sessions[Part("pruner")] = listener.session
     wanted = {"image_features", "text_mask", *INPUTS}
     given = {name: value[0] for name, value in listener.inputs.items() if name in wanted}

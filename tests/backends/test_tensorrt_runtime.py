@@ -17,6 +17,7 @@ from tests.kit.trt_kit import QUESTION, REQUESTS
 from trtprune.compiler.engine_options import EngineOptions
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Request, Vlm
+from trtprune.show.references import select
 
 TOKENS = 12
 TOLERANCE = 1e-4
@@ -33,7 +34,8 @@ class Logits:
 
     def __init__(self, vlm: Vlm) -> None:
         self.found: list[np.ndarray] = []
-        prefill, step = vlm.chain.prefill, vlm.chain._backend.step
+        decoder: Any = vlm.pipeline.decoder
+        prefill, step = decoder.prefill, vlm.chain._backend.step
 
         def recorded_step(*arguments: Any) -> Any:
             run = step(*arguments)
@@ -44,11 +46,12 @@ class Logits:
 
             return call
 
-        def recorded_prefill(*arguments: Any) -> np.ndarray:
-            self.found.append(prefill(*arguments))
-            return self.found[-1]
+        def recorded_prefill(*arguments: Any) -> Any:
+            done = prefill(*arguments)
+            self.found.append(done.logits)
+            return done
 
-        vlm.chain.prefill = recorded_prefill  # type: ignore[method-assign]
+        decoder.prefill = recorded_prefill
         vlm.chain._backend.step = recorded_step  # type: ignore[method-assign]
 
     def take(self) -> np.ndarray:
@@ -157,8 +160,8 @@ def test_a_stream_beside_other_answers(out: Path, twin: Vlm) -> None:
 def test_select_and_show(out: Path, twin: Vlm) -> None:
     """Selections of other methods run as NumPy references, on features fetched for that."""
     vlm, _ = trt_kit.load(out)
-    for method in (None, "fastervlm", "zspaprune", "random"):
-        found = [v.select(v.look(picture(5), QUESTION), keep=7, method=method, seed=3) for v in (vlm, twin)]
+    for method in ("adafv", "fastervlm", "zspaprune", "random"):
+        found = [select(v, v.look(picture(5), QUESTION), keep=7, method=method, seed=3) for v in (vlm, twin)]
         np.testing.assert_array_equal(*found)
 
 

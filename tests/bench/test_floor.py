@@ -23,7 +23,7 @@ from trtprune.bench.floor import CopyProbe, Probe, ProductProbes, floor_ms
 from trtprune.engine_dir import EngineDir
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Vlm
-from trtprune.runtime.batch import turns_of
+from trtprune.runtime.pipeline import turns_of
 
 PROMPT = "What is it?"
 LAYERS = 6

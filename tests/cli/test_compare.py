@@ -189,7 +189,7 @@ def test_unpruned_answers_are_scored_on_what_both_finish(place: Path, tmp_path: 
 
 def test_unpruned_fails_where_it_should(place: Path, tmp_path: Path) -> None:
     import trtprune
-    from trtprune.runtime.batch import turns_of
+    from trtprune.runtime.pipeline import turns_of
 
     question = ["--image", place / "cat.png", "--prompt", "What is it?"]
     asked = [place / "out", "--against", "unpruned", *question, "--keep", 2]

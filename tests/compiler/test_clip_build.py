@@ -325,7 +325,7 @@ def test_engines_answer_as_their_graphs(llava: Kit, clip: ClipKit) -> None:
     assert engines.chain.session("clip_text").max_batch == 8
     prompt = type("P", (), {"ids": np.zeros(4), "text": "cup " * 600})()
     joined, alone = (
-        vlm.chain.memory.to_host(vlm.clip_text.read(prompt)["clip_text_embeds"]) for vlm in (engines, graphs)
+        vlm.chain.memory.to_host(vlm.pipeline.clip_text.read(prompt)["clip_text_embeds"]) for vlm in (engines, graphs)
     )
     assert len(joined) > 16
     np.testing.assert_allclose(joined, alone, atol=1e-5)
@@ -335,4 +335,5 @@ def test_engines_answer_as_their_graphs(llava: Kit, clip: ClipKit) -> None:
 
 def prune(vlm: Any, segments: int) -> None:
     features = vlm.features([picture(1)])[0]
-    vlm.chain.prune(features, None, 5, 0, {"clip_text_embeds": np.zeros((segments, 24), np.float32)})
+    assert vlm.pipeline.pruner is not None
+    vlm.pipeline.pruner.prune(features, None, 5, 0, {"clip_text_embeds": np.zeros((segments, 24), np.float32)})

@@ -28,6 +28,7 @@ from trtprune.models.clip_text import Clip, build_clip_text, open_clip
 from trtprune.pruning import Method, registry
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.prompt import Prompt
+from trtprune.show.references import select
 
 QUESTION = "What is on the table left of the red cup?"
 LONG = " ".join(f"Is there a {i}th cup on the table, or at the wall?" for i in range(9))
@@ -195,7 +196,7 @@ def test_patches(pair: Pair, tmp_path: Path, strategy: str, layer: int) -> None:
 
 def rows_of(vlm: Vlm, text: str) -> list[list[int]]:
     """Segments without their padding."""
-    return [row[: row.tolist().index(END) + 1].tolist() for row in vlm.clip_text.segments(text)]
+    return [row[: row.tolist().index(END) + 1].tolist() for row in vlm.pipeline.clip_text.segments(text)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_segments(pair: Pair, vlm: Vlm, text: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=60), times=st.integers(1, 8))
 def test_any_text(pair: Pair, vlm: Vlm, text: str, times: int) -> None:
-    ids = vlm.clip_text.segments(text * times)
+    ids = vlm.pipeline.clip_text.segments(text * times)
     assert ids.shape[1] <= LENGTH
     assert (ids[:, 0] == VOCAB - 2).all()
     assert rows_of(vlm, text * times) == pair.segments(text * times)
@@ -256,7 +257,7 @@ def test_a_long_text_is_read_in_several_runs(pair: Pair, vlm: Vlm) -> None:
     pieces = pair.segments(LONG * 6)
     assert len(pieces) > 16
     prompt = Prompt(np.zeros(4, np.int64), (), (), LONG * 6)
-    found = vlm.clip_text.read(prompt)["clip_text_embeds"]
+    found = vlm.pipeline.clip_text.read(prompt)["clip_text_embeds"]
     want = [pair.clip.text_embeds([piece])[0].numpy() for piece in pieces]
     np.testing.assert_allclose(found, want, atol=1e-4)
 
@@ -323,7 +324,7 @@ def test_another_method_as_reference(pair: Pair, vlm: Vlm, monkeypatch: pytest.M
 
     monkeypatch.setitem(registry._methods, Farthest.name, Farthest())
     view = vlm.look(picture(3), QUESTION)
-    far = vlm.select(view, keep=5, method=Farthest.name)
+    far = select(vlm, view, keep=5, method=Farthest.name)
     near = vlm.select(view, keep=vlm.config.model.visual_tokens - 5)
     assert sorted([*far, *near]) == list(range(vlm.config.model.visual_tokens))
 

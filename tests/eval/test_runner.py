@@ -24,6 +24,7 @@ from trtprune.eval.rows import Row
 from trtprune.eval.runner import Builds, run, sessions_of
 from trtprune.eval.store import Record, Store
 from trtprune.runtime import Vlm
+from trtprune.runtime.pipeline import Pipeline
 from trtprune.variants import Variant, Variants
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def test_answers_are_those_of_generate(model: Kit, method: str, positions: Any, 
         # All but the first question about a picture find it in the cache, with the words they share.
         assert [count > keep for count in reused] == [False, True, True, True, True] * 3
         assert reused[2] > reused[1]
-    if vlm.chain.segments:
+    if vlm.config.segments:
         assert not any(reused)
     answerer.close()
 
@@ -93,9 +94,9 @@ def test_builds_with_one_decoder_answer_side_by_side(base: Path, monkeypatch: py
         assert [len(group) for group in batches(vlms, 40)] == [2, 3, 1, 1]
         monkeypatch.undo()
         cuts: list[str] = []
-        prune = Vlm.prune
+        select = Pipeline.select
         monkeypatch.setattr(
-            Vlm, "prune", lambda self, *given: cuts.append(self.config.pruning.method) or prune(self, *given)
+            Pipeline, "select", lambda self, *given: cuts.append(self.config.pruning.method) or select(self, *given)
         )
         for group in groups:
             together = [vlms[i] for i in group]
@@ -160,13 +161,13 @@ def test_an_interrupted_answer_leaves_nothing_to_go_on_from(model: Kit, monkeypa
     answerer = Answerer([vlm], max_new_tokens=6)
     features = vlm.features([picture(1)])[0]
     answerer.ask([features], QUESTIONS[0], 4)
-    decode = vlm.chain.decode
+    run = vlm.pipeline.run
 
     def interrupted(*given: Any) -> Any:
-        next(decode(*given))
+        next(run(*given))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vlm.chain, "decode", interrupted)
+    monkeypatch.setattr(vlm.pipeline, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         answerer.ask([features], QUESTIONS[1], 4)
     monkeypatch.undo()

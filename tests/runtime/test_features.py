@@ -32,7 +32,7 @@ def blind(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> Vlm:
         raise AssertionError("a picture was looked at")
 
     monkeypatch.setattr(vlm.chain, "look", refuse)
-    monkeypatch.setattr(vlm, "preprocessor", refuse)
+    monkeypatch.setattr(vlm.pipeline, "preprocessor", refuse)
     return vlm
 
 
@@ -89,7 +89,7 @@ def test_features_of_another_kind(kit: Kit, vlm: Vlm, seen: list[Features]) -> N
 def test_selecting_with_what_the_build_returns(vlm: Vlm) -> None:
     """Another method runs on all that the vision graph returns, and says what it lacks."""
     from trtprune import pruning
-    from trtprune.runtime.selecting import picture_inputs
+    from trtprune.show.references import picture_inputs
 
     view = vlm.look(picture(3), "Why?")
 

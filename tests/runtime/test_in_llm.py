@@ -17,7 +17,8 @@ from trtprune.compiler.budget import describe_served
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request, Vlm
-from trtprune.runtime.batch import turns_of
+from trtprune.runtime.cut_decoder import CutDecoder
+from trtprune.runtime.pipeline import turns_of
 
 CASES = {
     "clip-llama": tiny.Tiny(seed=61, layers=6, image_size=112),
@@ -287,15 +288,15 @@ def test_a_schedule_by_hand_serves_one_budget(one: Kit) -> None:
 def test_ranks_that_fall_share_out_the_same_budget(one: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ranks turn out to be is what a schedule of those counts computes, from the first token on."""
     vlm = load(one, "sparsevlm-rank-budget")
-    recorder, segments = record(vlm), vlm.chain.segments
-    assert segments is not None
+    recorder, decoder = record(vlm), vlm.pipeline.decoder
+    assert isinstance(decoder, CutDecoder)
     ranks, asked = [12, 8, 5, 3], []
 
     def rank(block: np.ndarray) -> int:
         asked.append(block.shape[1])
         return ranks[len(asked) - 1] if len(asked) <= len(ranks) else 12 if block.shape[1] == 64 else 7
 
-    monkeypatch.setattr(segments, "_rank", rank)
+    monkeypatch.setattr(decoder, "_rank", rank)
     result = vlm.generate(picture(0), "What is on the table?", max_new_tokens=TOKENS, ignore_eos=True)
     assert len(asked) == len(ranks), "a rank that is known was computed again"
     method, info = get("sparsevlm"), vlm.config.pruning
@@ -345,7 +346,7 @@ def test_published_scales_serve_some_budgets(one: Kit) -> None:
 
 def test_a_budget_without_a_scale_is_refused_before_anything_runs(one: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
-    vlm.chain.config = replace(vlm.config, pruning=replace(vlm.config.pruning, keep_range=(1, 64)))
+    vlm.pipeline.config = replace(vlm.config, pruning=replace(vlm.config.pruning, keep_range=(1, 64)))
     monkeypatch.setattr(vlm.chain, "look", lambda *_: pytest.fail("the picture was looked at"))
     with pytest.raises(BudgetError, match="keep=60"):
         vlm.generate(picture(0), "What?", keep=60)

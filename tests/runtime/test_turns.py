@@ -11,7 +11,7 @@ from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record, same
 from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Vlm
-from trtprune.runtime.chain import Clock
+from trtprune.runtime.layout import Selection
 from trtprune.text.template import Turn
 
 QUESTION = "What is on the table?"
@@ -38,12 +38,13 @@ def from_scratch(vlm: Vlm, chat: Any, question: str, kept: list[list[int]], imag
     first = next(i for i, t in enumerate(turns) if t.role == "user") if turns else None
     assert first is None or turns[first].images == len(images)
     prompt = vlm.encoder.encode([*turns, Turn("user", question, 0 if turns else len(images))])
-    features = vlm.features(images, Clock())
+    features = vlm.features(images)
     embeds = vlm.chain.embed(prompt.ids[None])[0]
-    rows = [f.image[k] for f, k in zip(features, kept, strict=True)]
-    layout = vlm.lay_out(prompt, embeds, rows, [np.array(k) for k in kept])
+    rows = tuple(f.image[k] for f, k in zip(features, kept, strict=True))
+    selection = Selection(tuple(map(np.array, kept)), rows, tuple(f.visual_tokens for f in features))
+    layout = vlm.pipeline.lay_out(prompt, embeds, selection, 0)
     cache = vlm.chain.session("decoder").new_cache(1, 512)
-    return vlm.chain.prefill([layout], cache)[0]
+    return vlm.pipeline.decoder.prefill([layout], cache).logits[0]
 
 
 @pytest.mark.parametrize("which", ["adafv", "random"])
@@ -101,7 +102,9 @@ def test_turns_that_select_anew(vlm: Vlm) -> None:
     assert second.kept_tokens == 9
     assert second.prompt_tokens == len(prompt.ids) - 1 + 9
     assert second.timings["vision"] == 0
-    expected = vlm.chain.prune(view.features, vlm.chain.embed(prompt.ids[None])[0][prompt.span("question")], 9, 0)[0]
+    assert vlm.pipeline.pruner is not None
+    text = vlm.chain.embed(prompt.ids[None])[0][prompt.span("question")]
+    expected = vlm.pipeline.pruner.prune(view.features, text, 9, 0)[0]
     assert second.kept_indices == [expected.tolist()]
     # Going back to a kept selection continues with the last one.
     third = chat.ask("Sure?", repick=False, max_new_tokens=3)
@@ -138,13 +141,14 @@ def test_two_conversations_do_not_mix(vlm: Vlm) -> None:
 def test_a_later_turn_selects_by_the_text_of_all_turns(kit: Kit, vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
     """``after_image``, as the authors' code: the prompt behind the image, with what was asked and answered before."""
     seen: list[np.ndarray] = []
-    prune = vlm.chain.prune
+    assert vlm.pipeline.pruner is not None
+    prune = vlm.pipeline.pruner.prune
 
     def listen(features: Any, text: Any, *rest: Any) -> Any:
         seen.append(np.array(text))
         return prune(features, text, *rest)
 
-    monkeypatch.setattr(vlm.chain, "prune", listen)
+    monkeypatch.setattr(vlm.pipeline.pruner, "prune", listen)
     chat = vlm.chat(picture(3))
     chat.ask("What is it?", max_new_tokens=3)
     chat.ask("And where?", max_new_tokens=3)

@@ -17,6 +17,7 @@ from tests.kit.runtime_kit import Kit, kept_rows, picture, record, same
 from trtprune.errors import BackendError, BudgetError, EngineDirError, InputError
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.kv_cache import check_length, round_capacity
+from trtprune.show.references import select
 
 QUESTION = "What is on the table?"
 
@@ -389,8 +390,8 @@ def test_look_and_select(vlm: Vlm) -> None:
     view = vlm.look(picture(1), QUESTION)
     expected = vlm.generate(picture(1), QUESTION, keep=7, max_new_tokens=1).kept_indices[0]
     assert vlm.select(view, keep=7).tolist() == expected
-    assert vlm.select(view, keep=7, method="adafv").tolist() == expected
-    assert len(vlm.select(view, keep=3, method="fastervlm")) == 3
+    assert select(vlm, view, keep=7, method="adafv").tolist() == expected
+    assert len(select(vlm, view, keep=3, method="fastervlm")) == 3
     assert view.geometry.width == view.geometry.height == 56
     rows = kept_rows(np.array([1, *[tiny.IMAGE_TOKEN_ID] * 16, 2]), [expected], 16)
     assert rows.tolist() == [0, *(i + 1 for i in expected), 17]

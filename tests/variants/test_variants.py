@@ -73,7 +73,7 @@ def test_variants_answer_as_their_own_builds(kit: Kit, base: Path) -> None:
         decoders = {id(vlm.chain.session("decoder")) for vlm in opened[:4]}
         assert len(decoders) == 1
         assert len({id(vlm.chain.session("embed")) for vlm in opened}) == 1
-        assert len({id(vlm.chain.pool) for vlm in opened[:4]}) == 1
+        assert len({id(vlm.pipeline.decoder._pool) for vlm in opened[:4]}) == 1
         variants.release(Variant.make("random"))
         assert opened[0].generate(picture(4), QUESTION, max_new_tokens=2).token_ids
         folders = [path for path in base.parent.iterdir() if path.name.startswith(".variants-")]

@@ -66,6 +66,11 @@ class Session(Protocol):
     max_batch: int
     """The largest number of rows of one run."""
 
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that a row of its caches holds, where that is fixed, as in an engine; None: as :meth:`new_cache` is
+        asked."""
+
     def run(self, inputs: Mapping[str, Any], cache: Any = None) -> Mapping[str, Any]:
         """Runs the graph.
 

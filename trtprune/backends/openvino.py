@@ -244,6 +244,7 @@ class OpenVinoSession:
     """One compiled graph; see :class:`trtprune.backends.base.Session`."""
 
     max_batch = sys.maxsize
+    capacity = None
 
     def __init__(
         self,

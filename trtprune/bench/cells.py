@@ -116,22 +116,22 @@ class BuildCell:
 
     def _begin(self, tokens: int | None = None) -> tuple[Any, Any]:
         from trtprune.runtime import Request
+        from trtprune.runtime.answer import AnswerSettings
         from trtprune.runtime.batch import Batch
-        from trtprune.runtime.sampling import Sampling
 
-        batch = Batch(
-            self.vlm,
-            [Request(self._question.image, self._question.prompt)],
-            keep=self.keep,
+        settings = AnswerSettings.of(
+            self.vlm.config.generation,
             max_new_tokens=tokens or self._question.tokens,
-            sampling=Sampling.of(self.vlm.config.generation, temperature=0),
+            temperature=0,
             stop=(),
             ignore_eos=True,
         )
+        requests = [Request(self._question.image, self._question.prompt)]
+        batch = Batch(self.vlm.pipeline, requests, settings, keep=self.keep)
         return batch.steps(), batch
 
     def _make_room(self) -> None:
         """The pool keeps the memory of the last request; one of this size, as if nothing but this cell had run."""
         if self._room:
-            pool = self.vlm.chain.pool
-            pool.give_back(pool.take(1, self._room))
+            decoder = self.vlm.pipeline.decoder
+            decoder.give_back(decoder.take(1, self._room))

@@ -166,7 +166,7 @@ def run_bench(
                 notes.append(f"{variant.label}: {error.flag_message}")
                 continue
             for keep in (keep for other, keep in plan if other == variant):
-                cells.append(Measured(BuildCell(vlm, variant.label, vlm.chain.check_keep(keep), question)))
+                cells.append(Measured(BuildCell(vlm, variant.label, vlm.check_keep(keep), question)))
         threads = _threads(threads, cells[0])
         cells += _peers(settings.against, variants, question, threads, source)
         products, copy = _count(cells, threads, provider_options)

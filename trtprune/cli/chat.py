@@ -208,7 +208,7 @@ class Talk:
                 keep = int(text)
             except ValueError:
                 raise InputError(f"/keep {text[:50]}: must be a whole number", hint="such as /keep 64") from None
-            self._settings["keep"] = self._vlm.chain.check_keep(keep)
+            self._settings["keep"] = self._vlm.check_keep(keep)
             if not self._settings["repick"]:
                 self._chat = None  # a selection that stays is made anew with a new conversation only
         logger.info("%s", self.describe())

@@ -70,7 +70,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the flag.
     """
-    from trtprune.runtime.batch import check_stop
+    from trtprune.runtime.answer import check_stop
     from trtprune.runtime.sampling import Sampling
 
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
@@ -188,8 +188,8 @@ def answer_rows(
         InputError: for a ``batch_size`` above what the engines were built for, before any row is answered.
     """
     if batch_size is not None:
-        vlm.chain.check_batch(batch_size)
-    size = min(BATCH_SIZE, vlm.chain.max_batch) if batch_size is None else batch_size
+        vlm.pipeline.check_batch(batch_size)
+    size = min(BATCH_SIZE, vlm.pipeline.decoder.max_batch) if batch_size is None else batch_size
     call = dict(arguments)
     shared = {name: call.pop(name, None) for name in ("system", "raw_prompt")}
     shared["raw_prompt"] = bool(shared["raw_prompt"])

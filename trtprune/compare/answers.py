@@ -139,7 +139,7 @@ def compare_answers(
         BudgetError: if nothing would be pruned, or the build does not serve all tokens.
     """
     info, total = vlm.config.pruning, vlm.config.model.visual_tokens
-    budget = vlm.chain.check_keep(keep)
+    budget = vlm.check_keep(keep)
     if info.method == "none" or budget >= total:
         what = "method none" if info.method == "none" else f"--keep {budget}"
         raise BudgetError(

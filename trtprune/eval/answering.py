@@ -17,27 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtprune.engine_dir.roles import DECODER
-from trtprune.pruning.inputs import INPUTS
-from trtprune.runtime.batch import Answer, check_stop, turns_of
-from trtprune.runtime.chain import Clock
-from trtprune.runtime.sampling import Sampling
+from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.clock import Clock
+from trtprune.runtime.pipeline import turns_of
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.runtime import Features, Result, Vlm
-    from trtprune.runtime.layout import Layout
+    from trtprune.runtime.layout import Layout, Selection
+    from trtprune.runtime.pipeline import Pipeline
+    from trtprune.runtime.prompt import Prompt
 
-__all__ = ["Answerer", "batches", "reads_question"]
+__all__ = ["Answerer", "batches"]
 
 CACHE_BYTES = 1 << 30
 """Cache of a batch, at most, where it has more than one row."""
-
-
-def reads_question(vlm: Vlm) -> bool:
-    """Whether what this build keeps of a picture depends on the question."""
-    sources = {INPUTS[name].source for name in vlm.config.pruning.needs if name in INPUTS}
-    return bool(vlm.chain.segments) or bool(sources & {"embed", "clip_text"})
 
 
 def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
@@ -49,11 +43,10 @@ def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
     """
     found: dict[Any, list[list[int]]] = {}
     for place, vlm in enumerate(vlms):
-        # A segmented decoder is its method's own; rows of it that keep differently would be padded to the longest.
-        own = ("build", place) if vlm.chain.segments else ("decoder", id(vlm.chain.session(DECODER)))
+        decoder = vlm.pipeline.decoder
         # A batch goes on from what the cache holds of a picture only if all of its rows do.
-        groups = found.setdefault((*own, reads_question(vlm)), [[]])
-        limit = min(vlm.chain.max_batch, max(1, CACHE_BYTES // max(1, vlm.config.kv.bytes_per_token * tokens)))
+        groups = found.setdefault((decoder.identity, vlm.pipeline.reads_question), [[]])
+        limit = min(decoder.max_batch, max(1, CACHE_BYTES // max(1, vlm.config.kv.bytes_per_token * tokens)))
         if len(groups[-1]) >= limit:
             groups.append([])
         groups[-1].append(place)
@@ -64,13 +57,12 @@ def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
 class _Lane:
     """What is known of a build's row between two questions."""
 
-    vlm: Vlm
+    pipeline: Pipeline
     blind: bool
     features: Features | None = None
     keep: int = 0
     seed: int = 0
-    kept: list[np.ndarray] | None = None
-    rows: list[Array] | None = None
+    selection: Selection | None = None
     cached: Layout | None = None
 
 
@@ -89,12 +81,11 @@ class Answerer:
     ) -> None:
         self.reused = 0
         """Prompt tokens that did not have to be computed."""
-        self._lanes = [_Lane(vlm, not reads_question(vlm)) for vlm in vlms]
-        self._chain = vlms[0].chain
-        self._max_new_tokens = max_new_tokens
-        generation = vlms[0].config.generation
-        self._stop = check_stop(list(stop) or None, generation.stop_strings)
-        self._sampling = Sampling.of(generation, temperature=0)
+        self._lanes = [_Lane(vlm.pipeline, not vlm.pipeline.reads_question) for vlm in vlms]
+        self._pipeline = vlms[0].pipeline
+        self._settings = AnswerSettings.of(
+            vlms[0].config.generation, max_new_tokens=max_new_tokens, temperature=0, stop=list(stop) or None
+        )
         self._reuse = reuse and all(lane.blind for lane in self._lanes)
         self._cache: Any = None
 
@@ -110,32 +101,24 @@ class Answerer:
         Raises:
             InputError: if the prompt does not fit.
         """
-        chain, clock, lanes = self._chain, Clock(), self._lanes
-        prompt = lanes[0].vlm.encoder.encode(turns_of(question, 1, None))
-        embeds = lanes[0].vlm.embed(prompt, clock)
-        layouts, known = [], []
+        pipeline, clock, lanes = self._pipeline, Clock(), self._lanes
+        prompt = pipeline.encoder.encode(turns_of(question, 1, None))
+        embeds = pipeline.embed(prompt, clock)
+        layouts, answers, known = [], [], []
         for lane, seen in zip(lanes, features, strict=True):
-            before = lane.rows[0] if lane.rows else None
-            kept, rows = self._pick(lane, seen, prompt, embeds, keep, seed, clock)
-            layout = lane.vlm.lay_out(prompt, embeds, rows, kept, keep)
-            lane.vlm.chain.check(layout, self._max_new_tokens)
-            known.append(_known(lane.cached, layout, before is rows[0]))
+            before = lane.selection
+            selection = self._pick(lane, seen, prompt, embeds, keep, seed, clock)
+            layout = lane.pipeline.lay_out(prompt, embeds, selection, keep)
+            answers.append(lane.pipeline.answer(prompt, layout, self._settings))
+            known.append(_known(lane.cached, layout, before is selection))
             layouts.append(layout)
         # A cache that is not zeroed for a new picture is for rows that all go on.
         start = known if all(known) else [0] * len(known)
-        cache = self._room(start, max(len(layout.ids) for layout in layouts) + self._max_new_tokens - 1)
+        cache = self._room(start, max(answer.tokens for answer in answers))
         # Until the answers are complete the cache is nobody's: what an interrupt leaves of it must not be used.
         for lane in lanes:
             lane.cached = None
-        with clock.stage("prefill"):
-            logits = chain.prefill(layouts, cache, start)
-        answers = [
-            Answer(lane.vlm, layout, prompt.ids, lane.kept or [], self._max_new_tokens, self._sampling, self._stop)
-            for lane, layout in zip(lanes, layouts, strict=True)
-        ]
-        for answer, selected in zip(answers, chain.selected(cache), strict=False):
-            answer.kept, answer.segment_tokens = selected
-        for _ in chain.decode([answer.row for answer in answers], logits, cache, clock):
+        for _ in pipeline.run(answers, layouts, cache, start, clock):
             pass
         if self._reuse:
             for lane, layout in zip(lanes, layouts, strict=True):
@@ -146,24 +129,24 @@ class Answerer:
     def close(self) -> None:
         """Gives the cache back."""
         if self._cache is not None:
-            self._chain.pool.give_back(self._cache)
+            self._pipeline.decoder.give_back(self._cache)
         self._cache = None
         for lane in self._lanes:
-            lane.cached = lane.features = lane.kept = lane.rows = None
+            lane.cached = lane.features = lane.selection = None
 
     def _pick(
-        self, lane: _Lane, features: Features, prompt: Any, embeds: Array, keep: int, seed: int, clock: Clock
-    ) -> tuple[list[np.ndarray], list[Array]]:
+        self, lane: _Lane, features: Features, prompt: Prompt, embeds: Array, keep: int, seed: int, clock: Clock
+    ) -> Selection:
         """What the build keeps of the picture; of one it was asked about last, what it kept then."""
         same = lane.features is features and (lane.keep, lane.seed) == (keep, seed)
-        if not (lane.blind and same and lane.kept and lane.rows):
+        if not (lane.blind and same and lane.selection):
             lane.features, lane.keep, lane.seed = features, keep, seed
-            lane.kept, lane.rows = lane.vlm.prune(prompt, embeds, [features], keep, seed, clock)
-        return lane.kept, lane.rows
+            lane.selection = lane.pipeline.select(prompt, embeds, [features], keep, seed, clock)
+        return lane.selection
 
     def _room(self, start: Sequence[int], tokens: int) -> Any:
         """A cache for so many tokens a row, with the first ``start`` of each row's last prompt in it."""
-        pool = self._chain.pool
+        pool = self._pipeline.decoder
         if all(start):
             self._cache = pool.grow(self._cache, tokens)
         else:

@@ -107,7 +107,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
                 raise BudgetError(f"--model_args: method={method} without keep", hint="keep=64, for instance")
             keep = base.keep
         self.vlm = self._variants.open(self.variant)
-        self.keep = self.vlm.chain.check_keep(keep)
+        self.keep = self.vlm.check_keep(keep)
         self._longest, self._system, self._seed = max_new_tokens, system, seed
         self.visual_tokens = 0
         """Visual tokens of all pictures so far."""
@@ -173,16 +173,10 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
 
     def _room(self, question: str, images: int) -> int:
         """How long an answer may get: what the cache and the positions leave."""
-        from trtprune.runtime.batch import turns_of
+        from trtprune.runtime.pipeline import turns_of
 
-        config = self.vlm.config
-        words = len(self.vlm.encoder.encode(turns_of(question, images, self._system)).ids)  # one id for each picture
-        whole, kept = (words + images * (tokens - 1) for tokens in (config.model.visual_tokens, self.keep))
-        if self.vlm.chain.segments:  # all of a picture's tokens enter the decoder
-            kept = whole
-        by_cache = config.kv.capacity - kept
-        by_position = config.model.max_positions - (kept if config.pruning.positions == "compact" else whole)
-        return min(by_cache, by_position) + 1  # an answer's last token needs no place
+        prompt = self.vlm.encoder.encode(turns_of(question, images, self._system))
+        return self.vlm.pipeline.room(prompt, self.keep)
 
 
 def manifest() -> Any:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
-from trtprune.runtime.batch import turns_of
 from trtprune.runtime.kv_cache import check_length
+from trtprune.runtime.pipeline import turns_of
 from trtprune.variants import Variant
 from trtprune.variants.planning import choose_budgets, choose_variants, plan_cells
 

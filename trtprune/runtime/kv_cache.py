@@ -71,7 +71,7 @@ class CachePool:
     def __init__(self, session: Session, info: KvInfo) -> None:
         self._session = session
         # An engine's capacity is fixed, and a later segment's is smaller than the directory's.
-        self._limit = min(info.capacity, getattr(session, "capacity", info.capacity))
+        self._limit = info.capacity if session.capacity is None else min(info.capacity, session.capacity)
         self._free: Any = None
 
     def take(self, batch: int, tokens: int) -> Any:

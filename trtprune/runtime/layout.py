@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,22 @@ if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.runtime.prompt import Prompt
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["Layout", "Selection", "lay_out"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The visual tokens that enter the decoder, of all images of a prompt.
+
+    Attributes:
+        kept: For each image int64 [n], ascending, which of its visual tokens enter.
+        rows: For each image [n, D], their features.
+        visual_tokens: For each image N, its visual tokens before pruning.
+    """
+
+    kept: tuple[np.ndarray, ...]
+    rows: tuple[Array, ...]
+    visual_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -23,9 +37,11 @@ class Layout:
         ids: int64 [S]; the placeholder's id stands for every kept visual token.
         embeds: Pieces [n, D] in the build's dtype, S rows together; the decoder's input is put together from them.
         positions: int64 [S].
-        next_position: Of the first token of the answer.
-        pictures: First row of each image and the one behind its last.
-        keep: The budget of each image, where the decoder prunes.
+        next_position: The position of the answer's first token.
+        pictures: For each image its first row and the one behind its last.
+        keep: The budget of each image, for a decoder that prunes.
+        kept: For each image int64, which of its visual tokens the rows are.
+        visual_tokens: For each image N, its visual tokens before pruning.
     """
 
     ids: np.ndarray
@@ -34,47 +50,46 @@ class Layout:
     next_position: int
     pictures: tuple[tuple[int, int], ...] = ()
     keep: int = 0
+    kept: tuple[np.ndarray, ...] = ()
+    visual_tokens: tuple[int, ...] = ()
 
 
-def lay_out(
-    prompt: Prompt,
-    text_embeds: Array,
-    features: Sequence[Array],
-    kept: Sequence[np.ndarray],
-    visual_tokens: int,
-    positions: str,
-    keep: int = 0,
-) -> Layout:
+def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions: str, keep: int = 0) -> Layout:
     """Puts the kept features where the placeholders are.
 
     Args:
-        prompt: With as many placeholders as there are ``features``.
-        text_embeds: [T, D], of all ids of the prompt; rows at placeholders are ignored.
-        features: [keep, D] of each picture.
-        kept: int64 [keep] of each picture: which of its N tokens the features are.
-        visual_tokens: N.
-        positions: ``compact`` numbers what is left 0, 1, 2 …; ``original`` gives each token the number it would have
-            if nothing had been dropped.
+        prompt: With as many placeholders as the selection has images.
+        text_embeds: [T, D], the embeddings of all ids of the prompt; rows at placeholders are ignored.
+        selection: The features of each image that enter the decoder.
+        positions: ``compact`` numbers the rows 0, 1, 2 …; ``original`` gives each row the number it would have if
+            nothing had been dropped.
         keep: For the layout.
     """
     ids, rows, places, pictures = [], [], [], []
-    start, place = 0, 0
-    placeholder = -1
+    start, place, length = 0, 0, 0
     for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
         ids.append(prompt.ids[start:end])
         rows.append(text_embeds[start:end])
         places.append(place + np.arange(end - start))
-        place += end - start
-        if image < len(features):
-            placeholder = int(prompt.ids[end])
-            ids.append(np.full(len(kept[image]), placeholder, np.int64))
-            rows.append(features[image])
-            begin = sum(map(len, ids[:-1]))
-            pictures.append((begin, begin + len(kept[image])))
-            places.append(place + kept[image])
-            place += visual_tokens
+        place, length = place + end - start, length + end - start
+        if image < len(selection.rows):
+            kept = selection.kept[image]
+            ids.append(np.full(len(kept), int(prompt.ids[end]), np.int64))
+            rows.append(selection.rows[image])
+            pictures.append((length, length + len(kept)))
+            places.append(place + kept)
+            place, length = place + selection.visual_tokens[image], length + len(kept)
         start = end + 1
-    all_ids, embeds = np.concatenate(ids), tuple(piece for piece in rows if len(piece))
+    numbers = np.concatenate(places).astype(np.int64)
     if positions == "compact":
-        return Layout(all_ids, embeds, np.arange(len(all_ids)), len(all_ids), tuple(pictures), keep)
-    return Layout(all_ids, embeds, np.concatenate(places).astype(np.int64), place, tuple(pictures), keep)
+        numbers, place = np.arange(length), length
+    return Layout(
+        ids=np.concatenate(ids),
+        embeds=tuple(piece for piece in rows if len(piece)),
+        positions=numbers,
+        next_position=place,
+        pictures=tuple(pictures),
+        keep=keep,
+        kept=selection.kept,
+        visual_tokens=selection.visual_tokens,
+    )

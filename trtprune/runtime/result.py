@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from trtprune.runtime.chain import Features
+    from trtprune.runtime.features import Features
     from trtprune.runtime.pictures import ImageInput
 
 __all__ = ["Images", "Request", "Result"]

@@ -11,14 +11,16 @@ import numpy as np
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
 
-__all__ = ["MERGED", "TEXT", "Row", "left_of", "rating_table"]
+__all__ = ["MERGED", "TEXT", "PromptRow", "kept_of", "rating_table"]
 
 TEXT = -1
-MERGED = -1
+"""In place of an image's number."""
+MERGED = -2
+"""In place of the row of the first segment."""
 
 
 @dataclass
-class Row:
+class PromptRow:
     """A prompt on its way through the segments, S tokens at present.
 
     Attributes:
@@ -28,6 +30,7 @@ class Row:
         source: int64 [S], which row of the first segment a token is, or :data:`MERGED`.
         raters: For each image the rows of the first segment that rate it.
         keep: The budget of each image.
+        visual_tokens: For each image N, its visual tokens before pruning.
         ranks: For each image the rank of its raters' attention at each point, as far as known, where that decides how
             many tokens stay.
         counts: For each image the tokens kept at each point so far, likewise.
@@ -40,6 +43,7 @@ class Row:
     source: np.ndarray
     raters: list[np.ndarray]
     keep: int
+    visual_tokens: Sequence[int]
     ranks: list[list[int]]
     counts: list[list[int]]
     stale: bool = False
@@ -58,7 +62,7 @@ class Row:
         return np.flatnonzero(np.isin(self.source, wanted) & (self.picture == TEXT))
 
 
-def rating_table(rows: Sequence[Row]) -> np.ndarray:
+def rating_table(rows: Sequence[PromptRow]) -> np.ndarray:
     """The rating rows of each row, int64 [B, R], filled up with row 0."""
     found = [row.rating() if row.raters else np.zeros(1, np.int64) for row in rows]
     table = np.zeros((len(rows), max(map(len, found))), np.int64)
@@ -67,6 +71,6 @@ def rating_table(rows: Sequence[Row]) -> np.ndarray:
     return table
 
 
-def left_of(row: Row) -> list[np.ndarray]:
-    """For each image, the sources of its tokens that are left, without merged ones."""
+def kept_of(row: PromptRow) -> list[np.ndarray]:
+    """For each image, the sources of its kept tokens, without merged ones."""
     return [row.source[(row.picture == number) & (row.source != MERGED)] for number in range(len(row.raters))]

@@ -1,55 +1,32 @@
-"""A loaded engine directory: pictures and questions in, answers out.
-
-Puts pictures, prompt, chain and sampler together.  No arithmetic on tensors here: that is in ``chain``.
-"""
+"""A loaded engine directory: images and questions in, answers out."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trtprune.arguments import arg
-from trtprune.errors import BackendError, InputError
-from trtprune.runtime.batch import Batch, Stream, turns_of
-from trtprune.runtime.chain import Chain, Clock, Features, Layout, lay_out
-from trtprune.runtime.clip_text import ClipText
-from trtprune.runtime.pictures import ImageInput, load_picture
-from trtprune.runtime.preprocess import Geometry, Preprocessor
-from trtprune.runtime.prompt import Prompt, PromptEncoder
+from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.batch import Batch, Stream
+from trtprune.runtime.clock import Clock
+from trtprune.runtime.conversation import Conversation
+from trtprune.runtime.pipeline import Pipeline
 from trtprune.runtime.result import Request, Result
-from trtprune.runtime.sampling import Sampling
-from trtprune.runtime.selecting import select
-from trtprune.runtime.texts import text_files
+from trtprune.runtime.viewing import look, select
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
-    from trtprune.backends.base import Array, Backend
+    from trtprune.backends.base import Backend
     from trtprune.engine_dir import EngineDir
-    from trtprune.runtime.conversation import Conversation
+    from trtprune.runtime.chain import Chain
+    from trtprune.runtime.features import Features
+    from trtprune.runtime.pictures import ImageInput
+    from trtprune.runtime.prompt import PromptEncoder
     from trtprune.runtime.result import Images
+    from trtprune.runtime.viewing import View
 
-__all__ = ["Stream", "View", "Vlm"]
-
-
-@dataclass(frozen=True)
-class View:
-    """One picture as the model sees it: features and the text the method would select by."""
-
-    image: Image.Image
-    geometry: Geometry
-    features: Features
-    prompt: Prompt
-    text_embeds: Array
-    """[T, D], of all ids of the prompt."""
+__all__ = ["Vlm"]
 
 
 class Vlm:
@@ -61,6 +38,7 @@ class Vlm:
     Attributes:
         config: The engine directory.
         provider: What runs it.
+        pipeline: The stages behind the answers.
     """
 
     def __init__(
@@ -68,36 +46,29 @@ class Vlm:
     ) -> None:
         self.config = config
         self.provider = backend.name
-        self._turn = threading.RLock()
-        self._closed = False
-        self.chain = Chain(config, backend)
-        files = text_files(config)
-        self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
-        self.clip_text = ClipText(self.chain, files)
-        self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
-        taken = self.preprocessor.pixels_taken
-        self._load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
-        # Opening them now, not at the first question, is where a provider that does not load must show.
-        for component in map(config.component, config.chain):
-            self.chain.session(component.role, component.segment)
+        self.pipeline = Pipeline(config, backend, max_pixels=max_pixels, strict_images=strict_images, urls=urls)
 
-    @contextmanager
-    def using(self) -> Iterator[None]:
-        """One thread's turn: sessions, their requests and the memory of caches are shared by all calls.
+    @property
+    def chain(self) -> Chain:
+        """The sessions."""
+        return self.pipeline.chain
 
-        Raises:
-            BackendError: if the model is closed.
-        """
-        with self._turn:
-            if self._closed:
-                raise BackendError("this model is closed", hint="trtprune.load opens the directory again")
-            yield
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Tokenizer and chat template."""
+        return self.pipeline.encoder
+
+    def using(self) -> AbstractContextManager[None]:
+        """One thread's turn; see :meth:`trtprune.runtime.pipeline.Pipeline.using`."""
+        return self.pipeline.using()
+
+    def check_keep(self, keep: int | None) -> int:
+        """The budget an image gets: ``keep``, or the build's default; raises BudgetError if it is not served."""
+        return self.pipeline.check_keep(keep)
 
     def close(self) -> None:
         """Frees sessions and memory; whatever is asked afterwards is an error.  Closing twice is none."""
-        with self._turn:
-            self._closed = True
-            self.chain.close()
+        self.pipeline.close()
 
     def __enter__(self) -> Vlm:
         return self
@@ -181,23 +152,18 @@ class Vlm:
         Each answer is what the request alone would give, up to the rounding of larger matrix products.  Settings as
         for :meth:`generate`; those of a request come first.
         """
-        sampling = Sampling.of(
+        settings = AnswerSettings.of(
             self.config.generation,
+            max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
-        )
-        batch = Batch(
-            self,
-            requests,
-            keep=keep,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
             stop=stop,
             ignore_eos=ignore_eos,
         )
+        batch = Batch(self.pipeline, requests, settings, keep=keep)
         with self.using():
             for _ in batch.steps():
                 pass
@@ -225,138 +191,42 @@ class Vlm:
         Nothing is computed before the first piece is asked for.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
-        sampling = Sampling.of(
+        settings = AnswerSettings.of(
             self.config.generation,
+            max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
         )
-        return Stream(
-            self,
-            Batch(
-                self,
-                [request],
-                keep=keep,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                stop=stop,
-                ignore_eos=ignore_eos,
-            ),
-        )
+        return Stream(self.pipeline, Batch(self.pipeline, [request], settings, keep=keep))
 
     def chat(self, images: Images, *, system: str | None = None) -> Conversation:
         """Starts a conversation of several questions about the same pictures."""
-        from trtprune.runtime.conversation import Conversation
+        return Conversation(self.pipeline, images, system=system)
 
-        return Conversation(self, images, system=system)
-
-    def look(self, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
-        """Features of one picture and the text its tokens would be selected by; for ``show``."""
-        with self.using():
-            picture = self._load(image)
-            features = self.chain.look([self.preprocessor(picture)])[0]
-            encoded = self.encoder.encode(turns_of(prompt, 1, system))
-            embeds = self.chain.embed(encoded.ids[None], self.encoder.token)[0]
-        return View(picture, self.preprocessor.geometry(picture), features, encoded, embeds)
-
-    def select(self, view: View, *, keep: int, method: str | None = None, seed: int | None = None) -> np.ndarray:
-        """Kept indices, int64 [keep], of a viewed picture.
-
-        The method this was built with runs as its graph; another runs as its NumPy reference.
-
-        Raises:
-            BudgetError: for a budget, or a method, that this build cannot serve.
-        """
-        with self.using():
-            return select(self, view, keep=keep, method=method, seed=seed)
-
-    # -- what a run needs, in the order it needs it
-
-    def pictures(self, images: Images) -> list[ImageInput | Features]:
-        """The images of a request as a list; raises InputError if there is none."""
-        if isinstance(images, list | tuple):
-            found = list(images)
-        else:
-            found = [] if images is None else [images]
-        if not found:
-            raise InputError(
-                "no image given", hint=f"{arg('images', 'PICTURE')}; the engines were built for questions on images"
-            )
-        return found
-
-    def features(self, images: Sequence[ImageInput | Features], clock: Clock | None = None) -> list[Features]:
+    def features(self, images: Sequence[ImageInput | Features]) -> list[Features]:
         """Features of each image; one that occurs twice is looked at once, and one that is features already not at all.
 
         Raises:
-            InputError: for a picture that cannot be read, or features that are not of this build's kind.
+            InputError: for an image that cannot be read, or features that are not of this build's kind.
         """
         with self.using():
-            return self._features(images, clock or Clock())
+            return self.pipeline.features(images, Clock())
 
-    def _features(self, images: Sequence[ImageInput | Features], clock: Clock) -> list[Features]:
-        keys: list[Any] = []
-        pixels: dict[Any, np.ndarray] = {}
-        found: dict[Any, Features] = {}
-        with clock.stage("preprocess"):
-            for image in images:
-                key = _identity(image)
-                if isinstance(image, Features):
-                    found[key] = self.chain.check_features(image)
-                elif key not in pixels:
-                    pixels[key] = self.preprocessor(self._load(image))
-                keys.append(key)
-        with clock.stage("vision"):
-            if pixels:
-                found |= zip(pixels, self.chain.look(list(pixels.values())), strict=True)
-        return [found[key] for key in keys]
+    def look(self, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
+        """Features of one image and the text its tokens would be selected by."""
+        with self.using():
+            return look(self.pipeline, image, prompt, system=system)
 
-    def embed(self, prompt: Prompt, clock: Clock) -> Array:
-        """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
-        with clock.stage("prefill"):
-            return self.chain.embed(prompt.ids[None], self.encoder.token)[0]
+    def select(self, view: View, *, keep: int, seed: int | None = None) -> np.ndarray:
+        """Kept indices, int64 [keep], of a viewed image, by the method this was built with.
 
-    def cut(
-        self, prompt: Prompt, features: Sequence[Features], keep: int, seed: int, clock: Clock
-    ) -> tuple[Array, list[np.ndarray], list[Array]]:
-        """Prunes the pictures of one prompt.
-
-        Returns:
-            Embeddings [T, D] of the prompt; kept indices [keep] and features [keep, D] of each picture.  All of
-            them, where the decoder prunes.
+        Raises:
+            BudgetError: for a budget that this build cannot serve.
         """
-        embeds = self.embed(prompt, clock)
-        return embeds, *self.prune(prompt, embeds, features, keep, seed, clock)
-
-    def prune(
-        self, prompt: Prompt, embeds: Array, features: Sequence[Features], keep: int, seed: int, clock: Clock
-    ) -> tuple[list[np.ndarray], list[Array]]:
-        """As :meth:`cut`, of a prompt whose embeddings are there already."""
-        if self.chain.segments:  # the decoder does it
-            everything = np.arange(self.config.model.visual_tokens)
-            return [everything for _ in features], [f.image for f in features]
-        with clock.stage("prune"):
-            text = None
-            if "text_embeds" in self.config.pruning.needs:
-                text = embeds[prompt.span(self.config.pruning.text_span)]
-            given = self.clip_text.read(prompt)
-            # Several pictures of one request must not draw alike.
-            found = [self.chain.prune(f, text, keep, seed + i, given) for i, f in enumerate(features)]
-        return [indices for indices, _ in found], [rows for _, rows in found]
-
-    def lay_out(
-        self, prompt: Prompt, embeds: Array, rows: Sequence[Array], kept: Sequence[np.ndarray], keep: int = 0
-    ) -> Layout:
-        """The prompt's text and kept features in one row; ``keep`` is what the decoder is to prune to, if it does."""
-        info = self.config
-        return lay_out(prompt, embeds, rows, kept, info.model.visual_tokens, info.pruning.positions, keep)
-
-
-def _identity(image: ImageInput | Features) -> Any:
-    """Equal for what is surely the same picture within one call."""
-    if isinstance(image, str | os.PathLike):
-        return ("path", os.fspath(image))
-    if isinstance(image, bytes | bytearray | memoryview):
-        return ("bytes", hashlib.sha256(image).digest())
-    return ("object", id(image))
+        with self.using():
+            return select(self.pipeline, view, keep=keep, seed=seed)

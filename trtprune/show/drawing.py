@@ -14,6 +14,7 @@ from trtprune.errors import BackendError, BudgetError, CheckpointError, InputErr
 from trtprune.show.fonts import missing
 from trtprune.show.overlay import overlay
 from trtprune.show.panels import answer_under, caption_for, panel_size, panels
+from trtprune.show.references import merged_into, select
 from trtprune.variants import Variant, Variants
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from trtprune.runtime import Vlm
     from trtprune.runtime.pictures import ImageInput
-    from trtprune.runtime.vlm import View
+    from trtprune.runtime.viewing import View
 
 __all__ = ["Asked", "Panel", "check_output", "draw", "find_panels", "save"]
 
@@ -59,7 +60,7 @@ class Panel:
     Attributes:
         method, keep: Which.
         kept_indices: int64, ascending; of a method inside the decoder what is left in its last segment.
-        merged_into: As of :func:`trtprune.runtime.selecting.merged_into`.
+        merged_into: As of :func:`trtprune.show.references.merged_into`.
         answer: None: not asked, or not to be had here.
         segment_tokens: Tokens in each segment of a decoder that is cut.
     """
@@ -187,17 +188,15 @@ def _reason(error: Exception) -> str:
 def _panel(
     variants: Variants, vlm: Vlm | None, variant: Variant, keep: int, view: View, asked: Asked, *, alone: bool
 ) -> Panel | None:
-    from trtprune.runtime.selecting import merged_into
-
     total = variants.base.model.visual_tokens
     if vlm is None:
         base = variants.open(variants.own)
-        indices = base.select(view, keep=keep, method=variant.method, seed=asked.seed)
+        indices = select(base, view, keep=keep, method=variant.method, seed=asked.seed)
         logger.info("%-10s %s", variant.label, describe_budget(total, len(indices)))
         where = merged_into(base, view, keep=keep, seed=asked.seed, name=variant.method)
         return Panel(variant.label, keep, indices, where)
     try:
-        vlm.chain.check_keep(keep)
+        vlm.check_keep(keep)
     except BudgetError as error:
         if alone:
             raise
@@ -218,8 +217,6 @@ def _panel(
 
 def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: Asked) -> Panel:
     import numpy as np
-
-    from trtprune.runtime.selecting import merged_into
 
     result = vlm.generate(view.features, asked.prompt, keep=keep, seed=asked.seed, max_new_tokens=asked.max_new_tokens)
     steps = result.segment_tokens[0] if result.segment_tokens else ()

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from trtprune import pruning
 from trtprune.engine_dir.graphs import graph_digest
 from trtprune.engine_dir.paths import hub_blobs
-from trtprune.engine_dir.roles import DECODER
 from trtprune.errors import BackendError, BudgetError, EngineDirError
 
 if TYPE_CHECKING:
@@ -205,10 +204,10 @@ class Variants:
         if variant not in self._open:
             config = self.config(variant)
             vlm = Vlm(config, _Shared(self, variant, config), max_pixels=self._max_pixels)
-            for other in self._open.values() if config.find(DECODER) else ():
-                own = vlm.chain.session(DECODER)
-                if other.config.find(DECODER) and other.chain.session(DECODER) is own:
-                    vlm.chain.share_pool(other.chain)
+            decoder = vlm.pipeline.decoder
+            for other in self._open.values():
+                if other.pipeline.decoder.identity == decoder.identity:
+                    decoder.share_memory(other.pipeline.decoder)
                     break
             self._open[variant] = vlm
         return self._open[variant]

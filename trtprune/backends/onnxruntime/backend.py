@@ -208,6 +208,7 @@ class OrtSession:
     """One graph in ONNX Runtime; see :class:`trtprune.backends.base.Session`."""
 
     max_batch = sys.maxsize
+    capacity = None
 
     def __init__(
         self,

@@ -9,85 +9,60 @@ Which tokens go is the point graphs' business, how many the method's schedule's;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtprune.arguments import arg
 from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, RANK, RATERS
-from trtprune.errors import EngineDirError, InputError
-from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.errors import InputError
+from trtprune.runtime.decoder import Prefill, skip_rows
 from trtprune.runtime.kv_cache import CachePool
-from trtprune.runtime.segment_rows import MERGED, TEXT, Row, left_of, rating_table
+from trtprune.runtime.point_counts import PointCounts
+from trtprune.runtime.segment_caches import SegmentCaches, SegmentStep
+from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, rating_table
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Array, Memory, Session
-    from trtprune.engine_dir import EngineDir
-    from trtprune.pruning import Method
+    from trtprune.backends.base import Array
+    from trtprune.runtime.chain import Chain
     from trtprune.runtime.layout import Layout
 
-__all__ = ["SegmentCaches", "Segments"]
+__all__ = ["CutDecoder"]
 
 
-@dataclass
-class SegmentCaches:
-    """The caches of all segments for one batch; see :class:`trtprune.backends.base.CacheBuffers`.
-
-    Attributes:
-        batch: Rows.
-        capacity: Of the first segment.
-        tokens: What a row was asked to hold there.
-        parts: A cache a segment; None until its length is known.
-        dropped: int64 [segments, B], how many slots a row's later tokens lie before those of the first segment.
-        shift: int64 [segments, B], the same of positions.
-        kept: For each row and image, int64, which of its tokens are left in the last segment.
-        counts: For each row and image, its tokens in each segment.
-    """
-
-    batch: int
-    capacity: int
-    tokens: int
-    parts: list[Any]
-    dropped: np.ndarray
-    shift: np.ndarray
-    kept: list[list[np.ndarray]] = field(default_factory=list)
-    counts: list[list[list[int]]] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts if part is not None)
-
-    def zero(self) -> None:
-        for part in self.parts:
-            if part is not None:
-                part.zero()
-
-
-class Segments:
-    """The segments of a directory's decoder and the point graphs between them.
+class CutDecoder:
+    """The segments of a directory's decoder and the prune points between them; see :class:`Decoder`.
 
     Args:
-        config: The directory.
-        method: Its pruning method.
-        session: Opens the component of a role and segment.
-        memory: Of the backend.
+        chain: With components of role ``decoder`` that belong to segments.
+        counts: How many tokens stay at each point.
+
+    Attributes:
+        watch: Told of every prune point: states of an image's tokens, what its raters gave them, the kept indices.
     """
 
-    def __init__(self, config: EngineDir, method: Method, session: Callable[..., Session], memory: Memory) -> None:
-        if not isinstance(method, InLlmMethod):
-            raise EngineDirError(f"{config.root}: its decoder is cut, and {method.name} does not prune inside it")
-        self._config, self._method, self._session, self._memory = config, method, session, memory
-        self._options = method.validate_options(config.pruning.options)
-        self._count = len(config.segments)
-        self._rated = method.attention(self._options) is not None
-        self._ranked = method.ranked(self._options)
-        segments = [session(DECODER, k) for k in range(self._count)]
-        self._pools = [CachePool(segment, config.kv) for segment in segments]
+    prunes = True
+
+    def __init__(self, chain: Chain, counts: PointCounts) -> None:
+        self._config, self._chain, self._session, self._memory = chain.config, chain, chain.session, chain.memory
+        self._counts, self._count = counts, len(chain.config.segments)
+        self._rated = any(spec.name == "rater_index" for spec in chain.config.segments[0].inputs)
+        segments = [self._session(DECODER, k) for k in range(self._count)]
+        self._pools = [CachePool(segment, chain.config.kv) for segment in segments]
         self.watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None
-        """Told of every prune point: states of an image's tokens, what its raters gave them, and the kept indices."""
-        self.max_batch = min(segment.max_batch for segment in segments)
+        self._max_batch = min(segment.max_batch for segment in segments)
+
+    @property
+    def max_batch(self) -> int:
+        """Rows that every segment takes at once."""
+        return self._max_batch
+
+    @property
+    def identity(self) -> Hashable:
+        """Its own: rows of another method would leave the segments with other lengths."""
+        return ("decoder", id(self))
 
     def check_keep(self, keep: int) -> None:
         """Refuses a budget within the build's range that its method cannot serve.
@@ -95,8 +70,11 @@ class Segments:
         Raises:
             BudgetError: naming ``--keep`` or the option that is in its way.
         """
-        config = self._config
-        self._method.schedule(keep, config.model.visual_tokens, config.kv.num_layers, self._options)
+        self._counts.check_keep(keep, self._config.model.visual_tokens)
+
+    def entering(self, keep: int, visual_tokens: int) -> int:
+        """All of them: the first segment reads images whole."""
+        return visual_tokens
 
     # -- caches
 
@@ -121,16 +99,21 @@ class Segments:
             if part is not None:
                 pool.give_back(part)
 
+    def share_memory(self, other: CutDecoder) -> None:
+        """See :class:`Decoder`."""
+        assert self.identity == other.identity
+
     # -- prompts
 
-    def prefill(self, layouts: Sequence[Layout], cache: SegmentCaches, start: Sequence[int]) -> np.ndarray:
-        """As :meth:`trtprune.runtime.chain.Chain.prefill`.
+    def prefill(self, layouts: Sequence[Layout], cache: SegmentCaches, start: Sequence[int] | None = None) -> Prefill:
+        """See :class:`Decoder`.
 
         Raises:
             InputError: if an image has no text behind it that could rate its tokens.
         """
         # A prune point must see a whole image and all its raters at once: what the cache holds stays only if the images
         # are among it.
+        start = [0] * len(layouts) if start is None else start
         behind = all(stop <= first for layout, first in zip(layouts, start, strict=True) for _, stop in layout.pictures)
         fresh = not (behind and any(start))
         start = [0] * len(layouts) if fresh else list(start)
@@ -146,14 +129,22 @@ class Segments:
         if fresh:
             begins = [[begin for begin, _ in layout.pictures] for layout in layouts]
             cache.kept = [
-                [kept - begin for kept, begin in zip(left_of(row), firsts, strict=True)]
+                [kept - begin for kept, begin in zip(kept_of(row), firsts, strict=True)]
                 for row, firsts in zip(rows, begins, strict=True)
             ]
-        return logits
+        return Prefill(logits, cache.kept, cache.counts)
+
+    def select(self, layout: Layout) -> list[np.ndarray]:
+        """See :class:`Decoder`."""
+        cache = self.take(1, len(layout.ids))
+        try:
+            return self.prefill([layout], cache).kept[0]
+        finally:
+            self.give_back(cache)
 
     def _pass(
-        self, rows: list[Row], cache: SegmentCaches, start: Sequence[int], fresh: bool
-    ) -> tuple[np.ndarray | None, list[Row]]:
+        self, rows: list[PromptRow], cache: SegmentCaches, start: Sequence[int], fresh: bool
+    ) -> tuple[np.ndarray | None, list[PromptRow]]:
         """Logits float32 [B, V] and the rows as the last segment has them; no logits if a row went stale on the way."""
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
@@ -172,7 +163,7 @@ class Segments:
         logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
         return logits, rows
 
-    def _settle(self, k: int, rows: Sequence[Row], whole: np.ndarray, cache: SegmentCaches) -> None:
+    def _settle(self, k: int, rows: Sequence[PromptRow], whole: np.ndarray, cache: SegmentCaches) -> None:
         """Notes how long rows are in segment ``k`` and gets memory for that."""
         cache.dropped[k] = whole - [len(row) for row in rows]
         cache.shift[k] = cache.dropped[k] if self._config.pruning.positions == "compact" else 0
@@ -184,12 +175,7 @@ class Segments:
                 self._pools[k].give_back(cache.parts[k])
             cache.parts[k] = self._pools[k].take(len(rows), cache.tokens - int(cache.dropped[k].min()))
 
-    def _begin(self, layout: Layout, first: int, fresh: bool) -> Row:
-        pieces, skip = [], first
-        for piece in layout.embeds:
-            if skip < len(piece):
-                pieces.append(piece[skip:] if skip else piece)
-            skip = max(0, skip - len(piece))
+    def _begin(self, layout: Layout, first: int, fresh: bool) -> PromptRow:
         picture = np.full(len(layout.ids), TEXT)
         for number, (begin, stop) in enumerate(layout.pictures):
             picture[begin:stop] = number
@@ -198,8 +184,16 @@ class Segments:
         source = np.arange(len(layout.ids))
         ranks: list[list[int]] = [[] for _ in spans]
         counts: list[list[int]] = [[] for _ in spans]
-        return Row(
-            pieces, layout.positions[first:], picture[first:], source[first:], raters, layout.keep, ranks, counts
+        return PromptRow(
+            pieces=skip_rows(layout.embeds, first),
+            positions=layout.positions[first:],
+            picture=picture[first:],
+            source=source[first:],
+            raters=raters,
+            keep=layout.keep,
+            visual_tokens=layout.visual_tokens,
+            ranks=ranks,
+            counts=counts,
         )
 
     def _raters(self, layout: Layout, picture: np.ndarray, number: int) -> np.ndarray:
@@ -207,8 +201,9 @@ class Segments:
         stop = layout.pictures[number][1]
         text = np.flatnonzero(picture[stop:] == TEXT) + stop
         if not len(text):
+            method = self._config.pruning.method
             raise InputError(
-                f"there is no text behind an image of the prompt; with method {self._method.name} that text rates it",
+                f"there is no text behind an image of the prompt; with method {method} that text rates it",
                 hint=f"put the question behind the image, or build with another {arg('method')}",
             )
         if self._config.find(RATERS) is None:
@@ -221,7 +216,9 @@ class Segments:
         )
         return text[self._memory.to_host(out["raters"])[0].astype(bool)]
 
-    def _run(self, k: int, rows: Sequence[Row], cache: Any, write_index: np.ndarray, last: bool) -> Mapping[str, Any]:
+    def _run(
+        self, k: int, rows: Sequence[PromptRow], cache: Any, write_index: np.ndarray, last: bool
+    ) -> Mapping[str, Any]:
         width = max(map(len, rows))
         positions = np.zeros((len(rows), width), np.int64)
         for b, row in enumerate(rows):
@@ -237,7 +234,7 @@ class Segments:
             inputs["rater_index"] = rating_table(rows)
         return self._session(DECODER, k).run(inputs, cache)
 
-    def _advance(self, k: int, b: int, row: Row, out: Mapping[str, Any]) -> Row:
+    def _advance(self, k: int, b: int, row: PromptRow, out: Mapping[str, Any]) -> PromptRow:
         """Row ``b`` as it enters the segment behind ``k``."""
         states = out["last_hidden_state"][b]
         # What the next segment gets, piece by piece: states [n, D], their positions, pictures and sources.
@@ -271,7 +268,7 @@ class Segments:
         return replace(row, pieces=states_of, positions=positions, picture=picture, source=source)
 
     def _point(
-        self, k: int, b: int, row: Row, number: int, span: tuple[int, int], out: Mapping[str, Any]
+        self, k: int, b: int, row: PromptRow, number: int, span: tuple[int, int], out: Mapping[str, Any]
     ) -> tuple[np.ndarray, Array, Array | None] | None:
         """Kept indices within the image, their states, and what others were merged into; None if all of it stays."""
         begin, stop = span
@@ -292,8 +289,8 @@ class Segments:
             "position_ids": positions,
             "keep": np.array([keep], np.int64),
         }
-        counts = self._method.merged_counts(stop - begin - keep, self._options)
-        inputs |= {name: np.array([n], np.int64) for name, n in zip(("recycled", "merged"), counts, strict=True)}
+        counts = self._counts.merged(stop - begin - keep)
+        inputs |= {name: np.array([n], np.int64) for name, n in counts.items()}
         if attention is not None:
             # Rows of other images' raters, and those another row of the batch has more of, do not count.
             count = attention.shape[-2]
@@ -310,19 +307,19 @@ class Segments:
         return kept, found["pruned_features"][0], merged
 
     def _keep(
-        self, k: int, row: Row, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
+        self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
     ) -> int:
         """How many of an image's tokens stay at point ``k``."""
-        case = row.keep, self._config.model.visual_tokens, self._config.kv.num_layers, self._options
-        if not self._ranked:
-            return self._method.schedule(*case).kept[k]
+        tokens = row.visual_tokens[number]
+        if not self._counts.ranked:
+            return self._counts.kept(k, row.keep, tokens)
         ranks, counts = row.ranks[number], row.counts[number]
         new = k == len(ranks)
         if new:
             assert attention is not None
             block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
             ranks.append(self._rank(block))
-        found = list(self._method.rank_counts(ranks, *case))
+        found = self._counts.kept_by_rank(ranks, row.keep, tokens)
         row.stale |= new and found[:k] != counts
         counts.append(found[k])
         return found[k]
@@ -330,43 +327,9 @@ class Segments:
     def _rank(self, block: np.ndarray) -> int:
         if self._config.find(RANK) is not None:
             return int(self._session(RANK).run({"attention": np.ascontiguousarray(block)})["rank"][0])
-        from trtprune.pruning.rank import matrix_rank
-
-        return matrix_rank(block)
+        return self._counts.rank(block)
 
     def step(self, cache: SegmentCaches) -> SegmentStep:
         """The decode step over ``cache``."""
         sessions = [self._session(DECODER, k) for k in range(self._count)]
         return SegmentStep(self._session(EMBED), sessions, cache, self._memory, rated=self._rated)
-
-
-class SegmentStep:
-    """Embedding lookup and all segments, one after the other; see :class:`trtprune.backends.base.Step`."""
-
-    def __init__(
-        self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory, *, rated: bool
-    ) -> None:
-        self._embed, self._segments, self._cache, self._memory = embed, segments, cache, memory
-        self._rated = rated
-        self._first = np.zeros((cache.batch, 1), np.int64)
-
-    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, V] after ``token``; position and slot are those of the first segment."""
-        cache = self._cache
-        states: Any = self._embed.run({"input_ids": token})["text_embeds"]
-        out: Mapping[str, Any] = {}
-        for k, (session, part) in enumerate(zip(self._segments, cache.parts, strict=True)):
-            inputs = {
-                "hidden_states" if k else "inputs_embeds": states,
-                "position_ids": position - cache.shift[k][:, None],
-                # A row that is done goes on writing to its last place.
-                "write_index": np.minimum(write_index - cache.dropped[k], part.capacity - 1),
-            }
-            if session is self._segments[-1]:
-                inputs["logits_index"] = self._first
-            elif self._rated:  # of one token, which nobody reads: the graphs of prompts and of tokens are the same
-                inputs["rater_index"] = self._first
-            out = session.run(inputs, part)
-            states = out.get("last_hidden_state")
-        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
-        return logits

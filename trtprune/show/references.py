@@ -1,4 +1,4 @@
-"""What a method reads of a picture for its NumPy reference, and where each visual token of a picture went."""
+"""Methods by their NumPy references: what one that was not built keeps of an image, and where merged tokens went."""
 
 from __future__ import annotations
 
@@ -11,53 +11,46 @@ from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import INPUTS
-from trtprune.runtime.chain import Features
+from trtprune.runtime.cut_decoder import CutDecoder
+from trtprune.runtime.features import Features
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.engine_dir import EngineDir
     from trtprune.pruning import Method
-    from trtprune.runtime.vlm import View, Vlm
+    from trtprune.runtime.viewing import View
+    from trtprune.runtime.vlm import Vlm
 
 __all__ = ["merged_into", "picture_inputs", "select"]
 
 
-def select(vlm: Vlm, view: View, *, keep: int, method: str | None, seed: int | None) -> np.ndarray:
-    """As :meth:`trtprune.runtime.Vlm.select`."""
-    info = vlm.config.pruning
-    if method in (None, info.method) and vlm.chain.segments:
-        return _select_inside(vlm, view, vlm.chain.check_keep(keep))
-    if method is None or method == info.method:
-        text = view.text_embeds[view.prompt.span(info.text_span)]
-        given = vlm.clip_text.read(view.prompt)
-        return vlm.chain.prune(view.features, text, vlm.chain.check_keep(keep), seed or 0, given)[0]
+def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = None) -> np.ndarray:
+    """Kept indices, int64 [keep], of a viewed image: by the build's own method, or by the reference of another.
+
+    Raises:
+        BudgetError: for a budget, or a method, that this build cannot serve.
+    """
+    if method == vlm.config.pruning.method:
+        return vlm.select(view, keep=keep, seed=seed)
     other = pruning.get(method)
     if isinstance(other, pruning.InLlmMethod):
         raise BudgetError(
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
         )
-    fetch = vlm.chain.memory.to_host
-    seen = Features(view.features.image, {**view.features.extras, **vlm.clip_text.read(view.prompt)})
-    return other.reference(
-        fetch(view.features.image),
-        keep=keep,
-        text_embeds=fetch(view.text_embeds[view.prompt.span(other.text_span())]),
-        seed=seed,
-        **picture_inputs(vlm.config, other, seen, fetch),
-    )
+    return other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other))
 
 
-def _select_inside(vlm: Vlm, view: View, keep: int) -> np.ndarray:
-    """What of a viewed picture is left in the decoder's last segment, for the view's prompt."""
-    everything = np.arange(vlm.config.model.visual_tokens)
-    layout = vlm.lay_out(view.prompt, view.text_embeds, [view.features.image], [everything], keep)
-    cache = vlm.chain.pool.take(1, len(layout.ids))
-    try:
-        vlm.chain.prefill([layout], cache)
-        return vlm.chain.selected(cache)[0][0][0]
-    finally:
-        vlm.chain.pool.give_back(cache)
+def _reference_inputs(vlm: Vlm, view: View, method: Method, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a method's reference reads of a viewed image and its prompt, on the host."""
+    with vlm.using():
+        fetch = vlm.chain.memory.to_host
+        seen = Features(view.features.image, {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)})
+        return {
+            "image_features": fetch(view.features.image),
+            "text_embeds": fetch(view.text_embeds[view.prompt.span(method.text_span(options))]),
+            **picture_inputs(vlm.config, method, seen, fetch),
+        }
 
 
 def picture_inputs(
@@ -116,40 +109,36 @@ def picture_inputs(
 def merged_into(
     vlm: Vlm, view: View, *, keep: int, seed: int | None = None, name: str | None = None
 ) -> np.ndarray | None:
-    """Where each visual token of a viewed picture went, int64 [N]; None if the build's method merges nothing.
+    """Where each visual token of a viewed image went, int64 [N]; None if the method merges nothing.
 
-    ``name`` is another method, with its default options.
+    The number of a token of the same row, one for all of a row; -1 where it went into none.  Of a method inside the
+    decoder: of the rows that its last segment gets.  Found in NumPy from what the graphs read and returned.
 
-    The number of a token of the same row, one for all of a row; -1 where it went into none. Of a method inside the
-    decoder: of the rows that its last segment gets. Found in NumPy from what the graphs read and returned.
+    Args:
+        vlm: The build.
+        view: The image, as it sees it.
+        keep, seed: As for :meth:`trtprune.runtime.Vlm.select`.
+        name: Another method than the build's, with its default options.
     """
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
     options = method.validate_options(info.options if name in (None, info.method) else None)
-    fetch = vlm.chain.memory.to_host
     if isinstance(method, pruning.InLlmMethod):
         if not method.merged_counts(vlm.config.model.visual_tokens, options)[1]:
             return None
         trace = _Trace(method, options, vlm.config.model.visual_tokens)
-        segments = vlm.chain.segments
-        assert segments is not None
-        segments.watch = trace
+        decoder = vlm.pipeline.decoder
+        assert isinstance(decoder, CutDecoder)
+        decoder.watch = trace
         try:
             vlm.select(view, keep=keep)
         finally:
-            segments.watch = None
+            decoder.watch = None
         return trace.merged_into()
     if not method.merges:
         return None
-    seen = Features(view.features.image, {**view.features.extras, **vlm.clip_text.read(view.prompt)})
-    return method.merged_into(
-        fetch(view.features.image),
-        keep=keep,
-        text_embeds=fetch(view.text_embeds[view.prompt.span(method.text_span(options))]),
-        seed=seed,
-        **picture_inputs(vlm.config, method, seen, fetch),
-        **options,
-    )
+    inputs = {**_reference_inputs(vlm, view, method, options), **options}
+    return method.merged_into(keep=keep, seed=seed, **inputs)
 
 
 class _Trace:

@@ -1,0 +1,178 @@
+"""One row's answer: how it is to be made, its text while it grows, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtprune.arguments import arg, whole
+from trtprune.errors import InputError
+from trtprune.runtime.generation import Generation
+from trtprune.runtime.result import Result
+from trtprune.runtime.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir, GenerationInfo
+    from trtprune.runtime.clock import Clock
+    from trtprune.runtime.layout import Layout
+    from trtprune.runtime.prompt import Detokenizer, Prompt, PromptEncoder
+
+__all__ = ["MAX_NEW_TOKENS", "Answer", "AnswerSettings", "check_stop", "unpruned_ids"]
+
+MAX_NEW_TOKENS = 64
+"""Longest answer, where neither caller nor checkpoint say."""
+
+
+def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """Stop strings as a tuple; those of ``default`` for None.
+
+    Raises:
+        InputError: for what is no text, and for an empty one.
+    """
+    if stop is None:
+        return tuple(default)
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
+        raise InputError(f"{arg('stop', stop)}: must be a text that is not empty, or a list of such")
+    return tuple(texts)
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How an answer is made.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        max_new_tokens: Longest answer; None: what the checkpoint says and has room.
+        stop: Texts that end it.
+        ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
+    """
+
+    sampling: Sampling
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: GenerationInfo,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+    ) -> AnswerSettings:
+        """A caller's settings, and for those that are None the checkpoint's.
+
+        Raises:
+            InputError: for a setting out of range.
+        """
+        sampling = Sampling.of(
+            checkpoint,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        longest = None if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1)
+        # A measurement of a fixed length is not to be cut short by the checkpoint's own texts either.
+        stops = check_stop(stop, () if ignore_eos else checkpoint.stop_strings)
+        return cls(sampling, longest, stops, ignore_eos)
+
+
+def unpruned_ids(prompt: Prompt, layout: Layout) -> np.ndarray:
+    """Ids of a prompt with the placeholder once for each visual token, as transformers' processor writes them."""
+    repeats = np.ones(len(prompt.ids), np.int64)
+    repeats[list(prompt.image_positions)] = layout.visual_tokens
+    return np.repeat(prompt.ids, repeats)
+
+
+class Answer:
+    """A row while it is answered, with the text it has so far.
+
+    Args:
+        config: Its end-of-sequence ids and sizes count.
+        encoder: Its tokenizer decodes.
+        prompt: The row's prompt.
+        layout: The same as the decoder reads it.
+        max_new_tokens: Longest answer.
+        settings: How to make it.
+    """
+
+    def __init__(
+        self,
+        config: EngineDir,
+        encoder: PromptEncoder,
+        prompt: Prompt,
+        layout: Layout,
+        max_new_tokens: int,
+        settings: AnswerSettings,
+    ) -> None:
+        self._config = config
+        eos = () if settings.ignore_eos else config.model.eos_token_ids
+        self._eos = frozenset(eos)
+        self._pieces: list[str] = []
+        self.kept: Sequence[np.ndarray] = layout.kept
+        self.segment_tokens: list[list[int]] = []
+        self.text: Detokenizer = encoder.detokenizer(settings.stop)
+        # The embeddings can be large, in a device's memory: once they are computed on, nobody needs them.
+        bare = replace(layout, embeds=())
+        # transformers penalises every id of the prompt, the image placeholder's too.
+        sampler = Sampler(settings.sampling, unpruned_ids(prompt, layout), eos, max_new_tokens)
+        self.row = Generation(bare, max_new_tokens, sampler, self._on_token)
+
+    def _on_token(self, token: int) -> str | None:
+        self._pieces.append(self.text.add(token))
+        return "stop" if token in self._eos or self.text.stopped else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the cache holds of the row at the end; the answer's last one is never fed back."""
+        return len(self.row.layout.ids) + self.row.max_new_tokens - 1
+
+    def take(self) -> str:
+        """Text that became certain since the last call."""
+        if self.row.finish_reason is not None:
+            self._pieces.append(self.text.finish())
+        piece = "".join(self._pieces)
+        self._pieces.clear()
+        return piece
+
+    def result(self, clock: Clock, cache_bytes: int) -> Result:
+        """The answer, when the row is done."""
+        assert self.row.finish_reason is not None
+        timings = clock.read()
+        steps = len(self.row.token_ids) - 1
+        rate = 1000 * steps / timings["decode"] if steps and timings["decode"] else 0.0
+        return Result(
+            text=self.text.text,
+            token_ids=self.row.token_ids,
+            finish_reason=self.row.finish_reason,
+            method=self._config.pruning.method,
+            visual_tokens=sum(self.row.layout.visual_tokens),
+            kept_tokens=sum(len(indices) for indices in self.kept),
+            kept_indices=[[int(i) for i in indices] for indices in self.kept],
+            timings=timings,
+            tokens_per_second=round(rate, 3),
+            kv_cache_bytes=cache_bytes,
+            prompt_tokens=len(self.row.layout.ids),
+            segment_tokens=self.segment_tokens,
+            tokens_per_layer=self._per_layer(),
+        )
+
+    def _per_layer(self) -> float:
+        """Visual tokens that a layer processed and cached, on average over the layers; of all images together."""
+        if not self.segment_tokens:
+            return float(sum(len(indices) for indices in self.kept))
+        layers = self._config.kv.segment_layers
+        tokens = sum(n * count for counts in self.segment_tokens for n, count in zip(layers, counts, strict=True))
+        return round(tokens / sum(layers), 3)

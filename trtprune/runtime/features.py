@@ -1,0 +1,38 @@
+"""What the model sees of an image, before anything is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Array
+
+__all__ = ["Features"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The outputs of the vision graph for one image.
+
+    They stay in the backend's memory, and so does whatever is computed from them.  A call that takes images takes
+    features as well: the vision graph does not run again for such an image.
+
+    Attributes:
+        image: [N, D] in the build's dtype, a row for each visual token.
+        extras: The other outputs by name, without their batch dimension, such as ``cls_attention`` float32 [N].
+    """
+
+    image: Array
+    extras: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> Array | None:
+        """``cls_attention``, float32 [N], if the tower has a CLS token."""
+        return self.extras.get("cls_attention")
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, the image's visual tokens before pruning."""
+        return len(self.image)

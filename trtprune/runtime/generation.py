@@ -1,0 +1,69 @@
+"""From the logits behind a prompt to an answer: a token for each row, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Step
+    from trtprune.runtime.clock import Clock
+    from trtprune.runtime.layout import Layout
+    from trtprune.runtime.sampling import Sampler
+
+__all__ = ["Generation", "generate"]
+
+
+@dataclass
+class Generation:
+    """The tokens of one row's answer.
+
+    ``on_token`` is told every chosen id and says whether the row is done ("stop"), else None.
+    """
+
+    layout: Layout
+    max_new_tokens: int
+    sampler: Sampler
+    on_token: Callable[[int], str | None]
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacity: int, clock: Clock) -> Iterator[None]:
+    """Generates until every row is done; yields after each round of tokens.
+
+    The cache then holds of each row its prompt and all of its answer but the last token.
+
+    Args:
+        rows: The rows of the batch, their prompts in the cache.
+        logits: float32 [B, V], those behind each prompt.
+        step: The decode step over the cache.
+        capacity: Tokens that a row of the cache holds.
+        clock: Counts the time as ``decode``.
+    """
+    length = np.array([len(row.layout.ids) for row in rows], np.int64)
+    place = np.array([row.layout.next_position for row in rows], np.int64)
+    token = np.zeros((len(rows), 1), np.int64)
+    while True:
+        # 1. Choose a token for every row that is not done, each with its own settings.
+        with clock.stage("decode"):
+            for i, row in enumerate(rows):
+                if row.finish_reason is None:
+                    token[i] = row.sampler.choose(logits[i])
+                    row.token_ids.append(int(token[i, 0]))
+                    row.finish_reason = row.on_token(int(token[i, 0]))
+                    if row.finish_reason is None and len(row.token_ids) >= row.max_new_tokens:
+                        row.finish_reason = "length"
+        yield
+        going = np.array([row.finish_reason is None for row in rows])
+        if not going.any():
+            return
+        with clock.stage("decode"):
+            # 2. Feed them back. A row that is done stays in the batch: it writes to its last place again.
+            logits = step(token, place[:, None], np.minimum(length, capacity - 1))
+            # 3. Step on.
+            length += going
+            place += going

@@ -1,0 +1,341 @@
+"""The exchange that every answer goes through: prompt → features → selection → layout → cache → prefill → decode.
+
+A batch, a conversation and an evaluation differ in what they keep between two exchanges; the stages are these.  No
+arithmetic on tensors here: that is the business of ``chain``, ``pruner`` and ``decoder``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtprune.arguments import arg, text_of, whole
+from trtprune.engine_dir.roles import PRUNER
+from trtprune.errors import BackendError, BudgetError, InputError
+from trtprune.runtime.answer import MAX_NEW_TOKENS, Answer, AnswerSettings, unpruned_ids
+from trtprune.runtime.chain import Chain
+from trtprune.runtime.clip_text import ClipText
+from trtprune.runtime.decoder import Decoder, WholeDecoder
+from trtprune.runtime.features import Features
+from trtprune.runtime.generation import generate
+from trtprune.runtime.kv_cache import check_length
+from trtprune.runtime.layout import Layout, Selection, lay_out
+from trtprune.runtime.pictures import ImageInput, load_picture
+from trtprune.runtime.preprocess import Preprocessor
+from trtprune.runtime.prompt import Prompt, PromptEncoder
+from trtprune.runtime.pruner import Pruner, image_inputs, reads_text
+from trtprune.runtime.texts import text_files
+from trtprune.text.template import Turn
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Array, Backend
+    from trtprune.engine_dir import EngineDir
+    from trtprune.runtime.clock import Clock
+    from trtprune.runtime.result import Images
+
+__all__ = ["Pipeline", "turns_of"]
+
+
+def turns_of(prompt: str, images: int, system: str | None) -> list[Turn]:
+    """The turns of a single question."""
+    first = [] if system is None else [Turn("system", text_of("system", system))]
+    return [*first, Turn("user", text_of("prompt", prompt), images)]
+
+
+class Pipeline:
+    """The stages of an engine directory, put together.
+
+    Several threads may share one: they take turns, see :meth:`using`.
+
+    Args:
+        config: The engine directory.
+        backend: Opens its components.
+        max_pixels: Images above this are refused.
+        strict_images: Refuse animations and files of several pages.
+        urls: Fetch images that are given as ``http(s)`` addresses.
+
+    Attributes:
+        chain: The sessions.
+        encoder: Tokenizer and chat template.
+        clip_text: CLIP's tokenizer and text tower, where the chain has one.
+        preprocessor: From images to pixels.
+        pruner: The pruner in front of the decoder; None where there is none.
+    """
+
+    def __init__(
+        self, config: EngineDir, backend: Backend, *, max_pixels: int, strict_images: bool = False, urls: bool = False
+    ) -> None:
+        self.config = config
+        self._turn = threading.RLock()
+        self.chain = Chain(config, backend)
+        files = text_files(config)
+        self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
+        self.clip_text = ClipText(self.chain, files)
+        self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
+        taken = self.preprocessor.pixels_taken
+        self.load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
+        """From what a caller gives for an image to a PIL image."""
+        # Opening them now, not at the first question, is where a provider that does not load must show.
+        for component in map(config.component, config.chain):
+            self.chain.session(component.role, component.segment)
+        self._decoder: Decoder | None = _open_decoder(self.chain)
+        self.pruner = None if config.find(PRUNER) is None else Pruner(self.chain)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder, whole or cut as the directory has it.
+
+        Raises:
+            BackendError: if the model is closed.
+        """
+        if self._decoder is None:
+            raise _closed()
+        return self._decoder
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """One thread's turn: sessions, their requests and the memory of caches are shared by all calls.
+
+        Raises:
+            BackendError: if the model is closed.
+        """
+        with self._turn:
+            if self._decoder is None:
+                raise _closed()
+            yield
+
+    def close(self) -> None:
+        """Frees sessions and memory; whatever is asked afterwards is an error.  Closing twice is none."""
+        with self._turn:
+            self._decoder = None
+            self.chain.close()
+
+    # -- what a request may ask for
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether the prompt decides which visual tokens are kept."""
+        return self.decoder.prunes or reads_text(self.config)
+
+    def check_keep(self, keep: int | None) -> int:
+        """The budget an image gets: ``keep``, or the build's default.
+
+        Raises:
+            BudgetError: if the build does not serve it.
+        """
+        info = self.config.pruning
+        if keep is None:
+            return info.keep
+        low, high = info.keep_range
+        try:
+            keep = whole("keep", keep)
+        except InputError as error:
+            raise BudgetError(error.marked_message) from None
+        if not low <= keep <= high:
+            raise self._out_of_range(keep)
+        self.decoder.check_keep(int(keep))
+        return keep
+
+    def _out_of_range(self, keep: int) -> BudgetError:
+        info, total = self.config.pruning, self.config.model.visual_tokens
+        low, high = info.keep_range
+        if info.method == "none":
+            return BudgetError(
+                f"{arg('keep', keep)}: method none keeps all {high} visual tokens",
+                hint=f"leave out {arg('keep')}, or build with a method that prunes",
+            )
+        wider = f"build with a wider {arg('keep_range')}"
+        hint = wider if 1 <= keep <= total else f"an image has {total} visual tokens"
+        if low == high and info.options.get("schedule", "auto") != "auto":
+            hint = f"leave out {arg('keep')}; this build's schedule makes it {low}"
+        message = f"{arg('keep', keep)}: outside {low} to {high}, the {arg('keep_range')} of this build"
+        return BudgetError(message, hint=hint)
+
+    def check_batch(self, rows: int) -> None:
+        """Refuses more rows than the decoder takes at once."""
+        limit = self.decoder.max_batch
+        if rows > limit:
+            raise InputError(
+                f"{arg('batch_size')}: {rows} rows at once; the engines were built for {limit}",
+                hint=f"a smaller batch, or build with a larger {arg('max_batch_size')}",
+            )
+
+    def images(self, images: Images) -> list[ImageInput | Features]:
+        """The images of a request as a list; raises InputError if there is none."""
+        if isinstance(images, list | tuple):
+            several = list(images)
+        else:
+            several = [] if images is None else [images]
+        if not several:
+            raise InputError(
+                "no image given", hint=f"{arg('images', 'PICTURE')}; the engines were built for questions on images"
+            )
+        return several
+
+    # -- the stages, in their order
+
+    def features(self, images: Sequence[ImageInput | Features], clock: Clock) -> list[Features]:
+        """Features of each image; one that occurs twice is looked at once, and one that is features already not at all.
+
+        Raises:
+            InputError: for an image that cannot be read, or features that are not of this build's kind.
+        """
+        keys: list[Any] = []
+        pixels: dict[Any, np.ndarray] = {}
+        known: dict[Any, Features] = {}
+        with clock.stage("preprocess"):
+            for image in images:
+                key = _identity(image)
+                if isinstance(image, Features):
+                    known[key] = self._check_features(image)
+                elif key not in pixels:
+                    pixels[key] = self.preprocessor(self.load(image))
+                keys.append(key)
+        with clock.stage("vision"):
+            if pixels:
+                known |= zip(pixels, self.chain.look(list(pixels.values())), strict=True)
+        return [known[key] for key in keys]
+
+    def _check_features(self, features: Features) -> Features:
+        """What another call, or a build of the same checkpoint, made of an image.
+
+        Raises:
+            InputError: if it is not what this build's vision graph returns.
+        """
+        model, array = self.config.model, features.image
+        if tuple(array.shape) != (model.visual_tokens, model.hidden_size) or array.dtype != self.chain.dtype:
+            raise InputError(
+                f"features of a picture are {array.dtype.name} {list(array.shape)}; this build makes "
+                f"{self.config.dtype} [{model.visual_tokens}, {model.hidden_size}]",
+                hint="give the picture itself, or features made by a build of the same checkpoint and dtype",
+            )
+        for name in image_inputs(self.config):
+            if name not in features.extras:
+                raise InputError(
+                    f"features of a picture lack {name}, which method {self.config.pruning.method} needs",
+                    hint="give the picture itself, or features made by a build whose vision graph returns it",
+                )
+        return features
+
+    def embed(self, prompt: Prompt, clock: Clock) -> Array:
+        """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
+        with clock.stage("prefill"):
+            return self.chain.embed(prompt.ids[None], self.encoder.token)[0]
+
+    def select(
+        self, prompt: Prompt, embeds: Array, features: Sequence[Features], keep: int, seed: int, clock: Clock
+    ) -> Selection:
+        """The visual tokens of a prompt's images that enter the decoder; all of them where nothing prunes before it.
+
+        Args:
+            prompt: The prompt.
+            embeds: Its embeddings, see :meth:`embed`.
+            features: Those of each image.
+            keep: The budget of an image.
+            seed: For methods that draw; several images of one prompt do not draw alike.
+            clock: Counts the time as ``prune``.
+        """
+        totals = tuple(seen.visual_tokens for seen in features)
+        if self.pruner is None:
+            return Selection(tuple(map(np.arange, totals)), tuple(seen.image for seen in features), totals)
+        with clock.stage("prune"):
+            span = prompt.span(self.config.pruning.text_span)
+            text = embeds[span] if self.pruner.reads_embeds else None
+            given = self.clip_text.read(prompt)
+            pruned = [self.pruner.prune(seen, text, keep, seed + i, given) for i, seen in enumerate(features)]
+        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals)
+
+    def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection, keep: int) -> Layout:
+        """The prompt's text and selected features in one row; ``keep`` is what a decoder that prunes goes by."""
+        return lay_out(prompt, embeds, selection, self.config.pruning.positions, keep)
+
+    def answer(self, prompt: Prompt, layout: Layout, settings: AnswerSettings) -> Answer:
+        """An answer that is about to be made.
+
+        Raises:
+            InputError: if prompt and answer do not fit in the cache, the model's positions or what the checkpoint
+                allows.
+        """
+        longest = settings.max_new_tokens
+        if longest is None:
+            longest = self._longest(prompt, layout)
+        kv, model = self.config.kv, self.config.model
+        check_length(len(layout.ids), longest, kv.capacity, whole_images=self.decoder.prunes)
+        check_length(layout.next_position, longest, model.max_positions, "positions")
+        return Answer(self.config, self.encoder, prompt, layout, longest, settings)
+
+    def _longest(self, prompt: Prompt, layout: Layout) -> int:
+        """Longest answer where the caller sets none: what the checkpoint says and has room, else 64 tokens."""
+        info = self.config.generation
+        longest = info.max_new_tokens
+        if longest is None and info.max_length is not None:
+            whole_prompt = len(unpruned_ids(prompt, layout))
+            longest = info.max_length - whole_prompt
+            if longest < 1:
+                raise InputError(
+                    f"the prompt has {whole_prompt} tokens with all of its visual ones, and the checkpoint's "
+                    f"generation_config.json allows {info.max_length} with the answer",
+                    hint=f"{arg('max_new_tokens', MAX_NEW_TOKENS)} goes before that",
+                )
+        if longest is None:
+            return MAX_NEW_TOKENS
+        return max(1, min(longest, self._room(len(layout.ids), layout.next_position)))
+
+    def _room(self, tokens: int, next_position: int) -> int:
+        return min(self.config.kv.capacity - tokens, self.config.model.max_positions - next_position) + 1
+
+    def room(self, prompt: Prompt, keep: int) -> int:
+        """Tokens of an answer that fit behind a prompt at a budget; below 1 if none does."""
+        images, total = len(prompt.image_positions), self.config.model.visual_tokens
+        words = len(prompt.ids) - images
+        entering = words + images * self.decoder.entering(keep, total)
+        numbered = entering if self.config.pruning.positions == "compact" else words + images * total
+        return self._room(entering, numbered)
+
+    def run(
+        self, answers: Sequence[Answer], layouts: Sequence[Layout], cache: Any, start: Sequence[int], clock: Clock
+    ) -> Iterator[None]:
+        """Prefill and decode: fills the answers; yields after each round of tokens.
+
+        Args:
+            answers: One for each row.
+            layouts: Their prompts.
+            cache: From the decoder, with room for the longest row.
+            start: For each row how many of its tokens the cache holds already.
+            clock: Counts the time.
+        """
+        with clock.stage("prefill"):
+            prefill = self.decoder.prefill(layouts, cache, start)
+        for answer, kept, tokens in zip(answers, prefill.kept, prefill.segment_tokens, strict=True):
+            answer.kept, answer.segment_tokens = kept, tokens
+        rows = [answer.row for answer in answers]
+        yield from generate(rows, prefill.logits, self.decoder.step(cache), cache.capacity, clock)
+
+
+def _open_decoder(chain: Chain) -> Decoder:
+    if not chain.config.segments:
+        return WholeDecoder(chain)
+    from trtprune.runtime.cut_decoder import CutDecoder
+    from trtprune.runtime.point_counts import PointCounts
+
+    return CutDecoder(chain, PointCounts(chain.config))
+
+
+def _closed() -> BackendError:
+    return BackendError("this model is closed", hint="trtprune.load opens the directory again")
+
+
+def _identity(image: ImageInput | Features) -> Any:
+    """Equal for what is surely the same image within one call."""
+    if isinstance(image, str | os.PathLike):
+        return ("path", os.fspath(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return ("bytes", hashlib.sha256(image).digest())
+    return ("object", id(image))

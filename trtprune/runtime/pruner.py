@@ -1,0 +1,85 @@
+"""The pruner in front of the decoder: which visual tokens of an image enter it.
+
+What the graph reads follows from its inputs: those that the vision graph returns are the image's, those of the text
+encoders the prompt's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtprune.engine_dir.roles import CLIP_TEXT, EMBED, PRUNER, VISION
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Array
+    from trtprune.engine_dir import EngineDir
+    from trtprune.runtime.chain import Chain
+    from trtprune.runtime.features import Features
+
+__all__ = ["Pruner", "image_inputs", "reads_text"]
+
+
+def image_inputs(config: EngineDir) -> tuple[str, ...]:
+    """What the pruner of a directory reads of an image beside its features; nothing where there is no pruner."""
+    pruner, vision = config.find(PRUNER), config.find(VISION)
+    if pruner is None or vision is None:
+        return ()
+    outputs = {spec.name for spec in vision.outputs}
+    return tuple(spec.name for spec in pruner.inputs if spec.name in outputs and spec.name != "image_features")
+
+
+def reads_text(config: EngineDir) -> bool:
+    """Whether the pruner of a directory reads the prompt: what one of the text encoders returns."""
+    encoders = [*config.by_role(EMBED), *config.by_role(CLIP_TEXT)]
+    outputs = {spec.name for encoder in encoders for spec in encoder.outputs}
+    return any(spec.name in outputs for pruner in config.by_role(PRUNER) for spec in pruner.inputs)
+
+
+class Pruner:
+    """Runs the pruner of a chain.
+
+    Args:
+        chain: With a component of role ``pruner`` that belongs to no segment.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._inputs = frozenset(spec.name for spec in chain.config.part(PRUNER).inputs)
+        self._image_inputs = image_inputs(chain.config)
+        self.reads_embeds = "text_embeds" in self._inputs
+        """Whether it reads the prompt's embeddings."""
+
+    def prune(
+        self,
+        features: Features,
+        text: Array | None,
+        keep: int,
+        seed: int,
+        given: Mapping[str, Array] | None = None,
+    ) -> tuple[np.ndarray, Array]:
+        """Selects the visual tokens of one image.
+
+        Args:
+            features: The image's.
+            text: [T, D], the embeddings that the method selects by, if it does.
+            keep: Tokens to keep.
+            seed: For methods that draw.
+            given: Further inputs by name, without their batch dimension; those that the graph has are used.
+
+        Returns:
+            Kept indices int64 [keep], ascending, and features [keep, D].
+        """
+        inputs: dict[str, Array] = {"image_features": features.image[None], "keep": np.array([keep], np.int64)}
+        inputs |= {name: features.extras[name][None] for name in self._image_inputs}
+        inputs |= {name: array[None] for name, array in (given or {}).items() if name in self._inputs}
+        if self.reads_embeds:
+            assert text is not None
+            inputs["text_embeds"] = text[None]
+            inputs["text_mask"] = np.ones((1, len(text)), np.int64)
+        if "seed" in self._inputs:
+            inputs["seed"] = np.array([seed], np.int64)
+        out = self._chain.session(PRUNER).run(inputs)
+        return self._chain.memory.to_host(out["kept_indices"])[0], out["pruned_features"][0]

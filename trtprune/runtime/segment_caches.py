@@ -1,0 +1,80 @@
+"""The KV caches of a decoder in segments, and the decode step over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from trtprune.backends.base import Memory, Session
+
+__all__ = ["SegmentCaches", "SegmentStep"]
+
+
+@dataclass
+class SegmentCaches:
+    """The caches of all segments for one batch; see :class:`trtprune.backends.base.CacheBuffers`.
+
+    Attributes:
+        batch: Rows.
+        capacity: Of the first segment.
+        tokens: What a row was asked to hold there.
+        parts: A cache a segment; None until its length is known.
+        dropped: int64 [segments, B], how many slots a row's later tokens lie before those of the first segment.
+        shift: int64 [segments, B], the same of positions.
+        kept: For each row and image, int64, which of its tokens are left in the last segment.
+        counts: For each row and image, its tokens in each segment.
+    """
+
+    batch: int
+    capacity: int
+    tokens: int
+    parts: list[Any]
+    dropped: np.ndarray
+    shift: np.ndarray
+    kept: list[list[np.ndarray]] = field(default_factory=list)
+    counts: list[list[list[int]]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts if part is not None)
+
+    def zero(self) -> None:
+        for part in self.parts:
+            if part is not None:
+                part.zero()
+
+
+class SegmentStep:
+    """Embedding lookup and all segments, one after the other; see :class:`trtprune.backends.base.Step`."""
+
+    def __init__(
+        self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory, *, rated: bool
+    ) -> None:
+        self._embed, self._segments, self._cache, self._memory = embed, segments, cache, memory
+        self._rated = rated
+        self._first = np.zeros((cache.batch, 1), np.int64)
+
+    def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, V] after ``token``; position and slot are those of the first segment."""
+        cache = self._cache
+        states: Any = self._embed.run({"input_ids": token})["text_embeds"]
+        out: Mapping[str, Any] = {}
+        for k, (session, part) in enumerate(zip(self._segments, cache.parts, strict=True)):
+            inputs = {
+                "hidden_states" if k else "inputs_embeds": states,
+                "position_ids": position - cache.shift[k][:, None],
+                # A row that is done goes on writing to its last place.
+                "write_index": np.minimum(write_index - cache.dropped[k], part.capacity - 1),
+            }
+            if session is self._segments[-1]:
+                inputs["logits_index"] = self._first
+            elif self._rated:  # of one token, which nobody reads: the graphs of prompts and of tokens are the same
+                inputs["rater_index"] = self._first
+            out = session.run(inputs, part)
+            states = out.get("last_hidden_state")
+        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
+        return logits

@@ -1,0 +1,55 @@
+"""An image as the model sees it, and which of its visual tokens a prompt keeps, without an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtprune.runtime.clock import Clock
+from trtprune.runtime.pipeline import turns_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from trtprune.backends.base import Array
+    from trtprune.runtime.features import Features
+    from trtprune.runtime.pictures import ImageInput
+    from trtprune.runtime.pipeline import Pipeline
+    from trtprune.runtime.preprocess import Geometry
+    from trtprune.runtime.prompt import Prompt
+
+__all__ = ["View", "look", "select"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the model sees it: features and the text the method would select by."""
+
+    image: Image.Image
+    geometry: Geometry
+    features: Features
+    prompt: Prompt
+    text_embeds: Array
+    """[T, D], of all ids of the prompt."""
+
+
+def look(pipeline: Pipeline, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
+    """Features of one image and the text its tokens would be selected by."""
+    loaded = pipeline.load(image)
+    features = pipeline.chain.look([pipeline.preprocessor(loaded)])[0]
+    encoded = pipeline.encoder.encode(turns_of(prompt, 1, system))
+    embeds = pipeline.chain.embed(encoded.ids[None], pipeline.encoder.token)[0]
+    return View(loaded, pipeline.preprocessor.geometry(loaded), features, encoded, embeds)
+
+
+def select(pipeline: Pipeline, view: View, *, keep: int, seed: int | None = None) -> np.ndarray:
+    """Kept indices, int64 [n], ascending, of a viewed image; where the decoder prunes, those its last layer sees.
+
+    Raises:
+        BudgetError: for a budget that the build does not serve.
+    """
+    budget = pipeline.check_keep(keep)
+    selection = pipeline.select(view.prompt, view.text_embeds, [view.features], budget, seed or 0, Clock())
+    layout = pipeline.lay_out(view.prompt, view.text_embeds, selection, budget)
+    return pipeline.decoder.select(layout)[0]
