@@ -23,8 +23,8 @@ from trtprune.runtime.images import CropShape, Processor, TokenPlan, processor_f
 NEXT, ONEVISION = "llava_next", "llava_onevision"
 IMAGE_PROCESSORS = {NEXT: LlavaNextImageProcessorPil, ONEVISION: LlavaOnevisionImageProcessorPil}
 
-CLIP_336 = CropShape(336, 336, 14)
-SIGLIP_384 = CropShape(384, 384, 14)
+CLIP_336 = CropShape(336, 336, (14, 14))
+SIGLIP_384 = CropShape(384, 384, (14, 14))
 NEXT_SETTINGS: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 
 
@@ -45,7 +45,7 @@ class Theirs:
         kind = LlavaNextProcessor if name == NEXT else LlavaOnevisionProcessor
         self.processor = object.__new__(kind)
         self.processor.image_processor = self.images
-        self.processor.patch_size = shape.patch
+        self.processor.patch_size = shape.patch[0]
         self.processor.num_additional_image_tokens = 0
         self.processor.num_image_tokens = shape.patches
         self.processor.vision_aspect_ratio = self.ratio
@@ -67,7 +67,7 @@ class Theirs:
 
     def pack(self, features: np.ndarray, size: tuple[int, int], newline: np.ndarray) -> np.ndarray:
         """The model's visual tokens [N, width] of crop features [crops, patches, width] of an image (height, width)."""
-        vision = SimpleNamespace(image_size=self.shape.height, patch_size=self.shape.patch)
+        vision = SimpleNamespace(image_size=self.shape.height, patch_size=self.shape.patch[0])
         pinpoints = [list(pinpoint) for pinpoint in self.images.image_grid_pinpoints]
         model = SimpleNamespace(config=SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints))
         given: dict[str, Any] = {"image_newline": torch.from_numpy(newline)}
@@ -101,6 +101,14 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def ramp(width: int, height: int) -> Image.Image:
+    """An image whose red says the column and whose green says the row of each pixel."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    pixels[..., 2] = 255  # padding has less
+    return Image.fromarray(pixels)
+
+
 @st.composite
 def shapes_and_pinpoints(draw: st.DrawFn) -> tuple[CropShape, list[list[int]]]:
     """A crop of 2 to 6 patches a side, with or without pixels to spare, and one to six resolutions of up to 5 × 5."""
@@ -108,7 +116,7 @@ def shapes_and_pinpoints(draw: st.DrawFn) -> tuple[CropShape, list[list[int]]]:
     edge = patch * side + draw(st.integers(0, patch - 1))
     tiles = st.tuples(st.integers(1, 5), st.integers(1, 5))
     pinpoints = draw(st.lists(tiles, min_size=1, max_size=6))
-    return CropShape(edge, edge, patch), [[edge * down, edge * across] for down, across in pinpoints]
+    return CropShape(edge, edge, (patch, patch)), [[edge * down, edge * across] for down, across in pinpoints]
 
 
 SIDES = st.one_of(st.integers(1, 60), st.integers(1, 4000))

@@ -8,19 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.runtime.images.kit import CLIP_336, NEXT, NEXT_SETTINGS, ONEVISION, SIGLIP_384, Theirs, pack
+from tests.runtime.images.kit import CLIP_336, NEXT, NEXT_SETTINGS, ONEVISION, SIGLIP_384, Theirs, pack, ramp
 from tests.runtime.images.test_pixels import CASES, SHAPE
 from trtprune.runtime.images import CropShape, Prepared
 
 PLAIN = {name: case for name, case in CASES.items() if name not in ("next-no-rescale", "next-nearest")}
-
-
-def ramp(width: int, height: int) -> Image.Image:
-    """An image whose red says the column and whose green says the row of each pixel."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
-    pixels[..., 2] = 255  # padding has less
-    return Image.fromarray(pixels)
 
 
 def seen(theirs: Theirs, prepared: Prepared, shape: CropShape) -> np.ndarray:
@@ -31,7 +23,7 @@ def seen(theirs: Theirs, prepared: Prepared, shape: CropShape) -> np.ndarray:
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (values.image_mean, values.image_std))
         pixels = pixels * std + mean
     pixels = pixels * 255
-    side, patch = shape.rows, shape.patch
+    side, patch = shape.rows, shape.patch[0]
     cut = pixels[..., : side * patch, : side * patch].reshape(-1, 3, side, patch, side, patch)
     patches = cut.mean(axis=(3, 5)).reshape(len(pixels), 3, -1).swapaxes(1, 2)
     return pack(prepared.plan, np.ascontiguousarray(patches, np.float32), np.full(3, np.nan, np.float32))

@@ -152,7 +152,7 @@ def test_several_images_of_a_prompt(images: int, size: tuple[int, int]) -> None:
 def test_an_image_whose_tiles_shrink_to_nothing() -> None:
     """transformers counts no token for them, and its model fails."""
     values = {"size": {"height": 6, "width": 6}, "image_grid_pinpoints": [[900, 6]]}
-    theirs = Theirs(ONEVISION, CropShape(6, 6, 2), values, most=1)
+    theirs = Theirs(ONEVISION, CropShape(6, 6, (2, 2)), values, most=1)
     assert theirs.tokens(4000, 26) == 9 + 36
     with pytest.raises(RuntimeError, match="should be greater than 0"):
         packed(theirs, 4000, 26)

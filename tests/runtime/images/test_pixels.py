@@ -14,7 +14,7 @@ from tests.runtime.images.kit import NEXT, ONEVISION, Theirs, noise
 from trtprune.errors import InputError
 from trtprune.runtime.images import CropShape
 
-SHAPE = CropShape(28, 28, 7)
+SHAPE = CropShape(28, 28, (7, 7))
 SQUARE = {"height": 28, "width": 28}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84], [84, 140]]

@@ -110,12 +110,14 @@ class AnyRes:
     def _fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The dataclass's fields by name; raises KeyError, TypeError or ValueError."""
         shape = CropShape.from_settings(values)
-        if shape.height != shape.width:
-            raise ValueError(f"crops of {shape.height} × {shape.width} are not square")
+        if shape.height != shape.width or shape.rows != shape.columns:
+            raise ValueError(f"crops of {shape.height} × {shape.width} pixels are not square")
+        if shape.first_patch != 0:
+            raise ValueError("crops of this processor have a feature for each patch, and none beside")
         flag(values, "do_pad")  # puts further crops behind those of smaller images in a batch, which nobody reads
         if values["layout"] not in cls.layouts:
             raise ValueError(f"layout {shown(values['layout'])} is none of {', '.join(cls.layouts)}")
-        kind, first, second = resize_target(values["size"])
+        kind, first, second = resize_target(values)
         overview = (first, first) if kind == "shortest" else (first, second)
         tile = height_and_width("crop_size", values["crop_size"])[0] if values.get("crop_size") else first
         edge = shape.height

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from trtprune.errors import InputError
+from trtprune.errors import InputError, shown
 from trtprune.runtime.images.settings import SIZE_LIMIT, whole_number
 
 if TYPE_CHECKING:
@@ -27,16 +27,19 @@ NO_CROP = -1
 
 @dataclass(frozen=True)
 class CropShape:
-    """The array the vision graph takes for one crop, and the patches it gives.
+    """The array the vision graph takes for one crop, and the features it gives.
 
     Attributes:
         height, width: Pixels.
-        patch: Side of a patch in pixels.  Pixels right of the last whole patch and below it are seen by none.
+        patch: (height, width) of a patch in pixels.  No patch sees the pixels right of the last whole one and below it.
+        first_patch: The patch, row by row, that feature 0 stands for: 0; −1 if feature 0 is the CLS token; 1 if the
+            first patch is dropped.
     """
 
     height: int
     width: int
-    patch: int
+    patch: tuple[int, int]
+    first_patch: int = 0
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> CropShape:
@@ -45,26 +48,43 @@ class CropShape:
         if not isinstance(values, Mapping):
             raise ValueError("crop is no object")
         height, width = (whole_number(f"crop.{name}", values[name], 1, SIZE_LIMIT) for name in ("height", "width"))
-        return cls(height, width, whole_number("crop.patch", values["patch"], 1, min(height, width)))
+        patch = values["patch"]
+        if not isinstance(patch, list | tuple) or len(patch) != 2:
+            raise ValueError(f"crop.patch {shown(patch)} is no size [height, width]")
+        shape = cls(
+            height,
+            width,
+            (whole_number("crop.patch", patch[0], 1, height), whole_number("crop.patch", patch[1], 1, width)),
+            whole_number("crop.first_patch", values.get("first_patch", 0), -1, 1),
+        )
+        if shape.features < 1:
+            raise ValueError("crop has no patch but the one that is dropped")
+        return shape
 
     def settings(self) -> dict[str, Any]:
         """The same as plain JSON data, as the member ``crop`` of a processor's settings."""
-        return {"crop": {"height": self.height, "width": self.width, "patch": self.patch}}
+        values = {"height": self.height, "width": self.width, "patch": list(self.patch)}
+        return {"crop": values | {"first_patch": self.first_patch}}
 
     @property
     def rows(self) -> int:
         """Rows of patches."""
-        return self.height // self.patch
+        return self.height // self.patch[0]
 
     @property
     def columns(self) -> int:
         """Columns of patches."""
-        return self.width // self.patch
+        return self.width // self.patch[1]
 
     @property
     def patches(self) -> int:
         """Patches of a crop."""
         return self.rows * self.columns
+
+    @property
+    def features(self) -> int:
+        """Features of a crop."""
+        return self.patches - self.first_patch
 
 
 @dataclass(frozen=True)
@@ -77,11 +97,12 @@ class TokenPlan:
         crops: Arrays the vision graph reads for the image.
         grid: int32 [N, 3]: crop, row and column of each visual token.  Row and column count patches of the plane the
             crop lies on, padding included; of a plane that is shrunk they count the shrunk plane, and the crop is that
-            of the tap with the largest weight, the first of equal ones.  (−1, −1, −1) for newline tokens.
+            of the tap with the largest weight, the first of equal ones.  (−1, −1, −1) for newline tokens; a CLS token
+            has a crop, and −1 for row and column.
         newline: int32 [N]: place of the newline token that ends the token's line, −1 if none does; a newline token has
             its own place.
-        pack_index: int32 [N, taps]: rows of the image's crop features, flattened to [crops · patches, width] and
-            followed by the learned rows; row ``crops · patches`` is the newline.
+        pack_index: int32 [N, taps]: rows of the image's crop features, flattened to [crops · features, width] and
+            followed by the learned rows; row ``crops · features`` is the newline.
         pack_weight: float32 [N, taps]: weight of each row; a visual token is the weighted sum of its rows.
         boxes: float32 [N, 4]: left, top, right and bottom of what the token shows, in pixels of the upright image;
             empty where that is padding alone, NaN for newline tokens.

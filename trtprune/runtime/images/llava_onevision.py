@@ -15,6 +15,7 @@ from trtprune.runtime.images.anyres import OVERVIEW, AnyRes, unpadded
 from trtprune.runtime.images.base import TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, plan_tokens
 from trtprune.runtime.images.settings import channels
+from trtprune.runtime.images.steps import padded_square
 
 __all__ = ["LlavaOnevision"]
 
@@ -149,10 +150,5 @@ class LlavaOnevision(AnyRes):
         if images == 1:
             yield from super()._crops(pixels, images)
             return
-        height, width = pixels.shape[:2]
-        side = max(height, width)
-        square = np.empty((side, side, 3), np.uint8)
-        square[...] = [int(value * 255) for value in self.background]
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = pixels
-        yield square
+        red, green, blue = (int(value * 255) for value in self.background)
+        yield padded_square(pixels, (red, green, blue))

@@ -56,7 +56,7 @@ class Axis:
         starts, scales = (geometry.top, geometry.left), (geometry.scale_y, geometry.scale_x)
         patches = (shape.rows, shape.columns)
         vertical, horizontal = (
-            cls(image[i], resized[i], before[i], crop[i], starts[i], scales[i], shape.patch, patches[i])
+            cls(image[i], resized[i], before[i], crop[i], starts[i], scales[i], shape.patch[i], patches[i])
             for i in range(2)
         )
         return vertical, horizontal

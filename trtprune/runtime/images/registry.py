@@ -10,10 +10,11 @@ from trtprune.runtime.images.base import CropShape, Processor
 from trtprune.runtime.images.llava_next import LlavaNext
 from trtprune.runtime.images.llava_onevision import LlavaOnevision
 from trtprune.runtime.images.settings import named, processor_section
+from trtprune.runtime.images.single import Single
 
 __all__ = ["PROCESSORS", "processor_from_files", "processor_from_settings"]
 
-PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (LlavaNext, LlavaOnevision)}
+PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision)}
 """Processor by the name that ``config.json`` has for it."""
 
 

@@ -129,17 +129,20 @@ def height_and_width(name: str, value: Any) -> tuple[int, int]:
     return edge(name, value.get("height")), edge(name, value.get("width"))
 
 
-def resize_target(value: Any) -> tuple[str, int, int]:
-    """``size`` as ("shortest", edge, 0) or ("exact", height, width)."""
-    if isinstance(value, int):
-        return "shortest", edge("size", value), 0
-    if not isinstance(value, dict):
-        raise ValueError(f"size {shown(value)} is no size")
-    if value.get("longest_edge") or value.get("max_height"):
-        raise ValueError(f"size {shown(value)} is not supported")
-    if value.get("shortest_edge"):
-        return "shortest", edge("size", value["shortest_edge"]), 0
-    return ("exact", *height_and_width("size", value))
+def resize_target(values: Mapping[str, Any]) -> tuple[str, int, int]:
+    """``size`` as ("shortest", edge, 0) or ("exact", height, width); ``default_to_square`` says what a number means."""
+    size = values["size"]
+    if isinstance(size, int):
+        length = edge("size", size)
+        square = values.get("default_to_square") is not None and flag(values, "default_to_square")
+        return ("exact", length, length) if square else ("shortest", length, 0)
+    if not isinstance(size, dict):
+        raise ValueError(f"size {shown(size)} is no size")
+    if size.get("longest_edge") or size.get("max_height"):
+        raise ValueError(f"size {shown(size)} is not supported")
+    if size.get("shortest_edge"):
+        return "shortest", edge("size", size["shortest_edge"]), 0
+    return ("exact", *height_and_width("size", size))
 
 
 def pinpoint_list(name: str, value: Any, tile: int, max_tiles: int) -> tuple[tuple[int, int], ...]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from trtprune.runtime.images.settings import channels, flag, height_and_width, number, resample_filter, resize_target
 
-__all__ = ["CropSteps", "Geometry", "resized"]
+__all__ = ["CropSteps", "Geometry", "padded_square", "resized"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CropSteps:
         if std is not None and not all(abs(np.float32(value)) > 0 for value in std):
             raise ValueError(f"image_std {std} has a zero: every picture would be infinite")
         steps = cls(
-            resize=resize_target(values["size"]) if flag(values, "do_resize") else None,
+            resize=resize_target(values) if flag(values, "do_resize") else None,
             resample=resample_filter(values["resample"]),
             crop=height_and_width("crop_size", values["crop_size"]) if flag(values, "do_center_crop") else None,
             rescale=number("rescale_factor", values["rescale_factor"]) if flag(values, "do_rescale") else None,
@@ -160,6 +160,19 @@ def resized(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndar
 
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((size[1], size[0]), resample=Image.Resampling(resample)))
+
+
+def padded_square(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] in the middle of a square of a colour."""
+    height, width = pixels.shape[:2]
+    if height == width:
+        return pixels
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[...] = colour
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square
 
 
 def _crop_start(size: int, crop: int) -> int:
