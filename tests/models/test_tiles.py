@@ -22,7 +22,7 @@ from trtprune.runtime.images import CropShape, processor_from_files
 FAMILIES = {"llava-next": LlavaNextFamily(), "llava-onevision": LlavaOnevisionFamily()}
 PROCESSORS = {"llava-next": "llava_next", "llava-onevision": "llava_onevision"}
 POINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
-SHAPE = CropShape(56, 56, 14)
+SHAPE = CropShape(56, 56, (14, 14))
 SIZES = [(56, 56), (90, 70), (300, 40), (40, 300), (1, 1), (7, 500), (200, 201)]  # (height, width)
 CASES = [
     tiny.Tiny(family="llava-next", tower="clip", decoder="llama", old_names=True),
