@@ -1,4 +1,4 @@
-"""The command that adds packages to this installation, in the words of the program that made it: pip, uv or pipx."""
+"""The command that adds packages to this installation, for the program that made it: pip, uv or pipx."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["installed_by", "to_install", "to_uninstall"]
 
 NAME = "trtprune"
-# onnxruntime and onnxruntime-gpu install the same files: what brings the one must go where the other is wanted.
+# onnxruntime and onnxruntime-gpu install the same files: one must be removed before the other is installed.
 EXCLUDED = {"cuda": {"cpu", "openvino"}, "cpu": {"cuda"}, "openvino": {"cuda"}}
 
 
@@ -38,8 +38,8 @@ def to_install(requirement: str = "", *, extra: str = "", upgrade: bool = False,
     Args:
         requirement: A package, such as ``onnx>=1.20``, or ``trtprune[extra]``; or
         extra: one of this package's own extras.
-        upgrade: Also where an older version is installed.
-        again: Also where it is installed, as its files may be damaged.
+        upgrade: Whether an older version is replaced.
+        again: Whether an installed one is replaced, as its files may be damaged.
     """
     wanted = f"{NAME}[{extra}]" if extra else requirement
     extra = wanted.removeprefix(f"{NAME}[").rstrip("]") if wanted.startswith(f"{NAME}[") else ""
@@ -47,7 +47,7 @@ def to_install(requirement: str = "", *, extra: str = "", upgrade: bool = False,
     if how == "uv tool":
         return _uv_tool([] if extra else [wanted], extra, again=again)
     if how == "pipx":
-        # Into the environment that pipx made: an index need not know this package.
+        # Into pipx's environment, because an index may not have this package.
         flags = ["--force"] if upgrade or again else []
         return shlex.join(["pipx", "inject", *flags, NAME, *(_packages_of(extra) if extra else [wanted])])
     flags = ["-U"] if upgrade else []
@@ -57,7 +57,7 @@ def to_install(requirement: str = "", *, extra: str = "", upgrade: bool = False,
 
 
 def to_uninstall(*packages: str) -> str:
-    """A shell command that takes packages out of this installation."""
+    """A shell command that removes packages from this installation."""
     how = installed_by()
     if how == "pipx":
         return shlex.join(["pipx", "uninject", NAME, *packages])
@@ -68,13 +68,13 @@ def to_uninstall(*packages: str) -> str:
 def _pip(how: str, verb: str) -> list[str]:
     if how == "pip":
         return ["pip", verb]
-    # uv takes the activated environment, or the one of the folder it is called in.
+    # uv uses the activated environment, or the one of the current folder.
     here = [] if os.environ.get("VIRTUAL_ENV") == sys.prefix else ["--python", sys.executable]
     return ["uv", "pip", verb, *here]
 
 
 def _packages_of(extra: str) -> list[str]:
-    """The requirements of an extra of this package, extras it takes in from itself included."""
+    """The requirements of an extra of this package, including those of its other extras in it."""
     found = []
     for text in importlib.metadata.requires(NAME) or []:
         requirement, _, marker = text.partition(";")
@@ -87,7 +87,7 @@ def _packages_of(extra: str) -> list[str]:
 
 
 def _uv_tool(packages: list[str], extra: str, *, again: bool) -> str:
-    """Installs the tool anew with what it had and what is wanted; uv keeps nothing that is not named."""
+    """Installs the tool again with its earlier packages and the new ones; uv keeps only the named ones."""
     extras, source, others = _receipt()
     extras = sorted({*extras, extra} - {""} - EXCLUDED.get(extra, set()))
     tool = f"{NAME}[{','.join(extras)}]" if extras else NAME

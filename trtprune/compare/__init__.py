@@ -1,10 +1,10 @@
-"""Numerics: an engine directory beside its own graphs, its checkpoint, another build, or itself without pruning.
+"""Numerics: an engine directory compared with its own graphs, its checkpoint, another build, or itself unpruned.
 
     from trtprune.compare import compare
     compare("out", "transformers", layerwise=True).passed
 
-Built on Polygraphy: its Comparator, runners, tolerances and files.  Nothing else of trtprune imports this
-package, but for ``bench``, which finds checkpoints the same way.
+Built on Polygraphy: its Comparator, runners, tolerances and files.  Only the command line imports
+this package.
 """
 
 from __future__ import annotations

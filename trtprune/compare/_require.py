@@ -1,4 +1,4 @@
-"""Polygraphy, if it is installed, with its log turned into ours."""
+"""Polygraphy, if it is installed, with its log in ours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trtprune.installer import to_install
 
 __all__ = ["as_error", "polygraphy", "set_flavour"]
 
-# The first that is known to save inputs and outputs itself, and to give a result for each comparison function.
+# The first version that is known to save inputs and outputs, and to return a result for each comparison function.
 OLDEST = (0, 53)
 
 logger = logging.getLogger("trtprune")
 
 
 class _Forward(logging.Handler):
-    """Polygraphy's lines as debug lines of ours: shown with ``-v`` and in ``--log-file``, never on stdout."""
+    """Polygraphy's lines as debug lines of our log: shown with ``-v`` and in ``--log-file``, never on stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.debug("%s", record.getMessage())
@@ -49,11 +49,11 @@ def polygraphy() -> Any:
     if not any(isinstance(handler, _Forward) for handler in theirs.handlers):
         theirs.addHandler(_Forward())
         theirs.propagate = False
-        # Polygraphy prints to stdout, where only results belong.
+        # Polygraphy prints to stdout, but only results belong there.
         G_LOGGER.use_python_logging_system = True
         G_LOGGER.colors = False
     shown = any(handler.level <= logging.DEBUG for handler in logger.handlers)
-    # Its statistics of every output cost time even where nobody reads them.
+    # Its statistics of every output take time even if they are not shown.
     G_LOGGER.module_severity = G_LOGGER.INFO if shown else G_LOGGER.CRITICAL
     theirs.setLevel(1)
     return polygraphy
@@ -67,7 +67,7 @@ def as_error(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # TensorRT and torch raise RuntimeError; ONNX Runtime classes of its own, straight from Exception.
+        # TensorRT and torch raise RuntimeError; ONNX Runtime its own classes, derived from Exception.
         foreign = type(error).__module__.startswith("onnxruntime")
         if not foreign and not isinstance(error, PolygraphyException | RuntimeError):
             raise
@@ -77,9 +77,9 @@ def as_error(what: str) -> Iterator[None]:
 
 
 def set_flavour(backend: str) -> None:
-    """Tells Polygraphy which TensorRT its runners are for, ``tensorrt`` or ``tensorrt-rtx``.
+    """Sets the TensorRT of Polygraphy's runners, ``tensorrt`` or ``tensorrt-rtx``.
 
-    It decides that when its TensorRT modules are first imported, once a process.
+    Polygraphy decides that at the first import of its TensorRT modules, once per process.
 
     Raises:
         BackendError: if they were imported for the other one.

@@ -1,7 +1,7 @@
-"""What pruning costs at the level of answers: the same questions with all visual tokens, and with the budget.
+"""The cost of pruning in answers: the same questions with all visual tokens, and with the budget.
 
-Only questions that both runs finish are scored: an answer cut off at ``--max-new-tokens`` says how long the model
-talks, not what it saw.  Where nothing is pruned there is nothing to report, and nothing is reported.
+Only questions that both runs finish are scored: an answer cut off at ``--max-new-tokens`` shows the model's length, not
+its perception.  Without pruning there is no report.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Agreement", "Asked", "Row", "compare_answers", "read_questions"]
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, and the answer it should get, if that is known."""
+    """A question, and its expected answer, if known."""
 
     request: Request
     answer: str | None = None
@@ -34,8 +34,8 @@ class Row:
 
     Attributes:
         counted: Whether both runs finished their answer; ``why`` not.
-        common_tokens: Tokens the two answers begin with alike.
-        right: Whether each of the two (pruned, unpruned) is the expected answer; None where none is known.
+        common_tokens: Number of equal tokens at the beginning of the two answers.
+        right: Whether each of the two (pruned, unpruned) is the expected answer; None if unknown.
     """
 
     prompt: str
@@ -63,17 +63,17 @@ class Agreement:
 
     @property
     def counted(self) -> int:
-        """Questions both runs finished."""
+        """Number of questions that both runs finished."""
         return sum(row.counted for row in self.rows)
 
     @property
     def agreement(self) -> float:
-        """Part of the counted answers that are the same."""
+        """Fraction of the counted answers that are the same."""
         return sum(row.same for row in self.rows if row.counted) / max(1, self.counted)
 
     @property
     def accuracy(self) -> tuple[float, float] | None:
-        """Part of right answers, pruned and unpruned."""
+        """Fraction of right answers, pruned and unpruned."""
         known = [row.right for row in self.rows if row.counted and row.right is not None]
         if not known:
             return None
@@ -81,11 +81,11 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
-        """Whether there was something to score, and it reaches ``--min-agreement``."""
+        """Whether some question was scored, and the agreement reaches ``--min-agreement``."""
         return self.counted > 0 and (self.min_agreement is None or self.agreement >= self.min_agreement)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json`` and ``--report``."""
+        """The data of ``--json`` and ``--report``."""
         accuracy = self.accuracy
         return {
             "passed": self.passed,
@@ -97,7 +97,7 @@ class Agreement:
 
 
 def read_questions(path: Path) -> list[Asked]:
-    """Questions from JSON lines as ``trtprune run --requests`` takes them, with an optional ``"answer"``.
+    """Questions from JSON lines as for ``trtprune run --requests``, with an optional ``"answer"``.
 
     Raises:
         InputError: naming the line.
@@ -129,11 +129,11 @@ def compare_answers(
 
     Args:
         vlm: The build; it must serve all visual tokens as a budget.
-        questions: To ask.
+        questions: The questions.
         keep: The budget; None: as built.
-        min_agreement: Part of the counted answers that must be the same; None: any.
-        report: Told (what, message).
-        settings: For :meth:`trtprune.runtime.Vlm.generate`, the same for both runs; greedy, unless they say otherwise.
+        min_agreement: Required fraction of equal answers among the counted ones; None: any.
+        report: Called with (what, message).
+        settings: Arguments of :meth:`trtprune.runtime.Vlm.generate` for both runs; greedy by default.
 
     Raises:
         BudgetError: if nothing would be pruned, or the build does not serve all tokens.
@@ -151,13 +151,13 @@ def compare_answers(
             f"--against unpruned: this build serves budgets up to {info.keep_range[1]}, not all {total} tokens",
             hint=f"build with --keep-range {info.keep_range[0]}:{total}",
         )
-    settings = {"temperature": 0, **settings}  # a draw says nothing about what pruning changed
+    settings = {"temperature": 0, **settings}  # random draws would hide the effect of pruning
     rows, caches = [], (0, 0)
     for number, asked in enumerate(questions, 1):
         pruned = vlm.generate_batch([asked.request], keep=budget, **settings)[0]
         try:
             unpruned: Result | InputError = vlm.generate_batch([asked.request], keep=total, **settings)[0]
-        except InputError as error:  # what fits with the budget may be too long without it
+        except InputError as error:  # a prompt that fits with the budget may be too long without it
             unpruned = error
         row, sizes = _row(asked, pruned, unpruned)
         rows.append(row)
@@ -199,5 +199,5 @@ def _row(asked: Asked, pruned: Result, unpruned: Result | InputError) -> tuple[R
 
 
 def _plain(text: str) -> str:
-    """Without case, outer space and a full stop: as exact as answers of a word or two are meant."""
+    """A text without case, outer space and a full stop: exact enough for answers of a word or two."""
     return " ".join(text.lower().split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""Whether two engine directories can be compared, and which components."""
+"""Checks whether two engine directories can be compared, and the choice of components."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_same_model(made: EngineDir, other: EngineDir, *, allow_other: bool) ->
     """Refuses another model; with ``allow_other`` the weights may differ, the sizes may not.
 
     Raises:
-        EngineDirError: naming what differs.
+        EngineDirError: naming the difference.
     """
 
     def sizes(engine_dir: EngineDir) -> dict[str, object]:
@@ -57,7 +57,7 @@ def choose_components(
     """The components to compare, in the chain's order, and notes on those left out.
 
     Raises:
-        InputError: for a component that is unknown, or that a side cannot run, if it was asked for.
+        InputError: for a requested component that is unknown, or that a side cannot run.
     """
     have = [component.name for component in made.components]
     for name in asked:
@@ -89,7 +89,7 @@ def choose_components(
 
 
 def _differs(made: EngineDir, component: ComponentInfo, other: EngineDir | None) -> str | None:
-    """Why a component of another directory takes or gives something else; None if it does not."""
+    """The difference between the tensors of a component in two directories; None without one."""
     if other is None:
         return None
     found = next((c for c in other.components if c.name == component.name), None)
@@ -100,7 +100,7 @@ def _differs(made: EngineDir, component: ComponentInfo, other: EngineDir | None)
         return f"it is {methods[0][0]} here and {methods[1][0]} in {other.root}, or has other options"
     for what, mine, theirs in (("input", component.inputs, found.inputs), ("output", component.outputs, found.outputs)):
         ours, others = ({spec.name: spec.shape for spec in specs} for specs in (mine, theirs))
-        if component.role == VISION and what == "output":  # what only one of the methods needs
+        if component.role == VISION and what == "output":  # an output that only one of the methods needs
             layers = [pruning.get(method).tower_layer(options) for method, options in methods]
             if layers[0] != layers[1] and {"shallow_attention"} <= ours.keys() & others.keys():
                 return f"shallow_attention is that of layer {layers[0]} here and {layers[1]} in {other.root}"

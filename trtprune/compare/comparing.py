@@ -1,7 +1,7 @@
 """``compare``: candidate against reference, component by component.
 
 The candidate is the engine directory; the reference its own graphs in ONNX Runtime, the checkpoint in transformers, or
-another engine directory.  Both are fed the same inputs.
+another engine directory.  Both get the same inputs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Report = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Running:
-    """How graphs are run: provider of ONNX Runtime, its options, CPU threads, checks of the directory."""
+    """Settings of runs: provider of ONNX Runtime, its options, CPU threads, checks of the directory."""
 
     provider: str | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Question:
-    """A real input: pictures and a prompt."""
+    """A real input: images and a prompt."""
 
     images: tuple[str, ...]
     prompt: str
@@ -53,7 +53,7 @@ class Question:
 
 
 def default_against(made: EngineDir) -> str:
-    """Engines are compared with their own graphs, graphs with the checkpoint."""
+    """The default reference: an engine's own graphs, or the checkpoint for graphs."""
     return "onnxruntime" if any(component.engine for component in made.components) else "transformers"
 
 
@@ -80,18 +80,18 @@ def compare(
     Args:
         directory: The candidate.
         against: ``"onnxruntime"``, ``"transformers"``, or another engine directory; None: see :func:`default_against`.
-        components: Which; empty: all that both sides have.
+        components: Names of components; empty: all that both sides have.
         checkpoint: Directory, alias or hub id of the checkpoint, for transformers; None: as recorded.
-        draw: What random inputs are like, and the budget and number of decode steps of real ones.
+        draw: Settings of random inputs, and the budget and number of decode steps of real ones.
         question: A real input instead of random ones.
-        load_inputs: Saved inputs instead, of one component.
-        tolerance: On top of the defaults of the dtypes.
-        validate: NaN and infinity in an output fail, too.
-        layerwise: Find the first tensor inside that is beyond tolerance.
-        save_inputs, save_outputs: Polygraphy's JSON; of several components ``FILE.COMPONENT.json``.
-        allow_other_weights: The reference may have other weights of the same sizes.
-        running: Provider and the like.
-        report: Told (component, what happens).
+        load_inputs: Saved inputs of one component instead.
+        tolerance: Replaces the defaults of the dtypes.
+        validate: Whether NaN and infinity in an output fail, too.
+        layerwise: Whether to find the first inner tensor beyond tolerance.
+        save_inputs, save_outputs: Files in Polygraphy's JSON; for several components ``FILE.COMPONENT.json``.
+        allow_other_weights: Whether the reference may have other weights of the same sizes.
+        running: Settings of runs.
+        report: Called with (component, message).
 
     Raises:
         TrtpruneError: naming the flag or file at fault.
@@ -169,7 +169,7 @@ def _sides(
     other = open_engine_dir(path, verify=running.verify)
     check_same_model(made, other, allow_other=allow_other)
     candidate, reference = native_side(made, **how), native_side(other, **how)
-    if candidate.name == reference.name:  # two builds whose directories are called the same
+    if candidate.name == reference.name:  # two builds in directories of the same name
         candidate.name, reference.name = f"{candidate.name} (candidate)", f"{reference.name} (reference)"
     return candidate, reference, other
 
@@ -184,7 +184,7 @@ def _feeds(
     dtypes: Sequence[str],
     running: Running,
 ) -> tuple[dict[str, list[Feed]], dict[str, list[str]], str]:
-    """Inputs by component, what each is, and where they come from."""
+    """Inputs by component, a description of each, and their origin."""
     if load_inputs is not None:
         loaded = load_feeds(load_inputs)
         fitting = [c for c in chosen if {spec.name for spec in c.inputs} == loaded[0].keys()]
@@ -220,7 +220,7 @@ def _feeds(
 
 
 def _check_names(tolerance: Tolerance, chosen: Sequence[ComponentInfo], *, layerwise: bool) -> None:
-    """A tolerance for an output that does not exist would silently not be applied."""
+    """Refuses a tolerance for an unknown output, which would have no effect."""
     outputs = {spec.name for component in chosen for spec in component.outputs}
     flags = {
         "--atol": tolerance.atol,
@@ -238,7 +238,7 @@ def _check_names(tolerance: Tolerance, chosen: Sequence[ComponentInfo], *, layer
 
 
 def _path(path: Path | None, component: str, count: int) -> Path | None:
-    """With several components each gets a file (or directory) of its own."""
+    """The path of a component's file (or directory); with several components each has its own."""
     if path is None or count == 1:
         return path
     return path.with_name(f"{path.stem}.{component}{path.suffix}")
@@ -272,7 +272,7 @@ def _compare_one(
     if alone:
         say(component.name, f"not compared, since one side only has it: {', '.join(alone)}")
     outputs = numerics.judge(results, tolerance, names)
-    del results  # two copies of every cache, which a look at layers needs the room of
+    del results  # two copies of every cache; the comparison of layers needs the memory
     layers = None
     if layerwise:
         layers = find_layer(
@@ -303,7 +303,7 @@ def _compare_one(
 def _repeat(
     made: EngineDir, component: ComponentInfo, saved: tuple[Path | None, Path | None], tolerance: Tolerance
 ) -> str | None:
-    """The command with which Polygraphy alone repeats a component in ONNX Runtime, where inputs were saved."""
+    """The command that repeats a component in ONNX Runtime with Polygraphy alone, if inputs were saved."""
     if saved[0] is None:
         return None
     run = ["polygraphy", "run", str(made.root / component.onnx), "--onnxrt", "--load-inputs", str(saved[0])]

@@ -1,10 +1,10 @@
-"""Random inputs that a component could meet: seeded, and of the size of the model's own numbers.
+"""Realistic random inputs of a component: seeded, and of the size of the model's own numbers.
 
-Random inputs follow Polygraphy's data loader (iteration i is drawn with seed + i, NumPy's RandomState), but know what
-the tensors are.  Embeddings are rows of the model's table, and a decoder's cache is what the reference wrote into it:
-a decoder that is fed noise of another size answers with activations in the thousands, and with errors to match, that
-say nothing about the model.  A decoder gets a prompt and then single tokens, each run with the cache that the reference
-had at that point; so no run has another one's error in its input, and each can be repeated alone.
+Random inputs follow Polygraphy's data loader (iteration i is drawn with seed + i, NumPy's RandomState), but depend on
+the meaning of the tensors.  Embeddings are rows of the model's table, and a decoder's cache is the one that the
+reference wrote: noise of another size would lead to activations and errors in the thousands, which say nothing about
+the model.  A decoder gets a prompt and then single tokens, each run with the reference's cache at that point.  So no
+run has another run's error in its input, and each can be repeated alone.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ __all__ = ["DEFAULT_SEED", "Draw", "random_feeds", "teach_caches"]
 
 DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
 PAST, PRESENT = "past_key_values.", "present."
-# Inputs that are embeddings of text, or of text and pictures; the table has only words.
+# Inputs that are embeddings of text, or of text and images; the table has only words.
 EMBEDDED = ("inputs_embeds", "text_embeds")
-# Inputs whose numbers are positive and add up to 1.
+# Inputs with positive numbers that add up to 1.
 ATTENTION = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention", "rater_weights")
-# Tokens of a question to CLIP's text tower, which reads 77 at most.
+# Tokens of a question to CLIP's text tower, whose maximum is 77.
 CLIP_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What random inputs are like.
+    """Settings of random inputs.
 
     Attributes:
-        seed: Of the first iteration.
-        iterations: Runs of each component; of the decoder, prompts.
-        decode_steps: Single tokens behind each of the decoder's prompts.
-        batch_size: Rows.
-        text_tokens: Of a prompt.
+        seed: Seed of the first iteration.
+        iterations: Number of runs of each component, or of prompts for the decoder.
+        decode_steps: Number of single tokens behind each of the decoder's prompts.
+        batch_size: Number of rows.
+        text_tokens: Number of text tokens of a prompt.
         keep: Visual tokens to keep; None: as built.
     """
 
@@ -62,13 +62,13 @@ class Draw:
 def random_feeds(
     made: EngineDir, component: ComponentInfo, draw: Draw, dtypes: Sequence[str]
 ) -> tuple[list[Feed], list[str]]:
-    """Inputs of one component, and what each of them is.
+    """Inputs of one component, and a description of each.
 
     Args:
-        made: Whose shapes they are.
-        component: Of it.
-        draw: How many, how large.
-        dtypes: Of both sides: inputs are rounded to what both can hold.
+        made: The engine directory, for the shapes.
+        component: A component of the directory.
+        draw: Number and sizes of the inputs.
+        dtypes: Data types of both sides: inputs are rounded to numbers that both can represent.
     """
     feeds, names = [], []
     embed = _embedding(made)
@@ -137,7 +137,7 @@ def _value(
         "write_index": facts["begin"],
         "position_ids": facts["begin"] + steps,
         "logits_index": facts["last"],
-        # The last of the new tokens are the raters, the picture lies behind the first text token.
+        # The last of the new tokens are the raters; the image is behind the first text token.
         "rater_index": facts["last"] - shape[-1] + 1 + steps,
         "visual_index": 1 + steps,
     }
@@ -147,12 +147,12 @@ def _value(
 
 
 def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> None:
-    """Gives every run behind a prompt the cache that ``runner`` has at that point, in place.
+    """Sets the cache of every run behind a prompt to that of ``runner`` at that point, in place.
 
     Args:
-        runner: Of the reference.
-        feeds: In the order of :func:`random_feeds`; a run that begins at slot 0 is a prompt.
-        dtypes: As there.
+        runner: The reference's runner.
+        feeds: Inputs in the order of :func:`random_feeds`; a run that begins at slot 0 is a prompt.
+        dtypes: As in :func:`random_feeds`.
     """
     from polygraphy.comparator.data_loader import coerce_feed_dict
 
@@ -171,7 +171,7 @@ def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> N
 
 
 def _table(made: EngineDir, component: ComponentInfo) -> Any:
-    """What a component looks ids up in, an ``onnx.TensorProto`` of at least one dimension; None if it has no such."""
+    """The embedding table of a component, an ``onnx.TensorProto`` of at least one dimension; None without one."""
     import onnx
 
     graph = onnx.load(made.path(component.onnx), load_external_data=False).graph
@@ -180,7 +180,7 @@ def _table(made: EngineDir, component: ComponentInfo) -> Any:
 
 
 def _embedding(made: EngineDir) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The model's embedding table as a function of ids, float32; None if the directory has no such component."""
+    """The model's embedding table as a function of ids, float32; None without an ``embed`` component."""
     import onnx
 
     component = made.find(EMBED)

@@ -1,8 +1,8 @@
-"""Engines as Polygraphy's TrtRunner: checked and loaded as the runtime does it, each run by itself.
+"""Engines as Polygraphy's TrtRunner: checked and loaded as in the runtime, with independent runs.
 
-Engines cannot be looked into.  To see a tensor inside, the component is built again with that tensor as an output, in
-memory-mapped weights and for this GPU, as the build itself would.  TensorRT may fuse less around an output, so an
-error that goes away under ``--layerwise`` is one of fusion.
+Inner tensors of an engine are not visible.  To read one, the component is built again with that tensor as an output,
+with memory-mapped weights and for this GPU, as in the build itself.  TensorRT may fuse less around an output, so an
+error that disappears under ``--layerwise`` comes from fusion.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_device(made: EngineDir) -> Any:
     """Refuses engines that cannot run here; returns TensorRT's module.
 
     Raises:
-        BackendError: naming what is missing: TensorRT, the version, a GPU, or the right one.
+        BackendError: naming the missing part: TensorRT, the version, a GPU, or the right one.
     """
     from trtprune.backends.tensorrt import cuda, loading
     from trtprune.backends.tensorrt.flavour import load_tensorrt
@@ -53,12 +53,12 @@ def check_device(made: EngineDir) -> Any:
 
 
 def profile_for(component: ComponentInfo, tokens: int) -> int:
-    """The profile a run of ``tokens`` new tokens belongs to: of a decoder with two, 1 is for single tokens."""
+    """The profile of a run with ``tokens`` new tokens: in a decoder with two profiles, 1 is for single tokens."""
     return 1 if len(component.profiles) > 1 and tokens == 1 else 0
 
 
 def pad_caches(feed: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
-    """Brings caches to the engine's capacity: what is behind the fed slots is zero and is not attended to."""
+    """Extends caches to the engine's capacity with zeros, which are not attended to."""
     padded = dict(feed)
     for name, array in feed.items():
         if name.startswith(PAST) and array.shape[2] < capacity:
@@ -76,7 +76,7 @@ def trim_caches(outputs: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> 
 
 
 def engine_runner(made: EngineDir, component: ComponentInfo, name: str) -> Any:
-    """The engine of a component as a runner; it is loaded when the runner is activated."""
+    """The engine of a component as a runner; activation of the runner loads it."""
     assert component.engine is not None
     return _runner(made, component, name, made.path(component.engine))
 
@@ -84,10 +84,10 @@ def engine_runner(made: EngineDir, component: ComponentInfo, name: str) -> Any:
 def probe_runner(
     made: EngineDir, component: ComponentInfo, tensors: Sequence[str], name: str
 ) -> tuple[Any, dict[str, str]]:
-    """An engine that shows these tensors, built now; its file is removed when the runner is deactivated.
+    """A runner of a new engine with these tensors as outputs; deactivation of the runner removes its file.
 
     Returns:
-        The runner, and the name of the output that shows each tensor.
+        The runner, and the name of each tensor's output.
     """
     folder = tempfile.TemporaryDirectory(prefix="trtprune-probe-")
     path = Path(folder.name) / f"{component.name}.engine"
@@ -102,20 +102,20 @@ def build_probe(
     path: Path,
     targets: tuple[str, ...] = ("current",),
 ) -> dict[str, str]:
-    """Builds a component with more outputs.
+    """Builds a component with further outputs.
 
     Args:
         made: The directory.
-        component: Of it.
+        component: A component of the directory.
         tensors: Names of inner tensors.
         path: The engine file to write.
-        targets: Compute capabilities for TensorRT-RTX; the other library builds for the GPU that is there anyway.
+        targets: Compute capabilities for TensorRT-RTX; full TensorRT always builds for the GPU of this machine.
 
     Returns:
-        Tensor → the output that shows it.
+        Tensor → its output.
 
     Raises:
-        BuildError: if TensorRT does not build it.
+        BuildError: if TensorRT cannot build it.
     """
 
     from trtprune.backends.tensorrt.building import BuilderSettings, build_engine
@@ -128,7 +128,7 @@ def build_probe(
     trt = load_tensorrt(made.backend)
     log = get_log(trt)
     proto = read_onnx(made.path(component.onnx), {"capacity": made.kv.capacity})
-    # Its own outputs stay: cache updates must end in outputs to happen in place.
+    # Its own outputs stay: in-place cache updates must end in outputs.
     shown = mark(proto, tensors, only=False)
     network = Network(trt, log, proto, made.path(component.onnx).parent, component.name)
     kinds = [node.op_type for node in proto.graph.node]
@@ -171,7 +171,7 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
         return load_engine(trt, runtime, path)
 
     class EngineRunner(TrtRunner):
-        """Takes caches of any capacity, picks the profile, and passes bfloat16 as torch does."""
+        """Accepts caches of any capacity, selects the profile, and passes bfloat16 as torch does."""
 
         def get_input_metadata_impl(self) -> Any:
             meta = TensorMetadata()
@@ -186,7 +186,7 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
                 self.set_profile(profile_for(component, feed["inputs_embeds"].shape[1]))
             if halves:
                 feed = {name: _to_torch(array, specs[name].dtype) for name, array in feed.items()}
-            # Polygraphy's own check knows the engine's static capacity and no bfloat16; ours is done.
+            # Polygraphy's own check expects the engine's static capacity and lacks bfloat16; ours has been done.
             outputs = super().infer(feed, False, *args, **kwargs)
             if halves:
                 outputs = {name: _to_numpy(array) for name, array in outputs.items()}

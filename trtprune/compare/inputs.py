@@ -1,4 +1,4 @@
-"""Inputs as both sides are fed them: their dtype, the budget, the profiles they must fit, and files of them."""
+"""The inputs of both sides: dtype, budget, fit with the profiles, and files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["check_feeds", "check_keep", "fit_profile", "load_feeds", "narrow", "
 
 
 def wire_dtype(dtype: str) -> np.dtype:
-    """What a tensor is fed as: bfloat16 as float32, since neither NumPy's files nor Polygraphy know it."""
+    """The dtype of an input array: float32 for bfloat16, because NumPy's files and Polygraphy lack it."""
     return np.dtype("float32" if dtype == "bfloat16" else dtype)
 
 
 def narrow(array: np.ndarray, dtypes: Sequence[str]) -> np.ndarray:
-    """Rounds to what every one of ``dtypes`` can hold, so that no side begins with a rounding of its own."""
+    """Rounds to numbers that all of ``dtypes`` can represent, so that no side rounds its inputs."""
     for dtype in dtypes:
         if dtype == "bfloat16":
             import ml_dtypes
@@ -40,7 +40,7 @@ def fit_profile(component: ComponentInfo, feed: Mapping[str, np.ndarray]) -> Non
     """Refuses inputs that no profile of the component's engine serves.
 
     Raises:
-        InputError: naming the input, its shape and what the engine takes.
+        InputError: naming the input, its shape and the engine's range.
     """
     if not component.profiles or component.engine is None:
         return
@@ -49,7 +49,7 @@ def fit_profile(component: ComponentInfo, feed: Mapping[str, np.ndarray]) -> Non
         wrong = None
         for name, (low, _, high) in profile.items():
             if name not in feed or name.startswith("past_key_values."):
-                continue  # the engine's runner brings caches to the capacity it was built with
+                continue  # the engine's runner extends caches to the engine's capacity
             have = tuple(feed[name].tolist()) if name == "keep" else feed[name].shape
             if len(have) != len(low) or not all(a <= b <= c for a, b, c in zip(low, have, high, strict=True)):
                 wrong = f"{name} {list(have)}, and the engine takes {list(low)} to {list(high)}"
@@ -63,10 +63,10 @@ def fit_profile(component: ComponentInfo, feed: Mapping[str, np.ndarray]) -> Non
 
 
 def load_feeds(path: Path) -> list[Feed]:
-    """Inputs from a file or directory that ``--save-inputs`` or Polygraphy wrote.
+    """Inputs from a file or directory of ``--save-inputs`` or Polygraphy.
 
     Raises:
-        InputError: if it cannot be read or holds something else.
+        InputError: if it cannot be read or has other content.
     """
     polygraphy()
     from polygraphy.comparator.data_loader import StreamingDataLoader
@@ -88,7 +88,7 @@ def load_feeds(path: Path) -> list[Feed]:
 
 
 def check_feeds(component: ComponentInfo, feeds: Sequence[Feed], path: Path) -> None:
-    """Refuses loaded inputs that are not this component's: Polygraphy would take others by their position.
+    """Refuses loaded inputs of another component: Polygraphy would match them by position.
 
     Raises:
         InputError: naming the input.

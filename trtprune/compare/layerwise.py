@@ -1,11 +1,11 @@
-"""Finds the first tensor inside a component where the two sides part.
+"""Finds the first tensor inside a component where the two sides differ.
 
-Three looks, each closer than the one before: at the residual stream behind every layer; at the modules inside the
-first layer beyond tolerance; and, where both sides are graphs, at the tensors of the graph between the last module
-within tolerance and the first beyond.  So a few dozen tensors are looked at and not thousands, and memory stays
-bounded: the residual stream is fetched in portions.
+Three comparisons, each finer than the one before: the residual stream behind every layer; the modules inside the first
+layer beyond tolerance; and, if both sides are graphs, the tensors of the graph between the last module within tolerance
+and the first beyond.  So a few dozen tensors are compared instead of thousands, and memory stays bounded: the residual
+stream is fetched in portions.
 
-Tolerances are those of the outputs, except that rows whose numbers are larger than 1 are taken relative to their size
+Tolerances are those of the outputs, but rows with numbers larger than 1 are compared relative to their size
 (:func:`by_row_size`).
 """
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["find_layer"]
 
-# Of tensors that are held at once, on each side.
+# Bytes of tensors that are in memory at once, on each side.
 BUDGET_BYTES = 512 << 20
-# Tensors of the graph between two modules; a layer has about thirty, a pruner with its loops written out some more.
+# Tensors of the graph between two modules; a layer has about thirty, a pruner with unrolled loops some more.
 MAX_TENSORS = 200
 
 
@@ -44,16 +44,16 @@ def find_layer(
     hidden_size: int,
     report: Callable[[str], None],
 ) -> Layers:
-    """Looks for it.  What outputs decide, layers explain: a layer beyond tolerance alone fails nothing.
+    """Finds the first layer and tensor beyond tolerance.  This only explains: outputs alone decide about failure.
 
     Args:
         candidate, reference: The sides.
-        component: Of the candidate.
-        feeds: Inputs; every one of them is run.
-        iterations: What they are.
-        tolerance: For tensors inside as for outputs; ``layers.3.mlp.fc1:1e-3`` is for one of them.
-        hidden_size: For the estimate of memory.
-        report: Told what is being looked at.
+        component: A component of the candidate.
+        feeds: Inputs of all runs.
+        iterations: Descriptions of the runs.
+        tolerance: Tolerances of outputs and inner tensors; ``layers.3.mlp.fc1:1e-3`` is for one of them.
+        hidden_size: Width of the model, for the estimate of memory.
+        report: Called with the name of each comparison.
     """
     stat, atol, _ = tolerance.of("")
     ours, theirs = candidate.points(component), {p.label: p for p in reference.points(component)}
@@ -116,7 +116,7 @@ def find_layer(
 
 
 def _portions(labels: list[str], feeds: Sequence[Feed], hidden_size: int) -> list[list[str]]:
-    """Labels in groups whose tensors fit the budget, by the largest batch times sequence that is fed."""
+    """Labels in groups whose tensors fit into memory, by the largest batch times sequence."""
     rows = sum(max((int(np.prod(a.shape[:2])) for a in feed.values() if a.ndim >= 2), default=1) for feed in feeds)
     size = max(1, BUDGET_BYTES // max(1, rows * hidden_size * 4))
     return [labels[i : i + size] for i in range(0, len(labels), size)]
@@ -135,10 +135,10 @@ def _points(results: Any, labels: Sequence[str], tolerance: Tolerance, iteration
 
 
 def by_row_size(results: Any) -> Any:
-    """Divides rows (of the last axis) whose RMS in the reference is above 1 by it, on both sides.
+    """Divides rows (of the last axis) by their RMS in the reference, if that is above 1, on both sides.
 
-    A trained model's residual stream has single numbers in the thousands, and rounding errors to match. The next layer
-    begins with dividing each row by its RMS: that is the proportion in which an error counts.
+    A trained model's residual stream has single numbers in the thousands, with rounding errors in proportion. The next
+    layer first divides each row by its RMS, so an error matters in that proportion.
     """
     from polygraphy.comparator import IterationResult, RunResults
 

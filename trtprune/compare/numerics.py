@@ -1,4 +1,4 @@
-"""Runs two runners on the same inputs and judges their outputs, with Polygraphy's Comparator."""
+"""Runs two runners on the same inputs and compares their outputs, with Polygraphy's Comparator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtprune.errors import BackendError, InputError
 __all__ = ["Feed", "in_common", "judge", "rename", "run_both", "runtimes", "selection_as_mask", "validate"]
 
 Feed = dict[str, np.ndarray]
-"""The inputs of one run. What a side computes in bfloat16 is fed as float32 that bfloat16 can hold."""
+"""The inputs of one run. Inputs of a bfloat16 side are float32 numbers that bfloat16 can represent."""
 
 
 def run_both(
@@ -53,7 +53,7 @@ def run_both(
 
 
 def rename(results: Any, labels: Sequence[dict[str, str]]) -> Any:
-    """Gives the outputs of each runner the names ``labels[i]`` has for them: label → tensor."""
+    """Renames the outputs of each runner by ``labels[i]``, label → tensor."""
     from polygraphy.comparator import IterationResult, RunResults
 
     renamed = RunResults()
@@ -67,7 +67,7 @@ def rename(results: Any, labels: Sequence[dict[str, str]]) -> Any:
 
 
 def in_common(results: Any) -> tuple[Any, list[str]]:
-    """The outputs both runners have, and the names of the others: a vision graph returns what its method needs."""
+    """The outputs of both runners, and the names of the others: a vision graph returns what its method needs."""
     from polygraphy.comparator import IterationResult, RunResults
 
     have = [{name for row in rows for name in row} for _, rows in results.items()]
@@ -82,12 +82,12 @@ def in_common(results: Any) -> tuple[Any, list[str]]:
 
 
 def selection_as_mask(results: Any, visual_tokens: int, *, merges: bool = False) -> Any:
-    """Puts a pruner's outputs in a form whose differences mean something.
+    """A pruner's outputs in a form with meaningful differences.
 
-    ``kept_indices`` [B, keep] becomes a 0/1 mask over the visual tokens, because one token more near the front moves
-    all indices behind it; with ``merges``, where a kept CLS token is -1, it has one place more for that.
-    ``pruned_features`` is cut to the tokens both sides kept.  Where it holds merged tokens (besides, or with
-    ``merges`` in any row), which depend on all of the selection, it is left out if the selections differ.
+    ``kept_indices`` [B, keep] becomes a 0/1 mask over the visual tokens, because one more token near the front shifts
+    all indices behind it; with ``merges`` the mask has one more place, for a kept CLS token (-1).
+    ``pruned_features`` is reduced to the tokens that both sides kept.  If it has merged tokens (in further rows, or
+    with ``merges`` in any row), which depend on the whole selection, it is dropped if the selections differ.
     """
     from polygraphy.comparator import IterationResult, RunResults
 
@@ -118,19 +118,19 @@ def _mask(indices: np.ndarray, places: int) -> np.ndarray:
 
 
 def judge(results: Any, tolerance: Tolerance, iterations: Sequence[str]) -> list[OutputResult]:
-    """Compares the outputs of two runners, one result an output.
+    """Compares the outputs of two runners, with one result per output.
 
     Args:
         results: RunResults of the candidate and the reference.
-        tolerance: By output name.
-        iterations: What each iteration was, for the report.
+        tolerance: Tolerances by output name.
+        iterations: Descriptions of the iterations, for the report.
 
     Raises:
         BackendError: if the sides have no output in common.
     """
     from polygraphy.comparator import Comparator
 
-    # Masks and empty slots divide by zero on the way; what comes of it is judged, not warned of.
+    # Masks and empty slots lead to divisions by zero; their results are compared, without a warning.
     with as_error("comparison"), np.errstate(all="ignore"):
         accuracy = Comparator.compare_accuracy(results, compare_func=tolerance.compare_func())[0]
     ((_, rows),) = accuracy.items()
@@ -147,7 +147,7 @@ def _summary(name: str, found: Sequence[Any], tolerance: Tolerance, iterations: 
     attribute = "max" if stat == "elemwise" else stat
     errors = [_nan_is_worst(getattr(result, f"{attribute}_absdiff")) for result in found]
     failed = [i for i, result in enumerate(found) if not result]
-    # Of the iterations that failed, or of all, the one with the largest error.
+    # The iteration with the largest error, among the failed ones or else among all.
     worst = max(failed or range(len(found)), key=lambda i: errors[i])
 
     def largest(field: str) -> float | None:
@@ -179,7 +179,7 @@ def _finite(value: float) -> float | None:
 
 
 def validate(results: Any) -> tuple[str, ...]:
-    """``RUNNER: OUTPUT`` of every output with a NaN or an infinity, as Polygraphy's ``--validate`` finds them."""
+    """``RUNNER: OUTPUT`` of every output with a NaN or an infinity, as in Polygraphy's ``--validate``."""
     from polygraphy.comparator import Comparator
 
     if Comparator.validate(results, check_inf=True, check_nan=True):
@@ -196,6 +196,6 @@ def validate(results: Any) -> tuple[str, ...]:
 
 
 def runtimes(results: Any) -> tuple[float, float]:
-    """Mean milliseconds a run of the two runners."""
+    """Mean milliseconds per run of the two runners."""
     means = [1000 * float(np.mean([row.runtime for row in rows])) for _, rows in results.items()]
     return means[0], means[1]

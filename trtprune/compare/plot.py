@@ -1,4 +1,4 @@
-"""The picture of ``--plot``: error by layer, one panel a component."""
+"""The picture of ``--plot``: error by layer, one panel per component."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAX_TICKS = 34
 
 
 def draw_errors(comparison: Comparison, path: Path) -> None:
-    """Draws the error behind every layer, with the size of the numbers and the tolerance for scale.
+    """Draws the error behind every layer, with the size of the numbers and the tolerance for comparison.
 
     Args:
-        comparison: With layers.
-        path: The file to write; its suffix says the format.
+        comparison: A comparison with layers.
+        path: The file to write; its suffix is the format.
 
     Raises:
         BackendError: if matplotlib is missing.
@@ -86,7 +86,7 @@ def _stat(stat: str) -> str:
 
 
 def _floor(points: Sequence[PointResult], atol: float) -> float:
-    """Where zeros are drawn on the logarithmic axis: below every error, and below the tolerance."""
+    """The place of zeros on the logarithmic axis: below every error, and below the tolerance."""
     positive = [p.error for p in points if p.error] + [atol] * (atol > 0)
     return min(positive, default=1e-8) / 3
 

@@ -1,9 +1,9 @@
-"""Points of a graph that mean the same in every way it is written: the outputs of the model's modules.
+"""Points of a graph with the same meaning in every lowering: the outputs of the model's modules.
 
-Names of tensors differ from one lowering or dtype to the next; names of weights do not.  So a tensor is known by the
-weights it was made with: the result of the MatMul with ``…layers.3.self_attn.q_proj.weight`` is the point
+Names of tensors differ between lowerings and dtypes; names of weights do not.  So a tensor is identified by its
+weights: the result of the MatMul with ``…layers.3.self_attn.q_proj.weight`` is the point
 ``layers.3.self_attn.q_proj`` in every build, and the output of the module of that name in transformers.  The residual
-stream is known by the layer it leaves: ``layers.3``.
+stream is identified by the layer before it: ``layers.3``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "between", "find_points", "mark", "module_label"]
 
-# A weight keeps its identity through these; they move or unpack numbers and mix them with no data.
+# Operators that keep a weight's identity: they move or unpack its numbers and do not mix them with data.
 CARRIERS = ("Transpose", "Cast", "Identity", "DequantizeLinear", "Reshape", "Unsqueeze", "Squeeze")
-# A module is what applies its weight; an added table (position embeddings) is not the module's whole output.
+# Operators that apply a module's weight; the sum with a table (position embeddings) is not a module's whole output.
 APPLIERS = ("MatMul", "Gemm", "Conv", "Mul", "Gather", "LayerNormalization", "RMSNormalization")
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer)\.(\d+)(?:\.(.+))?$")
 
@@ -31,11 +31,11 @@ class Point:
     """A tensor of one graph.
 
     Attributes:
-        label: What it is, in every graph of the model.
+        label: Its name in every graph of the model.
         tensor: Its name in this graph.
-        index: Of the node that makes it; nodes are in topological order.
-        scope: Of the builder: ``embeddings``, ``layers.3``, or empty.
-        coarse: Whether it ends a scope, or lies outside of all.
+        index: Index of its node; nodes are in topological order.
+        scope: The builder's scope: ``embeddings``, ``layers.3``, or empty.
+        coarse: Whether it is the end of a scope, or outside of all.
     """
 
     label: str
@@ -69,14 +69,14 @@ def find_points(graph: onnx.GraphProto) -> list[Point]:
             if name not in weights:
                 continue
             module, _, parameter = weights[name].rpartition(".")
-            # The embedding table read by a MatMul is the output projection of a model with tied weights.
+            # A MatMul with the embedding table is the output projection of a model with tied weights.
             tied = "embed_tokens" in module and node.op_type == "MatMul"
             label = "lm_head" if tied else module_label(module)
             if parameter == "weight" and node.op_type in APPLIERS:
                 applied.add(label)
             if parameter == "weight" or (parameter == "bias" and label in applied):
                 modules[label] = (index, node.output[0], scope)
-    # hidden_states[0] of transformers is the input of the first layer, whatever the tower's embeddings consist of.
+    # hidden_states[0] of transformers is the input of the first layer, whatever the parts of the tower's embeddings.
     points = [Point(scope, tensor, index, scope, True) for scope, (index, tensor) in ends.items()]
     points += [
         Point(label, tensor, index, scope, not scope)
@@ -89,7 +89,7 @@ def find_points(graph: onnx.GraphProto) -> list[Point]:
 def between(
     ours: onnx.GraphProto, theirs: onnx.GraphProto, first: tuple[int, int], last: tuple[int, int]
 ) -> list[tuple[str, str]]:
-    """Tensors that correspond, among the nodes behind ``first`` and up to ``last`` (indices in either graph).
+    """Corresponding tensors of the nodes behind ``first`` and up to ``last`` (indices in either graph).
 
     Operators are matched in order, so that graphs that differ by an edit still match around it.
 
@@ -109,15 +109,15 @@ def between(
 
 
 def mark(proto: onnx.ModelProto, tensors: Iterable[str], *, only: bool = True) -> dict[str, str]:
-    """Makes tensors outputs of a model, in float32 whatever they are (NumPy has no bfloat16).
+    """Makes tensors outputs of a model, always in float32 (NumPy has no bfloat16).
 
     Args:
-        proto: Changed in place.
+        proto: The model, changed in place.
         tensors: Names of inner tensors.
-        only: Drop the model's own outputs, so that what the tensors do not need is not computed.
+        only: Whether the model's own outputs are dropped, so that only the tensors are computed.
 
     Returns:
-        Tensor → name of the output that shows it.
+        Tensor → name of its output.
     """
     import onnx
 
@@ -126,7 +126,7 @@ def mark(proto: onnx.ModelProto, tensors: Iterable[str], *, only: bool = True) -
         del proto.graph.output[:]
     for name, output in shown.items():
         proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
-        # Without a shape: runtimes infer it.
+        # Without a shape, which runtimes infer.
         proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     return shown
 
@@ -136,7 +136,7 @@ def _scope(name: str) -> str:
 
 
 def _sources(graph: onnx.GraphProto) -> tuple[dict[str, str], list[bool]]:
-    """The weight behind each value that is one, and for each node whether it computes on data."""
+    """The weight behind each value that is a weight, and for each node whether it computes on data."""
     constants = {tensor.name for tensor in graph.initializer}
     weights = {name: name for name in constants}
     data = []

@@ -1,7 +1,7 @@
-"""What the components of a chain are fed when it answers a real question.
+"""The components' inputs while a chain answers a real question.
 
-The chain runs once, with sessions that remember their inputs, and the decoder's cache as it was before
-each run.  Both sides of a comparison are then fed the same.
+The chain runs once with sessions that record their inputs, and the decoder's cache before each run.  Both sides of a
+comparison then get the same inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["record"]
 
 
 class _Session:
-    """A session that remembers what it was given."""
+    """A session that records its inputs."""
 
     def __init__(self, session: Any, seen: list[Feed]) -> None:
         self._session = session
@@ -44,7 +44,7 @@ class _Session:
 
 
 class _Backend:
-    """A backend whose sessions remember."""
+    """A backend whose sessions record their inputs."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -54,7 +54,7 @@ class _Backend:
         return getattr(self._backend, name)
 
     def session(self, component: ComponentInfo, root: Path) -> _Session:
-        """A session, remembering."""
+        """A recording session."""
         return _Session(self._backend.session(component, root), self.seen.setdefault(component.name, []))
 
 
@@ -68,17 +68,17 @@ def record(
     decode_steps: int,
     system: str | None = None,
 ) -> tuple[dict[str, list[Feed]], dict[str, list[str]]]:
-    """Answers one question and gives the inputs of each component, and what each was.
+    """Answers one question and returns the inputs of each component, and a description of each.
 
     Raises:
-        InputError: for a picture or prompt that cannot be used.
+        InputError: for an image or prompt that cannot be used.
         BudgetError: for a budget the build does not serve.
         BackendError: if the graphs cannot be run.
     """
     from trtprune.runtime.pictures import max_pixels_from
     from trtprune.runtime.vlm import Vlm
 
-    # Whatever the directory was built for, it is its graphs that run.
+    # The graphs run, whatever the directory's backend.
     plain = dataclasses.replace(made, backend="onnxruntime", engines=None)
     recorder: Any = _Backend(backend)
     vlm = Vlm(plain, recorder, max_pixels=max_pixels_from(None))

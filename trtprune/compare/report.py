@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_agreement", "show_comparison", "write_report"]
 
-# Answers can be of any length: into a pipe, which has no width, questions that take more than this stand one by one.
+# Answers can have any length: in a pipe, which has no width, longer questions are printed one by one.
 PIPE_WIDTH = 120
 VERDICTS = {"PASSED": "green", "FAILED": "bold red", "beyond": "bold red"}
 GROUPED = re.compile(r"^(present)\.\d+\.(key|value)$")
@@ -36,7 +36,7 @@ def write_report(data: Any, path: Path) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Prints what was found to stdout."""
+    """Prints the comparison to stdout."""
     console = _console()
     _print(console, _outputs(comparison.components))
     for component in comparison.components:
@@ -63,7 +63,7 @@ def _console() -> Any:
 
 
 def _print(console: Any, lines: Sequence[str]) -> None:
-    """Lines of a table, its verdicts in colour where that is wanted."""
+    """Lines of a table, with coloured verdicts if colours are enabled."""
     from rich.text import Text
 
     for line in lines:
@@ -100,7 +100,7 @@ def _outputs(components: Sequence[ComponentResult]) -> list[str]:
 
 
 def _grouped(outputs: Sequence[OutputResult]) -> list[tuple[OutputResult, str]]:
-    """The caches of all layers are one row, that of the worst, or of the first that failed."""
+    """Results for the table: the caches of all layers are one row, with the worst or first failed layer."""
     rows: dict[str, list[OutputResult]] = {}
     for output in outputs:
         rows.setdefault(GROUPED.sub(r"\1.*.\2", output.name), []).append(output)
@@ -137,7 +137,7 @@ def _print_layers(console: Any, name: str, layers: Layers) -> None:
 
 
 def _neighbourhood(points: Sequence[PointResult], around: int = 3) -> Sequence[PointResult]:
-    """The first point beyond tolerance with some before and behind it."""
+    """The first point beyond tolerance, with some points before and behind it."""
     bad = next((i for i, p in enumerate(points) if not p.passed), None)
     return () if bad is None else points[max(0, bad - around) : bad + around]
 

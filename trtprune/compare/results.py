@@ -1,4 +1,4 @@
-"""What a comparison found, as data; the command line and the report only render it."""
+"""The result of a comparison, as data; the command line and the report only render it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Comparison", "ComponentResult", "Layers", "OutputResult", "PointResu
 
 @dataclass(frozen=True)
 class OutputResult:
-    """One output over all iterations; errors are the largest of those of the iterations.
+    """One output over all iterations; errors are the largest over the iterations.
 
-    ``error`` is the statistic that was checked (``stat``), absolute; ``iteration`` where it was largest. Errors are
-    None where shapes differ, ``worst`` says so.
+    ``error`` is the checked statistic (``stat``), absolute; ``iteration`` has the largest. Errors are None if shapes
+    differ, which ``worst`` says.
     """
 
     name: str
@@ -35,7 +35,7 @@ class OutputResult:
 class PointResult:
     """One tensor inside a component, as :class:`OutputResult`, its rows scaled as in ``layerwise.by_row_size``.
 
-    ``magnitude`` is the reference's mean absolute value.  What is not finite is None.
+    ``magnitude`` is the reference's mean absolute value.  Numbers that are not finite are None.
     """
 
     label: str
@@ -49,15 +49,15 @@ class PointResult:
 
 @dataclass(frozen=True)
 class Layers:
-    """Where inside a component the two sides part.
+    """The place inside a component where the two sides begin to differ.
 
     Attributes:
-        residual: The residual stream behind each layer, and what lies outside of layers, in order.
-        inside: The modules of the first of those beyond tolerance.
-        tensors: The tensors of the graph around the first of these, where both sides have them.
-        first: The first tensor beyond tolerance, as closely as the two sides allow; None: all are within.
-        note: What could not be looked at, and why.
-        stat, atol: The statistic that was checked inside, and its absolute tolerance.
+        residual: The residual stream behind each layer, and points outside of layers, in order.
+        inside: The modules of the first of these beyond tolerance.
+        tensors: The tensors of the graph around the first of these modules, if both sides have them.
+        first: The first tensor beyond tolerance, as exactly as the two sides allow; None: all are within.
+        note: Parts that could not be compared, and the reason.
+        stat, atol: The statistic of inner tensors, and its absolute tolerance.
     """
 
     residual: tuple[PointResult, ...]
@@ -102,5 +102,5 @@ class Comparison:
         return all(component.passed for component in self.components)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json`` and ``--report``."""
+        """The data of ``--json`` and ``--report``."""
         return {"passed": self.passed, **dataclasses.asdict(self)}

@@ -1,7 +1,7 @@
-"""The two sides of a comparison: what can run a component of an engine directory, and be looked into.
+"""The two sides of a comparison: they run components of an engine directory, and show inner tensors.
 
-A side opens a component as one of Polygraphy's runners.  Every run is by itself: caches are inputs and outputs like
-any other, so that both sides see the same ones.
+A side opens a component as one of Polygraphy's runners.  Runs are independent: caches are ordinary inputs and outputs,
+so that both sides get the same ones.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ __all__ = ["EngineSide", "GraphSide", "Side", "native_side", "read_model"]
 
 
 class Side(Protocol):
-    """One side.  ``name`` is its runners' name in reports, ``dtype`` what it computes in."""
+    """One side.  ``name`` is its runners' name in reports, ``dtype`` its compute dtype."""
 
     name: str
     dtype: str
 
     def components(self) -> Sequence[str]:
-        """Components it can run."""
+        """Names of the components that it can run."""
 
     def runner(self, component: ComponentInfo) -> Any:
         """A Polygraphy runner of the whole component."""
 
     def points(self, component: ComponentInfo) -> list[Point]:
-        """Tensors inside that can be looked at, in order; none where the side cannot be looked into."""
+        """Visible inner tensors in order; empty for a side without them."""
 
     def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
-        """A runner that shows these tensors, and the name of each one's output."""
+        """A runner with these tensors as outputs, and the name of each one's output."""
 
     def graph(self, component: ComponentInfo) -> onnx.GraphProto | None:
-        """The graph behind it, if there is one."""
+        """The component's graph, if there is one."""
 
 
 def read_model(made: EngineDir, component: ComponentInfo) -> bytes:
-    """The serialised graph of a component; the weights stay where they are."""
+    """The serialised graph of a component, without weights."""
     path = made.path(component.onnx)
     try:
         return path.read_bytes()
@@ -58,9 +58,9 @@ class GraphSide:
 
     Args:
         made: The directory.
-        provider: ``cpu``, ``cuda`` or ``openvino``; None: as built; for a directory of engines ``cpu``.
+        provider: ``cpu``, ``cuda`` or ``openvino``; None: the build's, or ``cpu`` for a directory of engines.
         threads: CPU threads; None: all.
-        options: Of the provider.
+        options: Options of the provider.
 
     Raises:
         BackendError: if the provider is missing, or has no kernels for the build's dtype.
@@ -80,18 +80,18 @@ class GraphSide:
         self.backend = open_provider(provider or built_for, threads, options)
         self.name = f"{'openvino' if self.backend.name == 'openvino' else 'onnxruntime'}:{made.root.name}"
         if made.dtype == "bfloat16":
-            # Neither Polygraphy nor ONNX Runtime's arrays know the dtype; and the CPU has no kernels for it.
+            # Polygraphy and ONNX Runtime's arrays lack bfloat16, and the CPU has no kernels for it.
             raise BackendError(
                 f"{made.root}: built in bfloat16, which cannot be compared in ONNX Runtime",
                 hint="build it with --dtype float32 too, and compare the engines with --against that directory's",
             )
 
     def components(self) -> Sequence[str]:
-        """All of the directory."""
+        """All components of the directory."""
         return [component.name for component in self.made.components]
 
     def runner(self, component: ComponentInfo) -> Any:
-        """The graph as it is."""
+        """A runner of the unchanged graph."""
         return self._open(component, read_model(self.made, self._mine(component)))
 
     def points(self, component: ComponentInfo) -> list[Point]:
@@ -99,7 +99,7 @@ class GraphSide:
         return find_points(self.graph(component))
 
     def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
-        """The graph with these outputs instead of its own."""
+        """A runner of the graph with these outputs instead of its own."""
         import onnx
 
         proto = onnx.load_from_string(read_model(self.made, self._mine(component)))
@@ -136,7 +136,7 @@ class EngineSide:
 
     Raises:
         EngineDirError: if the directory has no engines.
-        BackendError: if TensorRT, a GPU, or the version the engines need is missing.
+        BackendError: if TensorRT, a GPU, or the engines' version is missing.
     """
 
     def __init__(self, made: EngineDir) -> None:
@@ -153,21 +153,21 @@ class EngineSide:
         self.name = f"{made.backend}:{made.root.name}"
 
     def components(self) -> Sequence[str]:
-        """Those that have an engine."""
+        """Names of the components with an engine."""
         return [component.name for component in self.made.components if component.engine]
 
     def runner(self, component: ComponentInfo) -> Any:
-        """The engine."""
+        """A runner of the engine."""
         from trtprune.compare.engines import engine_runner
 
         return engine_runner(self.made, self.made.component(component.name), self.name)
 
     def points(self, component: ComponentInfo) -> list[Point]:
-        """Those of the graph it was built from."""
+        """The points of the graph that it was built from."""
         return find_points(self.graph(component))
 
     def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
-        """The component built once more, with these outputs."""
+        """A runner of a new build of the component with these outputs."""
         from trtprune.compare.engines import probe_runner
 
         return probe_runner(self.made, self.made.component(component.name), tensors, self.name)
@@ -182,7 +182,7 @@ class EngineSide:
 def native_side(
     made: EngineDir, *, provider: str | None, threads: int | None, options: Mapping[str, str] | None
 ) -> GraphSide | EngineSide:
-    """What ``trtprune run`` runs: its engines if it has any and no provider is asked for, else its graphs."""
+    """The side that ``trtprune run`` runs: the engines if there are any and no provider is given, else the graphs."""
     if provider is None and any(component.engine for component in made.components):
         return EngineSide(made)
     return GraphSide(made, provider=provider, threads=threads, options=options)

@@ -1,15 +1,15 @@
-"""How far two outputs may differ: Polygraphy's tolerances, with a default for each dtype.
+"""Allowed differences of two outputs: Polygraphy's tolerances, with a default for each dtype.
 
-Defaults, of the less precise of the two sides; none is ever widened because something failed:
+Defaults, by the less precise of the two sides; none is ever widened because something failed:
 
-* float32: ``elemwise``, absolute 1e-4 or relative 1e-5. 1e-4 is what this project holds its logits to against
-  transformers; 1e-5, Polygraphy's own default, is what is left of float32's 6e-8 after some thousand additions, and
-  matters only for numbers above 10.
+* float32: ``elemwise``, absolute 1e-4 or relative 1e-5. 1e-4 is this project's bound of logits against transformers;
+  1e-5, Polygraphy's own default, is float32's 6e-8 after some thousand additions, and matters only for numbers above
+  10.
 * float16, bfloat16: ``mean`` of 1e-2, absolute or relative: NVIDIA's recipe for float16 engines. The mean, because
-  single elements of a residual stream in half precision are off by more than any useful bound.
+  single elements of a residual stream in half precision differ by more than any useful bound.
 * attention (``cls_attention``, ``shallow_attention``, ``deep_attention``, ``rater_attention``): N numbers add up to 1,
-  so the absolute tolerance above would pass anything. A score that is off by ε multiplies its weight by about 1 + ε:
-  the absolute tolerance becomes the relative one, and a Nth of it remains as the absolute one.
+  so the absolute tolerance above would accept anything. A score with an error of ε multiplies its weight by about
+  1 + ε: the absolute tolerance becomes the relative one, and 1/N of it the absolute one.
 * ``kept_indices``: the same tokens, all of them.
 """
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def per_output(flag: str, values: Sequence[str], convert: Callable[[str], T]) -> dict[str, T]:
-    """Values of a flag in Polygraphy's spelling, ``[name:]value``; ``""`` stands for all outputs not named.
+    """Values of a flag in Polygraphy's spelling, ``[name:]value``; ``""`` is for all other outputs.
 
     Raises:
         InputError: for a value that does not convert.
@@ -67,7 +67,7 @@ def _stat(text: str) -> str:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Tolerances by output name; ``""`` is for all that are not named."""
+    """Tolerances by output name; ``""`` is for all other outputs."""
 
     atol: Mapping[str, float] = field(default_factory=dict)
     rtol: Mapping[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Tolerance:
         stat: Sequence[str] = (),
         quantile: Sequence[str] = (),
     ) -> Tolerance:
-        """From the command line's ``[name:]value``.
+        """Tolerances from the command line's ``[name:]value``.
 
         Raises:
             InputError: naming the flag.
@@ -95,10 +95,9 @@ class Tolerance:
         )
 
     def over(self, base: Tolerance) -> Tolerance:
-        """What the user said, on top of defaults.
+        """The user's tolerances, with defaults for the rest.
 
-        A value without a name replaces the default of every output but the selection's, which has no tolerance to
-        speak of.
+        A value without a name replaces the default of every output but the selection, which has no tolerance.
         """
 
         def merge(mine: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +130,7 @@ class Tolerance:
 
 
 def defaults(dtype: str, visual_tokens: int) -> Tolerance:
-    """The module's defaults for the less precise dtype of two sides."""
+    """The defaults above for the less precise dtype of two sides."""
     half = dtype in ("float16", "bfloat16")
     atol, rtol, stat = (1e-2, 1e-2, "mean") if half else (1e-4, 1e-5, "elemwise")
     rows = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention")

@@ -1,7 +1,7 @@
 """The checkpoint in transformers as the reference: float32, eager attention, one row at a time through the decoder.
 
-The pruner has no counterpart there; its reference is the method's NumPy code.  What is inside a component is seen
-through hooks on modules, which carry the same names as the points of the graph.
+The pruner has no counterpart there; its reference is the method's NumPy code.  Inner tensors are read by hooks on
+modules, which have the same names as the points of the graph.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["TransformersSide"]
 
 
 class TransformersSide:
-    """See the module's docstring.
+    """The checkpoint in transformers as a side of a comparison.
 
     Args:
-        made: The engine directory whose components are to be imitated.
+        made: The engine directory with the components to reproduce.
         path: Directory of the checkpoint.
         threads: CPU threads; None: torch's choice.
 
@@ -67,7 +67,7 @@ class TransformersSide:
         self.model = model.eval()
 
     def components(self) -> Sequence[str]:
-        """All but the prune points inside a decoder, and CLIP's text tower, which is of another checkpoint."""
+        """All components but the prune points inside a decoder, and CLIP's text tower, which has another checkpoint."""
         points = [c.name for c in self.made.components if c.role == PRUNER and c.segment is not None]
         return [c.name for c in self.made.components if c.name not in points and c.role != CLIP_TEXT]
 
@@ -77,7 +77,7 @@ class TransformersSide:
         return _runner(lambda feed: self._run(component, feed), component, name)
 
     def points(self, component: ComponentInfo) -> list[Point]:
-        """Modules, in the order transformers lists them (that of the graph is what counts)."""
+        """Modules in transformers' order (only the graph's order matters)."""
         return [
             Point(label, label, i, "", "." not in label or label.count(".") == 1)
             for i, label in enumerate(_hooks(self.model, component.role))
@@ -89,13 +89,13 @@ class TransformersSide:
         return runner, {label: label for label in tensors}
 
     def graph(self, component: ComponentInfo) -> None:
-        """None."""
+        """None: there is no graph."""
         return
 
     def _run(
         self, component: ComponentInfo, feed: dict[str, np.ndarray], *, inside: bool = False
     ) -> dict[str, np.ndarray]:
-        """All outputs; with ``inside`` the tower is gone through once only, for the hooks."""
+        """All outputs; with ``inside`` the tower runs once only, for the hooks."""
         import torch
 
         with torch.no_grad():
@@ -109,7 +109,7 @@ class TransformersSide:
             return self._decode(component, feed)
 
     def _look(self, component: ComponentInfo, feed: dict[str, np.ndarray], labels: Sequence[str]) -> Any:
-        """What hooks on modules see during a run, rows of the batch put together."""
+        """The tensors that hooks on modules record during a run, with the rows of the batch joined."""
         hooks = _hooks(self.model, component.role)
         seen: dict[str, list[Any]] = {label: [] for label in labels}
         with _hooked({label: hooks[label] for label in labels}, seen):
@@ -117,13 +117,13 @@ class TransformersSide:
         found = {}
         for label, parts in seen.items():
             array = np.concatenate(parts)
-            if label == "norm":  # the graph normalises only the rows whose logits are wanted
+            if label == "norm":  # the graph normalises only the rows of requested logits
                 array = np.take_along_axis(array, feed["logits_index"][..., None], axis=1)
             found[label] = array
         return found
 
     def _vision(self, feed: dict[str, np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        """``image_features`` as transformers makes them, and what else is wanted from its states and attention maps."""
+        """transformers' ``image_features``, and the requested outputs from its states and attention maps."""
         import torch
 
         from trtprune.compare.vision_outputs import vision_outputs
@@ -151,7 +151,7 @@ class TransformersSide:
         return {"kept_indices": kept, "pruned_features": rows}
 
     def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Row by row, each with as much of its cache as it has written."""
+        """The decoder's outputs row by row, each with the written part of its cache."""
         import torch
 
         names = sorted(int(name.split(".")[1]) for name in feed if name.endswith(".key"))
@@ -195,7 +195,7 @@ class TransformersSide:
 
 
 def _cache(feed: dict[str, np.ndarray], row: int, begin: int, first: int, stop: int) -> Any:
-    """The cache of one row, ``begin`` tokens long; lower layers, which do not run, only have a length."""
+    """The cache of one row, ``begin`` tokens long; layers below ``first``, which do not run, have a length only."""
     import torch
     from transformers import DynamicCache
 
@@ -208,7 +208,7 @@ def _cache(feed: dict[str, np.ndarray], row: int, begin: int, first: int, stop: 
 
 @contextmanager
 def _layers_only(language: Any, first: int, stop: int, *, last: bool) -> Iterator[Any]:
-    """The language model with some of its layers only, and without its norm where it goes on elsewhere."""
+    """The language model with some of its layers only, and without its norm if it is not the last segment."""
     import torch
 
     layers, norm = language.layers, language.norm
@@ -258,7 +258,7 @@ def _language_model(model: Any) -> Any:
 
 
 def _hooks(model: Any, role: str) -> dict[str, tuple[Any, bool]]:
-    """Label → module, and whether it is its input that counts, for what a component consists of."""
+    """Label → module of a component, and whether the module's input is the point instead of its output."""
     if role == VISION:
         roots = [_vision_tower(model), _part(model, "multi_modal_projector")]
     elif role == EMBED:
@@ -275,7 +275,7 @@ def _hooks(model: Any, role: str) -> dict[str, tuple[Any, bool]]:
     if role == DECODER:
         found["lm_head"] = (model.get_output_embeddings(), False)
     else:
-        # hidden_states[0]: with CLIP there is a norm behind the embeddings, which belongs to them in the graph.
+        # hidden_states[0]: CLIP has a norm behind the embeddings, which belongs to them in the graph.
         found.pop("embeddings", None)
         if "layers.0" in found:
             found["embeddings"] = (found["layers.0"][0], True)

@@ -1,4 +1,4 @@
-"""What a vision graph returns beside the image features, from transformers' hidden states and attention maps."""
+"""A vision graph's outputs beside the image features, from transformers' hidden states and attention maps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 __all__ = ["vision_outputs"]
 
-# transformers 5 and 4 call it so.
+# The names in transformers 5 and 4.
 KEY_PROJECTIONS = (".k_proj", ".attention.key")
 
 
 def vision_outputs(
     config: Any, tower: Any, projector: Any, pixels: torch.Tensor, wanted: Sequence[str], shallow: int | None
 ) -> dict[str, np.ndarray]:
-    """Of :data:`trtprune.pruning.inputs.FROM_VISION` what is wanted, but for what takes CLIP's other half.
+    """The requested outputs of :data:`trtprune.pruning.inputs.FROM_VISION`, except those that need CLIP's text half.
 
     Args:
-        config: Of the whole model.
-        tower, projector: Its modules; the tower with eager attention.
+        config: The whole model's config.
+        tower, projector: The model's modules; the tower with eager attention.
         pixels: [B, 3, H, W].
-        wanted: Names; others are ignored.
-        shallow: The layer of ``shallow_attention``, counted from 1.
+        wanted: Requested names; unknown ones are ignored.
+        shallow: The layer for ``shallow_attention``, counted from 1.
     """
     layers = config.vision_feature_layer
     count = config.vision_config.num_hidden_layers + 1

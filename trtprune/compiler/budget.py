@@ -84,19 +84,19 @@ def check_keep(made: EngineDir, keep: int | None) -> int:
 
 
 def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:
-    """Refuses a method that reads what this model has not got.
+    """Refuses a method with an input that this model does not have.
 
     Raises:
         BudgetError: naming ``--method``, with a hint that lists the methods this model can serve, or the option that
             names a layer.
     """
-    lack = _lack(method, spec, clip)
-    if lack is not None:
-        able = ", ".join(m.name for m in pruning.all_methods() if _lack(m, spec, clip) is None)
+    missing = _missing(method, spec, clip)
+    if missing is not None:
+        able = ", ".join(m.name for m in pruning.all_methods() if _missing(m, spec, clip) is None)
         hint = f"{arg('method')} with one of: {able}"
-        if not clip and _lack(method, spec, True) is None:
+        if not clip and _missing(method, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
-        raise BudgetError(f"{arg('method', method.name)} needs {lack}", hint=hint)
+        raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
     layer = method.tower_layer(options)
     if layer is not None and layer > spec.tower_layers:
         flag = next((arg("options", {name: layer}) for name in options if name.endswith("_layer")), "the layer")
@@ -107,8 +107,8 @@ def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, 
         )
 
 
-def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
-    """What the method needs and the model has not got, and why."""
+def _missing(method: Method, spec: ModelSpec, clip: bool) -> str | None:
+    """The first input of the method that the model does not have, with the reason; None without one."""
     for name in sorted(method.needs & INPUTS.keys()):
         words = INPUTS[name].words
         if name in FROM_CLIP and spec.vision_tower != CLIP_TOWER:
@@ -119,7 +119,7 @@ def _lack(method: Method, spec: ModelSpec, clip: bool) -> str | None:
             return f"{words}; the vision tower of this model has none"
         if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
             return f"{words}; this model uses none of the tower's layers"
-    if "grid" in method.needs and not spec.one_a_patch:
+    if "grid" in method.needs and not spec.tokens_are_patches:
         first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"
         return f"an image feature for each patch of the grid; in this model {first}"
     return None

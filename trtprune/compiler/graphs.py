@@ -48,7 +48,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Gr
         lowering=plan.lowering,
         options=options,
         num_tokens=spec.visual_tokens,
-        grid=spec.patch_grid if spec.one_a_patch else None,
+        grid=spec.patch_grid if spec.tokens_are_patches else None,
         widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
     )
     if clip is not None:

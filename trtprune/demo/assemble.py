@@ -35,8 +35,8 @@ PARTS: dict[str, tuple[tuple[str, ...], str]] = {
     "demo": ((TRAINED,), CARD),
     "demo-signs": ((TRAINED, "signs.safetensors"), "SIGNS.md"),
 }
-"""Model → files of trained weights, of which a later one replaces tensors of an earlier one, and its card."""
-# Part of the directory's name: raise it whenever the same inputs would give other files.
+"""Model → files of trained weights (tensors of later files replace those of earlier ones), and its card."""
+# Part of the directory's name: raise it whenever the same inputs give other files.
 FORMAT = "1"
 FILES = (
     "config.json",
@@ -68,14 +68,14 @@ def assemble(
     progress: Callable[[str], None] | None = None,
     trained: Path | None = None,
 ) -> Path:
-    """Build a demo checkpoint in the cache, or find the one built before.
+    """Build a demo checkpoint in the cache, or find an earlier one.
 
     Args:
-        cache_dir: Where to keep it and the packages' wheels; see :func:`cache_root`.
+        cache_dir: Folder of the checkpoint and the packages' wheels; see :func:`cache_root`.
         name: ``demo`` or ``demo-signs``.
-        progress: Called with one line a step; a :class:`trtprune.reports.downloads.Progress` also shows how far
-            downloads are.
-        trained: Another file of trained weights than the last of the shipped ones (what the training writes).
+        progress: Called with one line per step; a :class:`trtprune.reports.downloads.Progress` also shows the state of
+            downloads.
+        trained: A file of trained weights that replaces the last shipped one (the result of a training).
 
     Returns:
         Directory ``<name>-<digest>`` with config.json, model.safetensors (float16), tokenizer, chat template, image
@@ -112,13 +112,13 @@ def assemble(
 
 @contextlib.contextmanager
 def _staging(root: Path) -> Iterator[Path]:
-    """A folder to work in, gone at the end; those of killed processes go now, where nobody else is at work."""
+    """A working folder, removed at the end; folders of killed processes are removed now, if no other process works."""
     root.mkdir(parents=True, exist_ok=True)
     with _descriptor(root) as lock:
         if _take(lock, alone=True):
             for left in root.glob(".demo-*/"):
                 shutil.rmtree(left, ignore_errors=True)
-        # Shared from here on: others may work beside us, and see by it that they must not clean up.
+        # Shared from here on: other processes may work at the same time, and the lock keeps them from cleaning up.
         _take(lock, alone=False)
         staging = Path(tempfile.mkdtemp(prefix=".demo-", dir=root))
         try:
@@ -129,7 +129,7 @@ def _staging(root: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _descriptor(folder: Path) -> Iterator[int | None]:
-    """One of the folder itself, which serves as the lock and leaves no file behind; None where there is none."""
+    """A descriptor of the folder itself, which serves as the lock and leaves no file behind; None without one."""
     if fcntl is None:
         yield None
         return
@@ -141,12 +141,12 @@ def _descriptor(folder: Path) -> Iterator[int | None]:
 
 
 def _take(lock: int | None, *, alone: bool) -> bool:
-    """Takes the lock for oneself, if it is free, or together with others; whether it was got."""
+    """Takes the lock, alone or together with others; whether that succeeded."""
     if lock is None:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-    except OSError:  # somebody holds it, or a file system without locks: then nothing is cleaned up
+    except OSError:  # taken, or a file system without locks: then nothing is cleaned up
         return False
     return True
 
@@ -186,7 +186,7 @@ def merge_deltas(weights: dict[str, Array], trained: Mapping[str, Array]) -> Non
 
 
 def _digest(trained: Sequence[Path], card: Path) -> str:
-    """Names what goes in: the trained weights and their card, both packages, and the version of this recipe."""
+    """A digest of the inputs: the trained weights and their card, both packages, and the version of this recipe."""
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in trained))
     digest.update(card.read_bytes() if card.is_file() else b"")
     for part in (_packages.VISION.sha256, _packages.TEXT.sha256, FORMAT):
@@ -207,8 +207,8 @@ def _write(out: Path, downloads: Path, trained: Sequence[Path], card: Path, say:
     weights |= {f"language_model.{k}": v for k, v in decoder.items()}
     weights |= {k: v for k, v in deltas.items() if k.startswith("multi_modal_projector.")}
     say("writing model.safetensors")
-    # Half the size of float32, and rounding moves the logits less than one training step does; the embedding table
-    # and the 4-bit matrices were 8 and 4 bits wide to begin with.
+    # Half the size of float32, and rounding changes the logits less than one training step; the embedding table and the
+    # 4-bit matrices had 8 and 4 bits from the beginning.
     halves = {k: v.astype(np.float16) for k, v in weights.items()}
     _safetensors.write(out / "model.safetensors", halves, {"format": "pt"})
     (out / "tokenizer.json").write_text(_text.build_tokenizer(gguf_path), encoding="utf-8")
@@ -226,9 +226,9 @@ def _write(out: Path, downloads: Path, trained: Sequence[Path], card: Path, say:
 
 
 def _publish(checkpoint: Path, target: Path) -> None:
-    """Move the finished directory into place; if another process was first, its copy is as good."""
+    """Move the finished directory into place; if another process was first, its copy is equal."""
     if target.exists() and not all((target / name).is_file() for name in FILES):
-        shutil.rmtree(target)  # left by a hand, not by us: ours appear complete
+        shutil.rmtree(target)  # not from this code, whose directories appear complete
     try:
         os.rename(checkpoint, target)
     except OSError:

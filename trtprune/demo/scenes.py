@@ -1,7 +1,7 @@
 """Synthetic scenes with questions: several small objects and one large one on a busy ground.
 
-Most of a scene's visual tokens show ground, so what a pruning method keeps matters, and the asked object is mostly
-not the most conspicuous one, so a method that only looks at the picture can be told from one that reads the question.
+Most of a scene's visual tokens show ground, so the selection of a pruning method matters. The asked object is mostly
+not the most conspicuous one, so a method that only looks at the image differs from one that reads the question.
 Everything follows from the seed; drawing needs Pillow alone.
 """
 
@@ -29,7 +29,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "orange": (245, 130, 20),
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-# Muted pairs: no ground colour can be taken for an object's.
+# Muted pairs: no ground colour looks like an object's.
 _GROUNDS = (
     ((96, 88, 78), (168, 156, 140)),
     ((88, 96, 100), (156, 166, 170)),
@@ -42,7 +42,7 @@ Kind = Literal["color", "shape", "count", "position", "presence"]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: what it is, its centre and radius in pixels of a 336-pixel scene, its rotation in radians."""
+    """One object: its kind, its centre and radius in pixels of a 336-pixel scene, its rotation in radians."""
 
     shape: str
     color: str
@@ -59,7 +59,7 @@ class Question:
     Attributes:
         text: The question, without any request for the form of the answer.
         answer: The word.
-        kind: What is asked for.
+        kind: The kind of the answer.
         about: Indices of the objects asked about (empty if the right answer is "no" or "zero").
         salient: Whether the one asked object is the scene's largest; None for counts and for absent objects.
     """
@@ -73,7 +73,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB, 336 x 336), the objects in it (the first is the largest) and all questions about it."""
+    """An image (RGB, 336 x 336), the objects in it (the first is the largest) and all questions about it."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -176,7 +176,7 @@ def _draw(objects: tuple[SceneObject, ...], rng: random.Random) -> Image.Image:
 
 
 def names(objects: tuple[SceneObject, ...]) -> list[tuple[int, str, str]]:
-    """(object, phrase, what the phrase already gives away) for every phrase that fits exactly one object."""
+    """(object, phrase, the attribute that the phrase reveals) for every phrase that fits exactly one object."""
     shapes, colors = [o.shape for o in objects], [o.color for o in objects]
     phrases = [(0, "largest object", "size")]
     for i, item in enumerate(objects):
@@ -201,7 +201,7 @@ def _questions(objects: tuple[SceneObject, ...], rng: random.Random) -> list[Que
             ask(f"what color is the {name}?", item.color, "color", [i])
         if given != "shape":
             ask(f"what shape is the {name}?", item.shape, "shape", [i])
-        # Objects near a middle line are not asked about: the answer would be a matter of pixels.
+        # No questions about objects near a middle line: the answer would depend on a few pixels.
         if abs(item.x - SIZE / 2) > 40:
             side = "left" if item.x < SIZE / 2 else "right"
             ask(f"is the {name} on the left or on the right?", side, "position", [i])

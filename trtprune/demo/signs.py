@@ -1,7 +1,7 @@
-"""Synthetic pictures with numbers to read: plates of different colours, a digit on each, on the ground of ``scenes``.
+"""Synthetic images with numbers to read: plates of different colours, a digit on each, on the ground of ``scenes``.
 
-What is asked for is text in a picture: a few patches of fine detail, of which a pruning method has to keep the right
-ones.  Everything follows from the seed and from Pillow's own font.
+The questions are about text in an image: a few patches of fine detail, and a pruning method must keep the right ones.
+Everything follows from the seed and from Pillow's own font.
 """
 
 from __future__ import annotations

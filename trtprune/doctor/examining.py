@@ -1,6 +1,6 @@
-"""``doctor``: what is installed here, what truly works, and the command that brings the rest.
+"""``doctor``: installed parts, which of them work, and the command that installs the rest.
 
-Nothing is asked of the network.  Whatever could take the process down is tried in a process of its own.
+No access to the network.  Anything that could end the process is tried in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ REQUIRED = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "ml-dtypes", "tokenizers", "jinja2", "Pillow", "huggingface-hub",
     "click", "rich", "gguf",
 )  # fmt: skip
-# What runs an engine directory does without these, and so does an image made to run one.
+# Not needed to run an engine directory, and missing in a runtime-only container image.
 BUILD_ONLY = {
     "onnx-ir": "trtprune build, export, compare",
     "onnxscript": "trtprune build, export, compare",
     "huggingface-hub": "trtprune build, export, compare",
     "gguf": "trtprune build --model demo",
 }
-# Package → the extra that brings it, and what it is for.
+# Package → its extra, and its purpose.
 OPTIONAL = {
     "matplotlib": ("plot", "--plot of eval, bench, compare and frontier"),
     "torch": ("torch", "--against transformers of compare and bench"),
     "transformers": ("torch", "--against transformers of compare and bench"),
 }
-# All of these install the package `onnxruntime`; the files of the one installed last win.
+# All of these install the package `onnxruntime`; the files of the last one win.
 WHEELS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
     "onnxruntime-training", "onnxruntime-rocm", "onnxruntime-migraphx",
@@ -51,9 +51,9 @@ PROBE_SECONDS = 90
 
 
 def examine() -> Report:
-    """Looks at this machine.  Takes a few seconds, never raises, asks nothing of the network."""
+    """The report about this machine.  Takes a few seconds, never raises, does not use the network."""
     gpus = find_gpus()
-    # Each probe is a process that mostly waits for the disk: start them all at once.
+    # Each probe is a process that mostly waits for the disk, so all start at once.
     with ThreadPoolExecutor(8) as pool:
         probes = {name: pool.submit(_probe, name) for name in _to_probe(gpus)}
         tried = {name: probe.result() for name, probe in probes.items()}
@@ -71,7 +71,7 @@ def examine() -> Report:
         try:
             checks.extend(part())
         except Exception as error:
-            # A report with a hole is worth more than a traceback, to the one who needs the report.
+            # A report with a gap helps the user more than a traceback.
             checks.append(Check("doctor", INFO, f"could not look further here: {type(error).__name__}: {error}"))
     return Report(tuple(checks))
 
@@ -156,7 +156,7 @@ def _cpu_info() -> tuple[str, set[str]]:
 
 
 def _memory() -> tuple[int, int]:
-    """Total and available bytes, cut to the container's limit."""
+    """Total and available bytes, at most the container's limit."""
     found = {"MemTotal": 0, "MemAvailable": 0}
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -190,7 +190,7 @@ def _packages() -> Iterable[Check]:
 
 
 def _minimums() -> dict[str, str]:
-    """Package → least version, as this package's metadata has it."""
+    """Package → lowest version in this package's metadata."""
     found = {}
     try:
         for line in importlib.metadata.requires("trtprune") or []:
@@ -226,7 +226,7 @@ def _onnxruntime(tried: dict[str, dict[str, Any]], gpus: list[Gpu]) -> Iterable[
     swap = f"{to_uninstall('onnxruntime')} && {to_install(extra='cuda')}"
     yield _tried("provider cpu", tried["cpu"], to_install(extra=extra, again=True), broken=PROBLEM)
     if "cuda" in tried:
-        # With a GPU in the machine it should work; without one nothing is wrong.
+        # With a GPU in the machine it should work; without one this is not a problem.
         state = PROBLEM if gpus else MISSING
         text = None if gpus else "installed, but there is no NVIDIA GPU or driver"
         yield _tried("provider cuda", tried["cuda"], "check the driver, CUDA 13 and cuDNN 9", broken=state, text=text)

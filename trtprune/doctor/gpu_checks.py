@@ -1,6 +1,6 @@
-"""What ``doctor`` says of GPUs, TensorRT, and what belongs to them: found, able to do what here, missing.
+"""``doctor``'s lines about GPUs, TensorRT and related parts: installed, abilities on this machine, missing.
 
-Pure: takes what was found and tried, and gives lines.
+Pure: from facts and results of probes to lines.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["CUDA_PACKAGES", "FULL", "RTX", "engine_checks", "gpu_checks", "older
 
 RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 FULL = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
-# All of these are CUDA 13, which drivers from this one on serve (CUDA's release notes).
+# All of these are for CUDA 13, which needs at least this driver (CUDA's release notes).
 CUDA_PACKAGES = ("onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13")
 CUDA13_DRIVER = 580
-# Attention with a mask and the in-place cache update come with it (TensorRT's release notes).
+# The first version with masked attention and the in-place cache update (TensorRT's release notes).
 LEAST_TENSORRT = "10.15"
 BINDINGS = "cuda-bindings>=13.0"
 SOURCES = Path(__file__).parents[2] / "plugins"
-"""The plugins' sources, where this is a clone."""
+"""The plugins' sources, in a clone."""
 Version = Callable[[str], "str | None"]
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -48,7 +48,7 @@ def _sm(gpu: Gpu) -> str:
 
 
 def gpu_checks(gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
-    """One line a GPU, and whether its driver serves the packages installed here."""
+    """One line per GPU, with whether its driver serves the installed packages."""
     for gpu in gpus:
         yield Check("gpu", OK, f"{gpu.name}, {_sm(gpu)}, {gpu.memory_bytes / 1e9:.0f} GB, driver {gpu.driver}")
     if not gpus:
@@ -65,11 +65,11 @@ def gpu_checks(gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
 
 
 def engine_checks(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable[Check]:
-    """TensorRT-RTX, TensorRT, what runs their engines, the plugin library, and Polygraphy.
+    """TensorRT-RTX, TensorRT, the parts that run their engines, the plugin library, and Polygraphy.
 
     Args:
         tried: Answers of :mod:`trtprune.doctor.probe` by name.
-        gpus: Of this machine.
+        gpus: GPUs of this machine.
         version: The installed version of a package, or None.
     """
     yield from _rtx(tried, gpus)
@@ -146,7 +146,7 @@ def _bindings(tried: Answers, gpus: Sequence[Gpu], version: Version) -> Iterable
     enables = "trtprune run on TensorRT engines"
     found = version(name)
     if found is None:
-        # Only where engines could run at all is it a fault that nothing can run them.
+        # Missing parts are a problem only on a machine that could run engines.
         yield Check(name, PROBLEM if gpus and wanted else MISSING, "not installed", to_install(BINDINGS), enables)
         return
     answer = tried.get("cuda_bindings", {})

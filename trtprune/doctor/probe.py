@@ -1,4 +1,4 @@
-"""What ``doctor`` finds out by trying, in a process of its own: a broken driver can take its process down.
+"""``doctor``'s trials, each in a process of its own, because a broken driver can end its process.
 
 ``python -m trtprune.doctor.probe NAME`` prints one JSON object: ``{"ok": bool, "text": str, …}``.
 """
@@ -20,7 +20,7 @@ def probe(name: str) -> dict[str, Any]:
 
     Args:
         name: A provider (``cpu``, ``cuda``, ``openvino``), ``cuda_bindings``, ``plugins``, an engine builder
-            (``tensorrt``, ``tensorrt_rtx``), or that with ``-here`` behind it: whether an engine it builds loads on
+            (``tensorrt``, ``tensorrt_rtx``), or a builder with ``-here`` behind it: whether its engine loads on
             this GPU.
     """
     if name == "cuda_bindings":
@@ -34,7 +34,7 @@ def probe(name: str) -> dict[str, Any]:
 
 
 def _provider(name: str) -> dict[str, Any]:
-    """Opens and runs a small graph exactly as ``run`` would."""
+    """Opens and runs a small graph exactly as ``run`` does."""
     import numpy as np
     from onnx import TensorProto, helper
 
@@ -54,7 +54,7 @@ def _provider(name: str) -> dict[str, Any]:
         session = open_provider(name, threads=1).open(path, spec[:1], spec[1:])
         y = session.run({"x": x})["y"]
     error = float(np.abs(np.asarray(y, np.float32) - x @ x).max())
-    # CUDA may multiply in TF32; anything beyond that is a wrong answer.
+    # CUDA may multiply in TF32; larger errors are wrong answers.
     if not error < 5e-2:
         return {"ok": False, "text": f"a small product came out wrong (by {error:g})"}
     return {"ok": True, "text": "loads and runs"}
@@ -70,7 +70,7 @@ def _builder(name: str) -> dict[str, Any]:
 
 
 def _engine(name: str) -> dict[str, Any]:
-    """Builds the smallest engine for the GPU at hand and makes ready to run it."""
+    """Builds the smallest engine for the GPU at hand and prepares to run it."""
     import importlib
 
     trt = importlib.import_module(name)
@@ -82,7 +82,7 @@ def _engine(name: str) -> dict[str, Any]:
     y.name = "y"
     network.mark_output(y)
     config = builder.create_builder_config()
-    if hasattr(trt, "ComputeCapability"):  # RTX builds for what it is told; CURRENT is this GPU
+    if hasattr(trt, "ComputeCapability"):  # RTX builds for the given capability; CURRENT is this GPU
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     plan = builder.build_serialized_network(network, config)
@@ -121,7 +121,7 @@ def _members(enum: Any) -> list[Any]:
 
 
 def _main() -> None:
-    # ONNX Runtime's wheels write files about their use as soon as they are imported; looking around should leave none.
+    # ONNX Runtime's wheels write files about their use at import; an examination should leave none.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         answer = probe(sys.argv[1])
@@ -130,7 +130,7 @@ def _main() -> None:
         answer = {"ok": False, "text": lines[0][:300], "hint": getattr(error, "hint", None)}
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
-    # Some GPU libraries crash while they are unloaded, long after the answer is known.
+    # Some GPU libraries crash while they are unloaded, after the answer is known.
     os._exit(0)
 
 

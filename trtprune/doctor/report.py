@@ -1,4 +1,4 @@
-"""The report of ``doctor``: one line for each thing looked at."""
+"""The report of ``doctor``: one line per check."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: What was looked at.
-        status: ``ok``, ``missing`` (optional, not there), ``problem`` (must be mended) or ``info``.
-        text: What was found.
-        fix: The command that installs or mends it.
-        enables: What that would enable.
+        name: Name of the examined part.
+        status: ``ok``, ``missing`` (optional, not installed), ``problem`` (must be fixed) or ``info``.
+        text: The finding.
+        fix: The command that installs or repairs it.
+        enables: The features that it would enable.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No check found a problem; optional parts may be missing."""
+        """Whether no check found a problem; optional parts may be missing."""
         return all(check.status != PROBLEM for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``doctor --json``."""
+        """The data of ``doctor --json``."""
         return {"ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
 
     def render(self, columns: int | None = None) -> str:
-        """The report as lines of text, at most ``columns`` wide where words can be parted; commands stay whole."""
+        """The report as lines of text, at most ``columns`` wide if lines can break; commands stay whole."""
         width = max((len(check.name) for check in self.checks), default=0)
         lines = []
         for check in self.checks:

@@ -1,4 +1,4 @@
-"""The engine directory: what ``build`` writes and ``load`` trusts only after checking.
+"""The engine directory: the result of ``build``, which ``load`` checks before it is used.
 
 Layout (all paths inside ``config.json`` are relative and stay inside the directory)::
 
@@ -8,7 +8,7 @@ Layout (all paths inside ``config.json`` are relative and stay inside the direct
     OUT/engines/NAME.engine         TensorRT backends only
     OUT/tokenizer.json …            copied from the checkpoint
 
-The runtime needs nothing but this module and the files: an engine directory describes itself.
+The runtime needs only this package and the files: an engine directory describes itself.
 """
 
 from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_head, digest_weights

@@ -1,4 +1,4 @@
-"""Whether the values of ``config.json`` make sense, for everything that becomes a size, a name or a look-up."""
+"""Checks of the values of ``config.json`` that become sizes, names or look-ups."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LARGEST = {
     "engines.max_input_len": 1 << 32,
     "engines.max_images": 1 << 20,
 }
-"""Field → what it may be at most, far above any model's; each is at least 1."""
+"""Field → its largest value, far above any model's; each is at least 1."""
 LONGEST_SIDE = 1 << 15
-"""Pixels of a picture's side, and patches of the grid's."""
+"""The largest side of an image in pixels, and of a grid in patches."""
 LARGEST_TENSOR = 1 << 40
-"""Elements."""
+"""The largest number of elements of a tensor."""
 MOST_FILES = 10_000
 DTYPES = frozenset(
     ("bool", "int4", "int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
@@ -41,7 +41,7 @@ COMPONENT = re.compile(r"[A-Za-z][\w-]{0,63}(\.\d{1,4})?", re.ASCII)
 
 
 def wrong_values(made: EngineDir) -> Iterator[str]:
-    """What is wrong, a line each, which begins with the field."""
+    """The faults, one line each, which begins with the field."""
     for field, largest in LARGEST.items():
         part, _, name = field.partition(".")
         owner = getattr(made, part)
@@ -65,7 +65,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
     if len(made.files) > MOST_FILES:
         yield f"config.files: more than {MOST_FILES} files"
     for name, digests in made.files.items():
-        # An empty entry would check nothing and look checked.
+        # An empty entry would pass every check.
         if not digests.split() or not all(DIGEST.fullmatch(digest) for digest in digests.split()):
             yield f"config.files: no valid digest for {name!r:.200}"
 

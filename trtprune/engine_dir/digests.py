@@ -1,4 +1,4 @@
-"""Digests of the files of an engine directory: of every byte, or of what is cheap to read of a large one."""
+"""Digests of the files of an engine directory: of every byte, or of a small part of a large file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 __all__ = ["FULL_CHECK_BYTES", "digest_file", "digest_head", "digest_weights"]
 
-# Hashing runs at about 1–2 GB/s: below this, checking every byte at load is not noticed.
+# Hashing runs at about 1–2 GB/s: below this size a check of every byte takes little time.
 FULL_CHECK_BYTES = 1 << 30
 
 

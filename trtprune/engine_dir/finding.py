@@ -1,4 +1,4 @@
-"""Where an engine directory is: a path, or a repository on the Hugging Face hub."""
+"""Finding an engine directory: at a path, or in a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from trtprune.reports.downloads import Progress
 
 __all__ = ["download_build", "find_engine_dir"]
 
-# A second slash, or a dot or tilde in front, makes a path of it.
+# A text with a second slash, or with a dot or tilde in front, is a path.
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
 def find_engine_dir(given: str | os.PathLike[str]) -> Path:
-    """The directory that a path names, or else one that ``owner/name[@revision]`` names on the hub, downloaded.
+    """The directory at a path, or else the downloaded one of ``owner/name[@revision]`` on the hub.
 
-    What exists as a path is never looked for on the hub.  Of a repository, the files that its ``config.json`` lists are
-    fetched, and no others.
+    An existing path is never looked for on the hub.  Only the files in the repository's ``config.json`` are fetched.
 
     Raises:
-        EngineDirError: if there is neither, or the repository holds no engine directory.
+        EngineDirError: if there is neither, or the repository is not an engine directory.
     """
     path, text = Path(given), os.fspath(given)
     named = HUB_ID.fullmatch(text)
@@ -41,12 +40,12 @@ def find_engine_dir(given: str | os.PathLike[str]) -> Path:
 
 
 def download_build(hub_id: str, *, revision: str | None = None, progress: Callable[[str], None] | None = None) -> Path:
-    """Brings an engine directory that was uploaded to the hub into the cache: the files its ``config.json`` lists.
+    """Downloads an engine directory from the hub into the cache: the files in its ``config.json``.
 
     Args:
         hub_id: ``owner/name``.
         revision: Branch, tag or commit; the default branch otherwise.
-        progress: Where lines and bars go, a function of one line or :class:`trtprune.reports.downloads.Progress`.
+        progress: A function of one line, or :class:`trtprune.reports.downloads.Progress`.
 
     Raises:
         CheckpointError: one line and a hint for every failure.
@@ -68,11 +67,11 @@ def download_build(hub_id: str, *, revision: str | None = None, progress: Callab
 
 
 def _refuse_others(config: Path, where: str) -> None:
-    """Says of a repository that holds a model, and no build of it, what can be done with it."""
+    """Refuses a repository with a model instead of a build, with a hint how to build it."""
     try:
         data = parse_object(read_bounded(config, SMALL_JSON_BYTES) or b"{}")
     except (OSError, ValueError):
-        return  # larger than any checkpoint's; read_config says what else is wrong
+        return  # larger than any checkpoint's; read_config reports the fault
     if "schema_version" not in data:
         raise CheckpointError(
             f"{where}: holds no engine directory" + (", but a checkpoint" if "model_type" in data else ""),

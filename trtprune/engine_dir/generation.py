@@ -1,4 +1,4 @@
-"""How a checkpoint wants its answers to be generated, as ``config.json`` of an engine directory keeps it."""
+"""A checkpoint's settings of generation, as stored in the ``config.json`` of an engine directory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import dataclass, fields
 __all__ = ["DRAWS", "MAX_IDS", "SOURCES", "GenerationInfo"]
 
 SOURCES = ("generation_config.json", "config.json", "ignored")
-"""Where the settings come from: the file of that name, or nowhere, since the build was told to ignore it."""
+"""Origins of the settings: a file of that name, or none if the build ignored it."""
 MAX_IDS = 100_000
-"""Token ids in one setting; each is looked at for every token of an answer."""
+"""The largest number of token ids in one setting; each costs time for every token of an answer."""
 MAX_LENGTH = 1 << 40
 DRAWS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Settings that act only where a token is drawn."""
+"""Settings that act only if tokens are drawn at random."""
 
 
 @dataclass(frozen=True)
 class GenerationInfo:
     """The settings of ``generation_config.json`` that decide which token is next, with transformers' defaults.
 
-    The names are transformers'.  What is filtered before a draw (``temperature`` to ``eta_cutoff``) acts only if
-    ``do_sample`` is true or the caller names a temperature; the rest acts on greedy decoding, too.
+    The names are transformers'.  The filters of a draw (``temperature`` to ``eta_cutoff``) act only if ``do_sample`` is
+    true or the caller gives a temperature; the others act on greedy decoding, too.
 
     Attributes:
         source: One of :data:`SOURCES`.
-        do_sample: Draw by default.
+        do_sample: Whether tokens are drawn by default.
         max_new_tokens, max_length: Longest answer, and longest prompt and answer together with all visual tokens of
-            the images; None: not said.
+            the images; None: not set.
         min_length: Shortest prompt and answer together, counted the same way; ``min_new_tokens`` is the shortest
             answer.
-        sequence_bias: Pairs of a sequence of ids and what is added to the logit of its last one.
-        exponential_decay_length_penalty: Tokens before it begins, and its factor.
+        sequence_bias: Pairs of a sequence of ids and the number added to the logit of its last one.
+        exponential_decay_length_penalty: Number of tokens before it begins, and its factor.
         stop_strings: Texts that end an answer.
     """
 
@@ -65,7 +65,7 @@ class GenerationInfo:
     stop_strings: tuple[str, ...] = ()
 
     def wrong(self, vocab_size: int) -> str | None:
-        """What of this cannot be used with a vocabulary of that size, beginning with the name; None if all can."""
+        """The first setting that a vocabulary of that size cannot have, as a text with its name first; or None."""
         return next(self._wrong(vocab_size), None)
 
     def said(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class GenerationInfo:
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
 
     def rules(self) -> dict[str, object]:
-        """What of :meth:`said` acts on greedy decoding to a length that the caller sets."""
+        """The settings of :meth:`said` that act on greedy decoding to a length that the caller sets."""
         others = {"do_sample", "max_length", "max_new_tokens", *DRAWS}
         return {name: value for name, value in self.said().items() if name not in others}
 
@@ -115,7 +115,7 @@ class GenerationInfo:
                 yield f"{name} must be at least 0 and below 1"
 
     def _wrong_ids(self, vocab_size: int) -> Iterator[str]:
-        """Ids that no token has: transformers fails on some of them and passes over others; none of them is meant."""
+        """Faults of ids without a token: transformers fails on some of them and ignores others; all are mistakes."""
         found = {
             "forced_bos_token_id": () if self.forced_bos_token_id is None else (self.forced_bos_token_id,),
             "forced_eos_token_id": self.forced_eos_token_id,

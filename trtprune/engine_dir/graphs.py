@@ -1,4 +1,4 @@
-"""What can be said of an ONNX file without its weights: its operators, and the files its weights lie in."""
+"""Facts of an ONNX file that need no weights: its operators, and the files of its weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def count_operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator occurs, in the graph, its functions' bodies and the bodies of loops."""
+    """The number of uses of each operator, in the graph, its functions and the bodies of loops."""
     counts: dict[str, int] = {}
     for node in _nodes(model):
         name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
@@ -39,20 +39,20 @@ def count_operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def weight_locations(model: onnx.ModelProto) -> set[str]:
-    """The files that tensors of a model lie in, relative to the folder of its ``.onnx`` file."""
+    """The files of a model's tensors, relative to the folder of its ``.onnx`` file."""
     import onnx
 
     external = onnx.TensorProto.EXTERNAL
     found = set()
     for tensor in _tensors(model):
-        # Readers differ in which of the two they go by.
+        # Some readers use the one, some the other.
         if tensor.data_location == external or tensor.external_data:
             found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
     return found
 
 
 def graph_digest(path: Path) -> str:
-    """A digest of what a graph computes: of all but its name for people, its producer and its origin.
+    """A digest of a graph's computation: of all but its doc string, its producer and its origin.
 
     Raises:
         EngineDirError: if the file cannot be read.
@@ -85,7 +85,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for graph in _graphs(model):
-        yield from getattr(graph, "initializer", ())  # a function has none
+        yield from getattr(graph, "initializer", ())  # a function has no initializers
         for sparse in getattr(graph, "sparse_initializer", ()):
             yield from (sparse.values, sparse.indices)
         for attribute in (a for node in graph.node for a in node.attribute):

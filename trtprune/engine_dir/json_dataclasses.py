@@ -15,11 +15,11 @@ __all__ = ["DecodeError", "decode"]
 
 T = TypeVar("T")
 LARGEST = 1 << 63
-"""Integers are those of 64 bits: what NumPy and ONNX compute sizes with."""
+"""The largest integer: sizes in NumPy and ONNX have 64 bits."""
 
 
 class DecodeError(ValueError):
-    """A JSON value does not have the form the dataclass asks for; the message names the field."""
+    """A JSON value without the form of the dataclass; the message names the field."""
 
 
 def decode(cls: type[T], value: Any, where: str = "config") -> T:
@@ -50,7 +50,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if value is not None:
             raise DecodeError(f"{where} must be null")
         return None
-    # bool is an int in Python; a JSON true is not a count.
+    # bool is an int in Python, but a JSON true is not a number.
     if hint is int and isinstance(value, bool):
         raise DecodeError(f"{where} must be an integer, not a boolean")
     if isinstance(value, int) and not -LARGEST <= value < LARGEST:

@@ -17,11 +17,11 @@ def open_engine_dir(root: str | os.PathLike[str], *, verify: str = "auto", backe
     """Reads and checks an engine directory.
 
     Args:
-        root: The directory ``build`` wrote; or ``owner/name[@revision]`` of one on the Hugging Face hub.
+        root: The directory of a build, or ``owner/name[@revision]`` of one on the Hugging Face hub.
         verify: ``"none"`` (only that files exist), ``"fast"`` (graphs and small files in full, weights by header
             and size, engines by their first MiB and size), ``"full"`` (every byte that was hashed at build),
             ``"auto"`` (full up to 1 GiB of weights and engines, else fast).
-        backend: If given, the backend the directory must have been built for.
+        backend: The required backend of the build; None: any.
 
     Raises:
         EngineDirError: naming the file or field at fault.

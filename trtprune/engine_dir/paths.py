@@ -15,11 +15,11 @@ CONFIG_NAME = "config.json"
 def inside(root: Path, relative: str) -> Path:
     """The path of the file ``relative`` in the engine directory ``root``.
 
-    In the cache of the Hugging Face hub a directory, ``snapshots/COMMIT``, holds links into the ``blobs`` of the same
-    repository; those are files of the directory like any other.
+    In the cache of the Hugging Face hub a directory, ``snapshots/COMMIT``, has links into the ``blobs`` of the same
+    repository; their targets count as files of the directory.
 
     Raises:
-        EngineDirError: if it leaves the directory, by its text or by a symbolic link, or is no path.
+        EngineDirError: if it leaves the directory, by its text or by a symbolic link, or is not a path.
     """
     pure = PurePosixPath(relative)
     bad = (
@@ -47,7 +47,7 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def hub_blobs(root: Path) -> Path | None:
-    """Where the cache of the Hugging Face hub keeps the files of ``root`` (resolved); None if it is no part of one."""
+    """The hub cache's folder with the files of ``root`` (resolved); None if ``root`` is not in such a cache."""
     repository = root.parent.parent
     if root.parent.name != "snapshots" or not repository.name.startswith("models--"):
         return None

@@ -1,4 +1,4 @@
-"""What an engine directory says, and whether its files are the ones that were built."""
+"""Reading the ``config.json`` of an engine directory, and checking its files against it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_CONFIG_BYTES = 16_000_000
 
 
 def read_config(root: Path) -> EngineDir:
-    """What ``config.json`` of an engine directory says, checked as far as that needs no other file.
+    """The ``config.json`` of an engine directory, with all checks that need no other file.
 
     Raises:
         EngineDirError: naming the field at fault.
@@ -31,7 +31,7 @@ def read_config(root: Path) -> EngineDir:
     path = root / CONFIG_NAME
     try:
         data = json.loads(_read_config(path))
-        # A lone surrogate passes the parser and would blow up in the first message that prints it.
+        # A lone surrogate passes the parser and would fail in the first message that prints it.
         json.dumps(data, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         hint = "give the directory that trtprune build wrote; a build that was cut off leaves none"
@@ -80,7 +80,7 @@ def check_files(engine_dir: EngineDir, verify: str) -> None:
     """Compares the files with the digests in ``config.json``.
 
     Args:
-        engine_dir: What ``config.json`` says.
+        engine_dir: The read ``config.json``.
         verify: As in :func:`trtprune.engine_dir.open_engine_dir`.
 
     Raises:
@@ -105,7 +105,7 @@ def check_files(engine_dir: EngineDir, verify: str) -> None:
         verify = "full" if sum(paths[name].stat().st_size for name in large) <= FULL_CHECK_BYTES else "fast"
     for name, path in paths.items():
         recorded = engine_dir.files[name]
-        # A large file carries its cheap digest first; the fast check stops there.
+        # A large file has its cheap digest first; the fast check stops there.
         for digest in recorded.split():
             if name in large and verify == "fast" and digest.startswith("sha256:") and len(recorded.split()) > 1:
                 continue
@@ -125,7 +125,7 @@ def check_files(engine_dir: EngineDir, verify: str) -> None:
 
 
 def _check_locations(engine_dir: EngineDir) -> None:
-    """A weight that a graph takes from a file must come from one that is listed, and so is checked."""
+    """Refuses weights of a graph in files that ``config.json`` does not list, because those are not checked."""
     for component in engine_dir.components:
         path, folder = engine_dir.path(component.onnx), PurePosixPath(component.onnx).parent
         for location in sorted(weight_locations(read_graph(path))):

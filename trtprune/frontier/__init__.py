@@ -1,4 +1,4 @@
-"""Accuracy and time put together: what a budget costs, what it brings, and which one to take."""
+"""Accuracy and time together: the cost and the gain of each budget, and a recommendation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which points nobody beats, and which one to take."""
+"""The points that no other point beats, and the recommended one."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from trtprune.frontier.joining import Point
 
 __all__ = ["Rule", "front", "recommend"]
 
-# Decimals in a report: a limit that is the tolerance up to rounding is within it.
+# Decimals in a report: a limit that equals the tolerance up to rounding is within it.
 EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What may be recommended: a point whose change of accuracy has a limit of at least ``-max_loss``.
+    """The condition of a recommendation: the limit of a point's change of accuracy is at least ``-max_loss``.
 
     Attributes:
         max_loss: Points of accuracy (1 is one question of a hundred).
-        limit: Which limit of the 95 % paired interval of the change: ``low``, for what is shown to lose no more;
-            ``high``, for what is not shown to lose more.
+        limit: The limit of the 95 % paired interval of the change: ``low``, for points that are shown to lose no more;
+            ``high``, for points that are not shown to lose more.
     """
 
     max_loss: float = 1.0
     limit: Literal["low", "high"] = "low"
 
     def admits(self, point: Point) -> bool:
-        """Whether a point may be recommended; with all tokens always."""
+        """Whether a point may be recommended; always true with all tokens."""
         return point.baseline or 100 * (point.low if self.limit == "low" else point.high) >= -self.max_loss - EPSILON
 
     @property
@@ -38,7 +38,7 @@ class Rule:
 
     @property
     def words(self) -> str:
-        """In full."""
+        """The condition as a sentence."""
         name = {"low": "lower", "high": "upper"}[self.limit]
         return (
             f"the fastest to the first token (median) of those where the {name} limit of the 95 % paired interval of "

@@ -1,7 +1,7 @@
-"""Reads the reports of ``eval`` and ``bench`` and puts their rows together, by method and budget.
+"""Reads the reports of ``eval`` and ``bench`` and joins their rows by method and budget.
 
-The interval of a change of accuracy is that of the *paired* difference, as both were asked the same questions: the
-report's own, or where it has none, what follows from its counts (:func:`trtprune.reports.statistics.paired_interval`).
+The interval of a change of accuracy is that of the *paired* difference, because both answered the same questions: the
+report's own, or else the one from its counts (:func:`trtprune.reports.statistics.paired_interval`).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Point:
     """A method at a budget, on one set of questions.
 
     Attributes:
-        method, keep: Which.
-        first_token_ms: Median.
-        n: Questions.
-        accuracy: 0 to 1.
+        method, keep: Method and budget.
+        first_token_ms: Median time to the first token, in milliseconds.
+        n: Number of questions.
+        accuracy: Accuracy, 0 to 1.
         unpruned: Accuracy on the same questions with all tokens.
         change: ``accuracy - unpruned``.
-        low, high: Limits of its 95 % paired interval.
-        baseline: All visual tokens: nothing was pruned.
-        speedup: Times as fast to the first token as unpruned, where the bench says.
+        low, high: Limits of the change's 95 % paired interval.
+        baseline: Whether all visual tokens are kept.
+        speedup: Ratio of the unpruned time to the first token to this one, if the bench has it.
     """
 
     method: str
@@ -60,12 +60,12 @@ class Point:
 
     @property
     def label(self) -> str:
-        """For tables and messages."""
+        """The name in tables and messages."""
         return "unpruned" if self.baseline else f"{self.method} {self.keep}"
 
     @property
     def kept(self) -> float:
-        """Part of the unpruned accuracy that is left."""
+        """Accuracy divided by the unpruned accuracy."""
         return self.accuracy / self.unpruned
 
     @property
@@ -76,7 +76,7 @@ class Point:
 
 @dataclass
 class Joined:
-    """Set → points, the one with all tokens first; and what a reader has to know."""
+    """Set → points, the one with all tokens first; and notes for the reader."""
 
     sets: dict[str, list[Point]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ def read_report(path: Path, kind: str) -> dict[str, Any]:
     """A report of ``eval`` or ``bench``.
 
     Raises:
-        InputError: if it cannot be read, or is none.
+        InputError: if it cannot be read, or is not such a report.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -130,7 +130,7 @@ def _check_numbers(row: Mapping[str, Any], where: str, kind: str) -> None:
 
 
 def _check_ratios(ratios: Any, path: Path) -> None:
-    """Those against the unpruned row, as only these are read."""
+    """Checks the ratios to the unpruned row; only these are read."""
     rows = ratios if isinstance(ratios, list) else [None]
     for number, row in enumerate(rows, 1):
         valid = isinstance(row, dict)
@@ -143,18 +143,18 @@ def _check_ratios(ratios: Any, path: Path) -> None:
 
 
 def _within(number: Any, low: float, high: float) -> bool:
-    """Whether it is a number between the two; NaN is not."""
+    """Whether it is a number between the limits; NaN is not."""
     return isinstance(number, int | float) and not isinstance(number, bool) and low < number < high
 
 
 def join(evaluated: Sequence[Mapping[str, Any]], benched: Mapping[str, Any]) -> Joined:
-    """Rows that the reports have in common, set by set.
+    """The rows that the reports have in common, set by set.
 
     Args:
-        evaluated: One report of ``eval``, or several of different questions, whose sets then bear the data's name.
+        evaluated: One report of ``eval``, or several of different questions, whose sets then have the data's name.
         benched: The report of ``bench``.
 
-    Sets that have no question in common are also put together as :data:`ALL`, unless a report has done so.
+    Sets without common questions are also joined as :data:`ALL`, unless a report has done so.
 
     Raises:
         InputError: if the reports are of different models, or have no method and budget in common.
@@ -206,7 +206,7 @@ def join(evaluated: Sequence[Mapping[str, Any]], benched: Mapping[str, Any]) -> 
 
 
 def _merge(reports: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows, no two sets of one name; and the sets that together are all questions, each once."""
+    """All rows, with different names for all sets; and the sets that together have every question once."""
     rows: list[dict[str, Any]] = []
     parts: list[str] = []
     taken: set[str] = set()
@@ -225,7 +225,7 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], 
 
 
 def _compare_engines(first: Any, second: Any) -> list[str]:
-    """What differs between the directories the reports are of."""
+    """The differences between the directories of two reports."""
     if not isinstance(first, Mapping) or not isinstance(second, Mapping):
         return ["a report does not say which engine directory it is of: that they are of the same one is not checked"]
     if first.get("digest") != second.get("digest"):
@@ -251,7 +251,7 @@ def _name_lonely(notes: list[str], keys: Iterable[tuple[str, int]], what: str) -
 
 
 def _binary(row: Mapping[str, Any]) -> bool:
-    """Whether the change of accuracy is what the counts of broken and repaired questions say."""
+    """Whether the change of accuracy follows from the counts of broken and repaired questions."""
     return abs((row["repaired"] - row["broken"]) / row["n"] - (row["accuracy"] - row["unpruned"])) < 5e-4
 
 
@@ -291,7 +291,7 @@ def _check_base(name: str, points: Sequence[Point], notes: list[str]) -> None:
 
 
 def _pool(sets: Sequence[Sequence[Point]], rows: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """All questions of all sets as one set, of the methods and budgets that every set has."""
+    """All questions of all sets as one set, with the methods and budgets that every set has."""
     counts: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         counts.setdefault((row["method"], row["keep"]), []).append(row)

@@ -1,4 +1,4 @@
-"""The picture: accuracy kept over the time to the first token, a line a method, and the front."""
+"""The picture: accuracy kept over the time to the first token, one line per method, and the front."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["draw_frontier"]
 COLUMNS = 2
 RULE = "#c8352b"
 CROWDED = 11
-"""Points on the page that are nearer to each other share a label."""
-# Where the label of a point may stand, in points from it: near first, below and to the right first.
+"""The distance on the page below which points share a label."""
+# Possible offsets of a label from its point, in points: near ones first, below and to the right first.
 WAYS = ((1, 0), (1, -0.5), (1, 0.4), (0.9, -0.9), (0.5, -1.1), (1, 0.8), (-1, 0.5), (-1, -0.5), (0, -1.2), (0, 1.2))
 NEAR = [(x * far, y * far) for far in (12, 20, 30, 42, 56, 72, 90) for x, y in WAYS]
 
 
 def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
-    """Draws one panel a set.
+    """Draws one panel per set.
 
     Args:
-        joined: What to draw.
-        rule: Whose tolerance and recommendation are marked.
-        path: The file to write; its suffix says the format.
+        joined: The points.
+        rule: The rule with the tolerance and recommendation to mark.
+        path: The file to write; its suffix is the format.
 
     Raises:
         BackendError: if matplotlib is missing.
@@ -46,7 +46,7 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
     flat = list(axes.flat)
     for axis, name in zip(flat, names, strict=False):
         _panel(axis, name, joined.sets[name], rule, styles)
-        # Each panel has times of its own, so each says what its axis is.
+        # Each panel has its own times, so each has an axis label.
         axis.set_xlabel("milliseconds to the first token", fontsize=9)
     for axis in flat[len(names) :]:
         axis.set_visible(False)
@@ -57,7 +57,7 @@ def draw_frontier(joined: Joined, rule: Rule, path: Path) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     figure.legend(list(found.values()), list(found), loc="outside right upper", fontsize=8, frameon=False)
-    # Labels look for free places on the page, and so come last.
+    # Labels need free places on the page, so they come last.
     figure.canvas.draw()
     for axis, name in zip(flat, names, strict=False):
         _name(axis, joined.sets[name])
@@ -71,10 +71,10 @@ def _panel(axis: Any, name: str, points: list[Point], rule: Rule, styles: Mappin
         if not mine:
             continue
         times, kept = [p.first_token_ms for p in mine], [100 * p.kept for p in mine]
-        # A set's accuracy can lie outside the interval of its change by the rounding of a report.
+        # By the rounding of a report, a set's accuracy can lie outside the interval of its change.
         below = [max(0.0, k - 100 * p.kept_limits[0]) for p, k in zip(mine, kept, strict=True)]
         above = [max(0.0, 100 * p.kept_limits[1] - k) for p, k in zip(mine, kept, strict=True)]
-        # Twenty lines are too many to look at: those that nobody needs stand back.
+        # Twenty lines are too many to read: less important ones are drawn paler.
         strong = any(p in best for p in mine)
         axis.errorbar(
             times, kept, yerr=[below, above] if strong else None, lw=1 if strong else 0.8, ms=4.5 if strong else 3.5,
@@ -122,9 +122,9 @@ def _scale(axis: Any, times: list[float]) -> None:
 
 
 def _name(axis: Any, points: Sequence[Point]) -> None:
-    """Writes method and budget of the points of the front where nothing else stands, with a line to each.
+    """Writes method and budget of the points of the front in free places, with a line to each.
 
-    Of points that lie on each other on the page the most accurate one is named; the report has all.
+    Of points at the same place on the page, the most accurate one has a label; the report has all.
     """
     marks = [_place(axis, p) for p in points]
     renderer = axis.figure.canvas.get_renderer()
@@ -170,7 +170,7 @@ def _cost(
     place: tuple[float, float],
     scale: float,
 ) -> float:
-    """How bad a place is: out of the panel, on another label, across its line, on a mark."""
+    """The cost of a place: out of the panel, on another label, across its line, on a mark."""
     outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
     own = (place, _nearest(box, place))
     hit = sum(box.padded(3 * scale).overlaps(other) for other in boxes)
@@ -195,12 +195,12 @@ def _cross(
 
 
 def _through(box: Any, line: tuple[tuple[float, float], tuple[float, float]]) -> bool:
-    """Whether a segment goes through a box, by its diagonals."""
+    """Whether a line segment goes through a box, by the box's diagonals."""
     corners = [(box.x0, box.y0), (box.x1, box.y1), (box.x0, box.y1), (box.x1, box.y0)]
     return _cross(line, (corners[0], corners[1])) or _cross(line, (corners[2], corners[3]))
 
 
 def _place(axis: Any, point: Point) -> tuple[float, float]:
-    """Where a point is on the page, pixels."""
+    """The place of a point on the page, in pixels."""
     x, y = axis.transData.transform((point.first_token_ms, 100 * point.kept))
     return float(x), float(y)

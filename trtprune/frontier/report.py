@@ -1,4 +1,4 @@
-"""What was found, as JSON and as text."""
+"""The result as JSON and as text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def to_json(joined: Joined, rule: Rule, command: str) -> dict[str, Any]:
 
 
 def recommendation(name: str, points: list[Point], rule: Rule) -> str:
-    """One line."""
+    """The recommendation for one set, in one line."""
     chosen = recommend(points, rule)
     named = f"{name}, {max(point.n for point in points):,} questions"
     if chosen is None:
@@ -63,7 +63,7 @@ def recommendation(name: str, points: list[Point], rule: Rule) -> str:
 
 
 def _unproven(points: list[Point], rule: Rule) -> str:
-    """What would be recommended if the change were known and not estimated: then more questions are the way on."""
+    """The point that would be recommended if the change were known exactly: more questions could confirm it."""
     likely = [p for p in points if not p.baseline and 100 * p.change >= -rule.max_loss and not rule.admits(p)]
     if not likely:
         return ""
@@ -75,7 +75,7 @@ def _unproven(points: list[Point], rule: Rule) -> str:
 
 
 def render(joined: Joined, rule: Rule, width: int | None = None) -> str:
-    """A table a set, fastest first, and a line each that says what to take; at most ``width`` columns wide."""
+    """One table per set, fastest first, and one line with its recommendation; at most ``width`` columns wide."""
     lines = []
     columns = [
         Column("", left=True), Column("first token ms"), Column("x unpruned", 2), Column("accuracy %"),

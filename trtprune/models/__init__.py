@@ -1,4 +1,4 @@
-"""Model families: which graphs a checkpoint becomes, and which of its tensors they need.
+"""Model families: the graphs of a checkpoint, and the tensors that they need.
 
 ``get_family(config)`` picks the family from ``config.json``; a new family is one more module here and one more entry in
 ``_families``.
@@ -36,16 +36,16 @@ def open_model(checkpoint: Checkpoint) -> Model:
 
 
 def get_family(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint, by ``architectures`` (or ``model_type`` where that is missing).
+    """The family of a checkpoint, by ``architectures`` (or ``model_type`` if that is missing).
 
     Raises:
-        CheckpointError: for an architecture that no family serves; the hint lists those that are.
+        CheckpointError: for an architecture that no family serves; the hint lists the supported ones.
     """
     families = _families()
     architectures = config.get("architectures")
     if architectures is None:
         architectures = []
-    # A list and nothing else: a string would be searched for the name.
+    # Only a list: a string would be searched for the name.
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(
             f"config.json: architectures is {shown(architectures)}, expected a list of names",
@@ -68,5 +68,5 @@ def get_family(config: Mapping[str, Any]) -> Family:
 
 
 def supported() -> list[dict[str, Any]]:
-    """What ``trtprune models`` lists: a dict per family, plain lists and strings."""
+    """The list of ``trtprune models``: a dict per family, plain lists and strings."""
     return [family.describe() for family in _families()]

@@ -1,14 +1,14 @@
-"""A second checkpoint beside the model's: the CLIP whose vision tower the model has, for its text tower.
+"""A second checkpoint beside the model's: the CLIP with the model's vision tower, for its text tower.
 
-LLaVA keeps CLIP's vision tower only.  Methods that rate patches by CLIP's own text (``clip_image_embeds``,
-``clip_text_embeds``) take the rest from the CLIP it came from:
+LLaVA has CLIP's vision tower only.  Methods that rate patches by CLIP's own text (``clip_image_embeds``,
+``clip_text_embeds``) take the rest from the original CLIP:
 
 * ``clip_text``, a graph of its own: ``input_ids`` → ``clip_text_embeds``.  Tensors ``text_model.*`` and
   ``text_projection.weight``.
 * in the vision graph: ``vision_model.post_layernorm`` and ``visual_projection`` behind the hidden state that feeds the
   projector, as in https://github.com/Theia-4869/CDPruner.
 
-Its weight files lie beside the model's under names that begin with ``clip-``.
+Its weight files are beside the model's, under names that begin with ``clip-``.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ if TYPE_CHECKING:
 __all__ = ["Clip", "build_clip_text", "check_tower", "clip_of_build", "open_clip", "project_patches"]
 
 ROOT = "clip."
-"""Before the names of its tensors, so that they cannot be taken for the model's."""
+"""Prefix of the names of its tensors, to keep them apart from the model's."""
 TEXT, VISION = ROOT + "text_model.", ROOT + "vision_model."
 TEXT_PROJECTION, VISUAL_PROJECTION = ROOT + "text_projection", ROOT + "visual_projection"
 
 DIGEST_VALUES = 128
 SAMPLES = 4096
-# Weights that were only rounded correlate to 1 and those of another training not at all; fine-tuning moves them little.
+# Rounded weights have a correlation of 1, weights of another training of about 0; fine-tuning changes them little.
 SAME_TOWER = 0.9
 ROUNDING = 2.0**-7
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The checkpoint, read and checked.
+    """The checked checkpoint.
 
     Attributes:
-        checkpoint: Where it lies.
-        text: Its text tower.
-        vision: Its vision tower.
-        tensors: Key, with :data:`ROOT`, → tensor in the file of the name it has in a build.
-        tokenizer: Text of its ``tokenizer.json``, set to cut a text into segments the tower can read.
-        digest: Of all of this and a few bytes of each tensor that is used.
+        checkpoint: The checkpoint's files.
+        text: Sizes of its text tower.
+        vision: Sizes of its vision tower.
+        tensors: Key, with :data:`ROOT`, → tensor, with the file name that it has in a build.
+        tokenizer: Text of its ``tokenizer.json``, set to split a text into segments that fit the tower.
+        digest: Digest of all of this and a few bytes of each used tensor.
     """
 
     checkpoint: Checkpoint
@@ -78,7 +78,7 @@ class Clip:
 
     @property
     def width(self) -> int:
-        """P, of the space that pictures and texts share."""
+        """P, the width of the joint space of images and texts."""
         return self.text.projection_size
 
     @property
@@ -91,11 +91,11 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
     """Finds and reads a CLIP checkpoint.
 
     Args:
-        name: Alias, hub id or directory, as of ``--model``.
+        name: Alias, hub id or directory, as for ``--model``.
         progress: Called with one line per step of a download.
 
     Raises:
-        CheckpointError: naming ``clip`` and what is wrong.
+        CheckpointError: naming ``clip`` and the fault.
     """
     given = arg("clip", os.fspath(name))
     try:
@@ -120,7 +120,7 @@ def open_clip(name: str | os.PathLike[str], *, progress: Callable[[str], None] |
 
 
 def clip_of_build(made: EngineDir) -> Clip | None:
-    """The CLIP checkpoint that is part of an engine directory, if one is.
+    """The CLIP checkpoint in an engine directory; None if there is none.
 
     Raises:
         CheckpointError: if its files are damaged.
@@ -143,7 +143,7 @@ def clip_of_build(made: EngineDir) -> Clip | None:
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
-    """Refuses what is not CLIP, before its weights are fetched."""
+    """Refuses a checkpoint that is not CLIP, before its weights are fetched."""
     kind = checkpoint.config.get("model_type")
     if kind != "clip":
         raise CheckpointError(
@@ -185,19 +185,19 @@ def _placed(file: str) -> str:
 
 
 def _section(config: Section, name: str) -> Section:
-    """``name``, with what the ``_dict`` of that name in old files says instead."""
+    """The section ``name``, with the entries of ``name_dict`` in old files replacing its own."""
     old = config.section(f"{name}_dict").values
     return Section({**config.section(name).values, **old}, name)
 
 
 def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
-    """``tokenizer.json`` that cuts long texts, checked against the tower.
+    """``tokenizer.json`` that splits long texts, checked against the tower.
 
     Raises:
-        CheckpointError: if it does not put one token before and the tower's end-of-text token behind a text.
+        CheckpointError: if it does not add one token before and the tower's end-of-text token behind a text.
     """
     try:
-        # A file of unknown origin, and the library that reads it can be made to take hours; see trtprune.text.
+        # A file of unknown origin can make the library take hours; see trtprune.text.
         found = Model("clip", text=text, name="tokenizer.json", length=cfg.max_positions).info
     except (EngineDirError, InputError) as error:
         raise CheckpointError(error.marked_message, hint=error.marked_hint) from None
@@ -230,10 +230,10 @@ def check_tower(
     Args:
         clip: The checkpoint.
         tower: The model's tower.
-        tensors: The model's, by canonical name.
-        prefix: Of its tower's names.
-        read: Gives the model's tensor of a name of the file.
-        layers: Hidden states that feed the projector.
+        tensors: The model's tensors by canonical name.
+        prefix: Prefix of its tower's names.
+        read: Returns the model's tensor for a name in the file.
+        layers: Indices of the hidden states that feed the projector.
 
     Returns:
         Warnings: the weights are near those of the CLIP, not equal.
@@ -287,7 +287,7 @@ def check_tower(
 
 
 def _sample(values: np.ndarray) -> np.ndarray:
-    """About :data:`SAMPLES` numbers of a tensor, float32, evenly spread."""
+    """About :data:`SAMPLES` numbers at even distances in a tensor, float32."""
     import numpy as np
 
     flat = values.reshape(-1)
@@ -310,10 +310,10 @@ def build_clip_text(clip: Clip, *, dtype: str, lowering: Lowering, fixed_length:
 
     Args:
         clip: The checkpoint.
-        dtype: To compute in.
-        lowering: How operators are spelled.
-        fixed_length: Whether every segment is as long as the tower can read: what is shorter is padded.  Engines are
-            built for it; on a processor a short question is several times faster.
+        dtype: Compute dtype.
+        lowering: Forms of the operators.
+        fixed_length: Whether every segment is padded to the tower's full length.  Engines are built for it; on a
+            processor a short question without padding is several times faster.
     """
     g = Graph("clip_text", dtype=dtype, lowering=lowering, tensors=clip.tensors)
     build_text_tower(g, clip.text, TEXT, TEXT_PROJECTION, fixed_length=fixed_length)
@@ -323,7 +323,7 @@ def build_clip_text(clip: Clip, *, dtype: str, lowering: Lowering, fixed_length:
 def project_patches(g: Graph, clip: Clip, hidden: ir.Value) -> ir.Value:
     """``clip_image_embeds``: a hidden state [B, N, C] of the tower in the space of ``clip_text_embeds``, [B, N, P].
 
-    The product is in float32, as in CDPruner's code, but where the backend has none.
+    The product is in float32, as in CDPruner's code, unless the backend has no such products.
     """
     normed = layer_norm(g, hidden, f"{VISION}post_layernorm", eps=clip.vision.norm_eps)
     dtype = ir.DataType.FLOAT if g.lowering.products == "op" else g.dtype

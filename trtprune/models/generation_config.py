@@ -18,7 +18,7 @@ __all__ = ["CHOICES", "check_choice", "eos_token_ids", "read_generation"]
 CHOICES = ("checkpoint", "ignore")
 WAY_OUT = f"{arg('generation_config', 'ignore')} builds without these settings; or take the key out of the file"
 
-# Sections of config.json that hold settings of old checkpoints, as transformers looks for them.
+# Sections of config.json with settings of old checkpoints, as in transformers.
 TEXT_SECTIONS = ("decoder", "generator", "text_config")
 
 
@@ -30,7 +30,7 @@ def _above(limit: float) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, (int, float)) and value > limit
 
 
-# Settings that change the answer and that the runtime has not got: whether a value asks for it.
+# Settings that change the answer but are not supported → whether a value enables it.
 REFUSED: dict[str, Callable[[Any], bool]] = {
     "num_beams": _above(1),
     "num_return_sequences": _above(1),
@@ -45,23 +45,23 @@ REFUSED: dict[str, Callable[[Any], bool]] = {
 
 
 def check_choice(choice: str) -> None:
-    """Raises BuildError for what is none of :data:`CHOICES`."""
+    """Raises BuildError for a value outside of :data:`CHOICES`."""
     if choice not in CHOICES:
         raise BuildError(f"{arg('generation_config', choice)}: unknown", hint=" or ".join(CHOICES))
 
 
 def read_generation(checkpoint: Checkpoint, vocab_size: int, choice: str = "checkpoint") -> GenerationInfo:
-    """The settings a checkpoint comes with.
+    """The settings of a checkpoint.
 
     Args:
         checkpoint: With ``generation_config.json``, or, as transformers does for old ones, with settings in its
             ``config.json``.
-        vocab_size: Of the language model.
-        choice: ``checkpoint``, or ``ignore`` for greedy decoding without any of them.
+        vocab_size: Size of the language model's vocabulary.
+        choice: ``checkpoint``, or ``ignore`` for greedy decoding without these settings.
 
     Raises:
-        CheckpointError: naming the file and the key, for a value of the wrong form and for a setting that would change
-            the answers and is not supported.
+        CheckpointError: naming the file and the key, for a value of the wrong form, and for an unsupported setting that
+            would change the answers.
     """
     if choice == "ignore":
         return GenerationInfo(source=SOURCES[2])
@@ -77,11 +77,11 @@ def read_generation(checkpoint: Checkpoint, vocab_size: int, choice: str = "chec
             found[name] = read(value)
         except (TypeError, ValueError, OverflowError):
             raise CheckpointError(f"{file}: {name} is {shown(value)}, not a value of it", hint=WAY_OUT) from None
-    for name in ("suppress_tokens", "begin_suppress_tokens"):  # transformers passes over ids that no token has
+    for name in ("suppress_tokens", "begin_suppress_tokens"):  # transformers ignores ids without a token
         found[name] = tuple(i for i in found.get(name, ()) if 0 <= i < vocab_size)
     info = GenerationInfo(**found)
     if not sample:
-        # An impossible value of what acts on draws does not matter to a checkpoint that decodes greedily.
+        # An impossible setting of draws does not matter to a checkpoint that decodes greedily.
         for name in DRAWS:
             if name in found and GenerationInfo(**{name: found[name]}).wrong(vocab_size) is not None:
                 info = dataclasses.replace(info, **{name: getattr(GenerationInfo(), name)})
@@ -92,7 +92,7 @@ def read_generation(checkpoint: Checkpoint, vocab_size: int, choice: str = "chec
 
 
 def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The tokens that end an answer, from where transformers takes them; empty if none is named there.
+    """The tokens that end an answer, from the same place as in transformers; empty if there are none.
 
     Raises:
         CheckpointError: if they are not ids.
@@ -111,7 +111,7 @@ def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def _values(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
-    """The settings and the file they are in; ``generation_config.json``, where there is one, stands alone."""
+    """The settings and their file; ``generation_config.json``, if it exists, is the only one."""
     found = checkpoint.json_file(SOURCES[0])
     if found is not None:
         return found, SOURCES[0]
@@ -132,7 +132,7 @@ def _refuse(values: Mapping[str, Any], file: str, sample: bool) -> None:
         raise CheckpointError(f"{file}: {what}: not supported, and it would change the answers", hint=WAY_OUT)
 
 
-# -- values; each reader raises TypeError or ValueError for another form
+# -- values; each reader raises TypeError or ValueError for a wrong form
 
 
 def _whole(value: Any) -> int:
@@ -184,12 +184,12 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _share(value: Any) -> float:
-    """1 and above is off."""
+    """A probability; 1 and above means off."""
     return min(_number(value), 1.0)
 
 
 def _cutoff(value: Any) -> float:
-    """Outside of 0 to 1 is off."""
+    """A cutoff; a value outside of 0 to 1 means off."""
     found = _number(value)
     return found if 0 < found < 1 else 0.0
 

@@ -31,5 +31,5 @@ class LlavaFamily:
         return ProjectedTowerModel(checkpoint, self.name)
 
     def describe(self) -> dict[str, Any]:
-        """What is supported, for ``trtprune models``."""
+        """The supported towers and decoders, for ``trtprune models``."""
         return {"family": self.name, "architecture": self.architecture, **describe_parts()}

@@ -1,4 +1,4 @@
-"""What the rest of trtprune knows of a model, and what a family offers."""
+"""A model's facts for the rest of trtprune, and the interface of a family."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Family", "Model", "ModelSpec", "VisionHead"]
 
 @dataclass(frozen=True)
 class VisionHead:
-    """An output of the vision graph that is made of what enters the projector, beside it.
+    """An output of the vision graph from the projector's input, beside the projector.
 
     Attributes:
-        write: From the graph and those features [batch, N, C] to [batch, N, width].
-        width: Of the result, which is float32.
+        write: Function of the graph and the projector's input [batch, N, C] to [batch, N, width].
+        width: Width of the result, which is float32.
     """
 
     write: Callable[[Graph, ir.Value], ir.Value]
@@ -33,26 +33,26 @@ class VisionHead:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The facts of a checkpoint that budget, KV cache, prompt and pictures depend on.
+    """The facts of a checkpoint behind budget, KV cache, prompt and images.
 
     Attributes:
-        image_size: (height, width) in pixels of what the vision graph takes.
+        image_size: (height, width) of the vision graph's input in pixels.
         patch_grid: (rows, columns) of patches.
-        visual_tokens: Image features per picture, N.
-        first_patch: Patch (row by row) that feature 0 stands for: 0; -1 if feature 0 is the CLS token; 1 if the
-            tower has no CLS token and strategy "default" dropped the first patch.
-        has_cls: The vision graph has the output ``cls_attention``.
-        keeps_cls_feature: Feature 0 is the CLS token (strategy "full").
-        hidden_size: Of the language model, D.
-        max_positions: Longest sequence the language model was made for.
+        visual_tokens: N, visual tokens per image.
+        first_patch: The patch (row by row) of feature 0: 0; -1 if feature 0 is the CLS token; 1 if the tower has no CLS
+            token and strategy "default" dropped the first patch.
+        has_cls: Whether the vision graph has the output ``cls_attention``.
+        keeps_cls_feature: Whether feature 0 is the CLS token (strategy "full").
+        hidden_size: D, the language model's width.
+        max_positions: The longest sequence of the language model.
         image_token, image_token_id: The placeholder in prompts.
         eos_token_ids: Tokens that end an answer; may be empty.
         feature_layers: Indices into the tower's hidden states, ≥ 0.
         select_strategy: "default" or "full".
         sliding_window: Smallest sliding window of the decoder's layers, or None.
-        vision_width: Of what enters the projector, C.
-        key_width: Of an attention key of the tower, K.
-        tower_layers: Layers of the tower that are built, those of the deepest feature; 0: only its embeddings.
+        vision_width: C, the width of the projector's input.
+        key_width: K, the width of the tower's attention keys.
+        tower_layers: Number of built layers of the tower, up to the deepest feature; 0: only its embeddings.
     """
 
     family: str
@@ -82,8 +82,8 @@ class ModelSpec:
     tower_layers: int
 
     @property
-    def one_a_patch(self) -> bool:
-        """Whether feature i stands for patch i, row by row."""
+    def tokens_are_patches(self) -> bool:
+        """Whether visual token i stands for patch i, row by row."""
         rows, columns = self.patch_grid
         return self.first_patch == 0 and self.visual_tokens == rows * columns
 
@@ -114,16 +114,16 @@ class Model(Protocol):
         """The facts of the model; raises CheckpointError for what is not supported."""
 
     def required_weights(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor the graphs use, by canonical name."""
+        """Shape of each tensor of the graphs, by canonical name."""
 
     def check_weights(self, *, allow_extra: bool = False) -> list[str]:
-        """Compare the checkpoint's tensors with what is needed; returns warnings, raises CheckpointError."""
+        """Compare the checkpoint's tensors with the required ones; returns warnings, raises CheckpointError."""
 
     def check_clip(self, clip: Clip) -> list[str]:
-        """Checks that the vision tower is that of a CLIP checkpoint; returns warnings, raises CheckpointError."""
+        """Checks that the vision tower is a CLIP checkpoint's; returns warnings, raises CheckpointError."""
 
     def used_tensors(self) -> dict[str, TensorInfo]:
-        """Where the tensors of :meth:`required_weights` lie, by canonical name."""
+        """The places of the tensors of :meth:`required_weights`, by canonical name."""
 
     def linear_weights(self) -> dict[str, bool]:
         """Canonical names of the decoder's weight matrices [out, in], those that ``--weight-dtype`` quantises; True
@@ -145,19 +145,19 @@ class Model(Protocol):
         """The graphs of the chain except the pruner, by component name.
 
         Args:
-            moved: Canonical name → tensor, where not the checkpoint's own is meant.
+            moved: Canonical name → tensor that replaces the checkpoint's own.
             quantized: Canonical name → stored form, for names of :meth:`linear_weights`.
-            cuts: Layers behind which the decoder goes on in another graph: ``decoder.0``, ``decoder.1``, …
-            raters: What the segments return of their raters' attention, see
+            cuts: Layers behind which the decoder is split into ``decoder.0``, ``decoder.1``, …
+            raters: The form of the segments' rater attention, see
                 :class:`trtprune.components.decoder.Segment`.
-            vision_outputs: What ``vision`` returns beside ``image_features`` and ``cls_attention``: names of
+            vision_outputs: Outputs of ``vision`` beside ``image_features`` and ``cls_attention``: names of
                 :data:`trtprune.pruning.inputs.FROM_VISION`.
-            shallow_layer: The tower's layer of ``shallow_attention``, counted from 1.
+            shallow_layer: The tower's layer for ``shallow_attention``, counted from 1.
             vision_heads: Further outputs by name; their weights are among ``moved``.
         """
 
     def layer_access(self, layer: int) -> LayerAccess:
-        """What a graph behind a layer of the decoder may use of it."""
+        """The decoder as a graph behind one of its layers sees it."""
 
     def weight_tensors(self) -> Mapping[str, TensorInfo]:
-        """All tensors of the checkpoint by canonical name, for graphs that are built outside of the family."""
+        """All tensors of the checkpoint by canonical name, for graphs outside of the family."""

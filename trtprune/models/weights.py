@@ -1,4 +1,4 @@
-"""Names of a checkpoint's tensors, old and new, and the check that all that are needed are there.
+"""Names of a checkpoint's tensors, old and new, and the check of the required ones.
 
 transformers has named LLaVA's modules in several ways over time (``language_model.model.layers…``,
 ``model.language_model.layers…``; ``vision_tower.vision_model.encoder…``, ``model.vision_tower.encoder…``).  The graphs
@@ -35,7 +35,7 @@ def canonical_tensors(
 
     Args:
         tensors: The checkpoint's, by their own names.
-        renames: Older parts of names and what transformers 5 has instead (of the vision tower).
+        renames: Older parts of names → transformers 5's (of the vision tower).
         more: Canonical names of further tensors of the family, which older files have without ``model.``.
 
     Raises:
@@ -74,14 +74,14 @@ def compare(
         required: Canonical name → shape.
         have: Canonical name → tensor.
         known: Patterns of further tensors that belong to the architecture (whole canonical names).
-        unused: Names of such tensors; there may be thousands, which as patterns would take minutes.
+        unused: Names of such tensors; thousands of patterns would take minutes.
         allow_extra: Return a warning for an unknown tensor instead of raising.
 
     Returns:
         Warnings.
 
     Raises:
-        CheckpointError: naming the first missing, misshapen or unknown tensor, and how many more there are.
+        CheckpointError: naming the first missing, misshapen or unknown tensor, and the number of others.
     """
     missing = [name for name in required if name not in have]
     if missing:
@@ -112,7 +112,7 @@ def compare(
 
 
 def _spelled(key: str, have: Mapping[str, TensorInfo]) -> str:
-    """``key`` as this checkpoint would name it, judging by a tensor of the same part."""
+    """``key`` in this checkpoint's spelling, from a tensor of the same part."""
     for root in ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."):
         if key.startswith(root):
             for other, info in have.items():

@@ -1,1 +1,1 @@
-"""What reports of every kind are made of: tables, figures, durations, and the state of the terminal they go to."""
+"""Parts of all reports: tables, figures, statistics, durations, progress of downloads, and the terminal."""

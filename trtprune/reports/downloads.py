@@ -1,11 +1,11 @@
-"""How downloads say how far they are: a bar where somebody watches, a line every few seconds where nobody does.
+"""Progress of downloads: a bar in a terminal or notebook, otherwise a line every few seconds.
 
     progress = progress_of(report, "model")       # report(component, message) of a command, or None
-    progress("looking it up on the hub")           # a line that stays
+    progress("looking it up on the hub")           # a permanent line
     with progress.transfer("llava-hf/llava-1.5-7b-hf", total=14_000_000_000) as transfer:
         transfer.advance(len(block))               # from any thread
 
-A :class:`Progress` can be given wherever a function of one line is wanted.
+A :class:`Progress` can replace any function of one line.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ __all__ = ["Progress", "Report", "Transfer", "duration", "progress_of", "size", 
 
 LINE_SECONDS = 5.0
 RATE_SECONDS = 15.0
-"""The rate shown is that of the last so many seconds: the mean of an hour says little about what is left."""
+"""The window of the shown rate: the mean of an hour says little about the remaining time."""
 BAR_CELLS = 20
 
 Report = Callable[[str, str], None]
-"""What a build calls with a component's name and a line about it."""
+"""A function that a build calls with a component's name and a line about it."""
 
 _log = logging.getLogger("trtprune")
 
 
 def unreported(component: str, message: str) -> None:
-    """The report of a caller that gave none: to the logger ``trtprune``, warnings at that level, the rest at INFO."""
+    """The default report: to the logger ``trtprune``, warnings at that level, the rest at INFO."""
     _log.log(logging.WARNING if message.startswith("warning") else logging.INFO, "%-9s %s", component, message)
 
 
 class Progress:
-    """Where the lines and bars of a piece of work go.
+    """The receiver of lines and bars about a piece of work.
 
     Args:
-        line: Called with a line that stays.
-        live: Called with a line that the next one replaces; None where there is no such place.
-        bars: Draw tqdm's bars on stderr or in the notebook instead of calling ``live``.
+        line: Called with a permanent line.
+        live: Called with a line that the next one replaces; None without such a place.
+        bars: Whether tqdm's bars on stderr or in the notebook replace ``live``.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Progress:
         """Begins a download; a context manager.
 
         Args:
-            what: Its name, in a few words.
+            what: Its name in messages.
             total: Its size in bytes, if known.
-            done: Bytes that are here from an earlier attempt.
+            done: Bytes from an earlier attempt.
         """
         return Transfer(self, what, total, done)
 
@@ -75,10 +75,10 @@ def progress_of(report: Report | None, component: str) -> Progress:
     """The progress of one component of a build.
 
     Args:
-        report: Called with (component, line); one that has a method ``live`` and says ``moving`` is a terminal's
-            (:class:`trtprune.cli.console.Reporter`). None or :func:`unreported`: bars in a terminal or notebook, else
-            lines to the log.
-        component: Of the lines.
+        report: Called with (component, line); one with a method ``live`` and a true ``moving`` is a terminal's
+            (:class:`trtprune.cli.console.Reporter`). None or :func:`unreported`: bars in a terminal or notebook,
+            otherwise lines in the log.
+        component: Component of the lines.
     """
     if report is None or report is unreported:
         return Progress(lambda text: unreported(component, text), bars=_watched())
@@ -108,7 +108,7 @@ class Transfer:
             self._bar = tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, leave=False)
 
     def advance(self, count: int) -> None:
-        """So many more bytes are here; negative where a file is begun again."""
+        """Adds a number of received bytes; a negative one if a file is begun again."""
         with self._lock:
             self.done += count
             now = time.monotonic()
@@ -160,7 +160,7 @@ class Transfer:
 
 
 def size(count: float) -> str:
-    """A number of bytes in three digits or so, e.g. ``14.1 GB``."""
+    """A number of bytes in about three digits, e.g. ``14.1 GB``."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.{0 if count >= 100 * unit else 1}f} {name}"

@@ -1,4 +1,4 @@
-"""What all plots share: matplotlib where it is there, one colour and marker a method, one way to write a file."""
+"""The common part of all plots: matplotlib if installed, one colour and marker per method, writing the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trtprune.installer import to_install
 __all__ = ["INK", "Style", "plot_wanted", "require_matplotlib", "save_figure", "styles_of"]
 
 INK = "#222222"
-"""What is not a method's: unpruned, floors, fronts."""
+"""Colour of unpruned, floors and fronts."""
 OTHER = "#8a8f96"
-"""Peers, and methods this version does not know."""
-# The first six are Okabe's and Ito's. The rest was searched for the largest distance between any two as seen with and
+"""Colour of peers, and of methods that this version does not know."""
+# The first six are Okabe's and Ito's. The others are from a search for the largest distance between any two, with and
 # without red-green blindness; tests/reports/test_figures.py repeats the measurement.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#751927", "#0d05ba", "#7e7bfe", "#074c6a",
@@ -31,13 +31,13 @@ logger = logging.getLogger("trtprune")
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn in every plot.
+    """The style of a method in every plot.
 
     Attributes:
-        color: The method's, as ``#rrggbb``.
-        marker: The method's, of matplotlib's.
-        dash: Of the line; the second variant of a method has another.
-        hollow: Whether the marker is an outline: a variant with other options than the first one drawn.
+        color: The method's colour, as ``#rrggbb``.
+        marker: The method's marker, as in matplotlib.
+        dash: Dash of the line; the second variant of a method has another one.
+        hollow: Whether the marker is an outline: for a variant with other options than the first one.
     """
 
     color: str
@@ -59,8 +59,8 @@ def styles_of(labels: Sequence[str], methods: Sequence[str]) -> dict[str, Style]
     whatever is drawn beside it; variants of one method share them and differ in their dash.
 
     Args:
-        labels: What is drawn.
-        methods: All methods that there are, in their order (:func:`trtprune.pruning.names`).
+        labels: All labels of the plot.
+        methods: All methods, in their order (:func:`trtprune.pruning.names`).
     """
     known = [name for name in methods if name != "none"]
     seen: dict[str, int] = {}
@@ -102,10 +102,10 @@ def require_matplotlib(flag: str, path: Path) -> Any:
 
 
 def plot_wanted(asked: bool | None, flag: str, path: Path) -> bool:
-    """Whether a picture is to be drawn; None: nobody said, and then a missing matplotlib costs a note.
+    """Whether a picture is to be drawn; with None (no flag) a missing matplotlib only gives a note.
 
     Raises:
-        BackendError: if it was asked for and matplotlib is missing.
+        BackendError: if it was requested and matplotlib is missing.
         InputError: if matplotlib does not write this kind of file.
     """
     if asked is False:
@@ -121,7 +121,7 @@ def plot_wanted(asked: bool | None, flag: str, path: Path) -> bool:
 
 
 def save_figure(figure: Any, flag: str, path: Path) -> None:
-    """Writes and closes it.
+    """Writes and closes a figure.
 
     Raises:
         InputError: if the file cannot be written.

@@ -1,10 +1,10 @@
-"""How far an accuracy can be trusted, and whether two of them differ: intervals and a paired test.
+"""Intervals of an accuracy, and a paired test of the difference of two.
 
 Everything here is exact or seeded: the same marks give the same numbers.
 
-Questions about one picture are not independent of each other: if pruning lost an object, all of them suffer.  Where
-intervals are given ``clusters``, one label a question, they are widened by the design effect of the marks' mean
-(L. Kish, "Survey Sampling", 1965): its variance with clusters drawn at random over that with questions drawn at random.
+Questions about one image are not independent: if pruning loses an object, all of them suffer.  With ``clusters``, one
+label per question, intervals are widened by the design effect of the marks' mean (L. Kish, "Survey Sampling", 1965):
+its variance with clusters drawn at random, divided by that with questions drawn at random.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def wilson(right: float, n: float, z: float = Z95) -> tuple[float, float]:
     inference", J. Am. Stat. Assoc. 22 (1927).
 
     Args:
-        right: How many of ``n`` were right.
-        n: How many there were, or as how many independent ones they count; 0 gives (0, 1), as nothing is known.
+        right: Number of right ones among ``n``.
+        n: Number of trials, or of independent trials that they count as; 0 gives (0, 1), as nothing is known.
         z: Normal quantile; the default makes a 95 % interval.
     """
     if n < 0 or not 0 <= right <= n:
@@ -46,18 +46,18 @@ def wilson(right: float, n: float, z: float = Z95) -> tuple[float, float]:
     p, spread = right / n, z * z / n
     centre = (p + spread / 2) / (1 + spread)
     reach = math.sqrt(p * (1 - p) * spread + spread * spread / 4) / (1 + spread)
-    # At 0 and n the bounds are 0 and 1 exactly; rounding must not put them a hair outside or inside.
+    # At 0 and n the bounds are exactly 0 and 1; rounding must not move them.
     low = 0.0 if right == 0 else max(0.0, centre - reach)
     high = 1.0 if right == n else min(1.0, centre + reach)
     return low, high
 
 
 def design_effect(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:
-    """How many times the variance of the mean of ``values`` is what it would be of independent ones, at least 1.
+    """The variance of the mean of ``values`` divided by that of independent values, at least 1.
 
     Args:
         values: Marks, or differences of marks.
-        clusters: For each the picture it is about; None: all independent.
+        clusters: The image of each value; None: all independent.
     """
     n = len(values)
     if clusters is None or n < 2:
@@ -68,7 +68,7 @@ def design_effect(values: Sequence[float], clusters: Sequence[Hashable] | None) 
         residuals[cluster] = residuals.get(cluster, 0.0) + value - mean
     plain = sum((value - mean) ** 2 for value in values) * n / (n - 1)
     groups = len(residuals)
-    # Of a single picture nothing can be said about others; rounding alone must not look like variance.
+    # A single image says nothing about others; rounding alone must not look like variance.
     if groups < 2 or plain < 1e-12 * n:
         return 1.0
     return max(1.0, sum(r * r for r in residuals.values()) * groups / (groups - 1) / plain)
@@ -82,14 +82,14 @@ def bootstrap(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``scores`` (Efron 1979), for marks that are not just 0 and 1.
+    """Percentile bootstrap interval of the mean of ``scores`` (Efron 1979), for marks other than 0 and 1.
 
     Args:
-        scores: The marks, one a question; differences of marks do as well.
-        seed: Of the resampling.
-        resamples: How many samples with replacement are drawn.
+        scores: The marks, one per question, or differences of marks.
+        seed: Seed of the resampling.
+        resamples: Number of samples with replacement.
         level: Coverage.
-        clusters: What is drawn, with all its scores; None: the scores.
+        clusters: The units of drawing, each with all its scores; None: the scores.
     """
     import numpy as np
 
@@ -116,7 +116,7 @@ def bootstrap(
 def interval(
     scores: Sequence[float], *, seed: int = 0, clusters: Sequence[Hashable] | None = None
 ) -> tuple[float, float]:
-    """95 % interval of the mean mark: Wilson's where every mark is 0 or 1, the bootstrap's where some lie between."""
+    """95 % interval of the mean mark: Wilson's if all marks are 0 or 1, otherwise the bootstrap's."""
     if all(score in (0, 1) for score in scores):
         effect = design_effect(scores, clusters)
         return wilson(sum(scores) / effect, len(scores) / effect)
@@ -124,7 +124,7 @@ def interval(
 
 
 def paired_interval(broken: float, repaired: float, n: float) -> tuple[float, float]:
-    """95 % limits of a change of accuracy, from how many questions broke and how many were repaired.
+    """95 % limits of a change of accuracy, from the numbers of broken and repaired questions.
 
     D. G. Bonett and R. M. Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
     paired data", Journal of Educational and Behavioral Statistics 37 (2012): with b broken and c repaired of n,
@@ -132,7 +132,7 @@ def paired_interval(broken: float, repaired: float, n: float) -> tuple[float, fl
         p12 = (b + 1) / (n + 2),  p21 = (c + 1) / (n + 2),
         (p21 - p12) ± z sqrt((p12 + p21 - (p21 - p12)²) / (n + 2)).
 
-    It has a width even where nothing changed, which matters: ten questions that all stayed right prove little.
+    The interval has a width even if nothing changed: ten questions that all stayed right prove little.
     """
     worse, better = (broken + 1) / (n + 2), (repaired + 1) / (n + 2)
     centre = better - worse
@@ -141,8 +141,8 @@ def paired_interval(broken: float, repaired: float, n: float) -> tuple[float, fl
 
 
 def mcnemar_exact(b: int, c: int) -> float:
-    """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947): of ``b + c`` pairs that differ, are more
-    of one kind than a fair coin would give?
+    """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947): whether the ``b + c`` pairs that
+    differ are more uneven than a fair coin.
 
     Args:
         b: Pairs right before and wrong after.
@@ -154,7 +154,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     if b < 0 or c < 0:
         raise ValueError(f"counts {b} and {c}")
     n, few = b + c, min(b, c)
-    if 2 * few >= n - 1:  # as even as it can be: the two tails cover everything
+    if 2 * few >= n - 1:  # as even as possible: the two tails cover everything
         return 1.0
     if n <= _EXACT_UP_TO:
         term, total = 1, 1
@@ -162,7 +162,7 @@ def mcnemar_exact(b: int, c: int) -> float:
             term = term * (n - k + 1) // k
             total += term
         return min(1.0, 2 * total / (1 << n))
-    # From the largest term downwards, as shares of it: whole numbers of thousands of digits would take minutes.
+    # From the largest term downwards, as fractions of it: integers of thousands of digits would take minutes.
     share, total_share = 1.0, 1.0
     for k in range(few, 0, -1):
         share *= k / (n - k + 1)
@@ -175,18 +175,18 @@ def mcnemar_exact(b: int, c: int) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """The same questions marked twice: how many got a lower mark (broken) and how many a higher one (repaired).
+    """The same questions marked twice: numbers of lower marks (broken) and higher marks (repaired).
 
     Attributes:
-        broken: Lower after than before.
-        repaired: Higher after than before.
-        same: Equal marks.
+        broken: Number of marks that are lower after than before.
+        repaired: Number of marks that are higher after than before.
+        same: Number of equal marks.
         p: Two-sided exact p-value of "as many broken as repaired"; McNemar's test for marks of 0 and 1, the sign
             test for others.
         difference: Mean mark after minus before.
         low: Lower end of the difference's 95 % interval: :func:`paired_interval`, or the bootstrap's where marks lie
             between 0 and 1.
-        high: Its upper end.
+        high: Upper end of the interval.
     """
 
     broken: int
@@ -206,8 +206,8 @@ def paired(
     Args:
         before: Marks of the questions, unpruned for instance.
         after: Marks of the same questions in the same order.
-        seed: Of the bootstrap.
-        clusters: For each question the picture it is about, for the interval; the test takes all as independent.
+        seed: Seed of the bootstrap.
+        clusters: Each question's image, for the interval; the test treats all questions as independent.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} marks before and {len(after)} after")

@@ -1,7 +1,7 @@
-"""Tables for a terminal: never wider than it is, and never wrapped into rubble.
+"""Tables for a terminal, never wider than it and never wrapped.
 
-What does not fit loses its least important columns, and a line names them; where even what must stay does not fit, each
-row is written under itself. Into a pipe, which has no width, goes everything.
+A table that is too wide loses its least important columns, and a line names them. If the columns that must stay do not
+fit either, each row becomes a paragraph. A pipe has no width and gets the whole table.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: Its head; a line break makes it two lines.
-        drop: 0 stays whatever the width; of the others the highest goes first.
+        name: Head of the column; a line break makes it two lines.
+        drop: 0 for a column that always stays; the highest number is dropped first.
         left: Left-aligned: words. Numbers are right-aligned.
     """
 
@@ -40,7 +40,7 @@ class Column:
 
 
 def terminal_width(otherwise: int | None = None) -> int | None:
-    """Columns of the terminal that stdout is, or that ``COLUMNS`` says; ``otherwise`` where there is none."""
+    """Width of the terminal behind stdout, or the one in ``COLUMNS``; ``otherwise`` without a terminal."""
     if os.environ.get("COLUMNS", "").isdigit() and int(os.environ["COLUMNS"]) > 0:
         return max(NARROWEST, int(os.environ["COLUMNS"]))
     if sys.stdout is not None and sys.stdout.isatty():
@@ -54,17 +54,17 @@ def lay_out(
     """The table as lines without trailing blanks.
 
     Args:
-        columns: Of every row.
+        columns: Columns of every row.
         rows: Cells; None is an empty line.
-        width: Of the terminal; None: as wide as it gets.
-        more: Where all columns are, for the line that names those left out.
+        width: Width of the terminal; None: unlimited.
+        more: Where all columns can be found, for the line that names the missing ones.
     """
-    columns = [replace(columns[0], drop=0), *columns[1:]]  # a row without its name says nothing
+    columns = [replace(columns[0], drop=0), *columns[1:]]  # a row without its name would be meaningless
     shown = [k for k in range(len(columns)) if any(row is not None and row[k] for row in rows) or not columns[k].drop]
     dropped: list[int] = []
     while width is not None and _width(columns, rows, shown) > width and any(columns[k].drop for k in shown):
         worst = max(shown, key=lambda k: (columns[k].drop, k))
-        # Columns of one rank are of one kind: half of them would be of no use.
+        # Columns of one rank belong together: half of them would be useless.
         going = [k for k in shown if columns[k].drop == columns[worst].drop]
         dropped += going
         shown = [k for k in shown if k not in going]
@@ -113,7 +113,7 @@ def _lines(columns: Sequence[Column], rows: Sequence[Sequence[str] | None], show
 
 
 def _records(columns: Sequence[Column], rows: Sequence[Sequence[str] | None], width: int) -> list[str]:
-    """Each row under itself: its first cell, then a line a column that says something."""
+    """Each row as a paragraph: its first cell, then one line per column that is not empty."""
     lines = []
     longest = max(len(column.title) for column in columns[1:])
     for row in rows:

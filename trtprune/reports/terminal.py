@@ -1,7 +1,7 @@
-"""Standard output and standard error: what may be written there, and what happens if it cannot.
+"""Standard output and standard error: the allowed characters, and errors of writing.
 
-Texts of files and answers of models are untrusted: no control character of theirs reaches a terminal.  Colours only
-where the user wants them (``NO_COLOR``, ``TERM=dumb``).  An answer that cannot be written is an error, never lost.
+Texts of files and answers of models are untrusted: none of their control characters reaches a terminal.  Colours depend
+on the user (``NO_COLOR``, ``TERM=dumb``).  An answer that cannot be written is an error, never lost in silence.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ LINE_LENGTH = 1000
 """Characters of a log line."""
 
 UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
-"""Control characters but tab and newline, and those that reorder a line: what an answer has no use for."""
+"""Control characters except tab and newline, and those that reorder a line: an answer needs none of them."""
 
 COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 UNPRINTABLE_JSON = re.compile("[\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-"""What ``json.dumps`` leaves as it is, and a terminal or an encoder does not bear."""
+"""Characters that ``json.dumps`` does not escape, but that are unsafe for a terminal or an encoder."""
 
 
 class StdoutError(OSError):
-    """Standard output that cannot be written: told apart from every other file of the system's errors."""
+    """An error in writing standard output, as a type of its own beside errors of other files."""
 
 
 class _Stdout(io.FileIO):
-    """Standard output's file, whose errors say that they are its own."""
+    """Standard output's file; its errors are :class:`StdoutError`."""
 
     def write(self, data: Any, /) -> int:
-        """As the system's write."""
+        """Writes as ``io.FileIO`` does."""
         try:
             return super().write(data)
         except OSError as error:
@@ -60,10 +60,10 @@ class _Stdout(io.FileIO):
 
 
 class _TerminalText(io.TextIOWrapper):
-    """Standard output on a terminal: of control sequences only colours pass, whatever file a text came from."""
+    """Standard output on a terminal: only colours pass of all control sequences, whatever file a text came from."""
 
     def write(self, text: str, /) -> int:
-        """As a text file's write, with other control characters as escapes."""
+        """Writes as a text file does, with other control characters as escapes."""
         if UNPRINTABLE.search(text):
             text = "".join(
                 part if COLOUR.fullmatch(part) else UNPRINTABLE.sub(lambda found: printable(found[0]), part)
@@ -73,7 +73,7 @@ class _TerminalText(io.TextIOWrapper):
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at that moment: rich replaces it while it draws a spinner or a bar."""
+    """Writes to the current ``sys.stderr``: rich replaces it while it draws a spinner or a bar."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -89,7 +89,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class LineFormatter(logging.Formatter):
-    """One printable line of bounded length for each record, whatever file its texts came from."""
+    """One printable line of bounded length for each record, whatever file its text came from."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback if the record has one."""
@@ -99,7 +99,7 @@ class LineFormatter(logging.Formatter):
         """The line."""
         text = record.message
         if len(text) > LINE_LENGTH or not text.isprintable():
-            # Not one_line alone: it would close up the columns of an ordinary line.
+            # Not one_line alone: it would remove the spaces between the columns of an ordinary line.
             record.message = one_line(text, LINE_LENGTH)
         return super().formatMessage(record)
 
@@ -118,7 +118,7 @@ def stderr_console() -> Any:
 
 
 def styled(text: str, **style: Any) -> str:
-    """``text`` in colour, unless the user wants none; ``click.echo`` removes colours from what is not a terminal."""
+    """``text`` in colour, unless the user wants none; ``click.echo`` removes colours if stdout is no terminal."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else click.style(text, **style)
 
@@ -127,18 +127,18 @@ def echo(text: str, *, end: bool = True) -> None:
     """Text on stdout, flushed; control characters in it do not reach a terminal.
 
     Args:
-        text: What a model or a file says.
+        text: Text of a model or a file.
         end: Whether a newline follows.
     """
     if UNPRINTABLE.search(text) and sys.stdout.isatty():
         text = UNPRINTABLE.sub(lambda found: printable(found[0]), text)
-    # color: what is piped into a file is the answer as it is.
+    # color: a file or pipe gets the answer unchanged.
     click.echo(text, nl=end, color=True)
 
 
 def echo_json(data: Any) -> None:
     """One JSON document on a line of stdout."""
-    # JSON can say everything in ASCII, where that is all that stdout takes.
+    # JSON can be written in ASCII if stdout takes nothing else.
     unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     text = json.dumps(data, ensure_ascii=not unicode)
     click.echo(UNPRINTABLE_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
@@ -147,8 +147,8 @@ def echo_json(data: Any) -> None:
 def open_standard_streams() -> None:
     """Refuses a closed stdout, and opens a closed stdin or stderr on the null device.
 
-    The next file that is opened would get the number of a closed one, and what a library writes to stderr would land
-    in it.
+    Otherwise the next file would get the number of the closed stream, and a library's messages on stderr would go into
+    that file.
 
     Raises:
         TrtpruneError: if standard output is closed.
@@ -188,7 +188,7 @@ def _name_stdout_errors() -> None:
 
 
 def output_fault(error: OSError | UnicodeEncodeError) -> TrtpruneError | None:
-    """What an error of the operating system or of an encoder means for the user; None if the reader has gone."""
+    """The user's error for one of the operating system or of an encoder; None if the reader has closed the pipe."""
     if isinstance(error, UnicodeEncodeError):
         sign = error.object[error.start : error.end][:20]
         return TrtpruneError(
@@ -208,7 +208,7 @@ def output_fault(error: OSError | UnicodeEncodeError) -> TrtpruneError | None:
 
 
 def drop_stdout() -> None:
-    """Sends what is left in stdout's buffer nowhere, or the interpreter would complain of it on its way out."""
+    """Discards stdout's buffer, because the interpreter would report an error at its end."""
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError, AttributeError):

@@ -1,7 +1,7 @@
 """Pictures of what a pruning method kept.
 
 picture = overlay(image, result.kept_indices, patch_grid=(24, 24), geometry=preprocessor.geometry(image))
-panels(image, [[picture, …], …], caption=prompt).save("kept.png")  # a row a method, a column a budget
+panels(image, [[picture, …], …], caption=prompt).save("kept.png")  # rows are methods, columns are budgets
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``trtprune show``: what methods keep of a picture at several budgets and what is answered then, as one sheet."""
+"""``trtprune show``: kept tokens of an image by several methods at several budgets, with answers, as one sheet."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ logger = logging.getLogger("trtprune")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be shown.
+    """The request of a sheet.
 
     Attributes:
-        image: The picture.
+        image: The image.
         prompt: The question; text-aware methods select by it.
-        keeps: Budgets, a column each; none: as built.
-        methods: ``METHOD[:OPTION=VALUE]…``, a row each; none: as built.
-        seed: Of method ``random``.
-        answers: Answer the question with what each kept, and with all tokens.
-        max_new_tokens: Longest answer.
+        keeps: Budgets, one column each; empty: as built.
+        methods: ``METHOD[:OPTION=VALUE]…``, one row each; empty: as built.
+        seed: Seed of method ``random``.
+        answers: Whether to answer the question with each selection and with all tokens.
+        max_new_tokens: Longest answer, in tokens.
     """
 
     image: ImageInput
@@ -55,14 +55,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a method keeps at a budget.
+    """The selection of a method at a budget.
 
     Attributes:
-        method, keep: Which.
-        kept_indices: int64, ascending; of a method inside the decoder what is left in its last segment.
+        method, keep: Method and budget.
+        kept_indices: int64, ascending; for a method inside the decoder, the tokens in its last segment.
         merged_into: As of :func:`trtprune.show.references.merged_into`.
-        answer: None: not asked, or not to be had here.
-        segment_tokens: Tokens in each segment of a decoder that is cut.
+        answer: The answer; None if not requested or not possible here.
+        segment_tokens: Tokens in each segment of a segmented decoder.
     """
 
     method: str
@@ -74,7 +74,7 @@ class Panel:
 
     @property
     def merged(self) -> list[list[int]]:
-        """The tokens of each row that is more than one."""
+        """The tokens of each row that stands for several."""
         groups: dict[int, list[int]] = {}
         for token, target in enumerate([] if self.merged_into is None else self.merged_into):
             if target >= 0:
@@ -82,7 +82,7 @@ class Panel:
         return [group for _, group in sorted(groups.items()) if len(group) > 1]
 
     def caption(self, total: int) -> str:
-        """A line."""
+        """The panel's title."""
         if self.segment_tokens:
             steps = " → ".join(map(str, self.segment_tokens))
             merged = f", {len(self.merged)} merged" if self.merged else ""
@@ -90,7 +90,7 @@ class Panel:
         return caption_for(self.method, len(self.kept_indices), total, len(self.merged))
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The data of ``--json``."""
         found: dict[str, Any] = {"method": self.method, "keep": self.keep}
         found["kept_indices"] = [int(index) for index in self.kept_indices]
         if self.merged_into is not None:
@@ -102,7 +102,7 @@ class Panel:
 
 @dataclass
 class Sheet:
-    """Everything that is drawn: the picture as the model sees it, a row of panels a method, and the unpruned answer."""
+    """The whole content: the image as the model sees it, one row of panels per method, and the unpruned answer."""
 
     view: View
     rows: list[list[Panel | None]] = field(default_factory=list)
@@ -110,15 +110,15 @@ class Sheet:
 
     @property
     def panels(self) -> list[Panel]:
-        """All of them."""
+        """All panels, row by row."""
         return [panel for row in self.rows for panel in row if panel is not None]
 
 
 def check_output(path: Path) -> None:
-    """Refuses what could not be written, before there is anything to write.
+    """Refuses an output that cannot be written, before any work.
 
     Raises:
-        InputError: for a folder that is missing, or a kind of file that is no picture.
+        InputError: for a missing folder, or a file type that is no picture.
     """
     from PIL import Image
 
@@ -134,12 +134,12 @@ def check_output(path: Path) -> None:
 def find_panels(variants: Variants, asked: Asked, say: Callable[[str], None] | None = None) -> Sheet:
     """Runs every method at every budget.
 
-    A method the directory was not built with is built on the way; where that cannot be (engines), its NumPy reference
-    selects from what the directory's vision graph returns, and there is no answer.
+    Methods other than the directory's own are built first.  If that is impossible (engines), the method's NumPy
+    reference selects from the outputs of the directory's vision graph, and there is no answer.
 
     Raises:
         BudgetError: for a method, option or budget that cannot be served.
-        InputError: for a picture that cannot be read.
+        InputError: for an image that cannot be read.
     """
     chosen = _variants(variants, asked.methods)
     base = variants.open(variants.own)
@@ -161,7 +161,7 @@ def find_panels(variants: Variants, asked: Asked, say: Callable[[str], None] | N
 
 
 def _variants(variants: Variants, methods: Sequence[str]) -> list[Variant]:
-    """The directory's own method with the options it was built with, where it is named without any."""
+    """The variants; the directory's own method without options gets its options of the build."""
     found = []
     for text in methods:
         parsed = Variant.parse(text)
@@ -170,7 +170,7 @@ def _variants(variants: Variants, methods: Sequence[str]) -> list[Variant]:
 
 
 def _open(variants: Variants, variant: Variant, asked: Asked) -> Vlm | None:
-    """A build of the method; None where only its NumPy reference can be had."""
+    """A build of the method; None if only its NumPy reference is available."""
     try:
         return variants.open(variant)
     except (BackendError, CheckpointError, ModuleNotFoundError) as error:
@@ -200,7 +200,7 @@ def _panel(
     except BudgetError as error:
         if alone:
             raise
-        # Of several methods, those inside the decoder cannot go as low as others: their place stays empty.
+        # Methods inside the decoder cannot reach budgets as small as others: their place stays empty.
         logger.warning("%s at %d: %s", variant.label, keep, error.flag_message)
         return None
     own = view if variant == variants.own else vlm.look(view.image, asked.prompt)
@@ -225,7 +225,7 @@ def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: Asked) -> Pane
 
 
 def _unpruned(variants: Variants, sheet: Sheet, asked: Asked) -> str | None:
-    """The answer with all tokens, from a build that prunes nothing; None with a note where there is none."""
+    """The answer with all tokens, from a build that prunes nothing; without one, None and a note."""
     for panel in sheet.panels:
         if panel.method == "none":
             return panel.answer
@@ -242,13 +242,13 @@ def _unpruned(variants: Variants, sheet: Sheet, asked: Asked) -> str | None:
 
 
 def draw(sheet: Sheet, asked: Asked, model: Any, *, font: Path | None = None) -> Image.Image:
-    """The sheet as a picture; says which letters no font here has.
+    """The sheet as a picture; notes the letters that no font on this machine has.
 
     Args:
-        sheet: What was found.
-        asked: What was asked.
+        sheet: The content.
+        asked: The request.
         model: The engine directory's model.
-        font: A font file that goes before those that are found.
+        font: A font file with priority over the system's fonts.
     """
     size = panel_size(max(map(len, sheet.rows)))
     drawn: list[list[Image.Image | None]] = []
@@ -287,7 +287,7 @@ def draw(sheet: Sheet, asked: Asked, model: Any, *, font: Path | None = None) ->
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Writes the picture, whole or not at all.
+    """Writes the picture, completely or not at all.
 
     Raises:
         InputError: if it cannot be written.

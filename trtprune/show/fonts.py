@@ -1,8 +1,8 @@
-"""Letters for pictures: a font that has each of them, or the news that none has.
+"""Letters for pictures: a font for each letter, or the list of letters without one.
 
-Latin, Greek and Cyrillic come with the package (a part of DejaVu Sans). For everything else, Chinese, Japanese and
-Korean above all, the fonts of the system are searched when such a letter is first asked for; a font given by name goes
-before all others. A letter that no font has is drawn as U+FFFD, and :func:`missing` names it.
+Latin, Greek and Cyrillic come with the package (a part of DejaVu Sans). For all other letters, above all Chinese,
+Japanese and Korean, the fonts of the system are searched when the first such letter is needed; a font given by name has
+priority. A letter that no font has is drawn as U+FFFD, and :func:`missing` names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["check_font", "clean", "font_for", "missing", "runs", "system_folders
 OWN = Path(__file__).with_name("data") / "DejaVuSans-subset.ttf"
 REPLACEMENT = "\ufffd"
 ABSENT = "\uffff"
-"""Not a character: what a font draws for it is its sign for letters it lacks."""
+"""Not a character: a font draws its sign for missing letters."""
 MAX_FONTS = 4000
 KINDS = (".ttf", ".ttc", ".otf", ".otc")
-# Of many fonts those that have the most letters come first, so that a search opens few files.
+# Fonts with the most letters come first, so that a search opens few files.
 BROAD = re.compile(
     r"noto ?sans ?(mono)?(cjk|sc|tc|hk|jp|kr)|source ?han ?sans|wqy|droid ?sans ?fallback|pingfang|hiragino|stheiti|"
     r"msyh|simsun|yugoth|meiryo|malgun|apple ?sd ?gothic|arial ?unicode|noto ?sans|unifont",
@@ -39,7 +39,7 @@ BROAD = re.compile(
 
 
 def system_folders() -> list[Path]:
-    """Where this system keeps fonts."""
+    """The font folders of this system."""
     home = Path.home()
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA", str(home / "AppData" / "Local"))
@@ -52,7 +52,7 @@ def system_folders() -> list[Path]:
 
 
 def check_font(path: Path | None) -> None:
-    """Raises InputError if ``path`` is no font that can be read."""
+    """Raises InputError if ``path`` is not a readable font."""
     from PIL import ImageFont
 
     try:
@@ -64,18 +64,18 @@ def check_font(path: Path | None) -> None:
 
 
 def clean(text: str) -> str:
-    """The text composed where letters and accents came apart, without characters that only steer."""
+    """The text with letters and accents composed, and without control characters."""
     composed = unicodedata.normalize("NFC", text)
     return "".join(c for c in composed if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn") or c.isspace())
 
 
 def runs(text: str, size: float, given: Path | None = None) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-    """The text in pieces, each with a font that has its letters."""
+    """The text in pieces, each with a font for its letters."""
     pieces: list[tuple[str, Path]] = []
     for letter in text:
         found = font_for(letter, given)
         letter, path = (letter, found) if found is not None else (REPLACEMENT, OWN)
-        # A space, or an accent that found no letter to stand on, stays with what is before it.
+        # A space, or an accent that could not be composed, stays with the text before it.
         if pieces and (pieces[-1][1] == path or letter.isspace() or unicodedata.combining(letter)):
             pieces[-1] = (pieces[-1][0] + letter, pieces[-1][1])
         else:
@@ -84,13 +84,13 @@ def runs(text: str, size: float, given: Path | None = None) -> list[tuple[str, I
 
 
 def missing(text: str, given: Path | None = None) -> str:
-    """The letters of a text that no font here has, each once."""
+    """The letters of a text that no font on this machine has, each once."""
     return "".join(dict.fromkeys(letter for letter in clean(text) if font_for(letter, given) is None))
 
 
 @functools.lru_cache(maxsize=65536)
 def font_for(letter: str, given: Path | None = None) -> Path | None:
-    """The first font that has the letter."""
+    """The first font with the letter."""
     if letter.isspace():
         return given or OWN
     return next((path for path in _fonts(given) if _has(path, letter)), None)
@@ -133,11 +133,11 @@ def _open(path: Path, size: float) -> ImageFont.FreeTypeFont:
 
 
 def _has(path: Path, letter: str) -> bool:
-    """Whether the font draws anything else than its sign for a letter it lacks."""
+    """Whether the font draws something other than its sign for missing letters."""
     try:
         face = _open(path, 16)
         return bytes(face.getmask(letter)) != _absent(path)
-    except (OSError, ValueError):  # no font, or one of pictures in a fixed size
+    except (OSError, ValueError):  # not a font, or one of bitmaps in a fixed size
         return False
 
 

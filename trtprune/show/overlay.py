@@ -1,6 +1,6 @@
-"""The picture with the kept tokens' patches as they are and everything else dimmed.
+"""The image with the kept tokens' patches bright and everything else dimmed.
 
-Drawn on the picture the user gave, not on the square the model saw: what the processor cropped away is visible as such.
+Drawn on the user's image, not on the model's square input: the parts that the processor cut off are visible as such.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ OUTLINE = (255, 196, 0)
 FRAME = (250, 250, 250)
 MERGED = (120, 200, 255)
 TINTS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (122, 123, 254))
-"""What patches of one merged token share; neighbours differ."""
+"""Tints of merged tokens: patches of one token share a tint, neighbours differ."""
 
 
 class Geometry(Protocol):
-    """Where the model's input lies in the picture: input pixel (x, y) is at (left + x·scale_x, top + y·scale_y)."""
+    """The place of the model's input in the image: input pixel (x, y) is at (left + x·scale_x, top + y·scale_y)."""
 
     @property
     def left(self) -> float: ...
@@ -53,22 +53,23 @@ def overlay(
     title: str | None = None,
     size: int = PANEL,
 ) -> Image.Image:
-    """Draws which patches of a picture were kept.
+    """Draws the kept patches of an image.
 
     Args:
-        image: The picture, upright.
-        kept_indices: Kept visual tokens of this picture; -1, a CLS token that was kept beside them, has no place.
+        image: The image, upright.
+        kept_indices: Kept visual tokens of this image; -1, a kept CLS token, has no place.
         patch_grid: (rows, columns) of the vision tower.
-        geometry: Where the model's input lies in ``image``; the whole picture by default.
-        first_patch: The patch that token 0 stands for; -1 where token 0 is the CLS token, which has no place.
+        geometry: The place of the model's input in ``image``; the whole image by default.
+        first_patch: The patch of token 0; -1 if token 0 is the CLS token, which has no place.
         merged_into: For each visual token the kept one whose row it is a part of, -1 for none; see
-            :meth:`trtprune.pruning.Method.merged_into`. Tokens that are several patches are tinted alike and outlined
-            in blue.
-        title: A line under the picture.
-        size: The longer side of the drawn picture in pixels.
+            :meth:`trtprune.pruning.Method.merged_into`. Patches of a merged token have the same tint and a blue
+            outline.
+        title: A line under the image.
+        size: The longer side of the result in pixels.
 
     Returns:
-        A new RGB picture: kept patches bright and outlined, dropped ones dark and grey, what the model never saw pale.
+        A new RGB picture: kept patches bright and outlined, dropped ones dark and grey, the rest of the
+        image, which the model did not see, pale.
 
     Raises:
         InputError: if an index lies outside the grid.
@@ -84,7 +85,7 @@ def overlay(
         xs = [shown.width * c / columns for c in range(columns + 1)]
         ys = [shown.height * r / rows for r in range(rows + 1)]
     else:
-        # A convolution drops the pixels that fill no whole patch: SigLIP at 384 has 27 patches of 14, not 27.4 × 14.
+        # A convolution drops pixels behind the last whole patch: SigLIP at 384 has 27 patches of 14, not 27.4.
         patch_x, patch_y = geometry.width // columns or 1, geometry.height // rows or 1
         xs = [(geometry.left + c * patch_x * geometry.scale_x) * zoom_x for c in range(columns + 1)]
         ys = [(geometry.top + r * patch_y * geometry.scale_y) * zoom_y for r in range(rows + 1)]
@@ -92,7 +93,7 @@ def overlay(
 
     grey = ImageOps.grayscale(shown).convert("RGB")
     unseen = Pil.blend(grey, Pil.new("RGB", shown.size, (206, 208, 212)), 0.72)
-    # Towards a dark grey, not towards black: in a dark picture black patches would look the same either way.
+    # Towards a dark grey, not towards black: in a dark image black patches would look the same either way.
     dropped = Pil.blend(Pil.blend(shown, grey, 0.85), Pil.new("RGB", shown.size, (52, 54, 62)), 0.68)
     seen = Pil.new("L", shown.size, 0)
     ImageDraw.Draw(seen).rectangle((left[0], top[0], left[-1] - 1, top[-1] - 1), fill=255)
@@ -123,7 +124,7 @@ def overlay(
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The picture as RGB with its longer side ``size`` pixels long."""
+    """The image as RGB with a longer side of ``size`` pixels."""
     from PIL import Image as Pil
 
     zoom = size / max(image.size)
@@ -149,7 +150,7 @@ def _patches(indices: Iterable[int], rows: int, columns: int, first: int) -> set
 def _groups(
     merged_into: Sequence[int] | np.ndarray | None, rows: int, columns: int, first: int
 ) -> list[set[tuple[int, int]]]:
-    """The patches of each token that is more than one, in the tokens' order."""
+    """The patches of each token with several patches, in the tokens' order."""
     found: dict[int, set[tuple[int, int]]] = {}
     for token, target in enumerate([] if merged_into is None else merged_into):
         patch = token + first
@@ -159,7 +160,7 @@ def _groups(
 
 
 def _outline(kept: set[tuple[int, int]], left: list[int], top: list[int]) -> Iterable[tuple[int, int, int, int]]:
-    """The lines between kept and other patches, on the kept side: regions read better than a lattice."""
+    """The lines between kept and other patches, on the kept side: outlines of regions are clearer than a grid."""
     for r, c in kept:
         x0, y0, x1, y1 = left[c], top[r], left[c + 1] - 1, top[r + 1] - 1
         if (r - 1, c) not in kept:

@@ -1,4 +1,4 @@
-"""Several overlays on one sheet: the picture itself at the left, then methods in rows and budgets in columns."""
+"""Several overlays on one sheet: the image itself at the left, then methods in rows and budgets in columns."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ __all__ = ["answer_under", "caption_for", "panel_size", "panels"]
 GAP = 18
 MAX_COLUMNS = 4
 WIDEST = 2600
-"""Pixels of a sheet: with many budgets, panels become smaller."""
+"""The largest width of a sheet in pixels: with many budgets, panels become smaller."""
 SMALLEST = 200
 FAINT = (110, 114, 122)
 CHANGED = (190, 30, 45)
 
 
 def caption_for(method: str, kept: int, total: int, merged: int = 0) -> str:
-    """``adafv · 64 of 576 tokens (11.1 %)``; with ``, 10 merged`` where tokens are several patches."""
+    """``adafv · 64 of 576 tokens (11.1 %)``; with ``, 10 merged`` for tokens of several patches."""
     more = f", {merged} merged" if merged else ""
     return f"{method} · {kept} of {total} tokens ({100 * kept / total:.1f} %){more}"
 
 
 def panel_size(columns: int) -> int:
-    """The longer side of a picture where so many stand beside the picture itself."""
+    """The longer side of a panel, in pixels, if ``columns`` panels are beside the image."""
     return max(SMALLEST, min(PANEL, WIDEST // (columns + 1) - GAP))
 
 
 def answer_under(
     picture: Image.Image, answer: str | None, *, same: bool = True, font: Path | None = None
 ) -> Image.Image:
-    """The picture with the answer under it, on up to three lines; None leaves it as it is.
+    """The panel with the answer under it, on up to three lines; None leaves it unchanged.
 
-    One that is not ``same`` as with all tokens is red.
+    An answer that is not the ``same`` as with all tokens is red.
     """
     if answer is None:
         return picture
@@ -61,15 +61,15 @@ def panels(
     """Lays out the original and the overlays.
 
     Args:
-        image: The picture itself.
-        pictures: Titled pictures of :func:`~trtprune.show.overlay`. Rows of them are laid out as they are, each
-            column under its first, with the picture itself at the left (None is an empty place); of a plain sequence
-            the picture is the first, and the rows follow from their number.
-        caption: A paragraph above the panels, of rows under the picture: the question the selection was made for.
-        aside: With rows, smaller lines under that.
-        columns: Panels a row of a plain sequence; chosen by their number otherwise.
-        size: The ``size`` the overlays were made with.
-        font: A font file that goes before those that are found.
+        image: The image itself.
+        pictures: Titled pictures of :func:`~trtprune.show.overlay`. Rows of them are placed as given, with
+            the image at the left (None is an empty place); for a plain sequence the image is the first, and the number
+            of rows follows from their number.
+        caption: The question; a paragraph above the panels, or with rows, under the image.
+        aside: With rows, smaller lines under the caption.
+        columns: Panels per row of a plain sequence; None: from their number.
+        size: The ``size`` of the overlays.
+        font: A font file with priority over the system's fonts.
 
     Returns:
         A new RGB picture.
@@ -91,7 +91,7 @@ def panels(
 
 
 def _grid(rows: Sequence[Sequence[Image.Image | None]]) -> Image.Image:
-    """All columns of one width, rows as high as their highest."""
+    """A grid with columns of equal width and rows as high as their highest panel."""
     from PIL import Image as Pil
 
     tiles = [tile for row in rows for tile in row if tile is not None]
@@ -125,7 +125,7 @@ def _framed(sheet: Image.Image) -> Image.Image:
 
 
 def _columns(count: int) -> int:
-    # Full rows where possible: 6 tiles are 3 + 3, not 4 + 2.
+    # Full rows if possible: 6 panels are 3 + 3, not 4 + 2.
     if count <= MAX_COLUMNS:
         return count
     return min((MAX_COLUMNS, 3), key=lambda n: (-count % n, -n))

@@ -19,14 +19,14 @@ STRIP = 30
 
 
 def width_of(text: str, size: float, font: Path | None = None) -> float:
-    """How many pixels a line takes."""
+    """The width of a line in pixels."""
     return sum(face.getlength(piece) for piece, face in runs(clean(text), size, font))
 
 
 def write(
     sheet: Image.Image, place: tuple[float, float], text: str, size: float, font: Path | None = None, ink: object = INK
 ) -> None:
-    """Writes a line on a picture; ``place`` is its left end, halfway up."""
+    """Writes a line on a picture; ``place`` is the middle of its left end."""
     from PIL import ImageDraw
 
     draw, (x, y) = ImageDraw.Draw(sheet), place
@@ -36,13 +36,13 @@ def write(
 
 
 def title_strip(picture: Image.Image, title: str, font: Path | None = None) -> Image.Image:
-    """The picture with a line of text under it, made smaller if it would not fit."""
+    """The picture with a line of text under it, in smaller letters if it does not fit."""
     from PIL import Image
 
     size = 17.0
     while size > 9 and width_of(title, size, font) > picture.width:
         size -= 0.5
-    # A very narrow picture gets a margin, its text would be cut off otherwise.
+    # A very narrow picture gets a margin, otherwise its text would be cut off.
     length = width_of(title, size, font)
     width = max(picture.width, int(length) + 1)
     sheet = Image.new("RGB", (width, picture.height + STRIP), PAPER)
@@ -61,7 +61,7 @@ def paragraph(
     ink: object = INK,
     centred: bool = False,
 ) -> Image.Image:
-    """A paragraph as a picture of the given width; what does not fit in ``lines`` ends in an ellipsis."""
+    """A paragraph as a picture of the given width; a text longer than ``lines`` ends in an ellipsis."""
     from PIL import Image
 
     wrapped = _wrap(clean(text), width, size, font)
@@ -91,7 +91,7 @@ def _wrap(text: str, width: int, size: float, font: Path | None) -> list[str]:
 
 
 def _words(text: str) -> list[tuple[str, bool]]:
-    """Pieces a line may end behind, and whether a space stands before each: Chinese and Japanese have none."""
+    """Pieces between possible line breaks, and whether a space is before each: Chinese and Japanese have none."""
     found: list[tuple[str, bool]] = []
     for word in text.split():
         piece, space = "", True

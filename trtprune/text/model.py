@@ -1,7 +1,7 @@
-"""What a model makes of text: turns to ids, ids to text, questions to CLIP's segments.
+"""Text to ids and back: turns to ids, ids to text, questions to CLIP's segments.
 
-Runs on files of unknown origin, so in the process of ``service``; each step is announced first, so that the one which
-takes too much can be named.
+The files are of unknown origin, so this runs in the process of ``service``; each step is announced first, so that an
+error can name the step that takes too much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trtprune.text.tokens import is_panic, load_tokenizer, open_tokens
 __all__ = ["ClipModel", "TextModel"]
 
 Announce = Callable[[str, float], None]
-"""Takes the name of a step and the seconds of processor time it may take."""
+"""A function of the name of a step and its limit of processor time in seconds."""
 TEMPLATE_SECONDS, LOAD_SECONDS, ENCODE_SECONDS = 3.0, 12.0, 5.0
 TEMPLATE, TOKENIZER, CLIP_TOKENIZER = "the chat template", "tokenizer.json", "CLIP's tokenizer.json"
 
@@ -26,7 +26,7 @@ class TextModel:
     """Tokenizer and chat template of one model.
 
     Args:
-        announce: Called with the name of what runs next.
+        announce: Called with the name of the next step.
         files: Content of the text files by name.
         image_token: The placeholder's text.
         image_token_id: Its id in the model.
@@ -45,7 +45,7 @@ class TextModel:
         self.template = ChatTemplate(find_template(files), image_token, self.tokens.named)
 
     def info(self) -> dict[str, Any]:
-        """What the other process needs to know."""
+        """Facts for the other process."""
         return {
             "formats": self.template.formats,
             "named": dict(self.tokens.named),
@@ -59,7 +59,7 @@ class TextModel:
         """``ids`` of turns (role, text, images), and ``question``, indices of the tokens of the last turn's text.
 
         Raises:
-            InputError: if the text holds another number of image placeholders than there are images.
+            InputError: if the numbers of image placeholders and images differ.
         """
         given = [Turn(*turn) for turn in turns]
         images = sum(turn.images for turn in given)
@@ -69,7 +69,7 @@ class TextModel:
             self._announce(TEMPLATE, TEMPLATE_SECONDS)
             rendered = self.template.render(given)
         self._announce(TOKENIZER, ENCODE_SECONDS)
-        # As in transformers: a template that prints the first special token itself does not get it twice.
+        # As in transformers: no second copy of a first special token that the template itself prints.
         bos = self.tokens.named.get("bos_token")
         add = not (bos and not raw and rendered.text.startswith(bos))
         encoding = _encode(self.tokens.tokenizer, rendered.text, add)
@@ -90,7 +90,7 @@ class TextModel:
         return str(self.tokens.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def rehearse(self) -> list[str]:
-        """Puts the questions to template and tokenizer that any user will; returns what users should know.
+        """Asks template and tokenizer the questions that every user will ask; returns notes for users.
 
         Raises:
             EngineDirError, InputError: if not even one question about one image can be asked.
@@ -145,15 +145,15 @@ class TextModel:
 
 
 class ClipModel:
-    """CLIP's tokenizer, set to cut a text into segments its text tower can take.
+    """CLIP's tokenizer, which splits a text into segments that fit the text tower.
 
     Args:
-        announce: As for :class:`TextModel`.
+        announce: As in :class:`TextModel`.
         text: Content of its ``tokenizer.json``.
-        length: Tokens of a segment; None where the file says so itself, as in an engine directory.
+        length: Tokens of a segment; None if the file has the number itself, as in an engine directory.
 
     Raises:
-        EngineDirError: if the tokenizer is broken or does not cut.
+        EngineDirError: if the tokenizer is broken or does not split texts.
     """
 
     def __init__(self, announce: Announce, text: str, name: str, length: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Starting the process of ``service`` and asking it; ended when it takes too much, started again when needed.
+"""The process of ``service``: started when needed, asked, and ended when it takes too much time or memory.
 
 One process serves all models of a program.  It is a fresh interpreter, not a fork: the program may run threads.
 """
@@ -28,17 +28,17 @@ __all__ = ["OFF", "Model", "stop"]
 OFF = "TRTPRUNE_TEXT_PROCESS"
 """Set to ``off``, this environment variable keeps templates and tokenizers in the program, without limits."""
 OPEN_SECONDS, ASK_SECONDS = 12.0, 6.0
-"""Processor time that opening a model's files and asking it once may take."""
+"""Limit of processor time for opening a model's files and asking it once, in seconds."""
 MEMORY = 1_500_000_000
-"""Address space of the process in bytes; reading a tokenizer of 256,000 tokens takes 320 to 630 MB."""
-# Where the processor is shared, time passes faster than it is used.
+"""Limit of the process's address space in bytes; reading a tokenizer of 256,000 tokens takes 320 to 630 MB."""
+# On a shared processor, more time passes than is used.
 WALL = 4.0 if sys.platform != "win32" else 1.0
 TRUST = "use the tokenizer and template files of a checkpoint you trust"
 START = "import sys; sys.path[:] = {path!r}; from trtprune.text.service import main; main({memory})"
 
 
 class _Process:
-    """The process, and the order in which it is asked."""
+    """The process, and the order of its messages."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -49,10 +49,10 @@ class _Process:
         self._local: Any = None
 
     def ask(self, message: dict[str, Any], seconds: float) -> Any:
-        """The answer to a message; ``generation`` changes when a process with its models has ended.
+        """The answer to a message; ``generation`` changes when a process and its models have ended.
 
         Raises:
-            TrtpruneError: as the service raised it, or because it took too much.
+            TrtpruneError: the service's own, or because it took too much time or memory.
         """
         closed = [self.closed.popleft() for _ in range(len(self.closed))]
         self.served = self.served - set(closed) | {message["model"]}
@@ -81,7 +81,7 @@ class _Process:
                 stage, allowed, answer = answer["stage"], min(seconds, answer["seconds"]), None
         except (OSError, ValueError):
             answer = None
-        except BaseException:  # an interrupt: what is still to come would be taken for the next answer
+        except BaseException:  # an interrupt: a late answer would be taken for the next one
             self.end()
             raise
         finally:
@@ -132,7 +132,7 @@ class _Process:
             self.end()
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
-            # One thread and one heap: each further one reserves address space that is never used.
+            # One thread and one heap: further ones would reserve unused address space.
             "RAYON_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MALLOC_ARENA_MAX": "1",
@@ -144,7 +144,7 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                # An interrupt of the program is not one of this process.
+                # An interrupt of the program must not reach this process.
                 start_new_session=True,
             )
         except (OSError, ValueError, TypeError) as error:
@@ -156,7 +156,7 @@ class _Process:
 
 
 def _search_path() -> list[str]:
-    """Where the libraries lie, also those that an import hook finds."""
+    """The search path of libraries, with those of import hooks."""
     found = [os.path.abspath(entry or ".") for entry in sys.path]
     for name in ("trtprune", "jinja2", "markupsafe", "tokenizers"):
         spec = importlib.util.find_spec(name)
@@ -166,7 +166,7 @@ def _search_path() -> list[str]:
 
 
 class _OutOfMemory(EngineDirError):
-    """The process took more memory than it may."""
+    """The process exceeded its memory limit."""
 
 
 def _kill(child: subprocess.Popen[bytes], late: threading.Event) -> None:
@@ -208,7 +208,7 @@ class Model:
 
     Args:
         kind: ``text`` or ``clip``; see ``trtprune.text.model``.
-        arguments: Its constructor's, JSON values.
+        arguments: Arguments of its constructor, JSON values.
 
     Raises:
         EngineDirError: if its files are broken, or reading them takes too much time or memory.
@@ -218,7 +218,7 @@ class Model:
         self._opening = {"kind": kind, "arguments": arguments}
         self._number = next(_NUMBERS)
         self._generation = -1
-        # Called by the garbage collector, in the middle of anything: the next message says it.
+        # Called by the garbage collector at any time: the next message passes it on.
         weakref.finalize(self, _PROCESS.closed.append, self._number).atexit = False
         self.info: dict[str, Any] = self.ask("info")
 
@@ -229,7 +229,7 @@ class Model:
             try:
                 return self._ask(method, arguments)
             except _OutOfMemory:
-                # Perhaps only because of the other models; they are opened again when they are asked.
+                # Perhaps only because of the other models; they are opened again at their next question.
                 if not crowded:
                     raise
                 return self._ask(method, arguments)

@@ -1,7 +1,6 @@
 """Compiling a chat template as transformers does, in jinja2's immutable sandbox.
 
-The sandbox keeps a template from reaching anything but its arguments.  It bounds neither time nor memory: those are the
-limits of the process a template runs in.
+The sandbox restricts a template to its arguments.  It does not bound time or memory: the process of the template does.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CORRECT = "correct the checkpoint's chat template (chat_template.jinja) and buil
 
 
 class Refusal(jinja2.exceptions.TemplateError):
-    """A template's own ``raise_exception``: it does not take these turns."""
+    """A template's own ``raise_exception``: it refuses these turns."""
 
 
 class _Generation(Extension):
@@ -34,7 +33,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 (jinja2's interface)
 
     def parse(self, parser: Any) -> jinja2.nodes.Node:
-        """Replaces the block by what is inside, in a scope of its own."""
+        """Replaces the block by its body, in a scope of its own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
@@ -67,7 +66,7 @@ class _Dict:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """As of ``dict``."""
+        """``dict.fromkeys``."""
         return dict.fromkeys(*args)
 
 
@@ -82,7 +81,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own filter escapes HTML, which no model was trained on.
+    # jinja2's own filter escapes HTML, but models were not trained on that.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -90,7 +89,7 @@ def compile_template(source: str) -> jinja2.Template:
     """The compiled template.
 
     Raises:
-        EngineDirError: naming the line, if it is none.
+        EngineDirError: naming the line, if it is not a valid template.
     """
     if len(source) > MAX_TEMPLATE_CHARS:
         raise EngineDirError(f"the chat template is longer than {MAX_TEMPLATE_CHARS:,} characters", hint=CORRECT)
@@ -110,8 +109,8 @@ def compile_template(source: str) -> jinja2.Template:
         raise EngineDirError(message, hint=CORRECT) from None
     except MemoryError:
         raise
-    # jinja2 hands Python code to the compiler, which has more to object to: a break outside of a loop, blocks nested
-    # too deeply, numbers too long.
+    # jinja2 passes Python code to the compiler, which refuses more: a break outside of a loop, blocks nested too
+    # deeply, numbers too long.
     except Exception as error:
         message = f"the chat template cannot be compiled: {type(error).__name__}: {str(error)[:200]}"
         raise EngineDirError(message, hint=CORRECT) from None

@@ -1,7 +1,7 @@
-"""The process that templates and tokenizers run in: limits first, then one answer for each message.
+"""The process of templates and tokenizers: limits first, then one answer for each message.
 
-Messages and answers are JSON with their length before it.  Nothing comes back as anything but numbers and text, so that
-what goes wrong here stays here.
+Messages and answers are JSON behind their length.  Answers are numbers and text only, so that faults stay in this
+process.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class Service:
         return getattr(self._models[number], message["method"])(**arguments)
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What comes back for a message: a ``result``, or what went wrong."""
+        """The answer to a message: a ``result``, or the error."""
         try:
             return {"result": self.handle(message)}
         except TrtpruneError as error:
             return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         except MemoryError:
             return {"out_of_memory": True}
-        except BaseException as error:  # a panic of a Rust library is no Exception
+        except BaseException as error:  # a panic of a Rust library is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
 def main(memory: int) -> None:
-    """Answers until standard input ends, in an address space of so many bytes."""
+    """Answers until standard input ends, in an address space of ``memory`` bytes."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What a library prints must not come between the answers.
+    # Output of a library must not mix with the answers.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory(memory)
@@ -88,11 +88,11 @@ def _send(target: BinaryIO, answer: dict[str, Any]) -> None:
 
 
 def _limit_memory(size: int) -> None:
-    if sys.platform == "win32":  # has no such limits; the time a call may take is all that is bounded there
+    if sys.platform == "win32":  # has no such limits; only the time of a call is bounded there
         return
     import resource
 
-    # macOS refuses the first or takes no notice of it.
+    # macOS refuses or ignores the first.
     for kind, value in ((resource.RLIMIT_AS, size), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         try:
             resource.setrlimit(kind, (value, value))
@@ -101,20 +101,20 @@ def _limit_memory(size: int) -> None:
 
 
 class _TimeLimit:
-    """Ends the process when it has computed for too long, even if nobody is left to do so."""
+    """Ends the process when it has computed for too long, even if its parent is gone."""
 
     def begin(self, seconds: float) -> None:
-        """A message begins, with so many seconds of processor time."""
+        """Begins a message with a limit of processor time in seconds."""
         self._end = time.process_time() + seconds
         self.step(seconds)
 
     def step(self, seconds: float) -> None:
-        """A step of it begins, with so many seconds of what is left."""
+        """Begins a step of the message with a limit of its own, within the message's."""
         if sys.platform == "win32":
             return
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        # Whole seconds; what is begun counts.
+        # Whole seconds, rounded up.
         limit = math.ceil(min(self._end, time.process_time() + seconds))
         resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))

@@ -1,7 +1,7 @@
 """The chat template: from turns to the text the model was trained on.
 
-How a template takes a message's content (a list of parts, or text), and whether it writes the image placeholder by
-itself, differs between templates and within them; it is found out by asking the template.
+The form of a message's content (a list of parts, or text), and whether the template writes the image placeholder
+itself, differ between templates and between roles; trial turns decide.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ MAX_RENDERED_CHARS = 1 << 20
 MARK = "\ue000\ue001\ue000"
 RAW = "or write the whole prompt yourself (raw_prompt)"
 LIST, TEXT, OWN = "list", "text", "own"
-"""Ways to give a message's content: parts; text with placeholders; text alone, where the template writes the others."""
+"""Forms of a message's content: parts; text with placeholders; text alone, if the template writes the placeholders."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. ``images`` pictures stand before the text; ``role`` is system, user or assistant."""
+    """One message. ``images`` is the number of images before the text; ``role`` is system, user or assistant."""
 
     role: str
     text: str
@@ -34,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The prompt's text, and the characters [start, end) of it that are the last user turn's text."""
+    """The prompt's text, and the place [start, end) of the last user turn's text in it."""
 
     text: str
     start: int
@@ -42,14 +42,14 @@ class Rendered:
 
 
 def find_template(files: Mapping[str, str]) -> str | None:
-    """The chat template among a checkpoint's text files, in the order transformers' processors look.
+    """The chat template among a checkpoint's text files, in the order of transformers' processors.
 
     Args:
         files: Content of those of ``processor_config.json``, ``chat_template.json``, ``chat_template.jinja``,
             ``tokenizer_config.json`` that exist.
 
     Raises:
-        EngineDirError: if a file is not JSON, a template is not text, or none of several is the default.
+        EngineDirError: if a file is not JSON, a template is not text, or several templates have no default.
     """
     for name in ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
         if name not in files:
@@ -93,7 +93,7 @@ class ChatTemplate:
         tokens: Special tokens by name (``bos_token`` …), which templates print.
 
     Attributes:
-        formats: How the content of a message is given, by role; ``list``, ``text`` or ``own``.
+        formats: The form of a message's content by role: ``list``, ``text`` or ``own``.
 
     Raises:
         EngineDirError: if the template cannot be compiled.
@@ -111,7 +111,7 @@ class ChatTemplate:
             self._find_formats()
 
     def render(self, turns: Sequence[Turn]) -> Rendered:
-        """The prompt for ``turns``, of which the last is the user's, ready for the assistant's answer.
+        """The prompt for ``turns``, whose last is the user's, ready for the assistant's answer.
 
         Raises:
             InputError: if the template refuses these turns (for example a system prompt).
@@ -121,8 +121,8 @@ class ChatTemplate:
         text = self._text(turns)
         if not last.text.strip():
             return Rendered(text, len(text), len(text))
-        # The same turns with a marker for the question show what stands before and after it, however often its
-        # words occur elsewhere and whatever the template does around them.
+        # The same turns with a marker for the question show the text before and after it, even if its words occur
+        # elsewhere, and whatever the template does around them.
         marked = self._text([*turns[:-1], Turn(last.role, MARK, last.images)])
         before, found, after = marked.partition(MARK)
         if not found or MARK in after or not text.startswith(before) or not text.endswith(after):
@@ -130,7 +130,7 @@ class ChatTemplate:
         return Rendered(text, len(before), len(text) - len(after))
 
     def drops(self, role: str) -> bool:
-        """Whether the template leaves out what a turn of this role says; a role that it refuses it does not drop."""
+        """Whether the template omits the text of this role's turns; False for a role that it refuses."""
         turns = {
             "system": [Turn("system", MARK), Turn("user", "a", 1)],
             "user": [Turn("user", MARK, 1)],
@@ -163,8 +163,7 @@ class ChatTemplate:
         question = Turn("user", MARK, 1)
         user = next((form for form in (LIST, OWN, TEXT) if self._prints([(question, form)], 1)), TEXT)
         asked, said = (Turn("user", "a", 1), user), (Turn("user", "b"), user)
-        # What the user's turns are is what other roles' most likely are; text is what a template without a case for
-        # lists takes.
+        # The user's form is the most likely one of other roles; a template without a case for lists takes text.
         for role, around in (("assistant", (asked, said)), ("system", (None, asked))):
             self.formats[role] = TEXT if user == OWN else user
             for form in dict.fromkeys((self.formats[role], TEXT, LIST)):
@@ -176,7 +175,7 @@ class ChatTemplate:
         self.formats["user"] = user
 
     def _prints(self, turns: Sequence[tuple[Turn, str]], images: int | None) -> bool:
-        """Whether the marker is printed once, as text and not as a part of a list, beside so many placeholders."""
+        """Whether the marker is printed once, as text and not as a part of a list, with this number of placeholders."""
         try:
             text = self._run([self._message(turn, form) for turn, form in turns])
         except (InputError, EngineDirError):
@@ -207,7 +206,7 @@ class ChatTemplate:
         except jinja2.exceptions.SecurityError as error:
             message = f"the chat template does what the sandbox forbids: {str(error)[:300]}"
             raise EngineDirError(message, hint=f"{CORRECT}, {RAW}") from None
-        # Untrusted code: a template can provoke any exception, and none of them is a bug here.
+        # Untrusted code: a template can raise any exception, and none of them is a bug here.
         except Exception as error:
             message = f"the chat template fails: {type(error).__name__}: {str(error)[:300]}"
             raise EngineDirError(message, hint=f"{CORRECT}, {RAW}") from None
@@ -215,7 +214,7 @@ class ChatTemplate:
 
 
 def _way_out(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What of these turns a template may not take."""
+    """The features of these turns that a template may refuse, as a hint."""
     if any(message["role"] == "system" for message in messages):
         return "leave out the system prompt"
     if len(messages) > 1:

@@ -1,4 +1,4 @@
-"""``tokenizer.json`` and the tokens that lie beside it, put together as transformers does.
+"""``tokenizer.json`` and the tokens in other files, combined as in transformers.
 
 Tokens and their flags (lstrip, rstrip, single_word, normalized, special) may stand in ``tokenizer.json``, in
 ``tokenizer_config.json`` (``added_tokens_decoder``, named tokens, ``extra_special_tokens``) and, in files written
@@ -19,26 +19,26 @@ from trtprune.files.reading import parse_object
 __all__ = ["MAX_TOKENIZER_BYTES", "Tokens", "check_size", "is_panic", "load_tokenizer", "open_tokens"]
 
 MAX_TOKENIZER_BYTES = 64_000_000
-"""Limit of a tokenizer.json in bytes; that of a 256k vocabulary has about 35 MB."""
-# What the file's parser makes of a byte depends on what it is; a vocabulary of 256k with its merges has half of these.
+"""Size limit of a tokenizer.json in bytes; with a vocabulary of 256,000 it has about 35 MB."""
+# The parser's memory for a byte depends on its kind; a vocabulary of 256,000 with its merges has half of these numbers.
 MAX_OBJECTS, MAX_LISTS, MAX_VALUES = 100_000, 4_000_000, 10_000_000
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# Decoders whose output is not much longer than the tokens, in one pass each.
+# Decoders of one pass whose output is not much longer than the tokens.
 PLAIN_DECODERS = ("ByteFallback", "ByteLevel", "BPEDecoder", "CTC", "Fuse", "Metaspace", "WordPiece")
 MAX_DECODERS, MAX_GROWTH = 16, 16
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer that is ready for use.
+    """A ready tokenizer.
 
     Attributes:
-        tokenizer: A ``tokenizers.Tokenizer``, which neither cuts nor pads.
-        named: Texts of the tokens with a name: ``bos_token`` …, also those the checkpoint gives names to.
-        byte_ids: Ids of single bytes (``<0x0A>``), if the decoder joins such to characters.
-        skipped_ids: Ids that decoding leaves out.
-        plain_decoder: Whether decoding takes time and memory in proportion to the tokens, whatever they are.
+        tokenizer: A ``tokenizers.Tokenizer`` without truncation and padding.
+        named: Texts of the named tokens: ``bos_token`` …, and those named by the checkpoint.
+        byte_ids: Ids of single bytes (``<0x0A>``), if the decoder joins them to characters.
+        skipped_ids: Ids that decoding omits.
+        plain_decoder: Whether time and memory of decoding are proportional to the number of tokens.
     """
 
     tokenizer: Any
@@ -49,10 +49,10 @@ class Tokens:
 
 
 def open_tokens(files: Mapping[str, str]) -> Tokens:
-    """Puts together the tokenizer of a checkpoint.
+    """The tokenizer of a checkpoint, from all its files.
 
     Args:
-        files: Content by name of ``tokenizer.json`` and those that exist of ``tokenizer_config.json``,
+        files: Content by name of ``tokenizer.json`` and the existing ones of ``tokenizer_config.json``,
             ``special_tokens_map.json`` and ``added_tokens.json``.
 
     Raises:
@@ -81,7 +81,7 @@ def open_tokens(files: Mapping[str, str]) -> Tokens:
 
 
 def check_size(text: str, name: str) -> None:
-    """Refuses a file of which a parser would make too much.
+    """Refuses a file that would take a parser too much memory.
 
     Raises:
         EngineDirError: naming the file.
@@ -113,7 +113,7 @@ def load_tokenizer(text: str, name: str) -> Any:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether an exception is a panic of a Rust library, which is no ``Exception``."""
+    """Whether an exception is a panic of a Rust library, which is not an ``Exception``."""
     return type(error).__name__ == "PanicException"
 
 
@@ -131,7 +131,7 @@ def _object(files: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]) -> dict[str, str]:
-    """Adds what ``tokenizer.json`` lacks, in transformers' order; returns the named tokens."""
+    """Adds the tokens that ``tokenizer.json`` lacks, in transformers' order; returns the named tokens."""
     where = "tokenizer_config.json"
     settings = dict(config)
     extra = settings.pop("extra_special_tokens", None)
@@ -153,7 +153,7 @@ def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]
         settings, own, extra, older = _of_map(_object(files, "special_tokens_map.json"), settings, own, extra)
         values = [settings.get(name) for name in NAMES]
         values += _list(extra, where, "extra_special_tokens")
-        # transformers does not look into entries of tokenizer_config.json here.
+        # transformers ignores entries of tokenizer_config.json here.
         special = {_text(value) for value in values if not isinstance(value, dict) or "__type" not in value}
         added = _of_list(_object(files, "added_tokens.json"), special)
         added |= tokenizer.get_added_tokens_decoder()
@@ -206,11 +206,11 @@ def _of_list(found: Mapping[str, Any], special: set[str]) -> dict[int, Any]:
 
 
 def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras: Iterable[Any]) -> None:
-    """Listed tokens, in the order of their ids; then named and extra ones that the tokenizer does not know."""
+    """Adds listed tokens in the order of their ids, then named and extra ones that the tokenizer does not know."""
     from tokenizers import AddedToken
 
     have = tokenizer.get_added_tokens_decoder()
-    # Also those it has: a name makes them special, and their flags count.
+    # Also known ones: a name makes them special, and their flags count.
     new: list[Any] = [token for _, token in sorted(added.items())]
     known = {token.content for token in have.values()} | {token.content for token in new}
     named = list(named)
@@ -225,7 +225,7 @@ def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras:
 
 
 def _own_name(key: str) -> bool:
-    """Whether a key of the config gives a name to a token, besides those that all tokenizers know."""
+    """Whether a key of the config names a token and is not one of the keys of all tokenizers."""
     return key.endswith("_token") and key not in NAMES
 
 
@@ -240,11 +240,11 @@ def _text(value: Any) -> str:
 
 
 def _any_token(value: Any, where: str, name: str) -> Any:
-    """A text as it is, an entry as an ``AddedToken``."""
+    """A text unchanged, an entry as an ``AddedToken``."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        # What says that it is a token has all its flags; older files list flags of special tokens without saying so.
+        # An entry with the type of a token has all its flags; older files list special tokens' flags without the type.
         return _token(value if "__type" in value else {"special": True, **value}, where, name)
     raise _wrong(where, name, value)
 
@@ -283,7 +283,7 @@ def _decoder(tokenizer: Any) -> Any:
 
 
 def _growth(decoder: Any, depth: int = 0) -> float:
-    """A bound on how much longer a decoder's output is than its tokens; infinite where there is none at hand."""
+    """A bound on the length of a decoder's output relative to its tokens; infinite if unknown."""
     if decoder is None:
         return 1.0
     kind = decoder.get("type")
@@ -295,8 +295,8 @@ def _growth(decoder: Any, depth: int = 0) -> float:
         return growth if len(parts) <= MAX_DECODERS and depth < MAX_DECODERS else float("inf")
     if kind == "Replace":
         old, new = decoder["pattern"].get("String"), decoder["content"]
-        # An expression may take any time to match, and an empty text matches everywhere.
+        # A regular expression may take any time to match, and an empty text matches everywhere.
         return max(1.0, len(new.encode()) / len(old.encode())) if old else float("inf")
-    if kind == "Strip":  # the library panics at tokens that are shorter than what is cut off at both ends
+    if kind == "Strip":  # the library panics at tokens that are shorter than the text removed at both ends
         return 1.0 if decoder["start"] + decoder["stop"] <= 1 else float("inf")
     return 1.0 if kind in PLAIN_DECODERS else float("inf")
