@@ -37,5 +37,5 @@ class LlavaNextFamily:
         return ProjectedTowerModel(checkpoint, self.name, Defaults(CLIP_LARGE, newline=NEWLINE))
 
     def describe(self) -> dict[str, Any]:
-        """What is supported, for ``trtprune models``."""
+        """The supported towers and decoders, for ``trtprune models``."""
         return {"family": self.name, "architecture": self.architecture, **describe_parts()}

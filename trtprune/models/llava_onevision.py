@@ -53,5 +53,5 @@ class LlavaOnevisionFamily:
         return ProjectedTowerModel(checkpoint, self.name, DEFAULTS)
 
     def describe(self) -> dict[str, Any]:
-        """What is supported, for ``trtprune models``."""
+        """The supported towers and decoders, for ``trtprune models``."""
         return {"family": self.name, "architecture": self.architecture, **describe_parts()}

@@ -96,9 +96,9 @@ class ProjectedConfig:
     projector: ProjectorConfig
     text: DecoderConfig
     lm_head: str
-    """Key of the output projection: the embedding's where they are tied."""
+    """Key of the output projection: the embedding's if they are tied."""
     tied_in_config: bool
-    """Whether the config ties them; the weights may say otherwise."""
+    """Whether the config ties them; the weights may differ all the same."""
     tensors: dict[str, TensorInfo]
     image_token_id: int
     newline: str | None
@@ -126,7 +126,7 @@ def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
     text_section = config.section("text_config")
     text = DecoderConfig.from_config(text_section, defaults.decoder)
     tensors = canonical_tensors(checkpoint.tensors, tower.RENAMES, (defaults.newline,) if defaults.newline else ())
-    # Old checkpoints set this on either level, and transformers lets either tie them.
+    # Old checkpoints set this on either level, and in transformers either one ties them.
     tied = config.flag("tie_word_embeddings", False) | text_section.flag("tie_word_embeddings", False)
     return ProjectedConfig(
         tower=tower,
@@ -144,10 +144,10 @@ def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
 
 
 def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
-    """Key of the output projection where the config ties it to the embedding.
+    """Key of the output projection if the config ties it to the embedding.
 
-    As ``tie_weights`` of transformers: the one that is stored serves as both; of two that are stored and differ, as
-    after a merged fine-tune that trained both, each keeps its own values.
+    As in transformers' ``tie_weights``: a single stored one serves as both; two stored ones that differ, for instance
+    after a merged fine-tune of both, keep their own values.
     """
     embed, head = tensors.get(EMBED), tensors.get(LM_HEAD)
     if head is None:
@@ -174,9 +174,9 @@ def tower_layer(m: ProjectedConfig, index: int) -> dict[str, tuple[int, ...]]:
 
 
 def _preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """(height, width) that ``preprocessor_config.json`` makes of every picture, if it says."""
+    """The (height, width) of every image after ``preprocessor_config.json``; None if it does not fix them."""
     values = checkpoint.json_file("preprocessor_config.json")
-    if values is None:  # transformers 5 keeps the image processor inside the processor's file
+    if values is None:  # in transformers 5 the image processor is in the processor's file
         processor = checkpoint.json_file("processor_config.json") or {}
         values = processor.get("image_processor")
     if not isinstance(values, dict):

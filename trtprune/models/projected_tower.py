@@ -8,9 +8,9 @@ Graphs and their consumers:
 * ``pack``, where an image is several crops: their features → the image's visual tokens (see ``components.pack``).
 * ``embed``: ``input_ids`` → ``text_embeds``.  Tensor ``model.language_model.embed_tokens.weight``.
   Consumed by the pruner and, with the kept visual tokens in place of the image token, by the decoder.
-* ``decoder``, or ``decoder.0`` … where it is cut: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
-  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again where the two are tied: by the config, unless
-  the file holds an ``lm_head`` of other values).  Consumed by the sampler.
+* ``decoder``, or the segments ``decoder.0`` …: ``inputs_embeds`` and the KV cache → ``logits``.  Tensors
+  ``model.language_model.*`` and ``lm_head.weight`` (the embedding's again if the two are tied: by the config, unless
+  the file has an ``lm_head`` with other values).  Consumed by the sampler.
 
 The names are those of transformers 5; ``models.weights`` maps older ones.
 """
@@ -132,7 +132,7 @@ class ProjectedTowerModel:
         )
 
     def required_weights(self) -> dict[str, tuple[int, ...]]:
-        """Canonical name → shape of the tensors the graphs use; vision layers above the selected ones are not."""
+        """Canonical name → shape of the tensors of the graphs; vision layers above the selected ones are not used."""
         return required(self._parsed)
 
     def check_weights(self, *, allow_extra: bool = False) -> list[str]:
@@ -148,7 +148,7 @@ class ProjectedTowerModel:
         known = [re.escape(VISION) + pattern for pattern in m.tower.UNUSED]
         known += [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
         unused = {LM_HEAD} if m.lm_head != LM_HEAD else set()
-        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the features we take
+        for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the selected features
             unused |= tower_layer(m, i).keys()
         warnings = compare(required(self._parsed), m.tensors, known, unused=unused, allow_extra=allow_extra)
         if m.tied_in_config and m.lm_head == LM_HEAD:
@@ -167,12 +167,12 @@ class ProjectedTowerModel:
         return check_tower(clip, m.vision, m.tensors, VISION, self._checkpoint.read, m.selection.layers)
 
     def used_tensors(self) -> dict[str, TensorInfo]:
-        """Where the tensors of :meth:`required_weights` lie."""
+        """The places of the tensors of :meth:`required_weights`."""
         m = self._parsed
         return {name: m.tensors[name] for name in required(self._parsed)}
 
     def linear_weights(self) -> dict[str, bool]:
-        """The matrices of the decoder's layers, and ``lm_head`` where it is not the embedding table."""
+        """The matrices of the decoder's layers, and ``lm_head`` if it is not the embedding table."""
         m = self._parsed
         weights = decoder_weights(m.text, TEXT, m.lm_head)
         return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
@@ -192,9 +192,9 @@ class ProjectedTowerModel:
     ) -> dict[str, Graph]:
         """``vision``, ``pack`` where an image is several crops, ``embed`` and ``decoder``; reads no weight.
 
-        With ``cuts`` the decoder ends behind each of those layers and goes on in the next graph: ``decoder.0``,
-        ``decoder.1``, …; ``raters`` as in :class:`trtprune.components.decoder.Segment`.  The outputs asked of the tower
-        must be such that it has them: a CLS token, a layer that deep.
+        With ``cuts`` the decoder is split behind each of those layers into ``decoder.0``, ``decoder.1``, …; ``raters``
+        as in :class:`trtprune.components.decoder.Segment`.  The tower must have the requested outputs: a CLS token, a
+        deep enough layer.
         """
         m = self._parsed
         parts = segments(m.text.num_layers, cuts, raters)

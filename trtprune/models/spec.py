@@ -100,7 +100,7 @@ class Family(Protocol):
         """Parses a checkpoint's configuration, once; raises CheckpointError for what is not supported."""
 
     def describe(self) -> dict[str, Any]:
-        """What is supported, for ``trtprune models``."""
+        """The supported towers and decoders, for ``trtprune models``."""
 
 
 class Model(Protocol):
