@@ -17,6 +17,7 @@ from transformers import (
     LlavaOnevisionModel,
     LlavaOnevisionProcessor,
 )
+from transformers.image_processing_utils import select_best_resolution
 
 from trtprune.runtime.images import CropShape, Processor, TokenPlan, processor_from_settings
 
@@ -40,7 +41,7 @@ class Theirs:
 
     def __init__(self, name: str, shape: CropShape, values: dict[str, Any], most: int = 9) -> None:
         self.name, self.shape, self.most = name, shape, most
-        self.images = IMAGE_PROCESSORS[name](**values)
+        self.images: Any = IMAGE_PROCESSORS[name](**values)
         self.ratio = f"anyres_max_{most}"
         kind = LlavaNextProcessor if name == NEXT else LlavaOnevisionProcessor
         self.processor = object.__new__(kind)
@@ -64,6 +65,11 @@ class Theirs:
     def tokens(self, height: int, width: int) -> int:
         """N of a single image."""
         return self.processor._get_number_of_features(height, width, self.shape.height, self.shape.width)
+
+    def best(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the plane of tiles."""
+        best = select_best_resolution((height, width), self.images.image_grid_pinpoints)
+        return best[0], best[1]
 
     def pack(self, features: np.ndarray, size: tuple[int, int], newline: np.ndarray) -> np.ndarray:
         """The model's visual tokens [N, width] of crop features [crops, patches, width] of an image (height, width)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,19 @@ def test_bounds_are_reached() -> None:
     assert OURS[ONEVISION].plan(50, 90, images=2).tokens == 730
     assert PUBLISHED[ONEVISION].tokens(1394, 1152) == fresh(OURS[ONEVISION], 1394, 1152) == 8765
     assert OURS[ONEVISION].crops_range == (1, 37)
+
+
+def test_the_table_in_the_docs() -> None:
+    """Counts of docs/images.md, as transformers has them."""
+    lines = (Path(__file__).parents[3] / "docs" / "images.md").read_text(encoding="utf-8").splitlines()
+    head, _, *rows = (
+        line for line in lines if line.startswith(("| | 336×336", "|---|---|---|---|---|---|---", "| LLaVA-"))
+    )
+    sizes = [tuple(map(int, cell.split("×"))) for cell in head.split("|")[2:-3]]
+    for row, name in zip(rows, (NEXT, ONEVISION), strict=True):
+        *counts, least, most = (int(cell) for cell in row.split("|")[2:-1])
+        assert counts == [PUBLISHED[name].tokens(height, width) for height, width in sizes]
+        assert (least, most) == OURS[name].tokens_range
 
 
 @pytest.mark.parametrize("images", [2, 3, 7])
