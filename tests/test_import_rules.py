@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,18 @@ def test_an_exception_that_is_not_needed_is_an_error(copy: Path) -> None:
     run = lint(copy)
     assert run.returncode == 1
     assert "No matches for ignored import" in run.stdout + run.stderr
+
+
+def test_the_architecture_page_has_the_same_floors() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [floors] = [rule["layers"] for rule in rules if rule["id"] == "floors"]
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table: list[set[str]] = []
+    for number, room in re.findall(r"^\| ([0-9–]*) ?\| (`.*?) \|", page, re.MULTILINE):
+        names = set(re.findall(r"`(\w+)(?:/|\.py)`", room))
+        if number:
+            table.append(set())
+        table[-1] |= names
+    expected = [set(floor.split(" | ")) for floor in floors]
+    assert table == [*expected[:-3], set.union(*expected[-3:])]
+    assert {path.name for path in (ROOT / "trtprune").iterdir() if (path / "__init__.py").exists()} < set.union(*table)

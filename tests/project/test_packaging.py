@@ -80,7 +80,8 @@ def files_of(checkout: Path, *folders: str) -> set[str]:
 def test_the_sdist_is_a_whole_checkout(checkout: Path, sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = files_of(checkout, *FOLDERS, ".ci") | {"Makefile", "CHANGELOG.md", "README.md", "LICENSE", "setup.py"}
+    files = {"Makefile", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "LICENSE", "setup.py"}
+    wanted = files_of(checkout, *FOLDERS, ".ci") | files
     assert {"tests/conftest.py", "tests/kit/tiny.py", "plugins/CMakeLists.txt", "docs/methods.md"} < wanted
     assert wanted <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
