@@ -1,4 +1,4 @@
-"""What a build costs: operations counted in its graphs."""
+"""The cost of a build: time, memory and operations, measured beside other methods and peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line of the table: a build at a budget, asked the same question as all others."""
+"""One line of the table: a build at a budget, with the same question as all others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = ("preprocess", "vision", "prune", "prefill", "decode")
 
 @dataclass(frozen=True)
 class Question:
-    """What every cell is asked: a picture in memory, a text, and how many tokens to answer (end-of-sequence or not)."""
+    """The question of every cell: an image in memory, a text, and a fixed number of answer tokens."""
 
     image: Image.Image
     prompt: str
@@ -30,8 +30,8 @@ class Question:
 class Sample:
     """One run; milliseconds.
 
-    ``first_token`` is wall time from the picture in memory to the first id chosen, ``stages`` what of it (and, as
-    ``decode``, behind it) was spent where.
+    ``first_token`` is wall time from the image in memory to the first chosen id; ``stages`` are its parts, and
+    ``decode``, the time behind it.
     """
 
     stages: dict[str, float]
@@ -44,12 +44,12 @@ class Sample:
 
     @property
     def per_token(self) -> float:
-        """Of each token behind the first."""
+        """Time of each token behind the first."""
         return (self.total - self.first_token) / (self.tokens - 1)
 
 
 class Cell(Protocol):
-    """What is measured. ``peer`` says that it is not one of ours."""
+    """A measured combination. ``peer``: whether it is not one of ours."""
 
     method: str
     keep: int
@@ -64,11 +64,11 @@ class BuildCell:
 
     Args:
         vlm: The build.
-        label: Its method.
+        label: Name of its method.
         keep: The budget.
-        question: What it is asked.
-        clock: Seconds.
-        peer: The cell stands for a peer.
+        question: The question.
+        clock: Clock in seconds.
+        peer: Whether the cell stands for a peer.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BuildCell:
         )
 
     def prompt(self) -> None:
-        """Only as far as the first token."""
+        """A run up to the first token."""
         steps, _ = self._begin(1)
         for _ in steps:
             pass
@@ -131,7 +131,7 @@ class BuildCell:
         return batch.steps(), batch
 
     def _make_room(self) -> None:
-        """The pool keeps the memory of the last request; one of this size, as if nothing but this cell had run."""
+        """Gives the pool memory of this request's size, as if only this cell had run."""
         if self._room:
             decoder = self.vlm.pipeline.decoder
             decoder.give_back(decoder.take(1, self._room))

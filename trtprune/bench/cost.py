@@ -1,10 +1,10 @@
-"""What a request takes, counted: operations and bytes of every component, at the shapes it really ran with.
+"""Counted cost of a request: operations and bytes of every component, at the shapes of a real run.
 
-A request is run once with its sessions listened to, so that nothing here knows how a method cuts its budget.  Counted
-are (two operations for a multiply-and-add) the products of :mod:`trtprune.bench.flops`, and the bytes that have to
-move if caches and fusion are perfect: every weight of a component once (of an embedding table the rows looked up), the
-KV cache that is written, in a decode step also all of it that is read, and the component's inputs and outputs.  What
-an operator hands to the next one inside a component is not counted.
+The sessions of one run are recorded, so this module needs no knowledge of a method's schedule.  Counted are the
+products of :mod:`trtprune.bench.flops` (two operations per multiply-and-add), and the bytes that must move with perfect
+caches and fusion: every weight of a component once (for an embedding table only the used rows), the written KV cache,
+in a decode step also the read one, and the component's inputs and outputs.  Values between operators inside a component
+are not counted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Cost", "Ledger", "listen", "stage_of", "token_calls"]
 
 PAST, PRESENT = "past_key_values.", "present."
-# Bits of ONNX's element types that are not a whole number of bytes.
+# Bits of ONNX's element types with less than a byte.
 BITS = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a component: the numbers of its symbolic dimensions, and of the inputs that are shapes."""
+    """One run of a component: the values of its symbolic dimensions, and of the inputs that are shapes."""
 
     part: Part
     dims: tuple[tuple[str, int], ...]
@@ -58,27 +58,27 @@ class Cost:
 
     @property
     def nbytes(self) -> int:
-        """All that is moved."""
+        """The sum of the moved bytes."""
         return self.weights + self.kv + self.activations
 
 
 def stage_of(part: Part) -> str:
-    """The stage of a result's timings that a component's runs of a prompt count to."""
+    """The stage of a result's timings that includes a component's runs for a prompt."""
     if part.role == VISION:
         return "vision"
-    # What chooses between segments of a decoder is part of its prefill.
+    # Selections between segments of a decoder are part of its prefill.
     inside = part.segment is not None or part.role in (EMBED, DECODER, RATERS, RANK)
     return "prefill" if inside else "prune"
 
 
 @contextmanager
 def listen(vlm: Vlm) -> Iterator[list[Call]]:
-    """Yields the list that every run of a component of ``vlm`` adds itself to."""
+    """Yields a list, to which every run of a component of ``vlm`` is added."""
     calls: list[Call] = []
     components = [vlm.config.component(name) for name in vlm.config.chain]
     sessions = [(component, vlm.chain.session(component.role, component.segment)) for component in components]
     for component, session in sessions:
-        # On the object, so that whoever holds it already is listened to as well.
+        # On the object, so that earlier references to it are recorded, too.
         setattr(session, "run", _noted(component, session.run, calls))  # noqa: B010
     try:
         yield calls
@@ -96,7 +96,7 @@ def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call])
                 dims |= {name: size for name, size in pairs if isinstance(name, str)}
                 if spec.name in COUNTS:
                     dims[spec.name] = int(inputs[spec.name][0])
-        if "write_index" in inputs:  # what is attended to, not what there is room for
+        if "write_index" in inputs:  # the attended tokens, not the capacity
             dims["capacity"] = int(max(inputs["write_index"])) + dims["sequence"]
         calls.append(Call(component.part, tuple(sorted(dims.items()))))
         return run(inputs, cache)
@@ -105,7 +105,7 @@ def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call])
 
 
 def token_calls(calls: list[Call]) -> list[Call]:
-    """The calls that the first token of an answer takes, after those of its prompt."""
+    """The calls for the first decode step of an answer, after those of its prompt."""
     found = []
     for call in calls:
         if call.part.role in (EMBED, DECODER):
@@ -117,7 +117,7 @@ def token_calls(calls: list[Call]) -> list[Call]:
 
 
 class Ledger:
-    """Counts calls; each graph at each shape once, whichever build it belongs to."""
+    """Counts calls; each graph at each shape once, for all builds."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple[str, Call], Counted] = {}
@@ -136,7 +136,7 @@ class Ledger:
         return self._counted[key]
 
     def cost(self, made: EngineDir, call: Call, *, token: bool = False) -> Cost:
-        """Of one call; ``token``: it is a decode step, which reads what is cached."""
+        """The cost of one call; ``token``: whether it is a decode step, which reads the cache."""
         counted, dims = self.counted(made, call), dict(call.dims)
         kv = 0
         if call.part.role == DECODER:
@@ -162,7 +162,7 @@ def _size(spec: Any, dims: Mapping[str, int]) -> int:
 
 
 def _weight_bytes(counted: Counted) -> int:
-    """Of the initialisers; of a table that is only looked up in, what is looked up."""
+    """Bytes of the initialisers; of a table with look-ups only, the used rows."""
     import onnx
 
     graph = counted.model.graph

@@ -1,9 +1,9 @@
-"""How fast this machine is at what a request is made of: a matrix product, and moving bytes.
+"""The machine's speed at the two parts of a request: matrix products, and moving bytes.
 
-Both are measured in the same rounds as the requests: a machine whose speed drifts drifts for them, too.  The product is
-the component's own: the one that most of its operations are in, cut out of its graph with its weights (quantised ones
-too), run by itself by the same runtime with the same threads.  Bytes are moved by copying a block that fits in no
-cache, with as many threads; bytes read and bytes written both count.
+Both are measured in the same rounds as the requests, so that a drift of the machine's speed affects them, too.  The
+product is the component's own: the one with most of its operations, cut out of its graph with its weights (also
+quantised ones), run alone by the same runtime with the same threads.  Bytes are moved by copying a block that is larger
+than all caches, with the same number of threads; read and written bytes both count.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["CopyProbe", "Probe", "ProductProbe", "ProductProbes", "Rate", "floor_ms"]
 
 COPY_BYTES = 256 << 20
-# A probe runs for at least this long: a timer around less measures the timer.
+# The shortest time of a probe: a shorter one would measure the timer.
 LEAST_SECONDS = 1e-3
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 def floor_ms(flops: float, nbytes: float, flops_per_s: float | None, bytes_per_s: float | None) -> float:
-    """Milliseconds that the slower of the two takes: ``max(flops / rate, bytes / bandwidth)``.
+    """Milliseconds of the slower of the two: ``max(flops / rate, bytes / bandwidth)``.
 
-    A rate that was not measured bounds nothing.
+    A rate that was not measured is ignored.
     """
     compute = flops / flops_per_s if flops_per_s else 0.0
     move = nbytes / bytes_per_s if bytes_per_s else 0.0
@@ -46,24 +46,24 @@ def floor_ms(flops: float, nbytes: float, flops_per_s: float | None, bytes_per_s
 
 @dataclass
 class Rate:
-    """Work a second, in several rounds."""
+    """Work per second, in several rounds."""
 
     work: float
     samples: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float | None:
-        """Over the rounds; None before the first."""
+        """Median over the rounds; None before the first."""
         return statistics.median(self.samples) if self.samples else None
 
     def to_json(self, unit: float = 1e9) -> dict[str, float]:
-        """Median, slowest and fastest round, in billions a second."""
+        """Median, slowest and fastest round, in billions per second."""
         found = {"p50": statistics.median(self.samples), "min": min(self.samples), "max": max(self.samples)}
         return {name: round(value / unit, 3) for name, value in found.items()}
 
 
 class Probe:
-    """Something that is done again and again; ``work`` is how much one time is."""
+    """A repeated piece of work; ``work`` is the amount of one repetition."""
 
     def __init__(self, name: str, work: float, clock: Callable[[], float]) -> None:
         self.name = name
@@ -75,7 +75,7 @@ class Probe:
         raise NotImplementedError
 
     def warm_up(self) -> None:
-        """Runs it, and finds out how often a sample has to."""
+        """Runs it, and finds the number of repetitions of a sample."""
         self.once()
         start = self._clock()
         self.once()
@@ -83,7 +83,7 @@ class Probe:
         self._times = max(1, math.ceil(LEAST_SECONDS / spent)) if spent > 0 else 1
 
     def sample(self) -> None:
-        """Notes one more sample."""
+        """Records one more sample."""
         start = self._clock()
         for _ in range(self._times):
             self.once()
@@ -93,12 +93,12 @@ class Probe:
 
 
 class CopyProbe(Probe):
-    """Copies a large block; its work is the bytes read and written.
+    """Copies a large block; its work is the number of read and written bytes.
 
     Args:
-        threads: That copy a part each.
-        size: Bytes of the block.
-        clock: Seconds.
+        threads: Number of threads, each with a part of the block.
+        size: Size of the block in bytes.
+        clock: Clock in seconds.
     """
 
     def __init__(self, threads: int, size: int = COPY_BYTES, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -109,12 +109,12 @@ class CopyProbe(Probe):
         self._pool = ThreadPoolExecutor(threads)
 
     def once(self) -> None:
-        # NumPy copies without Python's lock.
+        # NumPy copies without holding Python's lock.
         list(self._pool.map(lambda part: np.copyto(*part), self._parts))
 
 
 class ProductProbe(Probe):
-    """One product at one shape; its work is its operations."""
+    """One product at one shape; its work is the number of operations."""
 
     def __init__(
         self,
@@ -127,17 +127,17 @@ class ProductProbe(Probe):
         super().__init__(name, work, clock)
         self._run = run
         self.arrays = arrays
-        """What is multiplied and, last, the product; bound by ``run``, so they live as long."""
+        """The operands and, last, the product; bound by ``run``, so they live as long."""
 
     def once(self) -> None:
         self._run()
 
 
 class ProductProbes:
-    """The products that components spend their operations on, each once.
+    """The largest products of components, each once.
 
     Args:
-        backend: What runs them.
+        backend: The backend that runs them.
         clock: Seconds.
     """
 
@@ -150,7 +150,7 @@ class ProductProbes:
         return iter(self._probes.values())
 
     def of(self, counted: Counted, root: Path, role: str) -> ProductProbe | None:
-        """The product that most of a graph's operations are in, at its shapes; None for a graph without products.
+        """The product with most of a graph's operations, at its shapes; None for a graph without products.
 
         Args:
             counted: The graph.
@@ -158,7 +158,7 @@ class ProductProbes:
             role: The role of the graph's component; some backends run components in different libraries.
 
         Raises:
-            BackendError: if it does not run by itself.
+            BackendError: if it does not run alone.
         """
         node, work = _largest(counted)
         if node is None:
@@ -196,7 +196,7 @@ def _in_onnxruntime(session: Any, arrays: dict[str, np.ndarray], output: str) ->
 
     def run() -> None:
         session.run_with_iobinding(binding)
-        assert values  # they have to live as long as the binding
+        assert values  # they must live as long as the binding
 
     return run
 
@@ -212,7 +212,7 @@ def _in_openvino(compiled: Any, arrays: dict[str, np.ndarray], output: str) -> C
 
 
 def _largest(counted: Counted) -> tuple[Any, int]:
-    """A node of the shape that most operations are in, and its operations."""
+    """A node of the shape with most operations, and its number of operations."""
     totals: dict[tuple[Any, ...], int] = {}
     first: dict[tuple[Any, ...], tuple[Any, int]] = {}
     for node, count in counted.products:
@@ -226,7 +226,7 @@ def _largest(counted: Counted) -> tuple[Any, int]:
 
 
 def _cut_out(counted: Counted, node: Any) -> tuple[Any, list[str]]:
-    """A model of one node and of what makes its weights; the names of its inputs."""
+    """A model of one node and the nodes behind its weights; the names of its inputs."""
     from onnx import helper
 
     graph = counted.model.graph
@@ -254,7 +254,7 @@ def _cut_out(counted: Counted, node: Any) -> tuple[Any, list[str]]:
     for name in node.input:
         if name not in inputs:
             take(name)
-    # Without sizes: one session serves all of them.
+    # Without sizes, so that one session serves all of them.
     given = [helper.make_tensor_value_info(n, counted.kinds[n], [None] * len(counted.shapes[n] or ())) for n in inputs]
     out = node.output[0]
     made = helper.make_tensor_value_info(out, counted.kinds[out], [None] * len(counted.shapes[out] or ()))

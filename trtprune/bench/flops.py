@@ -1,8 +1,8 @@
-"""Floating-point operations of a graph, counted from the shapes it runs on.
+"""Floating-point operations of a graph, counted from the shapes of a run.
 
-Products are counted (MatMul, Gemm, Conv, Attention): two operations for each multiply-and-add.  Everything else is left
-out: at the width of a language model it is under a thousandth, and no two runtimes do the same of it.  Attention counts
-what an operator without gaps computes: all queries against all keys it is given, masked or not.
+Products are counted (MatMul, Gemm, Conv, Attention): two operations per multiply-and-add.  All else is ignored: at the
+width of a language model it is less than a thousandth, and differs between runtimes.  Attention counts as an operator
+that ignores the mask: all queries against all keys.
 
 Shapes come from ONNX's own inference over the graph with its symbolic dimensions replaced by numbers; where a shape
 depends on arithmetic it cannot follow (how many tokens a pruner recycles), the graph is run once in ONNX Runtime.
@@ -26,18 +26,18 @@ __all__ = ["COUNTS", "Counted", "count_chain", "count_flops", "count_products"]
 Shape = tuple[int, ...]
 COUNTED = ("Attention", "Conv", "Gemm", "MatMul")
 COUNTS = ("keep", "recycled", "merged")
-"""Inputs whose values are shapes."""
+"""Inputs with values that are shapes."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A graph with numbers in place of its symbolic dimensions.
+    """A graph with numbers instead of its symbolic dimensions.
 
     Attributes:
         model: The ``onnx.ModelProto``, local functions inlined.
-        shapes: Of its tensors; None where it is not known.
-        kinds: Element types of its tensors, as ONNX numbers them.
-        products: Each product's node, and its operations.
+        shapes: Shapes of its tensors; None if unknown.
+        kinds: Element types of its tensors, ONNX's numbers.
+        products: Each product's node, and its number of operations.
     """
 
     model: Any
@@ -47,7 +47,7 @@ class Counted:
 
     @property
     def flops(self) -> int:
-        """Operations of all of it."""
+        """Operations of the whole graph."""
         return sum(count for _, count in self.products)
 
 
@@ -60,12 +60,12 @@ def count_flops(model: Any, dims: Mapping[str, int], root: Path | None = None) -
 
 
 def count_products(model: Any, dims: Mapping[str, int], root: Path | None = None) -> Counted:
-    """The products of a graph, and what each of them takes.
+    """The products of a graph, and the operations of each.
 
     Args:
-        model: ``onnx.ModelProto``; it is not changed.
+        model: ``onnx.ModelProto``, which is not changed.
         dims: A number for each symbolic dimension of its inputs, and for ``keep``, ``recycled`` and ``merged``.
-        root: The folder of its ``.onnx`` file, needed only if it has to be run.
+        root: The folder of its ``.onnx`` file, needed only if the graph must be run.
 
     Raises:
         EngineDirError: for a dimension without a number, or a product whose shapes cannot be inferred.
@@ -118,7 +118,7 @@ def _read(path: Path) -> Any:
 
 
 def _shape_inputs(model: Any, dims: Mapping[str, int]) -> list[Any]:
-    """``keep`` and its like as constants: their values are shapes."""
+    """``keep`` and similar inputs as constants, because their values are shapes."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -141,7 +141,7 @@ def _shape(value: Any) -> Shape | None:
 
 
 def _operands(node: Any) -> list[str]:
-    """The tensors whose shapes say how much a product is."""
+    """The tensors whose shapes decide the operations of a product."""
     return [*node.input[: 3 if node.op_type == "Attention" else 2], node.output[0]]
 
 
@@ -150,7 +150,7 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
     import numpy as np
     import onnx
 
-    from trtprune.backends.external import located  # before onnxruntime: its package keeps that from reporting usage
+    from trtprune.backends.external import located  # before onnxruntime: its package disables usage reports
     import onnxruntime as ort  # isort: skip
 
     for name in names:
@@ -163,7 +163,7 @@ def _run(model: Any, names: Sequence[str], shapes: Mapping[str, Shape | None], r
     for value in model.graph.input:
         if value.name not in given:
             kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            # Zeros are valid indices and positions; anything else is a number to compute with.
+            # Zeros are valid indices and positions; other inputs are any numbers.
             size = shapes[value.name] or ()
             array = np.zeros(size, kind) if kind.kind in "iub" else rng.random(size).astype(kind)
             feeds[value.name] = array

@@ -1,4 +1,4 @@
-"""One run of all cells in turn, so that every ratio is between neighbours in time."""
+"""One run of all cells in turn, so that ratios compare runs of nearly the same time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PERCENTILES", "interleave", "ratio", "spread"]
 
 PERCENTILES = (50, 90, 99)
-# Threads of the one that ran before spin for a while; they must not take time from the next.
+# Threads of the previous cell spin for a while; they must not take time from the next one.
 REST = 0.05
 LINE_SECONDS = 60.0
 
@@ -35,17 +35,17 @@ def interleave(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[list[Sample]]:
-    """Runs every cell once a round, in an order drawn anew for each round.
+    """Runs every cell once per round, in a new random order in each round.
 
     Args:
-        cells: What is measured.
-        probes: Sampled once a round, among the cells.
-        rounds: That count.
-        warmup: Rounds before them, which do not.
-        seed: Of the orders.
-        report: Called with ("round", "3 of 10, 4 min left") as they begin, and where one takes long once a minute
-            within it; its ``live``, if it has one, with what runs now.
-        sleep: Between two runs.
+        cells: The measured cells.
+        probes: Probes, each with one sample per round, among the cells.
+        rounds: Number of counted rounds.
+        warmup: Number of rounds before them, which are not counted.
+        seed: Seed of the orders.
+        report: Called with ("round", "3 of 10, 4 min left") at the begin of a round, and once per minute within a long
+            one; its ``live``, if it has one, with the current run.
+        sleep: Function that pauses between two runs.
         clock: Seconds.
 
     Returns:
@@ -76,11 +76,11 @@ def interleave(
 
 
 class _Pace:
-    """Says how far the runs are and what is left of them.
+    """Reports the progress of the runs and the remaining time.
 
     Args:
-        total: Runs there are to be.
-        report: As for :func:`interleave`.
+        total: Number of runs.
+        report: As in :func:`interleave`.
         clock: Seconds.
     """
 
@@ -91,12 +91,12 @@ class _Pace:
         self._round = ""
 
     def begin(self, words: str) -> None:
-        """A round begins."""
+        """Begins a round."""
         self._round = words
         self._say(words + self._left())
 
     def next(self, words: str) -> None:
-        """A run begins."""
+        """Begins a run."""
         prefix = "" if self._round.startswith("warming") else "round "
         self._live(f"{prefix}{self._round}, {words}{self._left()}")
         if self._clock() - self._said >= LINE_SECONDS:
@@ -109,7 +109,7 @@ class _Pace:
             self._report("round", words)
 
     def _left(self) -> str:
-        """``, 4 min left``, when there is something to go by."""
+        """``, 4 min left``, as soon as it can be estimated."""
         if not self._done:
             return ""
         spent = self._clock() - self._start
@@ -117,14 +117,14 @@ class _Pace:
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
-    """``p50``, ``p90`` and ``p99``, linear between samples as NumPy has it."""
+    """``p50``, ``p90`` and ``p99``, linear between samples as in NumPy."""
     return {f"p{q}": round(float(np.percentile(samples, q)), 3) for q in PERCENTILES}
 
 
 def ratio(base: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """``base / other`` round by round: the median, and the middle eight tenths of the rounds.
 
-    The speed of a shared machine drifts; what two neighbours of one round have in common cancels out.
+    The speed of a shared machine drifts; in a ratio of two neighbours of one round the drift cancels.
     """
     found = [b / o for b, o in zip(base, other, strict=True)]
     low, high = (float(np.percentile(found, q)) for q in (10, 90))

@@ -1,4 +1,4 @@
-"""What machine, and what versions, a result was measured with."""
+"""The machine and the versions behind a result."""
 
 from __future__ import annotations
 

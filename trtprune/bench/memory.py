@@ -1,10 +1,10 @@
-"""Peak memory of a build at a budget: what a process that does nothing else has ever had resident.
+"""Peak memory of a build at a budget: the peak resident size of a process that does nothing else.
 
-A cell of the interleaved run cannot say it: its process holds all builds, and shares sessions between them.  So each
-build is run once more in a process of its own, budget after budget from the smallest up, and the peak of a budget is
-what that process's ``VmHWM`` has come to when it is done: interpreter, libraries, mapped weight files and all.  As a
-larger budget takes more at every step, what the smaller ones before it leave behind is a few megabytes at most.
-(``ru_maxrss`` would not do: a child begins with what its parent had.)  Memory of a GPU is not in it.
+The interleaved run cannot measure it, because its process has all builds and shares sessions between them.  So each
+build runs once more in a process of its own, with budgets from the smallest up.  The peak of a budget is that process's
+``VmHWM`` behind it, with interpreter, libraries and mapped weight files.  A larger budget takes more at every step, so
+the smaller ones before it add a few megabytes at most.  (``ru_maxrss`` of a child begins with its parent's.)  Memory of
+a GPU is not included.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARK = "peak "
 
 
 def peak_of_this_process() -> int | None:
-    """Bytes; None where the system does not say."""
+    """The peak in bytes; None on a system without this figure."""
     try:
         with open("/proc/self/status", encoding="ascii") as stream:
             for line in stream:
@@ -41,10 +41,10 @@ def measure_peaks(job: Mapping[str, Any]) -> tuple[dict[int, int | None], str]:
     """Runs one build in a process of its own.
 
     Args:
-        job: As :func:`run_job` takes it; plain values.
+        job: Arguments of :func:`run_job`, plain values.
 
     Returns:
-        Budget → bytes, as far as it came; and "", or what went wrong.
+        Budget → bytes, for the finished budgets; and "", or the error.
     """
     home = str(Path(trtprune.__file__).parent.parent)
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
@@ -75,7 +75,7 @@ def run_job(job: Mapping[str, Any]) -> Iterator[int]:
     """Answers one question with a build (``directory``) or with transformers (``checkpoint``, ``dtype``).
 
     Yields:
-        Each of ``keeps`` when it is done, in ascending order.
+        Each of ``keeps`` in ascending order, after its run.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""OpenVINO's own runtime on our unpruned graphs, asked the same question, with the same clock around it."""
+"""OpenVINO's own runtime on our unpruned graphs, with the same question and the same clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = {"openvino float32": "float32", "openvino bf16": "bf16"}
 
 
 def require_openvino(name: str = "openvino float32", threads: int | None = None) -> OpenVinoBackend:
-    """What runs a peer.
+    """The backend of a peer.
 
     Raises:
         BackendError: if OpenVINO is missing.
@@ -33,7 +33,7 @@ def require_openvino(name: str = "openvino float32", threads: int | None = None)
 
 
 def openvino_cells(variants: Variants, question: Question, threads: int | None) -> list[BuildCell]:
-    """A cell for each precision, of one build in the operators that OpenVINO knows.
+    """One cell per precision, of one build with OpenVINO's operators.
 
     Raises:
         BackendError, CheckpointError: as :meth:`trtprune.variants.Variants.config`, or if OpenVINO refuses a graph.

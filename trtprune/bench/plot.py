@@ -1,4 +1,4 @@
-"""The picture of a bench: where the time to the first token goes, and how fast every method is at every budget."""
+"""The picture of a bench: parts of the time to the first token, and the speed of every method at every budget."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ COLOURS = {
     "other": "#d9dde1",
 }
 FEW = 16
-"""Cells that are all drawn as bars; of more, near equal bars tell nothing, and a map of numbers stands in for them."""
+"""The largest number of cells with a bar each; more of them are in a map of numbers instead."""
 
 
 def draw_stages(result: dict[str, Any], path: Path) -> None:
     """Draws the picture.
 
-    Bars of the stages up to the first token, each with its floor: of every cell where there are few, else of unpruned,
-    the peers and the build's own method. Of many cells, also a map of methods and budgets with the time to the first
-    token and how many times as fast as unpruned that is, and one of the pruner's own time.
+    Bars of the stages up to the first token, each with its floor: for every cell if there are few, otherwise for
+    unpruned, the peers and the build's own method. With many cells, also a map of methods and budgets with the time to
+    the first token and its speed-up over unpruned, and one of the pruner's time.
 
     Args:
-        result: What :func:`trtprune.bench.report.to_json` gives.
-        path: The file to write; its suffix says the format.
+        result: The result of :func:`trtprune.bench.report.to_json`.
+        path: The file to write; its suffix is the format.
 
     Raises:
         BackendError: if matplotlib is missing.
@@ -63,7 +63,7 @@ def draw_stages(result: dict[str, Any], path: Path) -> None:
 
 
 def _own(row: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether it is the build's own method, or where that was not measured, any."""
+    """Whether it is the build's own method; if that was not measured, always true."""
     own = result["engine"].get("method")
     return bool(row["method"] == own)
 
@@ -84,7 +84,7 @@ def _draw_bars(axis: Any, rows: Sequence[dict[str, Any]], speed: dict[tuple[str,
             [ms for _, ms in floors], [p - 0.36 for p, _ in floors], [p + 0.36 for p, _ in floors],
             color=INK, lw=2, label="floor",
         )  # fmt: skip
-    # Numbers stand in columns of their own: beside the bars they would run into the marks.
+    # Numbers are in columns of their own: beside the bars they would overlap the marks.
     columns = {"first token": 0.83, "vs unpruned": 0.925, "pruner": 1.0}
     head = len(rows) - 0.35
     for name, x in columns.items():
@@ -131,7 +131,7 @@ def _draw_speed(
 
 def _draw_pruner(axis: Any, rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> None:
     took = {(row["method"], row["keep"]): row["stages_ms"]["prune"]["p50"] for row in rows}
-    # A method inside the decoder has no stage of its own: its points are a part of the prefill.
+    # A method inside the decoder has no stage of its own: its prune points are part of the prefill.
     words = {key: f"{ms:.1f}" if ms else "in the prefill" for key, ms in took.items()}
     _draw_map(axis, rows, methods, {key: ms for key, ms in took.items() if ms}, words, "Reds")
     axis.tick_params(labelleft=False)
@@ -146,7 +146,7 @@ def _draw_map(
     words: dict[tuple[str, int], str],
     colours: str,
 ) -> None:
-    """A cell a method and budget, with its number; dark is much."""
+    """One field per method and budget, with its number; darker is larger."""
     import numpy as np
 
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
@@ -154,7 +154,7 @@ def _draw_map(
     for (method, keep), value in values.items():
         table[methods.index(method), keeps.index(keep)] = value
     low, high = (np.nanmin(table), np.nanmax(table)) if np.isfinite(table).any() else (0.0, 1.0)
-    # A third of the scale above the largest stays unused: black letters are read on all of it.
+    # A third of the scale above the largest is unused, so that black letters are readable everywhere.
     axis.pcolormesh(
         np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high + 0.7 * (high - low) + 1e-9, edgecolor="white",
         lw=1,
@@ -173,6 +173,6 @@ def _draw_map(
 
 
 def _length(row: dict[str, Any], stage: str) -> float:
-    """Median milliseconds of a stage; ``other`` is what the median to the first token has beyond all of them."""
+    """Median milliseconds of a stage; ``other`` is the rest of the median time to the first token."""
     known = {name: row["stages_ms"][name]["p50"] for name in COLOURS if name != "other"}
     return max(0.0, row["first_token_ms"]["p50"] - sum(known.values())) if stage == "other" else known[stage]

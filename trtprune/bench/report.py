@@ -1,4 +1,4 @@
-"""The numbers of a bench as JSON, and the table of them."""
+"""The numbers of a bench as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["SCHEMA", "render", "to_json", "write_json"]
 
 SCHEMA = 1
 TOKEN = "token"
-"""Of flops, bytes and floors: one decode step."""
+"""Key of one decode step in flops, bytes and floors."""
 
 
 def to_json(run: Run, command: str) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _row(measured: Measured, run: Run) -> dict[str, Any]:
         "stages_ms": {stage: spread([s.stages.get(stage, 0.0) for s in samples]) for stage in STAGES},
         "first_token_ms": first,
         "ms_per_token": per_token,
-        # The slow end of the times is the slow end of the rates.
+        # The slow percentiles of the times give the slow percentiles of the rates.
         "tokens_per_second": {name: round(1000 / ms, 3) if ms else None for name, ms in per_token.items()},
         "total_ms": spread([s.total for s in samples]),
         "prompt_tokens": samples[0].prompt_tokens,
@@ -103,7 +103,7 @@ def _costs(measured: Measured) -> dict[str, Any]:
 
 
 def _floors(measured: Measured, bytes_per_s: float | None) -> dict[str, float]:
-    """Stage → what its components take at the least, milliseconds."""
+    """Stage → the lowest possible time of its components, in milliseconds."""
     floors: dict[str, float] = {}
     for stage, calls in ((None, measured.prompt), (TOKEN, measured.token)):
         for call, cost in calls:
@@ -115,7 +115,7 @@ def _floors(measured: Measured, bytes_per_s: float | None) -> dict[str, float]:
 
 
 def _ratios(run: Run) -> list[dict[str, Any]]:
-    """How many times as fast as unpruned, and as each peer, every cell is; round by round."""
+    """Speed-ups of every cell over unpruned and over each peer, round by round."""
     found = []
     for base in run.cells:
         if not base.baseline and not base.cell.peer:
@@ -140,7 +140,7 @@ def _ratios(run: Run) -> list[dict[str, Any]]:
 
 
 def write_json(result: dict[str, Any], path: Path, flag: str = "--json") -> None:
-    """Writes it; ``-`` is stdout.
+    """Writes a result; ``-`` is stdout.
 
     Raises:
         InputError: if the file cannot be written.
@@ -156,7 +156,7 @@ def write_json(result: dict[str, Any], path: Path, flag: str = "--json") -> None
 
 
 def render(result: dict[str, Any], width: int | None = None) -> str:
-    """The table: ratios first, then what they are made of; at most ``width`` columns wide."""
+    """The table: ratios first, then their parts; at most ``width`` columns wide."""
     ratios = {(r["method"], r["keep"], r["against"]): r["first_token"]["p50"] for r in result["ratios"]}
     peers = list(dict.fromkeys(r["against"] for r in result["ratios"] if r["against"] != "unpruned"))
     against = ["unpruned", *peers]

@@ -27,12 +27,12 @@ __all__ = ["PEERS", "Measured", "Run", "Settings", "run_bench"]
 PEERS = ("transformers", "openvino")
 PROMPT = "What is the color of the largest shape?"
 SCENE = 1000
-"""Which of the generated scenes is looked at where no picture is given."""
+"""Seed of the generated scene that is used without an image."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; see ``trtprune bench --help``."""
+    """Settings of a bench; see ``trtprune bench --help``."""
 
     keeps: Sequence[int] | None = None
     methods: str | None = None
@@ -48,16 +48,16 @@ class Settings:
 
 @dataclass
 class Measured:
-    """A cell with what is known of it.
+    """A cell with its measurements.
 
     Attributes:
-        cell: What ran.
-        baseline: All visual tokens, in the same runtime: what speed-ups are against.
-        samples: Of each round.
-        prompt: What its prompt takes, call by call.
-        token: What the first token of its answer takes.
-        products: For each call the probe that says how fast its products can be.
-        peak: Bytes.
+        cell: The cell.
+        baseline: The cell with all visual tokens in the same runtime, the base of speed-ups.
+        samples: Samples of all rounds.
+        prompt: Cost of its prompt, call by call.
+        token: Cost of the first decode step of its answer.
+        products: The probe of each call, for the speed of its products.
+        peak: Peak memory in bytes.
     """
 
     cell: Cell
@@ -71,7 +71,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished bench: cells in the order of the table, the copy, and what a reader has to know."""
+    """A finished bench: cells in the order of the table, the copy probe, and notes for the reader."""
 
     engine: dict[str, str]
     provider: str
@@ -96,21 +96,21 @@ def run_bench(
     build_options: Mapping[str, Any] | None = None,
     report: Callable[[str, str], None] | None = None,
 ) -> Run:
-    """Measures.
+    """Runs a bench.
 
     Args:
         directory: The engine directory.
-        settings: What to measure.
+        settings: Settings of the bench.
         provider, threads, provider_options, verify: As for :func:`trtprune.load`.
-        checkpoint: Of the peer, or where the directory's weights cannot stand for it.
+        checkpoint: The checkpoint of the peer, or of a directory whose weights differ from it.
         others: Engine directories of other methods; see :class:`trtprune.variants.Variants`.
-        build_options: For the builds of other methods.
-        report: Called with (what, what happened).
+        build_options: Options for the builds of other methods.
+        report: Called with (what, message).
 
     Raises:
         BudgetError: for a method or budget that cannot be served.
         BackendError: if a runtime, peer or device is missing.
-        InputError: for a picture or setting that cannot be used.
+        InputError: for an image or setting that cannot be used.
     """
     say = report or (lambda name, text: None)
     if settings.tokens < 2:
@@ -194,7 +194,7 @@ def run_bench(
 
 
 def load_question_image(path: str | Path | None) -> Image.Image:
-    """The picture, or a generated scene, RGB."""
+    """The image, or a generated scene, in RGB."""
     if path is None:
         from trtprune.demo import scenes
 
@@ -210,14 +210,14 @@ def _vlm(measured: Measured) -> Vlm:
 
 
 def _threads(threads: int | None, baseline: Measured) -> int | None:
-    """Of the runtime, where it is one that counts threads."""
+    """Threads of the runtime, if it has such a setting."""
     from trtprune.backends.onnxruntime.threads import available_threads
 
     return threads or (available_threads() if _vlm(baseline).provider in ("cpu", "openvino") else None)
 
 
 def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measured:
-    """All visual tokens: method ``none``, or the build's own with nothing to prune where no other can be made here."""
+    """The cell with all visual tokens: method ``none``, or the build's own if no other can be built here."""
     total = variants.base.model.visual_tokens
     try:
         none = Variant.make("none")
@@ -248,12 +248,12 @@ def _peers(
 def _count(
     cells: Sequence[Measured], threads: int | None, options: Mapping[str, str] | None
 ) -> tuple[list[ProductProbe], CopyProbe | None]:
-    """Runs every build's prompt once and notes what it takes; the probes of what bounds it."""
+    """Runs every build's prompt once and records its cost; returns the probes of its floor."""
     from trtprune.backends.opening import open_provider
 
     ledger, products = Ledger(), None
     provider = _vlm(cells[0]).provider
-    # A GPU's rates cannot be had from here: its products would be timed with their way there and back.
+    # A GPU's rates cannot be measured here: times of products would include the transfers.
     if provider in ("cpu", "openvino"):
         products = ProductProbes(open_provider(provider, threads, options))
     for measured in cells:
@@ -276,7 +276,7 @@ def _count(
 
 
 def _same_question(cells: Sequence[Measured]) -> list[str]:
-    """What differs between a peer's question or answer and ours."""
+    """Differences between a peer's question or answer and ours, as notes."""
     notes, ours = [], cells[0].samples[0]
     for measured in cells:
         if not measured.cell.peer:
@@ -301,7 +301,7 @@ def _peaks(
     checkpoint: Path | None,
     report: Callable[[str, str], None] | None,
 ) -> list[str]:
-    """Runs each build in a process of its own; what could not be measured."""
+    """Runs each build in a process of its own; returns notes about missing measurements."""
     notes, live = [], getattr(report, "live", lambda text: None)
     groups: dict[str, list[Measured]] = {}
     for measured in cells:

@@ -1,4 +1,4 @@
-"""The same checkpoint in transformers, asked the same question, with the same clock around it."""
+"""The same checkpoint in transformers, with the same question and the same clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def require_transformers() -> Any:
 
 
 class _Times:
-    """A streamer that only notes when ids come: those of the prompt first, then each token as it is chosen."""
+    """A streamer that only records the times of ids: those of the prompt first, then each chosen token."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -55,13 +55,13 @@ class _Times:
 class TransformersPeer:
     """``generate`` with ``sdpa`` attention, greedy, for a fixed number of tokens.
 
-    Preprocessing is the checkpoint's processor, vision from its tower to its projector; what else happens before the
-    first token is prefill.
+    Preprocessing is the checkpoint's processor, vision is from its tower to its projector; the rest before the first
+    token is prefill.
 
     Args:
         path: The checkpoint.
         dtype: ``float32`` or ``bfloat16``.
-        question: What it is asked.
+        question: The question.
         threads: CPU threads; None: torch's choice.
         clock: Seconds.
 
@@ -96,8 +96,8 @@ class TransformersPeer:
                 f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:300]}"
             ) from None
         self.model = model.eval()
-        # Nothing ends an answer before its length. A least length would do so too, but forbid the token that ends one,
-        # and so make the answer another.
+        # Nothing ends an answer before its length. A minimum length would do the same, but it forbids the end token and
+        # so changes the answer.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.stop_strings = None
         text = self.model.config.text_config
@@ -116,12 +116,12 @@ class TransformersPeer:
         return inputs
 
     def prompt_ids(self) -> np.ndarray:
-        """int64 [S], a placeholder for each visual token."""
+        """int64 [S], with one placeholder per visual token."""
         found: np.ndarray = self._inputs()["input_ids"][0].numpy()
         return found
 
     def visual_tokens(self) -> int:
-        """Of the picture."""
+        """Visual tokens of the image."""
         config = self.model.config
         place = getattr(config, "image_token_index", None)
         return int((self.prompt_ids() == (config.image_token_id if place is None else place)).sum())
@@ -151,7 +151,7 @@ class TransformersPeer:
 
     @contextmanager
     def _vision(self) -> Iterator[list[float]]:
-        """When the tower was entered, and when the projector was left."""
+        """The times of the tower's begin and the projector's end."""
         inner, times = getattr(self.model, "model", self.model), []
 
         def note(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which cells a bench has; everything that can be refused is refused here, before any work."""
+"""The cells of a comparison; all refusals come from here, before any work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL = "all"
 
 
 def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], bool]:
-    """The methods to measure, and whether they were named one by one; ``none`` is always measured and not among them.
+    """The methods to measure, and whether they were named one by one; ``none`` is always measured and not in the list.
 
     Raises:
         BudgetError: for an unknown method or option.
@@ -29,14 +29,14 @@ def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], b
     else:
         found, named = parse_methods(methods)
         if not named:
-            # The build's own options, where its method is reached.
+            # The build's own method gets its options of the build.
             every = [own if name == own.method else Variant.make(name) for name in pruning.names()]
             found = list(dict.fromkeys([*every, *found]))
     return [variant for variant in found if variant.method != "none"], named
 
 
 def parse_methods(methods: str) -> tuple[list[Variant], bool]:
-    """What ``--methods`` names beside ``all``, and whether it does without ``all``: ``all,divprune:center=true``.
+    """The methods of ``--methods`` beside ``all``, and whether ``all`` is missing: ``all,divprune:center=true``.
 
     Raises:
         BudgetError: for an unknown method or option.
@@ -48,12 +48,12 @@ def parse_methods(methods: str) -> tuple[list[Variant], bool]:
 
 
 def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:
-    """Budgets, largest first: those given, or a third and a ninth of all visual tokens and the build's own.
+    """Budgets, largest first: the given ones, or a third and a ninth of all visual tokens and the build's own.
 
-    All tokens are the unpruned line, which is always there.
+    All tokens are the unpruned line, which is always measured.
 
     Raises:
-        BudgetError: for one the model does not have.
+        BudgetError: for a budget that the model cannot have.
     """
     total = base.model.visual_tokens
     chosen = list(keeps) if keeps is not None else [round(total / 3), round(total / 9), base.pruning.keep]
@@ -66,7 +66,7 @@ def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:
 def plan_cells(
     variants: Variants, chosen: Sequence[Variant], budgets: Sequence[int], *, named: bool
 ) -> tuple[list[tuple[Variant, int]], list[str]]:
-    """(method, budget) of every cell, and what is left out and why.
+    """(method, budget) of every cell, and the omitted ones with reasons.
 
     Raises:
         BudgetError: for a budget that one of the methods cannot serve, if they were ``named``.

@@ -1,9 +1,8 @@
 """The methods of a comparison on one engine directory: each a build of its own, from that directory's weights.
 
-``eval`` and ``bench`` hold methods against each other. What they run is what ``build`` makes, not an imitation: for
-each method the graphs are written anew (a second; the weights are linked, not copied) and run by the same runtime.
-Sessions whose graphs compute the same, such as the decoder of all methods that prune before it, are opened
-once.
+``eval`` and ``bench`` compare methods. They run real builds: the graphs of each method are written (in a second; the
+weights are linked, not copied) and run by the same runtime.
+Sessions with equal graphs, such as the decoder of all methods that prune before it, are opened once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ __all__ = ["Variant", "Variants", "parse_variants", "split_methods", "warnings_o
 
 @dataclass(frozen=True)
 class Variant:
-    """A method and the options it is built with; all of them, so that equal ones are equal."""
+    """A method with all its options, so that equal variants compare equal."""
 
     method: str
     options: tuple[tuple[str, str | int | float], ...] = ()
@@ -48,9 +47,9 @@ class Variant:
         """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``.
 
         Raises:
-            BudgetError: naming what is wrong.
+            BudgetError: naming the fault.
         """
-        method, *settings = re.split(r":(?=\w+=|$)", text.strip())  # a value may hold colons: schedule=2:66
+        method, *settings = re.split(r":(?=\w+=|$)", text.strip())  # a value may have colons: schedule=2:66
         pruning.get(method)
         pairs = [setting.partition("=") for setting in settings]
         if not all(equals for _, equals, _ in pairs):
@@ -59,19 +58,19 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """The method, and the options that are not at their default: ``divprune center=true``."""
+        """The method, and the options that differ from their defaults: ``divprune center=true``."""
         defaults = pruning.get(self.method).validate_options()
         return " ".join([self.method, *(f"{k}={v}" for k, v in self.options if v != defaults[k])])
 
 
 def split_methods(text: str) -> list[str]:
     """The methods, each with its options, of a comma-separated list."""
-    # A value may hold commas (schedule=2:66,6:30), but behind one that separates stands a name.
+    # A value may have commas (schedule=2:66,6:30), but a name is behind a comma that separates.
     return [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """A comma-separated list of :meth:`Variant.parse`; what occurs twice counts once.
+    """A comma-separated list of :meth:`Variant.parse`, without duplicates.
 
     Raises:
         BudgetError: for an unknown method or option, or an empty list.
@@ -83,7 +82,7 @@ def parse_variants(text: str) -> list[Variant]:
 
 
 def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """Of what the builds on the way say, the warnings, each once: every one of them reads the same CLIP."""
+    """A report that passes on warnings only, each once, because all builds read the same CLIP."""
     said = set()
 
     def say(what: str, message: str) -> None:
@@ -95,20 +94,20 @@ def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], No
 
 
 class Variants:
-    """Opens methods on the weights of one engine directory; a context manager, which removes what it built.
+    """Opens methods on the weights of one engine directory; a context manager that removes its builds.
 
     Args:
         directory: The base, an engine directory.
-        others: Engine directories of the same model that were built with other methods; needed where a build takes
-            more than this machine or this much time, such as TensorRT engines.
+        others: Engine directories of the same model with other methods; needed if a build is impossible here or takes
+            too long, such as TensorRT engines.
         provider, threads, provider_options, verify, max_pixels: As for :func:`trtprune.runtime.load`.
-        model: The checkpoint, where the base cannot stand for it (quantised weights).
+        model: The checkpoint, if the base cannot replace it (quantised weights).
         build_options: Further arguments of :func:`trtprune.build` for the builds, e.g. ``clip``.
-        report: Called with (component, what happened) while something is built.
+        report: Called with (component, message) during builds.
 
     Raises:
         EngineDirError, BackendError: as for ``load``.
-        BudgetError: if one of ``others`` is of another model.
+        BudgetError: if one of ``others`` has another model.
     """
 
     def __init__(
@@ -178,27 +177,27 @@ class Variants:
         return variant_of(self.base)
 
     def there(self, variant: Variant) -> bool:
-        """Whether a variant need not be built."""
+        """Whether a variant exists without a new build."""
         return variant in self._built
 
     def config(self, variant: Variant) -> EngineDir:
-        """The engine directory of a variant; built now, if it is not there.
+        """The engine directory of a variant; built now if it does not exist.
 
         Raises:
             BudgetError: if the model cannot serve the method.
-            CheckpointError: if the base's weights are not those of its checkpoint and no ``model`` was given.
-            BackendError: if the base holds engines, which are not built on the way.
+            CheckpointError: if the base's weights differ from its checkpoint's and ``model`` is None.
+            BackendError: if the base has engines, which are not built here.
         """
         if variant not in self._built:
             self._built[variant] = self._build(variant)
         return self._built[variant]
 
     def build_for(self, provider: str, variant: Variant) -> EngineDir:
-        """A new build of a variant as another provider takes it best; raises as :meth:`config`."""
+        """A new build of a variant for another provider; raises as :meth:`config`."""
         return self._build(variant, provider)
 
     def open(self, variant: Variant) -> Vlm:
-        """A variant, ready to answer; the same one again as long as it is not released. Raises as :meth:`config`."""
+        """An opened variant; the same object until it is released. Raises as :meth:`config`."""
         from trtprune.runtime import Vlm
 
         if variant not in self._open:
@@ -213,7 +212,7 @@ class Variants:
         return self._open[variant]
 
     def release(self, variant: Variant) -> None:
-        """Forgets an opened variant, and closes what no other open one uses."""
+        """Closes an opened variant, and the sessions that no other open one uses."""
         self._open.pop(variant, None)
         for key in [key for key, users in self._users.items() if variant in users]:
             self._users[key].discard(variant)
@@ -230,7 +229,7 @@ class Variants:
                 hint=f"trtprune build --method {variant.method} … -o OTHER, and --with OTHER",
             )
         if self._folder is None:
-            # Beside the base, because links do not reach over file systems; in a cache of the hub, where every folder
+            # Beside the base, because links do not work across file systems; in the hub's cache, where every folder
             # beside it is a commit, beside its blobs.
             root = base.root.resolve()
             beside = (hub_blobs(root) or root).parent
@@ -254,7 +253,7 @@ class Variants:
             dtype=base.dtype,
             weight_dtype=base.weight_dtype,
             max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
-            # How graphs are written out is the provider's choice, and then that of whoever built the base for it.
+            # The lowering is the provider's, with the changes of the base's build if it has the same provider.
             lowering=base.lowering if provider == built_for else None,
             generation_config="ignore" if base.generation.source == "ignored" else "checkpoint",
             report=self._report,
@@ -262,17 +261,17 @@ class Variants:
         )
 
     def graph_digest_of(self, config: EngineDir, component: ComponentInfo) -> str:
-        """The digest of what a component's graph computes; equal for builds that can share a session or its results."""
-        # Not that of the file, which says of which build it is.
+        """The digest of a graph's computation; equal for builds that can share a session or its results."""
+        # Not the file's digest, because the file names its build.
         content = config.files[component.onnx]
         if content not in self._digests:
             self._digests[content] = graph_digest(config.path(component.onnx))
         return self._digests[content]
 
-    # -- for the backends handed to the runtime
+    # -- for the backends of the runtime
 
     def backend(self, config: EngineDir) -> Backend:
-        """Opens components; one for all, but where a backend belongs to one directory."""
+        """The backend of a directory: one for all directories, unless it belongs to a single one."""
         from trtprune.backends.opening import open_backend
 
         engines = config.backend != "onnxruntime" and self._provider is None
@@ -284,8 +283,8 @@ class Variants:
         return backend
 
     def session(self, variant: Variant, config: EngineDir, backend: Backend, component: ComponentInfo) -> Session:
-        """The session of a component, shared by all whose file has the same content."""
-        # A backend that belongs to one directory keeps its sessions' buffers to itself.
+        """The session of a component, shared by all components with an equal graph."""
+        # A backend that belongs to one directory does not share its sessions' buffers.
         own = str(config.root) if backend is not self._backend else ""
         key = (component.name, self.graph_digest_of(config, component), own)
         if key not in self._sessions:
@@ -295,10 +294,10 @@ class Variants:
 
 
 def variant_of(config: EngineDir) -> Variant:
-    """The method and options an engine directory was built with.
+    """The method and options of an engine directory.
 
     Raises:
-        EngineDirError: if this version does not know them.
+        EngineDirError: if this version lacks them.
     """
     try:
         return Variant.make(config.pruning.method, config.pruning.options)
@@ -308,7 +307,7 @@ def variant_of(config: EngineDir) -> Variant:
 
 @dataclass
 class _Shared:
-    """A backend whose sessions are looked up among those of the other variants first."""
+    """A backend that first looks for an equal session among the other variants."""
 
     variants: Variants
     variant: Variant
