@@ -118,14 +118,14 @@ class Theirs:
 
         start = time.perf_counter()
         # The same preparation for both, so that the difference is the models'.
-        pixels = self._ours.vlm.pipeline.preprocessor(self._image)
+        pixels = self._ours.vlm.pipeline.processor.prepare(self._image).pixel_values
         prepare = 1e3 * (time.perf_counter() - start)
         with torch.inference_mode():
             ids = self._ids.to(self._device)
             self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                pixel_values=torch.from_numpy(pixels)[None].to(self._device, self.model.dtype),
+                pixel_values=torch.from_numpy(pixels).to(self._device, self.model.dtype),
                 max_new_tokens=tokens,
                 min_new_tokens=tokens,
                 do_sample=False,
@@ -139,7 +139,7 @@ class Theirs:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.from_numpy(self._ours.vlm.pipeline.preprocessor(self._image))[None]
+            pixels = torch.from_numpy(self._ours.vlm.pipeline.processor.prepare(self._image).pixel_values)
             features = self.model.model.get_image_features(pixel_values=pixels.to(self._device, self.model.dtype))
             features = getattr(features, "pooler_output", features)  # what it returns depends on the release
             rows = torch.as_tensor(features[0], device=self._device)[list(kept)]

@@ -32,7 +32,7 @@ def blind(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> Vlm:
         raise AssertionError("a picture was looked at")
 
     monkeypatch.setattr(vlm.chain, "look", refuse)
-    monkeypatch.setattr(vlm.pipeline, "preprocessor", refuse)
+    monkeypatch.setattr(vlm.pipeline, "processor", None)
     return vlm
 
 
@@ -72,7 +72,7 @@ def test_where_the_decoder_prunes(kit: Kit) -> None:
     inside = kit.load("fastv", method="fastv", keep=12)
     seen = inside.features([picture(1)])
     expected = inside.generate(picture(1), "Why?", max_new_tokens=6)
-    assert same(inside.generate(Features(seen[0].image), "Why?", max_new_tokens=6), expected)
+    assert same(inside.generate(Features(seen[0].image, seen[0].plan), "Why?", max_new_tokens=6), expected)
 
 
 def test_features_of_another_kind(kit: Kit, vlm: Vlm, seen: list[Features]) -> None:
@@ -81,9 +81,9 @@ def test_features_of_another_kind(kit: Kit, vlm: Vlm, seen: list[Features]) -> N
         with pytest.raises(InputError, match=r"float32 \[16, 64\]"):
             vlm.generate(dataclasses.replace(seen[0], image=wrong), "Why?")
     with pytest.raises(InputError, match="lack cls_attention, which method adafv needs"):
-        vlm.generate(Features(image), "Why?")
+        vlm.generate(Features(image, seen[0].plan), "Why?")
     plain = kit.load("none", method="none")
-    assert plain.generate(Features(image), "Why?", max_new_tokens=2).token_ids
+    assert plain.generate(Features(image, seen[0].plan), "Why?", max_new_tokens=2).token_ids
 
 
 def test_selecting_with_what_the_build_returns(vlm: Vlm) -> None:

@@ -42,6 +42,9 @@ class Memory(Protocol):
     def join(self, rows: Sequence[Sequence[Array]], width: int) -> Array:
         """The pieces [n, D] of each row in sequence, followed by zeros: [rows, width, D]."""
 
+    def concatenate(self, pieces: Sequence[Array]) -> Array:
+        """The pieces [n, …], at least one, behind one another along the first axis."""
+
     def to_host(self, array: Array) -> np.ndarray:
         """The array as NumPy's, readable by Python."""
 

@@ -27,6 +27,11 @@ class HostMemory:
                 start += len(piece)
         return joined
 
+    def concatenate(self, pieces: Sequence[Any]) -> np.ndarray:
+        """The pieces behind one another; a single one as it is."""
+        joined: np.ndarray = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return joined
+
     def to_host(self, array: Any) -> np.ndarray:
         """The array itself."""
         found: np.ndarray = array

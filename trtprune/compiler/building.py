@@ -29,6 +29,7 @@ from trtprune.engine_dir import (
     KvInfo,
     ModelInfo,
     TensorSpec,
+    VisionInfo,
     digest_file,
     digest_weights,
     open_engine_dir,
@@ -138,7 +139,7 @@ def build(
     if found is not None:
         say("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
         return found
-    check_texts(plan.checkpoint, plan.spec, say)
+    check_texts(plan.checkpoint, plan.model, say)
     with replacing_directory(target, lambda: old_files(target)) as staging:
         engine_dir = _write(plan, staging, weights, say)
         (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")
@@ -213,6 +214,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
         lowering={name: str(form) for name, form in vars(plan.lowering).items()},
         dtype=plan.dtype,
         model=_model_info(plan),
+        vision=_vision_info(plan),
         pruning=plan.pruning,
         components=tuple(components),
         chain=tuple(part.name for part in graphs),
@@ -276,6 +278,18 @@ def _model_info(plan: Plan) -> ModelInfo:
         eos_token_ids=spec.eos_token_ids,
         keeps_cls_feature=spec.keeps_cls_feature,
         first_patch=spec.first_patch,
+    )
+
+
+def _vision_info(plan: Plan) -> VisionInfo:
+    processor = plan.model.processor
+    return VisionInfo(
+        processor=processor.name,
+        settings=processor.settings(),
+        tokens=processor.tokens_range,
+        crops=processor.crops_range,
+        # Inside the decoder newline tokens take part like any visual token, as in the authors' codes.
+        newlines="candidates" if plan.method.inside else "drop",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, RANK, RATERS, VISION, Part
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, PRUNER, RANK, RATERS, VISION, Part
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 
@@ -47,7 +47,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Gr
         dtype=plan.dtype,
         lowering=plan.lowering,
         options=options,
-        num_tokens=spec.visual_tokens,
+        num_tokens=spec.visual_tokens if plan.model.processor.fixed_tokens else None,
         grid=spec.patch_grid if spec.tokens_are_patches else None,
         widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
     )
@@ -57,7 +57,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Gr
         graphs[CLIP_TEXT] = build_clip_text(
             clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
         )
-    return {Part(role): graphs[role] for role in (VISION, EMBED, CLIP_TEXT, PRUNER, DECODER) if role in graphs}
+    return {Part(role): graphs[role] for role in (VISION, PACK, EMBED, CLIP_TEXT, PRUNER, DECODER) if role in graphs}
 
 
 def describe(graph: Graph, plan: Plan, name: str) -> None:
@@ -113,7 +113,7 @@ def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None)
             quantized=quantized.matrices if quantized else None,
         )
 
-    chain = {Part(role): graphs[role] for role in (VISION, EMBED)}
+    chain = {Part(role): graphs[role] for role in (VISION, PACK, EMBED) if role in graphs}
     raters = build_raters(method, make, plan.spec.hidden_size, options)
     if raters is not None:
         chain[Part(RATERS)] = raters

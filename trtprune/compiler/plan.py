@@ -106,12 +106,13 @@ def plan_build(
 
     def judge(found: Checkpoint) -> None:
         """What the config alone rules out must not cost a download, or be said of missing weights."""
-        spec = open_model(found).spec
+        opened = open_model(found)
+        spec = opened.spec
         asked.decide(spec, clip=clip is not None or found.weights is not None)
         if found.remote:
             # Said again, and with its warnings, when the weights are here.
             _generation(found, spec, generation_config, unsaid)
-            check_texts(found, spec, unsaid)
+            check_texts(found, opened, unsaid)
 
     checkpoint = resolve(os.fspath(model), revision=revision, progress=progress_of(say, "model"), check=judge)
     opened = open_model(checkpoint)

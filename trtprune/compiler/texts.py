@@ -11,7 +11,7 @@ from trtprune.errors import CheckpointError, EngineDirError, InputError
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
-    from trtprune.models import ModelSpec
+    from trtprune.models import Model
     from trtprune.reports.downloads import Report
 
 __all__ = ["TEXT_FILES", "check_texts", "read_texts"]
@@ -45,23 +45,22 @@ def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def check_texts(checkpoint: Checkpoint, spec: ModelSpec, say: Report) -> None:
+def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> None:
     """Asks one question and a second one, and reads the image processor's settings.
 
     Args:
         checkpoint: Whose files they are.
-        spec: Of its model.
+        model: The checkpoint, opened.
         say: Called with what users of the build should know.
 
     Raises:
         CheckpointError: naming the file at fault, if a run of the build could not answer a question.
     """
-    from trtprune.runtime.preprocess import Preprocessor
     from trtprune.runtime.prompt import PromptEncoder
 
-    files = read_texts(checkpoint)
+    files, spec = read_texts(checkpoint), model.spec
+    assert model.processor is not None  # raises where a run could not prepare an image
     try:
-        Preprocessor.from_files(files, spec.image_size)
         encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
         notes = encoder.rehearse()
     except (EngineDirError, InputError) as error:

@@ -26,6 +26,7 @@ from trtprune.engine_dir.schema import (
     ModelInfo,
     PruningInfo,
     TensorSpec,
+    VisionInfo,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Part",
     "PruningInfo",
     "TensorSpec",
+    "VisionInfo",
     "digest_file",
     "digest_head",
     "digest_weights",

@@ -27,6 +27,8 @@ LARGEST = {
     "engines.max_images": 1 << 20,
 }
 """Field → its largest value, far above any model's; each is at least 1."""
+MOST_CROPS = 1 << 12
+NEWLINES = ("keep", "drop", "candidates")
 LONGEST_SIDE = 1 << 15
 """The largest side of an image in pixels, and of a grid in patches."""
 LARGEST_TENSOR = 1 << 40
@@ -51,6 +53,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
         if not all(0 < side <= LONGEST_SIDE for side in getattr(made.model, name)):
             yield f"config.model.{name} must be two numbers between 1 and {LONGEST_SIDE}"
     yield from _wrong_ids(made)
+    yield from _wrong_vision(made)
     generation = made.generation.wrong(max(made.model.vocab_size, 1))
     if generation is not None:
         yield f"config.generation.{generation}"
@@ -77,6 +80,16 @@ def _wrong_ids(made: EngineDir) -> Iterator[str]:
             yield f"config.model.{name}: a token id is at least 0"
     if not -1 <= model.first_patch <= model.visual_tokens:
         yield f"config.model.first_patch must be between -1 and {model.visual_tokens}"
+
+
+def _wrong_vision(made: EngineDir) -> Iterator[str]:
+    vision, most = made.vision, made.model.visual_tokens
+    if not 1 <= vision.tokens[0] <= vision.tokens[1] or vision.tokens[1] != most:
+        yield f"config.vision.tokens must be two numbers from 1 to model.visual_tokens, {most}"
+    if not 1 <= vision.crops[0] <= vision.crops[1] <= MOST_CROPS:
+        yield f"config.vision.crops must be two numbers between 1 and {MOST_CROPS}"
+    if vision.newlines not in NEWLINES:
+        yield f"config.vision.newlines must be one of {', '.join(NEWLINES)}"
 
 
 def _wrong_budget(made: EngineDir) -> Iterator[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.paths import inside
@@ -22,6 +23,7 @@ __all__ = [
     "ModelInfo",
     "PruningInfo",
     "TensorSpec",
+    "VisionInfo",
 ]
 
 SCHEMA_VERSION = 2
@@ -86,6 +88,27 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     keeps_cls_feature: bool = False
     first_patch: int = 0
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """How an image becomes visual tokens.
+
+    Attributes:
+        processor: The image processor's name (:mod:`trtprune.runtime.images`).
+        settings: Its settings; with them it is the same in every runtime.
+        tokens: The fewest and the most visual tokens of an image, before pruning.
+        crops: The fewest and the most crops of an image, rows of the vision graph.
+        newlines: What happens to the newline tokens of an image that is pruned: ``keep`` those of a line with a kept
+            token, beside the budget; ``drop`` all; ``candidates`` leaves them to the method, like any visual token.
+            An image of which everything stays has them in any case.
+    """
+
+    processor: str
+    settings: dict[str, Any]
+    tokens: tuple[int, int]
+    crops: tuple[int, int]
+    newlines: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ class EngineDir:
     lowering: dict[str, str]
     dtype: str
     model: ModelInfo
+    vision: VisionInfo
     pruning: PruningInfo
     components: tuple[ComponentInfo, ...]
     chain: tuple[str, ...]

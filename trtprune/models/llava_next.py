@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LlavaNextFamily"]
 
-NEWLINE = "model.image_newline"
+DEFAULTS = Defaults(CLIP_LARGE, processors=("llava_next",), newline="model.image_newline")
 
 
 class LlavaNextFamily:
@@ -34,7 +34,7 @@ class LlavaNextFamily:
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name, Defaults(CLIP_LARGE, newline=NEWLINE))
+        return ProjectedTowerModel(checkpoint, self.name, DEFAULTS)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

@@ -32,6 +32,7 @@ DEFAULTS = Defaults(
     feature_layer=-1,
     select_strategy="full",
     image_token_id=151646,
+    processors=("llava_onevision",),
     newline="model.image_newline",
     taps=4,
 )

@@ -70,6 +70,7 @@ class Defaults:
         feature_layer: ``vision_feature_layer``.
         select_strategy: ``vision_feature_select_strategy``.
         image_token_id: ``image_token_index``.
+        processors: Image processors that fit, names of :data:`trtprune.runtime.images.PROCESSORS`.
         newline: Key of the learned row behind every row of an image's tiles; None in a family of one crop an image.
         taps: Features that make a visual token, at most.
     """
@@ -79,6 +80,7 @@ class Defaults:
     feature_layer: int = -2
     select_strategy: str = "default"
     image_token_id: int = 32000
+    processors: tuple[str, ...] = ("single",)
     newline: str | None = None
     taps: int = 1
 
@@ -101,6 +103,7 @@ class ProjectedConfig:
     """Whether the config ties them; the weights may differ all the same."""
     tensors: dict[str, TensorInfo]
     image_token_id: int
+    processors: tuple[str, ...]
     newline: str | None
     taps: int
 
@@ -138,6 +141,7 @@ def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
         tied_in_config=tied,
         tensors=tensors,
         image_token_id=defaults.image_token_id,
+        processors=defaults.processors,
         newline=defaults.newline,
         taps=defaults.taps,
     )

@@ -29,7 +29,7 @@ from trtprune.components.pack import Packed, build_pack
 from trtprune.components.projector import build_projector
 from trtprune.components.rope import ROPE_TYPES
 from trtprune.components.vit import build_tower
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.generation_config import eos_token_ids
@@ -51,13 +51,17 @@ from trtprune.models.projected_config import (
 from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
+from trtprune.runtime.images import CropShape, processor_from_files
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
+    from trtprune.runtime.images import Processor
 
 __all__ = ["ProjectedTowerModel", "describe_parts"]
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def describe_parts() -> dict[str, Any]:
@@ -94,12 +98,20 @@ class ProjectedTowerModel:
         m = self._parsed
         config = Section(self._checkpoint.config, "")
         full_cls = m.tower.HAS_CLS and not m.selection.drop_first
-        tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
+        tokens = self._features
         if tokens < 1:
             raise CheckpointError(
                 "config.json: vision_feature_select_strategy 'default' leaves no image feature",
                 hint="a larger picture, or the strategy 'full'",
             )
+        if m.newline is not None:
+            if m.selection.drop_first != m.tower.HAS_CLS:
+                raise CheckpointError(
+                    f"config.json: vision_feature_select_strategy '{self._strategy}' gives {tokens} features of a "
+                    f"crop of {m.vision.patches} patches, and tiles are put together patch by patch",
+                    hint="'default' for a tower with a CLS token, 'full' for one without",
+                )
+            tokens = self.processor.tokens_range[1]
         token_name = "image_token_index" if "image_token_index" in self._checkpoint.config else "image_token_id"
         image_token_id = config.integer(token_name, m.image_token_id, low=0)
         windows = [w for w in m.text.windows if w is not None]
@@ -124,12 +136,32 @@ class ProjectedTowerModel:
             image_token_id=image_token_id,
             eos_token_ids=eos_token_ids(self._checkpoint),
             feature_layers=m.selection.layers,
-            select_strategy="default" if m.selection.drop_first else "full",
+            select_strategy=self._strategy,
             sliding_window=min(windows) if windows else None,
             vision_width=m.projector.input_size,
             key_width=m.vision.head_dim,
             tower_layers=m.selection.deepest,
         )
+
+    @property
+    def _strategy(self) -> str:
+        return "default" if self._parsed.selection.drop_first else "full"
+
+    @property
+    def _features(self) -> int:
+        """Features of a crop."""
+        return self._parsed.vision.patches + self._parsed.tower.HAS_CLS - self._parsed.selection.drop_first
+
+    @cached_property
+    def processor(self) -> Processor:
+        """The checkpoint's image processor; raises CheckpointError for one that is missing or does not fit."""
+        m, checkpoint = self._parsed, self._checkpoint
+        shape = CropShape(*m.vision.image_size, m.vision.patch_size, m.selection.drop_first - m.tower.HAS_CLS)
+        files = {name: text for name in PROCESSOR_FILES if (text := checkpoint.text_file(name)) is not None}
+        try:
+            return processor_from_files(files, shape, checkpoint.config, m.processors)
+        except EngineDirError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
 
     def required_weights(self) -> dict[str, tuple[int, ...]]:
         """Canonical name → shape of the tensors of the graphs; vision layers above the selected ones are not used."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
     from trtprune.pruning.in_llm import LayerAccess
+    from trtprune.runtime.images import Processor
 
 __all__ = ["Family", "Model", "ModelSpec", "VisionHead"]
 
@@ -38,7 +39,7 @@ class ModelSpec:
     Attributes:
         image_size: (height, width) of the vision graph's input in pixels.
         patch_grid: (rows, columns) of patches.
-        visual_tokens: N, visual tokens per image.
+        visual_tokens: N, the most visual tokens of an image.
         first_patch: The patch (row by row) of feature 0: 0; -1 if feature 0 is the CLS token; 1 if the tower has no CLS
             token and strategy "default" dropped the first patch.
         has_cls: Whether the vision graph has the output ``cls_attention``.
@@ -112,6 +113,10 @@ class Model(Protocol):
     @property
     def spec(self) -> ModelSpec:
         """The facts of the model; raises CheckpointError for what is not supported."""
+
+    @property
+    def processor(self) -> Processor:
+        """The checkpoint's image processor; raises CheckpointError for one that is missing or does not fit."""
 
     def required_weights(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of the graphs, by canonical name."""

@@ -75,7 +75,9 @@ class Batch:
         with clock.stage("preprocess"):
             prompts = [self._encode(row) for row in self._rows]
         # 2. All images of all rows, each once.
-        features = iter(pipeline.features([image for row in self._rows for image in row.images], clock))
+        images = [image for row in self._rows for image in row.images]
+        together = [len(row.images) for row in self._rows for _ in row.images]
+        features = iter(pipeline.features(images, clock, together))
         # 3. Select, and lay the rows out.
         layouts: list[Layout] = []
         for prompt, row in zip(prompts, self._rows, strict=True):

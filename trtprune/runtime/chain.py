@@ -6,24 +6,27 @@ that of ``decoder``; ``pipeline`` puts all of it together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtprune.backends.binding import numpy_dtype
-from trtprune.engine_dir.roles import DECODER, EMBED, VISION, Part
+from trtprune.engine_dir.roles import DECODER, EMBED, PACK, VISION, Part
 from trtprune.errors import InputError
 from trtprune.runtime.features import Features
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
     from trtprune.engine_dir import EngineDir
+    from trtprune.runtime.images import Prepared, TokenPlan
 
 __all__ = ["Chain"]
 
-# Images in one vision run: more would only add activations, the work for each image is the same.
+# Crops in one vision run: more would only add activations, the work for each crop is the same.
 VISION_BATCH = 8
+PACKED = "packed_"
+"""Prefix of the pack graph's outputs."""
 
 
 class Chain:
@@ -56,19 +59,41 @@ class Chain:
         """Lets go of the sessions."""
         self._sessions.clear()
 
-    def look(self, pixels: Sequence[np.ndarray]) -> list[Features]:
-        """Features of images, each float32 [3, H, W]."""
-        features = []
+    def look(self, images: Sequence[Prepared]) -> list[Features]:
+        """Features of images."""
         vision = self.session(VISION)
         size = min(VISION_BATCH, vision.max_batch)
-        for start in range(0, len(pixels), size):
-            batch = np.stack(pixels[start : start + size]).astype(self.dtype)
-            out = dict(vision.run({"pixel_values": batch}))
-            images = out.pop("image_features")
-            for i in range(len(batch)):
-                features.append(Features(images[i], {name: array[i] for name, array in out.items()}))
+        crops = np.concatenate([image.pixel_values for image in images]).astype(self.dtype)
+        runs = [vision.run({"pixel_values": crops[start : start + size]}) for start in range(0, len(crops), size)]
+        features, first = [], 0
+        for image in images:
+            rows = {name: self._rows([run[name] for run in runs], first, image.plan.crops, size) for name in runs[0]}
+            features.append(self._pack(rows, image.plan))
+            first += image.plan.crops
         self.memory.wait()
         return features
+
+    def _rows(self, runs: Sequence[Array], first: int, count: int, size: int) -> Array:
+        """Rows ``first`` to ``first + count`` of an output that came in runs of ``size`` rows."""
+        pieces = []
+        for number in range(first // size, (first + count - 1) // size + 1):
+            start = number * size
+            pieces.append(runs[number][max(first - start, 0) : min(first + count - start, size)])
+        return self.memory.concatenate(pieces)
+
+    def _pack(self, rows: Mapping[str, Array], plan: TokenPlan) -> Features:
+        """The visual tokens of an image, from the outputs of the vision graph for its crops."""
+        pack = self.config.find(PACK)
+        if pack is None:
+            single = {name: array[0] for name, array in rows.items()}
+            return Features(single.pop("image_features"), plan, single)
+        inputs: dict[str, Array] = {"pack_index": plan.pack_index.astype(np.int64), "pack_weight": plan.pack_weight}
+        inputs |= rows
+        packed = self.session(PACK).run({spec.name: inputs[spec.name] for spec in pack.inputs})
+        tokens = {name.removeprefix(PACKED): array for name, array in packed.items()}
+        # What is not a patch's is the overview's, which shows the whole image.
+        whole = {name: array[max(plan.overview, 0)] for name, array in rows.items() if name not in tokens}
+        return Features(tokens.pop("image_features"), plan, tokens | whole)
 
     def embed(self, ids: np.ndarray, name: Callable[[int], str] = str) -> Array:
         """Embeddings [B, T, D] of int64 [B, T] ids.

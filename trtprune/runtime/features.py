@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from trtprune.runtime.images import TokenPlan
+
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
 
@@ -21,10 +23,12 @@ class Features:
 
     Attributes:
         image: [N, D] in the build's dtype, a row for each visual token.
+        plan: What the visual tokens show.
         extras: The other outputs by name, without their batch dimension, such as ``cls_attention`` float32 [N].
     """
 
     image: Array
+    plan: TokenPlan
     extras: Mapping[str, Array] = field(default_factory=dict)
 
     @property

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.arguments import arg, text_of, whole
+from trtprune.engine_dir import CONFIG_NAME
 from trtprune.engine_dir.roles import PRUNER
 from trtprune.errors import BackendError, BudgetError, InputError
 from trtprune.runtime.answer import MAX_NEW_TOKENS, Answer, AnswerSettings, unpruned_ids
@@ -25,10 +26,10 @@ from trtprune.runtime.clip_text import ClipText
 from trtprune.runtime.decoder import Decoder, WholeDecoder
 from trtprune.runtime.features import Features
 from trtprune.runtime.generation import generate
+from trtprune.runtime.images import Prepared, processor_from_settings
 from trtprune.runtime.kv_cache import check_length
 from trtprune.runtime.layout import Layout, Selection, lay_out
 from trtprune.runtime.pictures import ImageInput, load_picture
-from trtprune.runtime.preprocess import Preprocessor
 from trtprune.runtime.prompt import Prompt, PromptEncoder
 from trtprune.runtime.pruner import Pruner, image_inputs, reads_text
 from trtprune.runtime.texts import text_files
@@ -65,7 +66,7 @@ class Pipeline:
         chain: The sessions.
         encoder: Tokenizer and chat template.
         clip_text: CLIP's tokenizer and text tower, where the chain has one.
-        preprocessor: From images to pixels.
+        processor: From images to crops and their visual tokens.
         pruner: The pruner in front of the decoder; None where there is none.
     """
 
@@ -78,8 +79,9 @@ class Pipeline:
         files = text_files(config)
         self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
         self.clip_text = ClipText(self.chain, files)
-        self.preprocessor = Preprocessor.from_files(files, config.model.image_size)
-        taken = self.preprocessor.pixels_taken
+        vision = config.vision
+        self.processor = processor_from_settings(vision.processor, vision.settings, str(config.root / CONFIG_NAME))
+        taken = self.processor.pixels_taken
         self.load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
         """From what a caller gives for an image to a PIL image."""
         # Opening them now, not at the first question, is where a provider that does not load must show.
@@ -181,26 +183,33 @@ class Pipeline:
 
     # -- the stages, in their order
 
-    def features(self, images: Sequence[ImageInput | Features], clock: Clock) -> list[Features]:
+    def features(
+        self, images: Sequence[ImageInput | Features], clock: Clock, together: Sequence[int] | None = None
+    ) -> list[Features]:
         """Features of each image; one that occurs twice is looked at once, and one that is features already not at all.
+
+        Args:
+            images: The images.
+            clock: Counts the time as ``preprocess`` and ``vision``.
+            together: For each image, how many stand in its prompt; None: all of these.
 
         Raises:
             InputError: for an image that cannot be read, or features that are not of this build's kind.
         """
         keys: list[Any] = []
-        pixels: dict[Any, np.ndarray] = {}
+        prepared: dict[Any, Prepared] = {}
         known: dict[Any, Features] = {}
         with clock.stage("preprocess"):
-            for image in images:
-                key = _identity(image)
+            for image, count in zip(images, together or [len(images)] * len(images), strict=True):
+                key = (_identity(image), count)
                 if isinstance(image, Features):
                     known[key] = self._check_features(image)
-                elif key not in pixels:
-                    pixels[key] = self.preprocessor(self.load(image))
+                elif key not in prepared:
+                    prepared[key] = self.processor.prepare(self.load(image), count)
                 keys.append(key)
         with clock.stage("vision"):
-            if pixels:
-                known |= zip(pixels, self.chain.look(list(pixels.values())), strict=True)
+            if prepared:
+                known |= zip(prepared, self.chain.look(list(prepared.values())), strict=True)
         return [known[key] for key in keys]
 
     def _check_features(self, features: Features) -> Features:
@@ -210,10 +219,13 @@ class Pipeline:
             InputError: if it is not what this build's vision graph returns.
         """
         model, array = self.config.model, features.image
-        if tuple(array.shape) != (model.visual_tokens, model.hidden_size) or array.dtype != self.chain.dtype:
+        least, most = self.config.vision.tokens
+        fits = least <= array.shape[0] <= most and tuple(array.shape) == (features.plan.tokens, model.hidden_size)
+        if not fits or array.dtype != self.chain.dtype:
+            tokens = str(most) if least == most else f"{least} to {most}"
             raise InputError(
                 f"features of a picture are {array.dtype.name} {list(array.shape)}; this build makes "
-                f"{self.config.dtype} [{model.visual_tokens}, {model.hidden_size}]",
+                f"{self.config.dtype} [{tokens}, {model.hidden_size}]",
                 hint="give the picture itself, or features made by a build of the same checkpoint and dtype",
             )
         for name in image_inputs(self.config):

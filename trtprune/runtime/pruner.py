@@ -49,6 +49,11 @@ class Pruner:
         self._chain = chain
         self._inputs = frozenset(spec.name for spec in chain.config.part(PRUNER).inputs)
         self._image_inputs = image_inputs(chain.config)
+        self._newlines = chain.config.vision.newlines
+        # N is a run-time dimension of the graph, unless every image has the same candidates.
+        self._by_token = frozenset(
+            spec.name for spec in chain.config.part(PRUNER).inputs if "visual_tokens" in spec.shape[1:2]
+        )
         self.reads_embeds = "text_embeds" in self._inputs
         """Whether it reads the prompt's embeddings."""
 
@@ -62,6 +67,8 @@ class Pruner:
     ) -> tuple[np.ndarray, Array]:
         """Selects the visual tokens of one image.
 
+        An image with no more candidates than ``keep`` keeps all of its visual tokens, newline tokens included.
+
         Args:
             features: The image's.
             text: [T, D], the embeddings that the method selects by, if it does.
@@ -70,10 +77,17 @@ class Pruner:
             given: Further inputs by name, without their batch dimension; those that the graph has are used.
 
         Returns:
-            Kept indices int64 [keep], ascending, and features [keep, D].
+            Kept indices int64 [n], ascending, and features [n, D]; n is ``keep`` and the newline tokens that stay.
         """
-        inputs: dict[str, Array] = {"image_features": features.image[None], "keep": np.array([keep], np.int64)}
-        inputs |= {name: features.extras[name][None] for name in self._image_inputs}
+        every = np.arange(features.visual_tokens)
+        candidates = every if self._newlines == "candidates" else features.plan.candidates(keep)
+        if keep > len(candidates) or keep == len(candidates) < len(every):
+            return every, features.image
+        inputs: dict[str, Array] = {"image_features": features.image, "keep": np.array([keep], np.int64)}
+        inputs |= {name: features.extras[name] for name in self._image_inputs}
+        if len(candidates) < len(every):
+            inputs |= {name: inputs[name][candidates] for name in self._by_token}
+        inputs |= {name: inputs[name][None] for name in ("image_features", *self._image_inputs)}
         inputs |= {name: array[None] for name, array in (given or {}).items() if name in self._inputs}
         if self.reads_embeds:
             assert text is not None
@@ -82,4 +96,19 @@ class Pruner:
         if "seed" in self._inputs:
             inputs["seed"] = np.array([seed], np.int64)
         out = self._chain.session(PRUNER).run(inputs)
-        return self._chain.memory.to_host(out["kept_indices"])[0], out["pruned_features"][0]
+        places = self._chain.memory.to_host(out["kept_indices"])[0]
+        kept = np.where(places < 0, places, candidates[places])  # below 0: no visual token, but one of the tower's own
+        if self._newlines != "keep":
+            return kept, out["pruned_features"][0]
+        return self._with_newlines(features, kept, out["pruned_features"][0])
+
+    def _with_newlines(self, features: Features, kept: np.ndarray, rows: Array) -> tuple[np.ndarray, Array]:
+        """Kept indices and features with the newline tokens of every line of which something is kept."""
+        ends = np.unique(features.plan.newline[kept[kept >= 0]])
+        ends = ends[ends >= 0]
+        if not len(ends):
+            return kept, rows
+        together = np.concatenate((kept, ends))
+        order = np.argsort(together, kind="stable")
+        joined = self._chain.memory.concatenate([rows, features.image[ends]])
+        return together[order], joined[order]

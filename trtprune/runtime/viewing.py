@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from trtprune.backends.base import Array
     from trtprune.runtime.features import Features
+    from trtprune.runtime.images.steps import Geometry
     from trtprune.runtime.pictures import ImageInput
     from trtprune.runtime.pipeline import Pipeline
-    from trtprune.runtime.preprocess import Geometry
     from trtprune.runtime.prompt import Prompt
 
 __all__ = ["View", "look", "select"]
@@ -27,7 +27,8 @@ class View:
     """One image as the model sees it: features and the text the method would select by."""
 
     image: Image.Image
-    geometry: Geometry
+    geometry: Geometry | None
+    """The place of the crop in the image; None where there are several crops."""
     features: Features
     prompt: Prompt
     text_embeds: Array
@@ -37,10 +38,10 @@ class View:
 def look(pipeline: Pipeline, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
     """Features of one image and the text its tokens would be selected by."""
     loaded = pipeline.load(image)
-    features = pipeline.chain.look([pipeline.preprocessor(loaded)])[0]
+    features = pipeline.chain.look([pipeline.processor.prepare(loaded)])[0]
     encoded = pipeline.encoder.encode(turns_of(prompt, 1, system))
     embeds = pipeline.chain.embed(encoded.ids[None], pipeline.encoder.token)[0]
-    return View(loaded, pipeline.preprocessor.geometry(loaded), features, encoded, embeds)
+    return View(loaded, pipeline.processor.geometry(loaded.height, loaded.width), features, encoded, embeds)
 
 
 def select(pipeline: Pipeline, view: View, *, keep: int, seed: int | None = None) -> np.ndarray:

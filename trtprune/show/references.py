@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.cut_decoder import CutDecoder
-from trtprune.runtime.features import Features
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.engine_dir import EngineDir
     from trtprune.pruning import Method
+    from trtprune.runtime.features import Features
     from trtprune.runtime.viewing import View
     from trtprune.runtime.vlm import Vlm
 
@@ -45,7 +46,8 @@ def _reference_inputs(vlm: Vlm, view: View, method: Method, options: Mapping[str
     """What a method's reference reads of a viewed image and its prompt, on the host."""
     with vlm.using():
         fetch = vlm.chain.memory.to_host
-        seen = Features(view.features.image, {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)})
+        extras = {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)}
+        seen = replace(view.features, extras=extras)
         return {
             "image_features": fetch(view.features.image),
             "text_embeds": fetch(view.text_embeds[view.prompt.span(method.text_span(options))]),

@@ -176,6 +176,18 @@ class DeviceMemory:
                 self.driver.clear(address, end - address)
         return joined
 
+    def concatenate(self, pieces: Sequence[Any]) -> DeviceArray:
+        """The pieces behind one another, copied within the device; a single one as it is."""
+        first = pieces[0]
+        if len(pieces) == 1:
+            return first
+        joined = self.empty((sum(map(len, pieces)), *first.shape[1:]), first.dtype)
+        address = joined.address
+        for piece in pieces:
+            self.driver.on_device(address, piece.address, piece.nbytes)
+            address += piece.nbytes
+        return joined
+
     def to_host(self, array: Any) -> np.ndarray:
         """A copy on the host, once all work on the array is done."""
         if isinstance(array, np.ndarray):

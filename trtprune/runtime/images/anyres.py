@@ -189,6 +189,11 @@ class AnyRes:
         return min(counts), max(counts)
 
     @property
+    def fixed_tokens(self) -> bool:
+        """Images differ."""
+        return False
+
+    @property
     def tokens_range(self) -> tuple[int, int]:
         """Bounds of N over all images."""
         if self.layout == PAPER:
@@ -216,6 +221,10 @@ class AnyRes:
     def _plane_tokens(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Visual tokens of planes of tiles, newline tokens included."""
         return rows * columns + rows
+
+    def geometry(self, height: int, width: int) -> None:
+        """None: an image is several crops."""
+        return None
 
     def pixels_taken(self, width: int, height: int, images: int = 1) -> int:
         """See :class:`~trtprune.runtime.images.base.Processor`."""

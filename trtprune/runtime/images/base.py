@@ -19,6 +19,8 @@ from trtprune.runtime.images.settings import SIZE_LIMIT, whole_number
 if TYPE_CHECKING:
     from PIL import Image
 
+    from trtprune.runtime.images.steps import Geometry
+
 __all__ = ["NO_CROP", "CropShape", "Prepared", "Processor", "TokenPlan", "check_size"]
 
 NO_CROP = -1
@@ -134,6 +136,15 @@ class TokenPlan:
         mask: np.ndarray = self.newline == np.arange(self.tokens)
         return mask
 
+    def candidates(self, keep: int) -> np.ndarray:
+        """int64 [n], ascending: the visual tokens that a pruner may choose ``keep`` of.
+
+        No newline token; and none that shows padding alone, unless there are not enough others.
+        """
+        real = ~self.newlines & ~self.padding
+        mask = real if int(real.sum()) >= keep else ~self.newlines
+        return np.flatnonzero(mask)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -189,6 +200,10 @@ class Processor(Protocol):
         """What the vision graph takes for one crop."""
 
     @property
+    def fixed_tokens(self) -> bool:
+        """Whether the pruner chooses from the same number of visual tokens for every image."""
+
+    @property
     def tokens_range(self) -> tuple[int, int]:
         """Bounds of N: no image has fewer or more visual tokens.  The upper one is reached."""
 
@@ -209,6 +224,9 @@ class Processor(Protocol):
 
     def prepare(self, image: Image.Image, images: int = 1) -> Prepared:
         """The arrays and the visual tokens of an upright RGB image; arguments and errors as :meth:`plan`."""
+
+    def geometry(self, height: int, width: int) -> Geometry | None:
+        """The place of the crop in an image; None where an image is several crops."""
 
     def pixels_taken(self, width: int, height: int, images: int = 1) -> int:
         """Pixels of the largest picture on the way from an image to its arrays, all arrays together counted as one."""

@@ -129,6 +129,11 @@ class Single:
         return 1, 1
 
     @property
+    def fixed_tokens(self) -> bool:
+        """Whether no image is padded: padding is not chosen from."""
+        return self.background is None
+
+    @property
     def tokens_range(self) -> tuple[int, int]:
         """The features of a crop."""
         return self.shape.features, self.shape.features
