@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.engine_dir import TensorSpec
 from trtprune.errors import BackendError
+from trtprune.tensor_names import is_past, is_present, present_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["CachePair", "bind_dims", "cache_pairs", "numpy_dtype", "resolve_shape", "same_tensors"]
 
-PAST, PRESENT = "past_key_values.", "present."
 AGAIN = "if config.json says otherwise than the graphs, build the directory again"
 
 
@@ -37,12 +37,12 @@ def cache_pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
     Raises:
         BackendError: if one has no partner, or a partner of another shape or dtype: they could not share a buffer.
     """
-    present = {spec.name: spec for spec in outputs if spec.name.startswith(PRESENT)}
+    present = {spec.name: spec for spec in outputs if is_present(spec.name)}
     pairs = []
     for spec in inputs:
-        if not spec.name.startswith(PAST):
+        if not is_past(spec.name):
             continue
-        name = PRESENT + spec.name[len(PAST) :]
+        name = present_of(spec.name)
         partner = present.pop(name, None)
         if partner is None or partner.dtype != spec.dtype or len(partner.shape) != len(spec.shape):
             raise BackendError(f"graph input {spec.name} has no output {name} of its shape", hint="build it again")

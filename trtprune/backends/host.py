@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.tensor_names import INPUT_IDS, INPUTS_EMBEDS, LOGITS, LOGITS_INDEX, POSITION_IDS, TEXT_EMBEDS, WRITE_INDEX
+
 if TYPE_CHECKING:
     from trtprune.backends.base import Session
 
@@ -53,10 +55,10 @@ class HostStep:
     def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
         """Logits float32 [B, V] after ``token``."""
         inputs = {
-            "inputs_embeds": self._embed.run({"input_ids": token})["text_embeds"],
-            "position_ids": position,
-            "write_index": write_index,
-            "logits_index": self._last,
+            INPUTS_EMBEDS: self._embed.run({INPUT_IDS: token})[TEXT_EMBEDS],
+            POSITION_IDS: position,
+            WRITE_INDEX: write_index,
+            LOGITS_INDEX: self._last,
         }
-        logits: np.ndarray = self._decoder.run(inputs, self._cache)["logits"][:, 0]
+        logits: np.ndarray = self._decoder.run(inputs, self._cache)[LOGITS][:, 0]
         return logits

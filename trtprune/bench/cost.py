@@ -19,6 +19,7 @@ from trtprune.backends.binding import numpy_dtype, resolve_shape
 from trtprune.bench.flops import COUNTS, Counted, count_products
 from trtprune.engine_dir.graphs import read_graph
 from trtprune.engine_dir.roles import DECODER, EMBED, RANK, RATERS, VISION, Part
+from trtprune.tensor_names import WRITE_INDEX, is_past, is_present
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Cost", "Ledger", "listen", "stage_of", "token_calls"]
 
-PAST, PRESENT = "past_key_values.", "present."
 # Bits of ONNX's element types with less than a byte.
 BITS = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
 
@@ -96,8 +96,8 @@ def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call])
                 dims |= {name: size for name, size in pairs if isinstance(name, str)}
                 if spec.name in COUNTS:
                     dims[spec.name] = int(inputs[spec.name][0])
-        if "write_index" in inputs:  # the attended tokens, not the capacity
-            dims["capacity"] = int(max(inputs["write_index"])) + dims["sequence"]
+        if WRITE_INDEX in inputs:  # the attended tokens, not the capacity
+            dims["capacity"] = int(max(inputs[WRITE_INDEX])) + dims["sequence"]
         calls.append(Call(component.part, tuple(sorted(dims.items()))))
         return run(inputs, cache)
 
@@ -155,7 +155,7 @@ def _kv_per_token(made: EngineDir, segment: int | None) -> int:
 
 def _size(spec: Any, dims: Mapping[str, int]) -> int:
     """Bytes of an input or output that is not a cache."""
-    if spec.name.startswith((PAST, PRESENT)):
+    if is_past(spec.name) or is_present(spec.name):
         return 0
     shape = resolve_shape(spec, dims)
     return 0 if shape is None else math.prod(shape) * numpy_dtype(spec.dtype).itemsize

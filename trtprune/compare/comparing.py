@@ -21,6 +21,7 @@ from trtprune.compare.results import Comparison, ComponentResult
 from trtprune.compare.tolerance import Tolerance, defaults
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import InputError
+from trtprune.tensor_names import KEPT_INDICES
 
 if TYPE_CHECKING:
     from trtprune.compare.numerics import Feed
@@ -265,7 +266,7 @@ def _compare_one(
     results = numerics.run_both(runners[0], runners[1], feeds, save_inputs=saved[0], save_outputs=saved[1])
     times = numerics.runtimes(results)
     invalid = numerics.validate(results) if validate else ()
-    if any(spec.name == "kept_indices" for spec in component.outputs):
+    if any(spec.name == KEPT_INDICES for spec in component.outputs):
         merges = pruning.get(made.pruning.method).merges
         results = numerics.selection_as_mask(results, made.model.visual_tokens, merges=merges)
     results, alone = numerics.in_common(results)

@@ -22,6 +22,24 @@ from trtprune.compare.inputs import check_keep, narrow
 from trtprune.compare.numerics import Feed
 from trtprune.engine_dir.roles import EMBED
 from trtprune.errors import EngineDirError, InputError
+from trtprune.tensor_names import (
+    CLS_ATTENTION,
+    DEEP_ATTENTION,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS_INDEX,
+    POSITION_IDS,
+    RATER_ATTENTION,
+    RATER_INDEX,
+    RATER_WEIGHTS,
+    SHALLOW_ATTENTION,
+    TEXT_EMBEDS,
+    TEXT_MASK,
+    VISUAL_INDEX,
+    WRITE_INDEX,
+    is_past,
+    present_of,
+)
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
@@ -29,11 +47,10 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SEED", "Draw", "random_feeds", "teach_caches"]
 
 DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
-PAST, PRESENT = "past_key_values.", "present."
 # Inputs that are embeddings of text, or of text and images; the table has only words.
-EMBEDDED = ("inputs_embeds", "text_embeds")
+EMBEDDED = (INPUTS_EMBEDS, TEXT_EMBEDS)
 # Inputs with positive numbers that add up to 1.
-ATTENTION = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention", "rater_weights")
+ATTENTION = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION, RATER_ATTENTION, RATER_WEIGHTS)
 # Tokens of a question to CLIP's text tower, whose maximum is 77.
 CLIP_TOKENS = 16
 
@@ -72,10 +89,10 @@ def random_feeds(
     """
     feeds, names = [], []
     embed = _embedding(made)
-    decodes = any(spec.name.startswith("past_key_values.") for spec in component.inputs)
+    decodes = any(is_past(spec.name) for spec in component.inputs)
     keep = check_keep(made, draw.keep)
     # A prune point inside the decoder still has all visual tokens before it.
-    visual = made.model.visual_tokens if any(spec.name == "visual_index" for spec in component.inputs) else keep
+    visual = made.model.visual_tokens if any(spec.name == VISUAL_INDEX for spec in component.inputs) else keep
     prompt = draw.text_tokens + visual
     dims = {
         "batch": draw.batch_size,
@@ -89,7 +106,7 @@ def random_feeds(
         "raters": min(4, prompt),
         "capacity": min(made.kv.capacity, -(-(prompt + draw.decode_steps) // 16) * 16),
     }
-    table = _table(made, component) if any(spec.name == "input_ids" for spec in component.inputs) else None
+    table = _table(made, component) if any(spec.name == INPUT_IDS for spec in component.inputs) else None
     vocab = made.model.vocab_size if table is None else min(table.dims[0], made.model.vocab_size)
     if decodes and prompt + draw.decode_steps > dims["capacity"]:
         raise InputError(
@@ -120,26 +137,26 @@ def _value(
     rng: np.random.RandomState, spec: TensorSpec, shape: tuple[int, ...], vocab: int, facts: Mapping[str, int]
 ) -> np.ndarray:
     """One input.  ``facts``: tokens in the cache (``begin``), the last of the new ones (``last``), keep, seed."""
-    if spec.name.startswith(PAST):
+    if is_past(spec.name):
         return np.zeros(shape, np.float32)  # see teach_caches
     if spec.name in ATTENTION:
         scores = np.exp(2 * rng.standard_normal(shape))
         return (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
     if spec.dtype in ("float32", "float16", "bfloat16"):
         return rng.standard_normal(shape).astype(np.float32)
-    if spec.name == "input_ids":
+    if spec.name == INPUT_IDS:
         return rng.randint(0, vocab, shape).astype(np.int64)
     steps = np.broadcast_to(np.arange(shape[-1]), shape)
     values: dict[str, Any] = {
-        "text_mask": 1,
+        TEXT_MASK: 1,
         "keep": facts["keep"],
         "seed": facts["seed"],
-        "write_index": facts["begin"],
-        "position_ids": facts["begin"] + steps,
-        "logits_index": facts["last"],
+        WRITE_INDEX: facts["begin"],
+        POSITION_IDS: facts["begin"] + steps,
+        LOGITS_INDEX: facts["last"],
         # The last of the new tokens are the raters; the image is behind the first text token.
-        "rater_index": facts["last"] - shape[-1] + 1 + steps,
-        "visual_index": 1 + steps,
+        RATER_INDEX: facts["last"] - shape[-1] + 1 + steps,
+        VISUAL_INDEX: 1 + steps,
     }
     if spec.name not in values:
         raise InputError(f"no random values are known for input {spec.name}", hint="--load-inputs FILE")
@@ -156,17 +173,17 @@ def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> N
     """
     from polygraphy.comparator.data_loader import coerce_feed_dict
 
-    if not any(name.startswith(PAST) for name in feeds[0]):
+    if not any(is_past(name) for name in feeds[0]):
         return
     with as_error(f"a cache of {runner.name}"), runner:
         meta = runner.get_input_metadata(use_numpy_dtypes=False)
         for before, feed in itertools.pairwise(feeds):
-            if not feed["write_index"].any():
+            if not feed[WRITE_INDEX].any():
                 continue
             outputs = runner.infer(coerce_feed_dict(before, meta))
             for name in feed:
-                if name.startswith(PAST):
-                    cache = np.array(outputs[PRESENT + name[len(PAST) :]], np.float32)
+                if is_past(name):
+                    cache = np.array(outputs[present_of(name)], np.float32)
                     feed[name] = narrow(cache, dtypes)
 
 

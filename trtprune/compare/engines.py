@@ -19,13 +19,12 @@ from trtprune.compare.inputs import wire_dtype
 from trtprune.compare.points import mark
 from trtprune.errors import BackendError
 from trtprune.installer import to_install
+from trtprune.tensor_names import INPUTS_EMBEDS, is_past, is_present
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
 
 __all__ = ["check_device", "engine_runner", "pad_caches", "probe_runner", "profile_for", "trim_caches"]
-
-PAST, PRESENT = "past_key_values.", "present."
 
 
 def check_device(made: EngineDir) -> Any:
@@ -61,7 +60,7 @@ def pad_caches(feed: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarr
     """Extends caches to the engine's capacity with zeros, which are not attended to."""
     padded = dict(feed)
     for name, array in feed.items():
-        if name.startswith(PAST) and array.shape[2] < capacity:
+        if is_past(name) and array.shape[2] < capacity:
             padded[name] = np.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype)
             padded[name][:, :, : array.shape[2]] = array
     return padded
@@ -69,10 +68,10 @@ def pad_caches(feed: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarr
 
 def trim_caches(outputs: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Undoes :func:`pad_caches` on the outputs."""
-    fed = next((array.shape[2] for name, array in feed.items() if name.startswith(PAST)), None)
+    fed = next((array.shape[2] for name, array in feed.items() if is_past(name)), None)
     if fed is None:
         return outputs
-    return {name: array[:, :, :fed] if name.startswith(PRESENT) else array for name, array in outputs.items()}
+    return {name: array[:, :, :fed] if is_present(name) else array for name, array in outputs.items()}
 
 
 def engine_runner(made: EngineDir, component: ComponentInfo, name: str) -> Any:
@@ -182,8 +181,8 @@ def _runner(made: EngineDir, component: ComponentInfo, name: str, path: Path, ke
 
         def infer(self, feed_dict: Any, check_inputs: bool = True, *args: Any, **kwargs: Any) -> Any:
             feed: Any = pad_caches(dict(feed_dict), made.kv.capacity)
-            if "inputs_embeds" in feed and len(component.profiles) > 1:
-                self.set_profile(profile_for(component, feed["inputs_embeds"].shape[1]))
+            if INPUTS_EMBEDS in feed and len(component.profiles) > 1:
+                self.set_profile(profile_for(component, feed[INPUTS_EMBEDS].shape[1]))
             if halves:
                 feed = {name: _to_torch(array, specs[name].dtype) for name, array in feed.items()}
             # Polygraphy's own check expects the engine's static capacity and lacks bfloat16; ours has been done.

@@ -12,6 +12,7 @@ from trtprune.compare._require import as_error, polygraphy
 from trtprune.compare.numerics import Feed
 from trtprune.compiler.budget import check_keep
 from trtprune.errors import InputError
+from trtprune.tensor_names import is_past
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo
@@ -48,7 +49,7 @@ def fit_profile(component: ComponentInfo, feed: Mapping[str, np.ndarray]) -> Non
     for profile in component.profiles:
         wrong = None
         for name, (low, _, high) in profile.items():
-            if name not in feed or name.startswith("past_key_values."):
+            if name not in feed or is_past(name):
                 continue  # the engine's runner extends caches to the engine's capacity
             have = tuple(feed[name].tolist()) if name == "keep" else feed[name].shape
             if len(have) != len(low) or not all(a <= b <= c for a, b, c in zip(low, have, high, strict=True)):

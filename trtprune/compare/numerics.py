@@ -12,6 +12,7 @@ from trtprune.compare._require import as_error
 from trtprune.compare.results import OutputResult
 from trtprune.compare.tolerance import Tolerance
 from trtprune.errors import BackendError, InputError
+from trtprune.tensor_names import KEPT_INDICES, PRUNED_FEATURES
 
 __all__ = ["Feed", "in_common", "judge", "rename", "run_both", "runtimes", "selection_as_mask", "validate"]
 
@@ -94,16 +95,16 @@ def selection_as_mask(results: Any, visual_tokens: int, *, merges: bool = False)
     (left, ours), (right, theirs) = results.items()
     changed: tuple[list[Any], list[Any]] = ([], [])
     for a, b in zip(ours, theirs, strict=True):
-        masks = [_mask(row["kept_indices"], visual_tokens + merges) for row in (a, b)]
+        masks = [_mask(row[KEPT_INDICES], visual_tokens + merges) for row in (a, b)]
         both, same = masks[0] & masks[1], bool((masks[0] == masks[1]).all())
         for row, mask, rows in zip((a, b), masks, changed, strict=True):
-            outputs = {"kept_indices": mask.astype(np.float32)}
-            features = row["pruned_features"]
+            outputs = {KEPT_INDICES: mask.astype(np.float32)}
+            features = row[PRUNED_FEATURES]
             if same:
-                outputs["pruned_features"] = features
-            elif not merges and both.any() and features.shape[1] == row["kept_indices"].shape[1]:
+                outputs[PRUNED_FEATURES] = features
+            elif not merges and both.any() and features.shape[1] == row[KEPT_INDICES].shape[1]:
                 # Features of kept tokens are in ascending order of their indices.
-                outputs["pruned_features"] = np.concatenate([f[both[i][mask[i]]] for i, f in enumerate(features)])
+                outputs[PRUNED_FEATURES] = np.concatenate([f[both[i][mask[i]]] for i, f in enumerate(features)])
             rows.append(IterationResult(outputs, row.runtime, row.runner_name))
     masked = RunResults()
     masked.append((left, changed[0]))

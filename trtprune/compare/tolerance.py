@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trtprune.errors import InputError
+from trtprune.tensor_names import CLS_ATTENTION, DEEP_ATTENTION, KEPT_INDICES, RATER_ATTENTION, SHALLOW_ATTENTION
 
 __all__ = ["STATS", "Tolerance", "defaults", "per_output"]
 
@@ -101,7 +102,7 @@ class Tolerance:
         """
 
         def merge(mine: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-            kept = {name: value for name, value in default.items() if name == "kept_indices" or "" not in mine}
+            kept = {name: value for name, value in default.items() if name == KEPT_INDICES or "" not in mine}
             return {**kept, **mine}
 
         return Tolerance(
@@ -133,10 +134,10 @@ def defaults(dtype: str, visual_tokens: int) -> Tolerance:
     """The defaults above for the less precise dtype of two sides."""
     half = dtype in ("float16", "bfloat16")
     atol, rtol, stat = (1e-2, 1e-2, "mean") if half else (1e-4, 1e-5, "elemwise")
-    rows = ("cls_attention", "shallow_attention", "deep_attention", "rater_attention")
+    rows = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION, RATER_ATTENTION)
     return Tolerance(
-        {"": atol, **dict.fromkeys(rows, atol / visual_tokens), "kept_indices": 0.0},
-        {"": rtol, **dict.fromkeys(rows, atol), "kept_indices": 0.0},
-        {"": stat, "kept_indices": "max"},
+        {"": atol, **dict.fromkeys(rows, atol / visual_tokens), KEPT_INDICES: 0.0},
+        {"": rtol, **dict.fromkeys(rows, atol), KEPT_INDICES: 0.0},
+        {"": stat, KEPT_INDICES: "max"},
         {"": QUANTILE},
     )

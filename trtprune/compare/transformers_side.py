@@ -20,6 +20,28 @@ from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
+from trtprune.tensor_names import (
+    HIDDEN_STATES,
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    KEPT_INDICES,
+    KINDS,
+    LAST_HIDDEN_STATE,
+    LOGITS,
+    LOGITS_INDEX,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    PRUNED_FEATURES,
+    RATER_ATTENTION,
+    RATER_INDEX,
+    TEXT_EMBEDS,
+    TEXT_MASK,
+    WRITE_INDEX,
+    is_present,
+    past_name,
+    present_name,
+)
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
@@ -102,8 +124,8 @@ class TransformersSide:
             if component.role == VISION:
                 return self._vision(feed, () if inside else [o.name for o in component.outputs])
             if component.role == EMBED:
-                rows = self.model.get_input_embeddings()(torch.from_numpy(feed["input_ids"]))
-                return {"text_embeds": rows.numpy()}
+                rows = self.model.get_input_embeddings()(torch.from_numpy(feed[INPUT_IDS]))
+                return {TEXT_EMBEDS: rows.numpy()}
             if component.role == PRUNER:
                 return self._prune(feed)
             return self._decode(component, feed)
@@ -118,7 +140,7 @@ class TransformersSide:
         for label, parts in seen.items():
             array = np.concatenate(parts)
             if label == "norm":  # the graph normalises only the rows of requested logits
-                array = np.take_along_axis(array, feed["logits_index"][..., None], axis=1)
+                array = np.take_along_axis(array, feed[LOGITS_INDEX][..., None], axis=1)
             found[label] = array
         return found
 
@@ -128,10 +150,10 @@ class TransformersSide:
 
         from trtprune.compare.vision_outputs import vision_outputs
 
-        pixels = torch.from_numpy(feed["pixel_values"])
+        pixels = torch.from_numpy(feed[PIXEL_VALUES])
         features = self.model.get_image_features(pixels)
         features = getattr(features, "pooler_output", features)
-        found = {"image_features": torch.stack(list(features)).numpy()}
+        found = {IMAGE_FEATURES: torch.stack(list(features)).numpy()}
         if set(wanted) - found.keys():
             info = self.made.pruning
             shallow = pruning.get(info.method).tower_layer(info.options)
@@ -141,14 +163,14 @@ class TransformersSide:
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         info, model = self.made.pruning, self.made.model
-        given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, "text_mask") if name in feed}
+        given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, TEXT_MASK) if name in feed}
         if "seed" in feed:
             given["seed"] = int(feed["seed"][0])
         if "grid" in info.needs:
             given["grid"] = model.patch_grid
         keep = int(feed["keep"][0])
-        kept, rows = pruning.get(info.method).pruned(feed["image_features"], keep=keep, **given, **info.options)
-        return {"kept_indices": kept, "pruned_features": rows}
+        kept, rows = pruning.get(info.method).pruned(feed[IMAGE_FEATURES], keep=keep, **given, **info.options)
+        return {KEPT_INDICES: kept, PRUNED_FEATURES: rows}
 
     def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The decoder's outputs row by row, each with the written part of its cache."""
@@ -157,40 +179,36 @@ class TransformersSide:
         names = sorted(int(name.split(".")[1]) for name in feed if name.endswith(".key"))
         first, stop = names[0], names[-1] + 1
         outputs = {spec.name: spec for spec in component.outputs}
-        present = {
-            f"present.{i}.{kind}": feed[f"past_key_values.{i}.{kind}"].copy()
-            for i in range(first, stop)
-            for kind in ("key", "value")
-        }
-        found: dict[str, list[np.ndarray]] = {name: [] for name in outputs if not name.startswith("present.")}
-        states = feed["hidden_states" if "hidden_states" in feed else "inputs_embeds"]
-        with _layers_only(_language_model(self.model), first, stop, last="logits" in outputs) as language:
-            for b, begin in enumerate(feed["write_index"].tolist()):
+        present = {present_name(i, kind): feed[past_name(i, kind)].copy() for i in range(first, stop) for kind in KINDS}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in outputs if not is_present(name)}
+        states = feed[HIDDEN_STATES if HIDDEN_STATES in feed else INPUTS_EMBEDS]
+        with _layers_only(_language_model(self.model), first, stop, last=LOGITS in outputs) as language:
+            for b, begin in enumerate(feed[WRITE_INDEX].tolist()):
                 embeds = torch.from_numpy(states[b : b + 1])
                 length = embeds.shape[1]
                 out = language(
                     inputs_embeds=embeds,
                     attention_mask=torch.ones((1, begin + length), dtype=torch.long),
-                    position_ids=torch.from_numpy(feed["position_ids"][b : b + 1]),
+                    position_ids=torch.from_numpy(feed[POSITION_IDS][b : b + 1]),
                     past_key_values=_cache(feed, b, begin, first, stop),
                     use_cache=True,
-                    output_attentions="rater_attention" in found,
+                    output_attentions=RATER_ATTENTION in found,
                 )
                 for i in range(first, stop):
                     layer = out.past_key_values.layers[i]
                     for kind, tensor in (("key", layer.keys), ("value", layer.values)):
-                        present[f"present.{i}.{kind}"][b, :, begin : begin + length] = tensor[0, :, -length:].numpy()
+                        present[present_name(i, kind)][b, :, begin : begin + length] = tensor[0, :, -length:].numpy()
                 hidden = out.last_hidden_state
-                if "logits" in found:
-                    rows = hidden[:, torch.from_numpy(feed["logits_index"][b])]
-                    found["logits"].append(self.model.get_output_embeddings()(rows).numpy())
+                if LOGITS in found:
+                    rows = hidden[:, torch.from_numpy(feed[LOGITS_INDEX][b])]
+                    found[LOGITS].append(self.model.get_output_embeddings()(rows).numpy())
                 else:
-                    found["last_hidden_state"].append(hidden.numpy())
-                if "rater_attention" in found:
-                    rows = out.attentions[-1][:, :, torch.from_numpy(feed["rater_index"][b]), begin:]
+                    found[LAST_HIDDEN_STATE].append(hidden.numpy())
+                if RATER_ATTENTION in found:
+                    rows = out.attentions[-1][:, :, torch.from_numpy(feed[RATER_INDEX][b]), begin:]
                     rows = rows / rows.sum(-1, keepdim=True)  # among the new tokens alone
-                    mean = len(outputs["rater_attention"].shape) == 3
-                    found["rater_attention"].append((rows.mean(1) if mean else rows).numpy())
+                    mean = len(outputs[RATER_ATTENTION].shape) == 3
+                    found[RATER_ATTENTION].append((rows.mean(1) if mean else rows).numpy())
         return {**{name: np.concatenate(parts) for name, parts in found.items()}, **present}
 
 
@@ -201,7 +219,7 @@ def _cache(feed: dict[str, np.ndarray], row: int, begin: int, first: int, stop: 
 
     cache = DynamicCache()
     for i in range(stop) if begin else ():
-        pair = [feed[f"past_key_values.{max(i, first)}.{kind}"][row : row + 1, :, :begin] for kind in ("key", "value")]
+        pair = [feed[past_name(max(i, first), kind)][row : row + 1, :, :begin] for kind in KINDS]
         cache.update(torch.from_numpy(pair[0]), torch.from_numpy(pair[1]), i)
     return cache
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +37,13 @@ from trtprune.engine_dir.graphs import count_operators, read_graph, weight_locat
 from trtprune.engine_dir.roles import DECODER
 from trtprune.errors import BuildError, EngineDirError
 from trtprune.reports.downloads import unreported
+from trtprune.tensor_names import cached_layers
 
 if TYPE_CHECKING:
     from trtprune.compiler.engine_options import EngineOptions
     from trtprune.compiler.quantized import QuantizedWeights
 
 __all__ = ["build"]
-
-PAST_KEY = re.compile(r"past_key_values\.\d+\.key")
 
 
 def build(
@@ -238,8 +236,7 @@ def _write(plan: Plan, staging: Path, weights: str, say: Report) -> EngineDir:
 
 def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:
     segments = [component for component in components if component.role == DECODER and component.segment is not None]
-    keys = [[spec.name for spec in segment.inputs if PAST_KEY.fullmatch(spec.name)] for segment in segments]
-    return tuple(map(len, keys))
+    return tuple(cached_layers(spec.name for spec in segment.inputs) for segment in segments)
 
 
 def _plan_quantized(plan: Plan) -> QuantizedWeights | None:

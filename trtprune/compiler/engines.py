@@ -19,6 +19,7 @@ from trtprune.engine_dir import (
     digest_file,
     digest_head,
 )
+from trtprune.tensor_names import cached_layers
 
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.network import Network
@@ -113,7 +114,7 @@ def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int
     Of a component with a cache, as many as it has cached layers, whatever its graph says; of another, as many as the
     graph has, so that none is lost in parsing.
     """
-    layers = sum(spec.name.startswith("past_key_values.") and spec.name.endswith(".key") for spec in component.inputs)
+    layers = cached_layers(spec.name for spec in component.inputs)
     if layers:
         return {
             "attention": layers if plan.lowering.attention.startswith("op") else 0,

@@ -17,6 +17,7 @@ from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask
 from trtprune.graph.lowering import Form
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
+from trtprune.tensor_names import CLIP_TEXT_EMBEDS, INPUT_IDS
 
 __all__ = ["TextTowerConfig", "build_text_tower", "text_tower_weights"]
 
@@ -112,7 +113,7 @@ def build_text_tower(
         fixed_length: Whether the length is always ``max_positions``.
     """
     op, int64 = g.op, ir.DataType.INT64
-    ids = g.input("input_ids", "int64", ["batch", cfg.max_positions if fixed_length else "clip_tokens"])
+    ids = g.input(INPUT_IDS, "int64", ["batch", cfg.max_positions if fixed_length else "clip_tokens"])
     length = op.Shape(ids, start=1, end=2)
     table = g.weight(f"{prefix}embeddings.position_embedding.weight")
     places = op.Unsqueeze(op.Range(g.scalar(0, int64), op.Squeeze(length, g.ints(0)), g.scalar(1, int64)), g.ints(0))
@@ -126,7 +127,7 @@ def build_text_tower(
     end = op.Unsqueeze(_end_of_text(g, cfg, ids, places, length), g.ints(-1))
     pooled = layer_norm(g, op.GatherND(x, end, batch_dims=1), f"{prefix}final_layer_norm", eps=cfg.norm_eps)
     embeds = linear(g, pooled, projection, bias=False)
-    g.output(embeds, "clip_text_embeds", "float32", ["batch", cfg.projection_size])
+    g.output(embeds, CLIP_TEXT_EMBEDS, "float32", ["batch", cfg.projection_size])
 
 
 def _layer(g: Graph, cfg: TextTowerConfig, layer: str, x: ir.Value, mask: ir.Value) -> ir.Value:

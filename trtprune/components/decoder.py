@@ -19,6 +19,22 @@ from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
 from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, rms_norm, split_heads
 from trtprune.graph.raters import rater_attention
+from trtprune.tensor_names import (
+    HIDDEN_STATES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    KINDS,
+    LAST_HIDDEN_STATE,
+    LOGITS,
+    LOGITS_INDEX,
+    POSITION_IDS,
+    RATER_ATTENTION,
+    RATER_INDEX,
+    TEXT_EMBEDS,
+    WRITE_INDEX,
+    past_name,
+    present_name,
+)
 
 __all__ = [
     "DECODERS",
@@ -158,10 +174,10 @@ def decoder_weights(cfg: DecoderConfig, prefix: str, lm_head: str) -> dict[str, 
 
 def build_embedding(g: Graph, cfg: DecoderConfig, key: str) -> None:
     """Token embedding lookup: ``input_ids`` int64 [batch, T] → ``text_embeds`` [batch, T, D]."""
-    ids = g.input("input_ids", "int64", ["batch", "tokens"])
+    ids = g.input(INPUT_IDS, "int64", ["batch", "tokens"])
     # Gather before the cast: casting the rows is cheaper than casting the table.
     rows = g.op.Gather(g.weight(key, raw=True), ids, axis=0)
-    g.output(rows, "text_embeds", g.dtype_name, ["batch", "tokens", cfg.hidden_size])
+    g.output(rows, TEXT_EMBEDS, g.dtype_name, ["batch", "tokens", cfg.hidden_size])
 
 
 @dataclass(frozen=True)
@@ -216,19 +232,16 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
     op, int64 = g.op, ir.DataType.INT64
     segment = segment or Segment(0, cfg.num_layers, True)
     h, kv_heads, dim = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
-    x = g.input("hidden_states" if segment.first else "inputs_embeds", g.dtype_name, ["batch", "sequence", h])
-    position_ids = g.input("position_ids", "int64", ["batch", "sequence"])
-    write_index = g.input("write_index", "int64", ["batch"])
+    x = g.input(HIDDEN_STATES if segment.first else INPUTS_EMBEDS, g.dtype_name, ["batch", "sequence", h])
+    position_ids = g.input(POSITION_IDS, "int64", ["batch", "sequence"])
+    write_index = g.input(WRITE_INDEX, "int64", ["batch"])
     if segment.last:
-        logits_index = g.input("logits_index", "int64", ["batch", "logits_rows"])
+        logits_index = g.input(LOGITS_INDEX, "int64", ["batch", "logits_rows"])
     if segment.raters:
-        rater_index = g.input("rater_index", "int64", ["batch", "raters"])
+        rater_index = g.input(RATER_INDEX, "int64", ["batch", "raters"])
     cache_shape: list[int | str] = ["batch", kv_heads, "capacity", dim]
     layers = range(segment.first, segment.stop)
-    past = {
-        i: tuple(g.input(f"past_key_values.{i}.{n}", g.dtype_name, cache_shape) for n in ("key", "value"))
-        for i in layers
-    }
+    past = {i: tuple(g.input(past_name(i, kind), g.dtype_name, cache_shape) for kind in KINDS) for i in layers}
 
     # Once for all layers: rotary angles, the slots of the new tokens, and the mask.
     cos, sin = cfg.rope.cos_sin(g, position_ids)
@@ -273,9 +286,9 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         # Only the requested rows go through the output projection, the largest matrix of the model.
         x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
         x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
-        g.output(op.MatMul(x, g.matrix(lm_head)), "logits", "float32", ["batch", "logits_rows", cfg.vocab_size])
+        g.output(op.MatMul(x, g.matrix(lm_head)), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
     else:
-        g.output(x, "last_hidden_state", g.dtype_name, ["batch", "sequence", h])
+        g.output(x, LAST_HIDDEN_STATE, g.dtype_name, ["batch", "sequence", h])
     if segment.raters:
         weights = rater_attention(
             g, q, k, rater_index, group=cfg.num_heads // kv_heads, head_dim=dim, window=cfg.windows[i]
@@ -283,7 +296,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         rows: list[int | str] = ["batch", cfg.num_heads, "raters", "sequence"]
         if segment.raters == "mean":
             weights, rows = op.ReduceMean(weights, g.ints(1), keepdims=0), [rows[0], *rows[2:]]
-        g.output(weights, "rater_attention", "float32", rows)
+        g.output(weights, RATER_ATTENTION, "float32", rows)
     for i, pair in present.items():
-        for name, tensor in zip(("key", "value"), pair, strict=True):
-            g.output(tensor, f"present.{i}.{name}", g.dtype_name, cache_shape)
+        for name, tensor in zip(KINDS, pair, strict=True):
+            g.output(tensor, present_name(i, name), g.dtype_name, cache_shape)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from trtprune.graph import Graph
 from trtprune.graph.builder import DTYPES
+from trtprune.tensor_names import IMAGE_FEATURES
 
 __all__ = ["PACKED", "Packed", "build_pack"]
 
@@ -60,7 +61,7 @@ def build_pack(g: Graph, outputs: Mapping[str, Packed], patches: int, *, taps: i
     for name, output in outputs.items():
         with g.scope(name):
             rows = op.Reshape(sources[name], g.ints(-1, output.width or 1))
-            last = _last_row(g, output, newline if name == "image_features" else None)
+            last = _last_row(g, output, newline if name == IMAGE_FEATURES else None)
             rows = op.Concat(rows, last, axis=0)
             packed = _gather(g, rows, index, weight)
             tail: Sequence[int] = [output.width] if output.width else []

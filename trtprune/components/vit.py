@@ -23,6 +23,7 @@ from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, mean_attention, query_row
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
+from trtprune.tensor_names import CLS_ATTENTION, PIXEL_VALUES
 
 __all__ = [
     "ATTENTION_OUTPUTS",
@@ -287,7 +288,7 @@ def build_tower(
         wanted: Requested names of :data:`ATTENTION_OUTPUTS`; other names are ignored.
         shallow_layer: The layer of ``shallow_attention``, counted from 1, at most ``selection.deepest``.
     """
-    pixels = g.input("pixel_values", g.dtype_name, ["batch", cfg.channels, *cfg.image_size])
+    pixels = g.input(PIXEL_VALUES, g.dtype_name, ["batch", cfg.channels, *cfg.image_size])
     with g.scope("embeddings"):
         x = tower.embed(g, cfg, prefix, pixels)
     states = {0: x}
@@ -295,7 +296,7 @@ def build_tower(
     for layer in range(1, selection.deepest + 1):
         reads = set()
         if layer == selection.deepest:
-            reads |= ({"cls_attention"} if tower.HAS_CLS else set()) | ({"vision_keys", "deep_attention"} & set(wanted))
+            reads |= ({CLS_ATTENTION} if tower.HAS_CLS else set()) | ({"vision_keys", "deep_attention"} & set(wanted))
         if layer == shallow_layer and "shallow_attention" in wanted:
             reads |= {"shallow_attention"}
         with g.scope(f"layers.{layer - 1}"):
@@ -328,8 +329,8 @@ def _layer(
         split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim) for n in "qkv"
     )
     found = {}
-    if "cls_attention" in reads:
-        found["cls_attention"] = query_row(g, q, k, row=0, head_dim=dim)
+    if CLS_ATTENTION in reads:
+        found[CLS_ATTENTION] = query_row(g, q, k, row=0, head_dim=dim)
     if "vision_keys" in reads:
         found["vision_keys"] = op.ReduceMean(g.cast(k, ir.DataType.FLOAT), g.ints(1), keepdims=0)
     for name in ("deep_attention", "shallow_attention"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import EngineDir, TensorSpec
+from trtprune.tensor_names import is_past
 
 __all__ = ["wrong_values"]
 
@@ -151,7 +152,7 @@ def _wrong_segments(made: EngineDir) -> Iterator[str]:
     cache = (made.kv.num_kv_heads, made.kv.head_dim)
     for component in made.components:
         for spec in component.inputs:
-            if spec.name.startswith("past_key_values.") and spec.shape[1::2] != cache:
+            if is_past(spec.name) and spec.shape[1::2] != cache:
                 yield (
                     f"config.components: '{component.name}': '{spec.name}' must be "
                     f"[batch, {cache[0]}, capacity, {cache[1]}], as config.kv says"

@@ -52,6 +52,7 @@ from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.images import CropShape, processor_from_files
+from trtprune.tensor_names import IMAGE_FEATURES
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
@@ -284,7 +285,7 @@ def _build_vision(
         "K": m.vision.head_dim,
         "P": max((head.width for head in heads.values()), default=0),
     }
-    g.output(features, "image_features", g.dtype_name, ["batch", tokens, m.text.hidden_size])
+    g.output(features, IMAGE_FEATURES, g.dtype_name, ["batch", tokens, m.text.hidden_size])
     for name, entry in INPUTS.items():
         if name in found:
             dtype = g.dtype_name if entry.dtype == "model" else entry.dtype
@@ -299,9 +300,9 @@ def _build_pack(g: Graph, vision: Graph, newline: str, taps: int) -> None:
         assert value.shape is not None
         assert value.dtype is not None
         dims = [dim for dim in value.shape[1:] if isinstance(dim, int)]
-        if value.name == "image_features":
+        if value.name == IMAGE_FEATURES:
             patches = dims[0]
-        if value.name == "image_features" or "N" in INPUTS[value.name].dims:
+        if value.name == IMAGE_FEATURES or "N" in INPUTS[value.name].dims:
             dtype = value.dtype.numpy().name
             outputs[value.name] = Packed(dtype, dims[1] if len(dims) > 1 else 0)
     build_pack(g, outputs, patches, taps=taps, newline=newline)

@@ -15,6 +15,7 @@ from trtprune.backends.binding import numpy_dtype
 from trtprune.engine_dir.roles import DECODER, EMBED, PACK, VISION, Part
 from trtprune.errors import InputError
 from trtprune.runtime.features import Features
+from trtprune.tensor_names import IMAGE_FEATURES, INPUT_IDS, PIXEL_VALUES, TEXT_EMBEDS
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
@@ -64,7 +65,7 @@ class Chain:
         vision = self.session(VISION)
         size = min(VISION_BATCH, vision.max_batch)
         crops = np.concatenate([image.pixel_values for image in images]).astype(self.dtype)
-        runs = [vision.run({"pixel_values": crops[start : start + size]}) for start in range(0, len(crops), size)]
+        runs = [vision.run({PIXEL_VALUES: crops[start : start + size]}) for start in range(0, len(crops), size)]
         features, first = [], 0
         for image in images:
             rows = {name: self._rows([run[name] for run in runs], first, image.plan.crops, size) for name in runs[0]}
@@ -86,14 +87,14 @@ class Chain:
         pack = self.config.find(PACK)
         if pack is None:
             single = {name: array[0] for name, array in rows.items()}
-            return Features(single.pop("image_features"), plan, single)
+            return Features(single.pop(IMAGE_FEATURES), plan, single)
         inputs: dict[str, Array] = {"pack_index": plan.pack_index.astype(np.int64), "pack_weight": plan.pack_weight}
         inputs |= rows
         packed = self.session(PACK).run({spec.name: inputs[spec.name] for spec in pack.inputs})
         tokens = {name.removeprefix(PACKED): array for name, array in packed.items()}
         # What is not a patch's is the overview's, which shows the whole image.
         whole = {name: array[max(plan.overview, 0)] for name, array in rows.items() if name not in tokens}
-        return Features(tokens.pop("image_features"), plan, tokens | whole)
+        return Features(tokens.pop(IMAGE_FEATURES), plan, tokens | whole)
 
     def embed(self, ids: np.ndarray, name: Callable[[int], str] = str) -> Array:
         """Embeddings [B, T, D] of int64 [B, T] ids.
@@ -116,4 +117,4 @@ class Chain:
             )
         # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
         ids = np.where(ids < model.vocab_size, ids, 0)
-        return self.session(EMBED).run({"input_ids": ids})["text_embeds"]
+        return self.session(EMBED).run({INPUT_IDS: ids})[TEXT_EMBEDS]

@@ -15,6 +15,7 @@ import numpy as np
 from trtprune.engine_dir.roles import CLIP_TEXT
 from trtprune.errors import EngineDirError
 from trtprune.runtime.kv_cache import check_length
+from trtprune.tensor_names import CLIP_TEXT_EMBEDS, INPUT_IDS
 from trtprune.text.process import Model
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ClipText"]
 
 TOKENIZER = "clip_tokenizer.json"
-OUTPUT = "clip_text_embeds"
+OUTPUT = CLIP_TEXT_EMBEDS
 AGAIN = "build the directory again"
 # Segments in one run: a question has one, and a text of many pages must not take memory for all of them at once.
 BATCH = 8
@@ -63,7 +64,7 @@ class ClipText:
         check_length(len(prompt.ids), 1, chain.config.kv.capacity)
         ids, session = self.segments(prompt.text), chain.session(CLIP_TEXT)
         size = min(BATCH, session.max_batch)
-        found = [session.run({"input_ids": ids[i : i + size]})[OUTPUT] for i in range(0, len(ids), size)]
+        found = [session.run({INPUT_IDS: ids[i : i + size]})[OUTPUT] for i in range(0, len(ids), size)]
         return {OUTPUT: found[0] if len(found) == 1 else chain.memory.join([found], len(ids))[0]}
 
     def segments(self, text: str) -> np.ndarray:

@@ -23,6 +23,25 @@ from trtprune.runtime.kv_cache import CachePool
 from trtprune.runtime.point_counts import PointCounts
 from trtprune.runtime.segment_caches import SegmentCaches, SegmentStep
 from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, rating_table
+from trtprune.tensor_names import (
+    HIDDEN_STATES,
+    IMAGE_FEATURES,
+    INPUTS_EMBEDS,
+    KEEP,
+    KEPT_INDICES,
+    LAST_HIDDEN_STATE,
+    LOGITS,
+    LOGITS_INDEX,
+    MERGED_FEATURES,
+    POSITION_IDS,
+    PRUNED_FEATURES,
+    RATER_ATTENTION,
+    RATER_INDEX,
+    RATER_WEIGHTS,
+    TEXT_EMBEDS,
+    VISUAL_INDEX,
+    WRITE_INDEX,
+)
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -48,7 +67,7 @@ class CutDecoder:
     def __init__(self, chain: Chain, counts: PointCounts) -> None:
         self._config, self._chain, self._session, self._memory = chain.config, chain, chain.session, chain.memory
         self._counts, self._count = counts, len(chain.config.segments)
-        self._rated = any(spec.name == "rater_index" for spec in chain.config.segments[0].inputs)
+        self._rated = any(spec.name == RATER_INDEX for spec in chain.config.segments[0].inputs)
         segments = [self._session(DECODER, k) for k in range(self._count)]
         self._pools = [CachePool(segment, chain.config.kv) for segment in segments]
         self.watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None
@@ -160,7 +179,7 @@ class CutDecoder:
                 rows = [self._advance(k, b, row, out) for b, row in enumerate(rows)]
                 if any(row.stale for row in rows):
                     return None, rows
-        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
+        logits: np.ndarray = self._memory.to_host(out[LOGITS])[:, 0]
         return logits, rows
 
     def _settle(self, k: int, rows: Sequence[PromptRow], whole: np.ndarray, cache: SegmentCaches) -> None:
@@ -212,7 +231,7 @@ class CutDecoder:
         image = layout.embeds[int(np.flatnonzero(edges == stop)[0])]
         behind = [p for p, edge in zip(layout.embeds, edges, strict=True) if edge > stop and picture[edge - 1] == TEXT]
         out = self._session(RATERS).run(
-            {"image_features": image[None], "text_embeds": self._memory.join([behind], len(text))}
+            {IMAGE_FEATURES: image[None], TEXT_EMBEDS: self._memory.join([behind], len(text))}
         )
         return text[self._memory.to_host(out["raters"])[0].astype(bool)]
 
@@ -224,19 +243,19 @@ class CutDecoder:
         for b, row in enumerate(rows):
             positions[b, : len(row)] = row.positions
         inputs: dict[str, Any] = {
-            "hidden_states" if k else "inputs_embeds": self._memory.join([row.pieces for row in rows], width),
-            "position_ids": positions,
-            "write_index": write_index,
+            HIDDEN_STATES if k else INPUTS_EMBEDS: self._memory.join([row.pieces for row in rows], width),
+            POSITION_IDS: positions,
+            WRITE_INDEX: write_index,
         }
         if last:
-            inputs["logits_index"] = np.array([[len(row) - 1] for row in rows], np.int64)
+            inputs[LOGITS_INDEX] = np.array([[len(row) - 1] for row in rows], np.int64)
         elif self._rated:
-            inputs["rater_index"] = rating_table(rows)
+            inputs[RATER_INDEX] = rating_table(rows)
         return self._session(DECODER, k).run(inputs, cache)
 
     def _advance(self, k: int, b: int, row: PromptRow, out: Mapping[str, Any]) -> PromptRow:
         """Row ``b`` as it enters the segment behind ``k``."""
-        states = out["last_hidden_state"][b]
+        states = out[LAST_HIDDEN_STATE][b]
         # What the next segment gets, piece by piece: states [n, D], their positions, pictures and sources.
         parts: list[tuple[Array, np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -275,19 +294,19 @@ class CutDecoder:
         session = self._session(PRUNER, k)
         needs = {spec.name for spec in self._config.part(PRUNER, k).inputs}
         rating, mine = rating_table([row])[0], row.rating(number)
-        attention = out["rater_attention"][b : b + 1] if self._rated else None
+        attention = out[RATER_ATTENTION][b : b + 1] if self._rated else None
         keep = self._keep(k, row, number, attention, np.isin(rating, mine), span)
         if keep >= stop - begin:
             return None
-        width = out["last_hidden_state"].shape[1]
+        width = out[LAST_HIDDEN_STATE].shape[1]
         positions = np.zeros((1, width), np.int64)
         positions[0, : len(row)] = row.positions
         inputs: dict[str, Any] = {
-            "hidden_states": out["last_hidden_state"][b : b + 1],
-            "visual_index": np.arange(begin, stop)[None],
-            "rater_index": rating[None] if self._rated else mine[None],
-            "position_ids": positions,
-            "keep": np.array([keep], np.int64),
+            HIDDEN_STATES: out[LAST_HIDDEN_STATE][b : b + 1],
+            VISUAL_INDEX: np.arange(begin, stop)[None],
+            RATER_INDEX: rating[None] if self._rated else mine[None],
+            POSITION_IDS: positions,
+            KEEP: np.array([keep], np.int64),
         }
         counts = self._counts.merged(stop - begin - keep)
         inputs |= {name: np.array([n], np.int64) for name, n in counts.items()}
@@ -297,14 +316,14 @@ class CutDecoder:
             weights, index = np.zeros((1, count), np.float32), np.zeros((1, count), np.int64)
             weights[0, : len(rating)] = np.isin(rating, mine)
             index[0, : len(rating)] = rating
-            inputs |= {"rater_attention": attention, "rater_weights": weights, "rater_index": index}
+            inputs |= {RATER_ATTENTION: attention, RATER_WEIGHTS: weights, RATER_INDEX: index}
         found = session.run({name: value for name, value in inputs.items() if name in needs})
-        merged = found["merged_features"][0] if "merged_features" in found else None
-        kept = self._memory.to_host(found["kept_indices"])[0]
+        merged = found[MERGED_FEATURES][0] if MERGED_FEATURES in found else None
+        kept = self._memory.to_host(found[KEPT_INDICES])[0]
         if self.watch is not None and attention is not None:
             given = self._memory.to_host(attention)[0][..., : len(rating), :][..., np.isin(rating, mine), begin:stop]
-            self.watch(self._memory.to_host(out["last_hidden_state"])[b, begin:stop], given, kept)
-        return kept, found["pruned_features"][0], merged
+            self.watch(self._memory.to_host(out[LAST_HIDDEN_STATE])[b, begin:stop], given, kept)
+        return kept, found[PRUNED_FEATURES][0], merged
 
     def _keep(
         self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]

@@ -14,6 +14,7 @@ import numpy as np
 
 from trtprune.engine_dir.roles import DECODER
 from trtprune.runtime.kv_cache import CachePool
+from trtprune.tensor_names import INPUTS_EMBEDS, LOGITS, LOGITS_INDEX, POSITION_IDS, WRITE_INDEX
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Step
@@ -164,14 +165,14 @@ class WholeDecoder:
             positions[i, :length] = row.positions[first:]
         memory = self._chain.memory
         inputs = {
-            "inputs_embeds": memory.join(
+            INPUTS_EMBEDS: memory.join(
                 [skip_rows(row.embeds, first) for row, first in zip(rows, begin, strict=True)], width
             ),
-            "position_ids": positions,
-            "write_index": np.array(begin, np.int64),
-            "logits_index": np.array(lengths, np.int64)[:, None] - 1,
+            POSITION_IDS: positions,
+            WRITE_INDEX: np.array(begin, np.int64),
+            LOGITS_INDEX: np.array(lengths, np.int64)[:, None] - 1,
         }
-        logits = memory.to_host(self._chain.session(DECODER).run(inputs, cache)["logits"])[:, 0]
+        logits = memory.to_host(self._chain.session(DECODER).run(inputs, cache)[LOGITS])[:, 0]
         return Prefill(logits, [list(row.kept) for row in rows], [[] for _ in rows])
 
     def step(self, cache: Any) -> Step:

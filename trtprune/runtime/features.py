@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trtprune.runtime.images import TokenPlan
+from trtprune.tensor_names import CLS_ATTENTION
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -34,7 +35,7 @@ class Features:
     @property
     def cls(self) -> Array | None:
         """``cls_attention``, float32 [N], if the tower has a CLS token."""
-        return self.extras.get("cls_attention")
+        return self.extras.get(CLS_ATTENTION)
 
     @property
     def visual_tokens(self) -> int:

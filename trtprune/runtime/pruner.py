@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtprune.engine_dir.roles import CLIP_TEXT, EMBED, PRUNER, VISION
+from trtprune.tensor_names import IMAGE_FEATURES, KEEP, KEPT_INDICES, PRUNED_FEATURES, SEED, TEXT_EMBEDS, TEXT_MASK
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -28,7 +29,7 @@ def image_inputs(config: EngineDir) -> tuple[str, ...]:
     if pruner is None or vision is None:
         return ()
     outputs = {spec.name for spec in vision.outputs}
-    return tuple(spec.name for spec in pruner.inputs if spec.name in outputs and spec.name != "image_features")
+    return tuple(spec.name for spec in pruner.inputs if spec.name in outputs and spec.name != IMAGE_FEATURES)
 
 
 def reads_text(config: EngineDir) -> bool:
@@ -54,7 +55,7 @@ class Pruner:
         self._by_token = frozenset(
             spec.name for spec in chain.config.part(PRUNER).inputs if "visual_tokens" in spec.shape[1:2]
         )
-        self.reads_embeds = "text_embeds" in self._inputs
+        self.reads_embeds = TEXT_EMBEDS in self._inputs
         """Whether it reads the prompt's embeddings."""
 
     def prune(
@@ -83,24 +84,24 @@ class Pruner:
         candidates = every if self._newlines == "candidates" else features.plan.candidates(keep)
         if keep > len(candidates) or keep == len(candidates) < len(every):
             return every, features.image
-        inputs: dict[str, Array] = {"image_features": features.image, "keep": np.array([keep], np.int64)}
+        inputs: dict[str, Array] = {IMAGE_FEATURES: features.image, KEEP: np.array([keep], np.int64)}
         inputs |= {name: features.extras[name] for name in self._image_inputs}
         if len(candidates) < len(every):
             inputs |= {name: inputs[name][candidates] for name in self._by_token}
-        inputs |= {name: inputs[name][None] for name in ("image_features", *self._image_inputs)}
+        inputs |= {name: inputs[name][None] for name in (IMAGE_FEATURES, *self._image_inputs)}
         inputs |= {name: array[None] for name, array in (given or {}).items() if name in self._inputs}
         if self.reads_embeds:
             assert text is not None
-            inputs["text_embeds"] = text[None]
-            inputs["text_mask"] = np.ones((1, len(text)), np.int64)
-        if "seed" in self._inputs:
-            inputs["seed"] = np.array([seed], np.int64)
+            inputs[TEXT_EMBEDS] = text[None]
+            inputs[TEXT_MASK] = np.ones((1, len(text)), np.int64)
+        if SEED in self._inputs:
+            inputs[SEED] = np.array([seed], np.int64)
         out = self._chain.session(PRUNER).run(inputs)
-        places = self._chain.memory.to_host(out["kept_indices"])[0]
+        places = self._chain.memory.to_host(out[KEPT_INDICES])[0]
         kept = np.where(places < 0, places, candidates[places])  # below 0: no visual token, but one of the tower's own
         if self._newlines != "keep":
-            return kept, out["pruned_features"][0]
-        return self._with_newlines(features, kept, out["pruned_features"][0])
+            return kept, out[PRUNED_FEATURES][0]
+        return self._with_newlines(features, kept, out[PRUNED_FEATURES][0])
 
     def _with_newlines(self, features: Features, kept: np.ndarray, rows: Array) -> tuple[np.ndarray, Array]:
         """Kept indices and features with the newline tokens of every line of which something is kept."""

@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.tensor_names import (
+    HIDDEN_STATES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LAST_HIDDEN_STATE,
+    LOGITS,
+    LOGITS_INDEX,
+    POSITION_IDS,
+    RATER_INDEX,
+    TEXT_EMBEDS,
+    WRITE_INDEX,
+)
+
 if TYPE_CHECKING:
     from trtprune.backends.base import Memory, Session
 
@@ -61,20 +74,20 @@ class SegmentStep:
     def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
         """Logits float32 [B, V] after ``token``; position and slot are those of the first segment."""
         cache = self._cache
-        states: Any = self._embed.run({"input_ids": token})["text_embeds"]
+        states: Any = self._embed.run({INPUT_IDS: token})[TEXT_EMBEDS]
         out: Mapping[str, Any] = {}
         for k, (session, part) in enumerate(zip(self._segments, cache.parts, strict=True)):
             inputs = {
-                "hidden_states" if k else "inputs_embeds": states,
-                "position_ids": position - cache.shift[k][:, None],
+                HIDDEN_STATES if k else INPUTS_EMBEDS: states,
+                POSITION_IDS: position - cache.shift[k][:, None],
                 # A row that is done goes on writing to its last place.
-                "write_index": np.minimum(write_index - cache.dropped[k], part.capacity - 1),
+                WRITE_INDEX: np.minimum(write_index - cache.dropped[k], part.capacity - 1),
             }
             if session is self._segments[-1]:
-                inputs["logits_index"] = self._first
+                inputs[LOGITS_INDEX] = self._first
             elif self._rated:  # of one token, which nobody reads: the graphs of prompts and of tokens are the same
-                inputs["rater_index"] = self._first
+                inputs[RATER_INDEX] = self._first
             out = session.run(inputs, part)
-            states = out.get("last_hidden_state")
-        logits: np.ndarray = self._memory.to_host(out["logits"])[:, 0]
+            states = out.get(LAST_HIDDEN_STATE)
+        logits: np.ndarray = self._memory.to_host(out[LOGITS])[:, 0]
         return logits

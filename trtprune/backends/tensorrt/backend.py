@@ -27,6 +27,7 @@ from trtprune.backends.tensorrt.plugins import load_plugins
 from trtprune.backends.tensorrt.session import TrtCache, TrtSession
 from trtprune.backends.tensorrt.shapes import cache_bytes, cache_capacity
 from trtprune.errors import BackendError
+from trtprune.tensor_names import LOGITS, TEXT_EMBEDS
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Memory
@@ -98,8 +99,8 @@ class TrtBackend:
     def step(self, embed: TrtSession, decoder: TrtSession, cache: TrtCache) -> DecodeStep:
         """The decode step over one cache; an earlier step over the same memory is used again."""
         if self._buffers is None:
-            logits = next(spec for spec in decoder.outputs if spec.name == "logits")
-            hidden = next(spec for spec in embed.outputs if spec.name == "text_embeds")
+            logits = next(spec for spec in decoder.outputs if spec.name == LOGITS)
+            hidden = next(spec for spec in embed.outputs if spec.name == TEXT_EMBEDS)
             self._buffers = StepBuffers(
                 self._device_memory, decoder.max_batch, _static(hidden.shape), _static(logits.shape), hidden.dtype
             )

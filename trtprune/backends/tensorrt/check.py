@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trtprune.errors import BuildError
+from trtprune.tensor_names import is_past
 
 __all__ = ["attentions", "check_network", "lint"]
 
-PAST = "past_key_values."
 # Inputs of Attention-24, by place.
 MASK, PAST_KEY, PAST_VALUE, LENGTHS = 3, 4, 5, 6
 BUG = "this is a bug of trtprune: please report it"
@@ -31,7 +31,7 @@ def lint(proto: Any, component: str) -> None:
     Raises:
         BuildError: naming the node and what is wrong with it.
     """
-    cached = any(value.name.startswith(PAST) for value in proto.graph.input)
+    cached = any(is_past(value.name) for value in proto.graph.input)
     for node in _nodes([proto.graph, *proto.functions]):
         # By type alone: the parser ignores the domain of operators that it knows.
         if node.op_type == "Attention":

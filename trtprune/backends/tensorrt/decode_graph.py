@@ -15,13 +15,14 @@ import numpy as np
 from trtprune.backends.tensorrt.memory import ALIGNMENT, DeviceArray, DeviceMemory, round_up
 from trtprune.backends.tensorrt.shapes import choose_profile
 from trtprune.errors import BackendError
+from trtprune.tensor_names import INPUT_IDS, INPUTS_EMBEDS, LOGITS, LOGITS_INDEX, POSITION_IDS, TEXT_EMBEDS, WRITE_INDEX
 
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.session import TrtCache, TrtSession
 
 __all__ = ["DecodeStep", "StepBuffers"]
 
-FIELDS = ("input_ids", "position_ids", "write_index")
+FIELDS = (INPUT_IDS, POSITION_IDS, WRITE_INDEX)
 
 
 class StepBuffers:
@@ -80,15 +81,15 @@ class DecodeStep:
         def leading(array: DeviceArray, *shape: int) -> tuple[int, tuple[int, ...]]:
             return array.address, (batch, *shape)
 
-        embedding = {"text_embeds": leading(buffers.embeds, *buffers.embeds.shape[1:])}
-        ids = {"input_ids": leading(buffers.fields["input_ids"], 1)}
+        embedding = {TEXT_EMBEDS: leading(buffers.embeds, *buffers.embeds.shape[1:])}
+        ids = {INPUT_IDS: leading(buffers.fields[INPUT_IDS], 1)}
         inputs = {
-            "inputs_embeds": embedding["text_embeds"],
-            "position_ids": leading(buffers.fields["position_ids"], 1),
-            "write_index": leading(buffers.fields["write_index"]),
-            "logits_index": leading(buffers.logits_index, 1),
+            INPUTS_EMBEDS: embedding[TEXT_EMBEDS],
+            POSITION_IDS: leading(buffers.fields[POSITION_IDS], 1),
+            WRITE_INDEX: leading(buffers.fields[WRITE_INDEX]),
+            LOGITS_INDEX: leading(buffers.logits_index, 1),
         }
-        logits = {"logits": leading(buffers.logits, *buffers.logits.shape[1:])}
+        logits = {LOGITS: leading(buffers.logits, *buffers.logits.shape[1:])}
         # Separate contexts: a recording is valid only as long as nothing else is set in its context.
         self._contexts = []
         for session, given, made, used in ((embed, ids, embedding, None), (decoder, inputs, logits, cache)):
@@ -101,9 +102,9 @@ class DecodeStep:
     def __call__(self, token: np.ndarray, position: np.ndarray, write_index: np.ndarray) -> np.ndarray:
         """Logits float32 [B, V] after ``token``; valid until the next call."""
         host, batch = self._buffers.host, self._batch
-        host["input_ids"][:batch] = token[:, 0]
-        host["position_ids"][:batch] = position[:, 0]
-        host["write_index"][:batch] = write_index
+        host[INPUT_IDS][:batch] = token[:, 0]
+        host[POSITION_IDS][:batch] = position[:, 0]
+        host[WRITE_INDEX][:batch] = write_index
         if self._generation != self._workspace.generation:
             self._graph, self._calls, self._generation = None, 0, self._workspace.generation
         # The first run of a context may allocate and compile, which cannot be recorded.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune.backends.tensorrt.check import check_network, lint
 from trtprune.backends.tensorrt.flavour import Log, Record, one_line
 from trtprune.errors import BackendError, BuildError
+from trtprune.tensor_names import is_past
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ class Network:
         lint(proto, component)
         self.trt, self.component = trt, component
         self._copies: list[np.ndarray] = []
-        self.cached = any(value.name.startswith("past_key_values.") for value in proto.graph.input)
+        self.cached = any(is_past(value.name) for value in proto.graph.input)
         self._maps: dict[str, np.ndarray] = {}
         with log.recording() as record:
             try:

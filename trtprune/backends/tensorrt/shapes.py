@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtprune.backends.binding import PAST, bind_dims, resolve_shape
+from trtprune.backends.binding import bind_dims, resolve_shape
 from trtprune.errors import BackendError, BudgetError, InputError, TrtpruneError
+from trtprune.tensor_names import cached_layers, is_past
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
@@ -24,14 +25,14 @@ def cache_capacity(component: ComponentInfo) -> int:
     """Tokens in the cache of a row of a component's engine; 0 without a cache."""
     for profile in component.profiles:
         for name, (_, _, most) in profile.items():
-            if name.startswith(PAST):
+            if is_past(name):
                 return most[2]
     return 0
 
 
 def cache_bytes(config: EngineDir) -> int:
     """Bytes of one row's caches in all components."""
-    layers = [sum(spec.name.startswith(PAST) for spec in c.inputs) // 2 for c in config.components]
+    layers = [cached_layers(spec.name for spec in c.inputs) for c in config.components]
     tokens = sum(n * cache_capacity(c) for n, c in zip(layers, config.components, strict=True))
     return tokens * config.kv.bytes_per_token // config.kv.num_layers
 
