@@ -288,20 +288,20 @@ class AnyRes:
         if self.pixels_taken(image.width, image.height, images) > SIZE_LIMIT**2:
             raise InputError(f"a picture of {image.width} × {image.height} is too large or too narrow", hint="crop it")
         plan = self.plan(image.height, image.width, images)
-        crops = self._crops(np.asarray(image, np.uint8), images)
+        crops = self._crops(image, images)
         edge = (self.shape.height, self.shape.width)
         arrays = np.empty((plan.crops, *edge, 3), np.uint8)
         for place, crop in enumerate(crops):
             arrays[place] = self.steps.pixels(crop)
         return Prepared(self.steps.values(arrays), plan)
 
-    def _crops(self, pixels: np.ndarray, images: int) -> Iterator[np.ndarray]:
+    def _crops(self, image: Image.Image, images: int) -> Iterator[np.ndarray]:
         """The crops of an image before the steps, uint8 [h, w, 3] each."""
-        height, width = pixels.shape[:2]
+        height, width = image.height, image.width
         resample = self.steps.resample
-        yield resized(pixels, self.overview, resample)
+        yield resized(image, self.overview, resample)
         best = best_resolution(height, width, self.pinpoints)
-        inner = resized(pixels, size_within(height, width, best), resample)
+        inner = resized(image, size_within(height, width, best), resample)
         top, left = (best[0] - inner.shape[0]) // 2, (best[1] - inner.shape[1]) // 2
         plane = np.zeros((*best, 3), np.uint8)
         plane[top : top + inner.shape[0], left : left + inner.shape[1]] = inner

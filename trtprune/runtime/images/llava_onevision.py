@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from trtprune.runtime.images.base import TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, plan_tokens
 from trtprune.runtime.images.settings import channels
 from trtprune.runtime.images.steps import padded_square
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["LlavaOnevision"]
 
@@ -146,9 +149,9 @@ class LlavaOnevision(AnyRes):
 
     # -- pixels
 
-    def _crops(self, pixels: np.ndarray, images: int) -> Iterator[np.ndarray]:
+    def _crops(self, image: Image.Image, images: int) -> Iterator[np.ndarray]:
         if images == 1:
-            yield from super()._crops(pixels, images)
+            yield from super()._crops(image, images)
             return
         red, green, blue = (int(value * 255) for value in self.background)
-        yield padded_square(pixels, (red, green, blue))
+        yield padded_square(np.asarray(image, np.uint8), (red, green, blue))

@@ -180,10 +180,8 @@ class Single:
         if self.pixels_taken(image.width, image.height) > SIZE_LIMIT * SIZE_LIMIT:
             raise InputError(f"a picture of {image.width} × {image.height} is too narrow", hint="crop it")
         plan = self.plan(image.height, image.width)
-        pixels = np.asarray(image, np.uint8)
-        if self.background is not None:
-            pixels = padded_square(pixels, self.background)
-        return Prepared(self.steps.values(self.steps.pixels(pixels)[None]), plan)
+        picture = image if self.background is None else padded_square(np.asarray(image, np.uint8), self.background)
+        return Prepared(self.steps.values(self.steps.pixels(picture)[None]), plan)
 
 
 @lru_cache(maxsize=PLANS)

@@ -10,11 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtprune.runtime.images.settings import channels, flag, height_and_width, number, resample_filter, resize_target
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["CropSteps", "Geometry", "padded_square", "resized"]
 
@@ -126,9 +129,10 @@ class CropSteps:
         """(height, width) behind all steps."""
         return self.crop or self.size_after_resize(height, width)
 
-    def pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """The first two steps: uint8 [H, W, 3] to uint8 of the size :meth:`size_after` gives."""
-        pixels = resized(pixels, self.size_after_resize(*pixels.shape[:2]), self.resample)
+    def pixels(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        """The first two steps: an RGB image, or uint8 [H, W, 3], to uint8 of the size :meth:`size_after` gives."""
+        size = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+        pixels = resized(picture, self.size_after_resize(*size), self.resample)
         return pixels if self.crop is None else _center_crop(pixels, *self.crop)
 
     def values(self, pixels: np.ndarray) -> np.ndarray:
@@ -152,14 +156,17 @@ class CropSteps:
         return Geometry(left, top, scale_x, scale_y, new_width, new_height)
 
 
-def resized(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Pixels uint8 [H, W, 3] at another (height, width), as Pillow resizes; the same array if it has that size."""
-    if pixels.shape[:2] == size:
-        return pixels  # Pillow copies
+def resized(picture: Image.Image | np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """An RGB image, or uint8 [H, W, 3], at another (height, width) as Pillow resizes; perhaps the same array."""
     from PIL import Image
 
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((size[1], size[0]), resample=Image.Resampling(resample)))
+    if isinstance(picture, np.ndarray):
+        if picture.shape[:2] == size:
+            return picture
+        picture = Image.fromarray(np.ascontiguousarray(picture))
+    if (picture.height, picture.width) != size:  # else Pillow would copy
+        picture = picture.resize((size[1], size[0]), resample=Image.Resampling(resample))
+    return np.asarray(picture, np.uint8)
 
 
 def padded_square(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
