@@ -87,7 +87,7 @@ class _Pace:
     def __init__(self, total: int, report: Callable[[str, str], None] | None, clock: Callable[[], float]) -> None:
         self._total, self._done, self._report, self._clock = total, 0, report, clock
         self._live: Callable[[str], None] = getattr(report, "live", lambda text: None)
-        self._start = self._said = clock()
+        self._start = self._reported = clock()
         self._round = ""
 
     def begin(self, words: str) -> None:
@@ -99,12 +99,12 @@ class _Pace:
         """Begins a run."""
         prefix = "" if self._round.startswith("warming") else "round "
         self._live(f"{prefix}{self._round}, {words}{self._left()}")
-        if self._clock() - self._said >= LINE_SECONDS:
+        if self._clock() - self._reported >= LINE_SECONDS:
             self._say(f"{self._round}, {words}{self._left()}")
         self._done += 1
 
     def _say(self, words: str) -> None:
-        self._said = self._clock()
+        self._reported = self._clock()
         if self._report is not None:
             self._report("round", words)
 

@@ -1,4 +1,4 @@
-"""Questions with known answers: reading them, marking what a model said, and how sure the marks are.
+"""Questions with known answers: reading them, marking a model's answers, and the uncertainty of the marks.
 
 >>> from trtprune.eval import evaluate
 >>> evaluate("out", "easy-vqa", "results", methods="adafv,random", keeps=[192, 64]).figures
@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    # Marks and rows are of use without what answers: the harness adapter and the data need none of it.
+    # Marks and rows are useful without the runtime: the harness adapter and the data do not need it.
     if name == "evaluate":
         from trtprune.eval.evaluation import evaluate
 

@@ -1,12 +1,12 @@
-"""Questions about pictures to several builds at once, without computing twice what two of them have in common.
+"""Questions about images to several builds at once, with common computations done once.
 
 The answers are those of :meth:`trtprune.runtime.Vlm.generate`, up to the rounding of larger matrix products: greedy,
 ended by the same rules, from the same graphs.  Three things are shared:
 
 * Builds with one decoder answer side by side, as a batch.
-* What a method selects without reading the question is selected once a picture.
-* Where consecutive questions share the beginning of their prompt, which with such a method holds the whole picture,
-  the cache keeps it and only the rest goes through the decoder, as in a conversation with ``repick=False``.
+* The selection of a method that does not read the question is computed once per image.
+* If consecutive prompts have the same beginning, which with such a method includes the whole image, the cache keeps it
+  and only the rest goes through the decoder, as in a conversation with ``repick=False``.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 __all__ = ["Answerer", "batches"]
 
 CACHE_BYTES = 1 << 30
-"""Cache of a batch, at most, where it has more than one row."""
+"""The largest cache of a batch with more than one row, in bytes."""
 
 
 def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
-    """Which builds can answer side by side, as places in ``vlms``: in order, each once.
+    """Groups of builds that can answer as one batch, as indices in ``vlms``, in order.
 
     Args:
         vlms: Builds of one checkpoint.
-        tokens: That a row may come to hold.
+        tokens: The largest number of tokens of a row.
     """
     found: dict[Any, list[list[int]]] = {}
     for place, vlm in enumerate(vlms):
         decoder = vlm.pipeline.decoder
-        # A batch goes on from what the cache holds of a picture only if all of its rows do.
+        # A batch continues from the cached part of an image only if all of its rows do.
         groups = found.setdefault((decoder.identity, vlm.pipeline.reads_question), [[]])
         limit = min(decoder.max_batch, max(1, CACHE_BYTES // max(1, vlm.config.kv.bytes_per_token * tokens)))
         if len(groups[-1]) >= limit:
@@ -55,7 +55,7 @@ def batches(vlms: Sequence[Vlm], tokens: int) -> list[list[int]]:
 
 @dataclass
 class _Lane:
-    """What is known of a build's row between two questions."""
+    """The state of a build's row between two questions."""
 
     pipeline: Pipeline
     blind: bool
@@ -67,20 +67,20 @@ class _Lane:
 
 
 class Answerer:
-    """Answers questions about one picture each, with some builds that share a decoder; see :func:`batches`.
+    """Answers questions about one image each, with builds that share a decoder; see :func:`batches`.
 
     Args:
-        vlms: What answers; nothing else may use them in between.
-        max_new_tokens: Longest answer.
+        vlms: The builds; nothing else may use them in between.
+        max_new_tokens: Longest answer, in tokens.
         stop: Texts that end an answer.
-        reuse: Keep what consecutive prompts have in common.  Without it every prompt is computed in full.
+        reuse: Whether the common beginning of consecutive prompts is kept; otherwise every prompt is computed in full.
     """
 
     def __init__(
         self, vlms: Sequence[Vlm], *, max_new_tokens: int, stop: Sequence[str] = (), reuse: bool = True
     ) -> None:
         self.reused = 0
-        """Prompt tokens that did not have to be computed."""
+        """Number of prompt tokens that were taken from the cache."""
         self._lanes = [_Lane(vlm.pipeline, not vlm.pipeline.reads_question) for vlm in vlms]
         self._pipeline = vlms[0].pipeline
         self._settings = AnswerSettings.of(
@@ -90,13 +90,13 @@ class Answerer:
         self._cache: Any = None
 
     def ask(self, features: Sequence[Features], question: str, keep: int, seed: int = 0) -> list[Result]:
-        """The builds' answers to a question about a picture that was looked at.
+        """The builds' answers to a question about an image with known features.
 
         Args:
-            features: Of the picture, for each build from its vision graph.
-            question: Goes through the chat template.
-            keep: Visual tokens to keep.
-            seed: Of method ``random``.
+            features: The image's features from each build's vision graph.
+            question: The text for the chat template.
+            keep: Number of visual tokens to keep.
+            seed: Seed of method ``random``.
 
         Raises:
             InputError: if the prompt does not fit.
@@ -112,10 +112,10 @@ class Answerer:
             answers.append(lane.pipeline.answer(prompt, layout, self._settings))
             known.append(_known(lane.cached, layout, before is selection))
             layouts.append(layout)
-        # A cache that is not zeroed for a new picture is for rows that all go on.
+        # A cache that is not zeroed for a new image is only for batches in which all rows continue.
         start = known if all(known) else [0] * len(known)
         cache = self._room(start, max(answer.tokens for answer in answers))
-        # Until the answers are complete the cache is nobody's: what an interrupt leaves of it must not be used.
+        # Until the answers are complete the cache has no owner: after an interrupt its content must not be used.
         for lane in lanes:
             lane.cached = None
         for _ in pipeline.run(answers, layouts, cache, start, clock):
@@ -127,7 +127,7 @@ class Answerer:
         return [answer.result(clock, cache.nbytes // len(lanes)) for answer in answers]
 
     def close(self) -> None:
-        """Gives the cache back."""
+        """Returns the cache's memory."""
         if self._cache is not None:
             self._pipeline.decoder.give_back(self._cache)
         self._cache = None
@@ -137,7 +137,7 @@ class Answerer:
     def _pick(
         self, lane: _Lane, features: Features, prompt: Prompt, embeds: Array, keep: int, seed: int, clock: Clock
     ) -> Selection:
-        """What the build keeps of the picture; of one it was asked about last, what it kept then."""
+        """The build's selection for the image; for the image of the last question, the same selection."""
         same = lane.features is features and (lane.keep, lane.seed) == (keep, seed)
         if not (lane.blind and same and lane.selection):
             lane.features, lane.keep, lane.seed = features, keep, seed
@@ -145,7 +145,7 @@ class Answerer:
         return lane.selection
 
     def _room(self, start: Sequence[int], tokens: int) -> Any:
-        """A cache for so many tokens a row, with the first ``start`` of each row's last prompt in it."""
+        """A cache for ``tokens`` per row, with the first ``start`` tokens of each row's last prompt in it."""
         pool = self._pipeline.decoder
         if all(start):
             self._cache = pool.grow(self._cache, tokens)
@@ -157,15 +157,15 @@ class Answerer:
 
 
 def _known(cached: Layout | None, layout: Layout, same_rows: bool) -> int:
-    """How many of a prompt's tokens the cache holds with exactly these embeddings at these positions."""
-    # Placeholders are all alike: what tells pictures and selections apart are the rows in their places.
+    """The number of a prompt's first tokens in the cache, with the same embeddings at the same positions."""
+    # All placeholders are equal: images and selections differ in the rows at their places.
     if cached is None or not same_rows:
         return 0
-    # The last token is always computed: its logits are wanted.
+    # The last token is always computed, for its logits.
     length = min(len(layout.ids) - 1, len(cached.ids))
     same = cached.ids[:length] == layout.ids[:length]
     same &= cached.positions[:length] == layout.positions[:length]
     different = np.flatnonzero(~same)
     known = int(different[0]) if len(different) else length
-    # The words before the picture are too few to be worth a cache that is not zeroed for a new picture.
+    # The text before the image is too short to justify a cache that is not zeroed for a new image.
     return known if known >= layout.pictures[0][1] else 0

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: accuracy over kept tokens, a line a method, a panel a set."""
+"""The picture of an evaluation: accuracy over kept tokens, with one line per method and one panel per set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["draw_accuracy"]
 COLUMNS = 3
 BLIND = "#888888"
 APART = 0.24
-"""How far the methods of one budget stand apart in all, in doublings of the budget: equal marks would hide others."""
+"""Horizontal spread of the methods at one budget, in doublings of the budget: equal marks would overlap."""
 
 
 def draw_accuracy(evaluation: Evaluation, path: Path) -> None:
     """Draws the picture.
 
     Args:
-        evaluation: With at least one pruned run.
-        path: The file; its suffix says the format.
+        evaluation: An evaluation with at least one pruned run.
+        path: The file; its suffix is the format.
 
     Raises:
         BackendError: if matplotlib is missing.
@@ -74,7 +74,7 @@ def _panel(axis: Any, figures: Sequence[Figure], styles: Mapping[str, Style]) ->
             continue
         aside = APART * (number / (len(styles) - 1) - 0.5) if len(styles) > 1 else 0.0
         kept, marks = [f.kept * 2**aside for f in points], [100 * f.accuracy for f in points]
-        # Bars and not bands: bands of several methods cover each other.
+        # Bars, not bands: bands of several methods would cover each other.
         below = [max(0.0, 100 * (f.accuracy - f.low)) for f in points]
         above = [max(0.0, 100 * (f.high - f.accuracy)) for f in points]
         axis.errorbar(

@@ -1,4 +1,4 @@
-"""How far a long run is: a bar on a terminal, a line a minute elsewhere."""
+"""Progress of a long run: a bar on a terminal, otherwise one line per minute."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Meter:
     """Counts answers; a context manager.
 
     Args:
-        total: Answers there are to be.
-        done: Of them, answers there were before.
-        clock: Seconds.
-        terminal: Whether stderr is one; None: look.
+        total: Number of all answers.
+        done: Number of answers from earlier runs.
+        clock: Clock in seconds.
+        terminal: Whether stderr is a terminal; None: checked here.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Meter:
         self.total, self.done = total, done
         self._before = done
         self._clock = clock
-        self._start = self._said = clock()
+        self._start = self._reported = clock()
         self._bar: Any = None
         if (sys.stderr.isatty() if terminal is None else terminal) and not is_quiet() and total > done:
             self._bar = _bar(total, done)
@@ -57,16 +57,16 @@ class Meter:
             self._bar.stop()
 
     def advance(self, answers: int) -> None:
-        """So many more are there."""
+        """Adds a number of finished answers."""
         self.done += answers
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=answers)
-        elif self._clock() - self._said >= LINE_SECONDS:
-            self._said = self._clock()
+        elif self._clock() - self._reported >= LINE_SECONDS:
+            self._reported = self._clock()
             logger.info("%-9s %s", "answers", self.describe())
 
     def describe(self) -> str:
-        """Such as ``1,200 of 10,000 (12.0 %), 8.3 a second, 18 min left``."""
+        """The state in words: ``1,200 of 10,000 (12.0 %), 8.3 a second, 18 min left``."""
         seconds = self._clock() - self._start
         fresh = self.done - self._before
         text = f"{self.done:,} of {self.total:,} ({100 * self.done / max(1, self.total):.1f} %)"
@@ -95,7 +95,7 @@ def _bar(total: int, done: int) -> Any:
         TimeRemainingColumn(),
         console=stderr_console(),
         transient=True,
-        # What is printed meanwhile is a result, and belongs on stdout.
+        # Text that is printed meanwhile is a result, and belongs on stdout.
         redirect_stdout=False,
     )
     bar.add_task("answers", total=total, completed=done)

@@ -1,7 +1,7 @@
-"""Questions about pictures with known answers, and reading them from a JSON-lines file.
+"""Questions about images with known answers, and reading them from a JSON-lines file.
 
-A data file is untrusted: nothing of it is executed, sizes are checked before anything is kept, and a line that cannot
-be used is put on a list with the reason instead of ending the work (``strict`` makes it an error).
+A data file is untrusted: nothing in it is executed, sizes are checked first, and an unusable line is listed with the
+reason instead of ending the work (``strict`` makes it an error).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ HINT = 'one JSON object a line: {"id": …, "image": "a.jpg", "question": …, "
 
 @runtime_checkable
 class Drawn(Protocol):
-    """A picture that is drawn when it is looked at, as thousands of them would not fit in memory.
+    """An image that is drawn on demand, because thousands of them would not fit in memory.
 
-    Equal values (they are hashable) draw equal pictures.
+    Equal values (they are hashable) draw equal images.
     """
 
     def draw(self) -> Image.Image: ...
@@ -47,16 +47,16 @@ Picture: TypeAlias = "Path | Image.Image | Drawn"
 
 @dataclass(frozen=True)
 class Row:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
         id: Distinct within a data set, and the same in every run.
-        image: The picture's file, the picture, or what draws it.
-        question: The text the model is asked, with the request for the answer's form, if the set has one.
-        answers: What counts as right; how, the metric says.  Of a soft metric, what each of the people asked said.
-        group: Part of the set the row is reported under; empty for none.
-        choices: Of a multiple-choice question, the choices in order.
-        metric: Goes before the data set's metric; empty for that one.
+        image: The image's file, the image, or a :class:`Drawn` one.
+        question: The text for the model, with the set's request for the answer's form, if any.
+        answers: Right answers, in the sense of the metric; for a soft metric, the answer of each person.
+        group: The part of the set for the report; empty for none.
+        choices: The choices of a multiple-choice question, in order.
+        metric: The row's own metric; empty: the data set's.
     """
 
     id: str
@@ -68,12 +68,12 @@ class Row:
     metric: str = ""
 
     def picture(self) -> Path | Image.Image:
-        """What the runtime takes as a picture: the file, or the picture, drawn now if need be."""
+        """The image for the runtime: the file, or the image, drawn now if necessary."""
         return self.image.draw() if isinstance(self.image, Drawn) else self.image
 
     @property
     def picture_key(self) -> Any:
-        """Hashable, and equal for rows about the same picture."""
+        """A hashable key, equal for rows about the same image."""
         if isinstance(self.image, (Path, Drawn)):
             return self.image
         return id(self.image)
@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line (or the entry of that number, from 1) that cannot be used, and why."""
+    """An unusable line (or the number of an entry, from 1), and the reason."""
 
     line: int
     reason: str
@@ -89,14 +89,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Questions, what could not be used, and how answers are marked.
+    """Questions, rejected entries, and the metric of the answers.
 
     Attributes:
-        name: What the set is called in reports.
+        name: The set's name in reports.
         rows: The questions, in the file's order.
-        rejected: What was left out.
-        metric: One of ``scoring.METRICS``, for rows that name none.
-        digest: SHA-256 of all that decides the marks: ids, pictures (by name and size), questions, answers, metrics.
+        rejected: The rejected entries.
+        metric: One of ``scoring.METRICS``, for rows without their own.
+        digest: SHA-256 of the inputs of the marks: ids, images (by name and size), questions, answers, metrics.
     """
 
     name: str
@@ -107,7 +107,7 @@ class DataSet:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The rows' groups, in the order they come up."""
+        """The rows' groups, in the order of the rows."""
         return tuple(dict.fromkeys(row.group for row in self.rows if row.group))
 
     def metric_of(self, row: Row) -> str:
@@ -117,7 +117,7 @@ class DataSet:
         """The rows of these groups.
 
         Raises:
-            InputError: for a group that the set has not got.
+            InputError: for a group that the set does not have.
         """
         for group in groups:
             if group not in self.groups:
@@ -127,7 +127,7 @@ class DataSet:
         return DataSet(self.name, rows, self.rejected, self.metric, digest_of(rows, self.metric))
 
     def sample(self, limit: int | None, seed: int = 0) -> DataSet:
-        """At most ``limit`` rows drawn with ``seed``, in the file's order; all of them where there are no more."""
+        """At most ``limit`` rows drawn with ``seed``, in the file's order."""
         import random
 
         if limit is None or limit >= len(self.rows):
@@ -140,8 +140,8 @@ class DataSet:
 
 
 def digest_of(rows: Iterable[Row], metric: str) -> str:
-    """SHA-256 over all that decides the marks; pictures on disk by name and size, as hashing them would take longer
-    than answering."""
+    """SHA-256 over the inputs of the marks; images on disk count by name and size, because hashing them would take
+    longer than the answers."""
     state = hashlib.sha256(metric.encode())
     files: dict[Path, list[Any]] = {}
     for row in rows:
@@ -168,18 +168,18 @@ def collect(
     source: str = "",
     hint: str | None = HINT,
 ) -> DataSet:
-    """Makes a data set of rows and reasons, checking what holds for every source.
+    """A data set from rows and reasons, with the checks that are common to all sources.
 
     Args:
-        name: What the set is called.
-        entries: (line or entry number, the row or why there is none).
-        metric: For rows that name none.
-        strict: Raise at the end, naming the first few, instead of leaving entries out.
-        source: What errors call the data; ``name`` if empty.
-        hint: Of those errors.
+        name: Name of the set.
+        entries: Pairs of the line or entry number, and the row or the reason.
+        metric: Metric of rows without their own.
+        strict: Whether to raise at the end, naming the first few, instead of rejecting entries.
+        source: Name of the data in errors; ``name`` if empty.
+        hint: Hint of those errors.
 
     Raises:
-        InputError: With ``strict``, anything was rejected; or no row is left.
+        InputError: with ``strict`` if an entry was rejected; or if there is no usable row.
     """
     source = source or name
     if metric not in METRICS:
@@ -210,7 +210,7 @@ def collect(
 
 
 def _fault(row: Row, metric: str, there: dict[Path, str]) -> str:
-    """Why a row cannot be used; empty if it can.  ``there`` remembers which pictures exist."""
+    """The reason why a row cannot be used; empty if it can.  ``there`` caches the existing images."""
     metric = row.metric or metric
     if metric not in METRICS:
         return f"metric {metric!r} is none of {', '.join(METRICS)}"
@@ -246,16 +246,16 @@ def read_rows(
 
     Each line is an object with ``image`` (a path relative to the file), ``question`` (or ``prompt``) and ``answers``
     (a list) or ``answer``; it may have ``id`` (else "line-N"), ``group``, ``choices`` and ``metric``.  Other keys are
-    left alone.  Blank lines do not count.
+    ignored, and so are blank lines.
 
     Args:
         path: The file, UTF-8.
-        metric: For rows that name none; None takes "vqa" if every row has ten answers, else "exact".
-        strict: Raise instead of leaving rows out.
-        images: Folder that picture paths are relative to instead of the file's.
+        metric: Metric of rows without their own; None: "vqa" if every row has ten answers, else "exact".
+        strict: Whether to raise instead of rejecting rows.
+        images: Base folder of image paths; None: the file's folder.
 
     Raises:
-        InputError: The file cannot be read, is too large, has no usable row, or (``strict``) has an unusable one.
+        InputError: if the file cannot be read, is too large, has no usable row, or with ``strict`` an unusable one.
     """
     entries: list[tuple[int, Row | str]] = []
     with JsonLines(path, flag="--data", hint=HINT, max_line=MAX_LINE_BYTES, max_bytes=MAX_FILE_BYTES) as lines:
@@ -270,7 +270,7 @@ def read_rows(
 
 
 def _row(entry: dict[str, Any], number: int, folder: Path) -> Row | str:
-    """The row of one line, or what is wrong with it."""
+    """The row of one line, or its fault."""
     key = _text(entry.get("id", f"line-{number}"))
     if not key or len(key) > MAX_ID:
         return f"id must be a string or number of up to {MAX_ID} characters"
@@ -305,7 +305,7 @@ def _text(value: Any) -> str | None:
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    """A string, a number, or a list of them, as strings; None if it is anything else."""
+    """A string, a number, or a list of them, as strings; None for other values."""
     items: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     texts = [_text(item) for item in items]
     return tuple(text for text in texts if text is not None) if None not in texts else None

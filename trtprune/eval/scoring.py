@@ -1,4 +1,4 @@
-"""Marks an answer as the sets' own evaluation scripts do.
+"""Marks of answers, as in the sets' own evaluation scripts.
 
 The rules are facts of those scripts, oddities included; each function names its script.  A mark lies in [0, 1].
 """
@@ -35,7 +35,7 @@ METRICS = {
     "letter": "the letter of the right choice",
 }
 MIN_SOFT_ANSWERS = 4
-"""Leaving one out, three must agree for the full mark."""
+"""Number of other people with the same answer for the full mark."""
 
 LETTERS = string.ascii_uppercase
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -43,7 +43,7 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 _NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _NUMBERS["none"] = "0"
 _ARTICLES = frozenset(("a", "an", "the"))
-# Words with an apostrophe.  The script's table holds each with any one of its apostrophes left out, but for
+# Words with an apostrophe.  The script's table has each of them without any one of its apostrophes, except
 # "let's" and "she's" (so that "lets" and "shes" stay), and has "somebody'd" the wrong way round.
 _APOSTROPHES = (
     "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
@@ -60,7 +60,7 @@ _CONTRACTIONS = {
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
 # The scripts mean "a period with no digit before or after it" but write the look-behind as "(?!<=\d)", which is
-# always true; and they hand re.UNICODE (32) to ``sub`` where it takes the number of replacements.
+# always true; and they pass re.UNICODE (32) to ``sub`` as the number of replacements.
 _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS_REMOVED = 32
 _NUMBER_COMMA = re.compile(r"\d,\d")
@@ -70,7 +70,7 @@ def _punctuation(text: str) -> str:
     number = _NUMBER_COMMA.search(text) is not None
     result = text
     for sign in _PUNCTUATION:
-        # Beside a blank a sign goes, between letters it becomes a blank; "1,000" makes every sign of the text go.
+        # A sign beside a blank is removed, between letters it becomes a blank; with "1,000" every sign is removed.
         beside = f"{sign} " in text or f" {sign}" in text
         result = result.replace(sign, "" if beside or number else " ")
     return _PERIOD.sub("", result, count=_PERIODS_REMOVED)
@@ -94,25 +94,25 @@ def normalise(text: str) -> str:
 
 
 def normalise_textvqa(text: str) -> str:
-    """The normalisation TextVQA is marked with: as :func:`normalise`, but commas and question marks go first and
-    " 's" is set apart.
+    """The normalisation of TextVQA: as :func:`normalise`, but commas and question marks are removed first and
+    " 's" is separated.
 
-    Source: ``EvalAIAnswerProcessor`` of Pythia/MMF, which LLaVA's and lmms-eval's scripts use.
+    Source: ``EvalAIAnswerProcessor`` of Pythia/MMF, as in LLaVA's and lmms-eval's scripts.
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _words(_punctuation(_one_line(text)))
 
 
 def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """The mean over the people asked of min(1, others who gave this answer / 3).
+    """The mean over all people of min(1, number of others with this answer / 3).
 
     Both sides must be normalised already.  Antol et al., "VQA: Visual Question Answering" (2015), as published by
-    visualqa.org/evaluation.html; averaging over leaving one out is what the scripts do.
+    visualqa.org/evaluation.html; the scripts average over leaving one person out.
     """
     if not answers:
         raise ValueError("no answers to mark against")
     matches = sum(1 for given in answers if given == answer)
-    # Leaving out one who gave it leaves one fewer; the sum runs over people, so two products do.
+    # Without a person who gave it, one fewer remains; the sum over people is two products.
     inside, outside = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * max(0.0, inside) + (len(answers) - matches) * outside) / len(answers)
 
@@ -120,13 +120,13 @@ def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
 def normalise_gqa(text: str) -> str:
     """Lower case without punctuation, as lmms-eval's ``gqa`` task compares answers.
 
-    LLaVA's script for GQA only takes off a final period; for the one- and two-word answers of GQA that is the same.
+    LLaVA's script for GQA only removes a final period; for GQA's answers of one or two words that is the same.
     """
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def yes_no(text: str) -> str:
-    """ "no" if the first sentence has the word no, No or not; else "yes", whatever it says.
+    """ "no" if the first sentence has the word no, No or not; otherwise "yes".
 
     Source: ``evaluate.py`` of github.com/RUCAIBox/POPE and LLaVA's ``eval_pope.py``.
     """
@@ -135,7 +135,7 @@ def yes_no(text: str) -> str:
 
 
 def letter(text: str, choices: int) -> str | None:
-    """The letter that an answer to a multiple-choice question picks, or None.
+    """The letter in an answer to a multiple-choice question, or None.
 
     In this order: the answer is a letter; it begins with a letter, a period and a blank; it says "The answer is X"
     (LLaVA's ``eval_science_qa.py``); it is a lower-case letter, or begins with a letter and a period (lmms-eval's
@@ -152,7 +152,7 @@ def letter(text: str, choices: int) -> str | None:
 
 
 class Known(Protocol):
-    """What marking needs of a question."""
+    """The parts of a question that marking needs."""
 
     @property
     def answers(self) -> Sequence[str]: ...
@@ -168,12 +168,12 @@ def score(row: Known, text: str, metric: str) -> float:
     """The mark of an answer.
 
     Args:
-        row: The question with its answers; its own ``metric``, where it has one, goes before ``metric``.
-        text: What the model said.
+        row: The question with its answers; its own ``metric``, if any, has priority over ``metric``.
+        text: The model's answer.
         metric: One of :data:`METRICS`.
 
     Returns:
-        A number in [0, 1]; only "vqa" and "textvqa" give others than 0 and 1.
+        A number in [0, 1]; 0 or 1 except with "vqa" and "textvqa".
     """
     metric = row.metric or metric
     if metric == "exact":
@@ -194,7 +194,7 @@ def score(row: Known, text: str, metric: str) -> float:
 
 @dataclass(frozen=True)
 class YesNo:
-    """What POPE reports: all in [0, 1]; precision, recall and F1 of the answer yes (0 where undefined)."""
+    """POPE's figures, all in [0, 1]; precision, recall and F1 are of the answer yes (0 if undefined)."""
 
     accuracy: float
     precision: float
@@ -204,7 +204,7 @@ class YesNo:
 
 
 def yes_no_report(pairs: Iterable[tuple[str, str]]) -> YesNo:
-    """POPE's figures of (what the model said, the right answer "yes" or "no") pairs."""
+    """POPE's figures from pairs of the model's answer and the right answer, "yes" or "no"."""
     said = [(yes_no(text) == "yes", right == "yes") for text, right in pairs]
     if not said:
         return YesNo(0.0, 0.0, 0.0, 0.0, 0.0)

@@ -1,7 +1,7 @@
-"""Answers on disk, one line each, so that hours of work survive whatever ends them.
+"""Answers on disk, one line each, so that hours of work survive any interruption.
 
-The file is only ever appended to.  Its first line says what the answers are answers to; a file of something else is
-refused.  A line that was cut off by a crash is dropped when the file is opened again, and nothing else is.
+Lines are only appended.  The first line identifies the questions and the build; a file with another one is refused.  An
+incomplete last line after a crash is dropped when the file is opened again, and nothing else.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Record:
     """One answer.
 
     Attributes:
-        id: Of the row.
+        id: Id of the row.
         method: Label of the variant.
-        keep: The budget of the picture.
-        answer: What the model said.
-        score: Its mark, in [0, 1].
-        kept: Visual tokens a decoder layer processed, on average over the layers.
-        visual: Visual tokens of the picture.
+        keep: The budget of the image.
+        answer: The model's answer.
+        score: The answer's mark, in [0, 1].
+        kept: Visual tokens per decoder layer, on average over the layers.
+        visual: Visual tokens of the image.
         finish: ``stop`` or ``length``.
-        control: ``wrong`` or ``grey``, if the question was asked about another picture; else empty.
+        control: ``wrong`` or ``grey``, if the question was asked about another image; else empty.
     """
 
     id: str
@@ -57,11 +57,11 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What the answer is an answer to."""
+        """The key of the answered question."""
         return self.id, self.method, self.keep, self.control
 
     def to_json(self) -> dict[str, Any]:
-        """The line; a control is only named where there is one."""
+        """The line; a control is named only if there is one."""
         line = {name: getattr(self, name) for name in self.__dataclass_fields__}
         if not self.control:
             del line["control"]
@@ -72,15 +72,15 @@ class Store:
     """The answers in a file; a context manager that holds the file's lock.
 
     Args:
-        path: The file; made if it is not there.
-        fingerprint: What must be the same for answers to belong together; JSON values by name.
-        force: Start anew, whatever answers the file holds; a file that is none of ours is refused all the same.
-        beside: Files of answers that are known, too: read once, never written, and another process may write them.
-            What several files answer counts as in the first of them, ``path`` before the others.
+        path: The file; created if it does not exist.
+        fingerprint: Facts that must be equal for answers to belong together; JSON values by name.
+        force: Whether to discard the file's answers; a foreign file is refused all the same.
+        beside: Further files of answers: read once, never written; another process may write them.  If several files
+            answer a question, the first one counts, ``path`` before the others.
 
     Raises:
-        InputError: if another process writes the file, it or one beside it belongs to something else or cannot be read,
-            or it cannot be written.
+        InputError: if another process writes the file, a file belongs to other questions or cannot be read, or the file
+            cannot be written.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Store:
         self.path = path
         self.fingerprint = dict(fingerprint)
         self.dropped = 0
-        """Bytes of a torn last line that were dropped."""
+        """Number of bytes of a dropped incomplete last line."""
         self._records: dict[Key, Record] = {}
         self._synced = time.monotonic()
         try:
@@ -125,14 +125,14 @@ class Store:
         return self._records.get(key)
 
     def records(self) -> list[Record]:
-        """All answers, in the order they were given."""
+        """All answers, in their order of arrival."""
         return list(self._records.values())
 
     def add(self, record: Record) -> None:
-        """Writes an answer; when this returns, no end of this process can lose it.
+        """Writes an answer; afterwards it survives the end of this process.
 
         Raises:
-            ValueError: if the question was answered before.
+            ValueError: if the question has an answer already.
             InputError: if the disk is full.
         """
         if record.key in self._records:
@@ -143,7 +143,7 @@ class Store:
             self._sync()
 
     def close(self) -> None:
-        """Writes everything through to the disk and lets go of the file."""
+        """Writes everything to the disk and closes the file."""
         if self._file < 0:
             return
         try:
@@ -169,11 +169,11 @@ class Store:
             self._sync()
 
     def _read(self, data: bytes) -> None:
-        """Takes in what the file holds and cuts off what is behind its last whole line."""
+        """Reads the file's answers and removes an incomplete last line."""
         lines = _whole_lines(data)
         whole = sum(len(line) + 1 for line in lines)
         if len(lines) == 1 and self._differing(self.path, lines[0]):
-            # Left by a run that failed before its first answer: nothing to mix up, nothing to lose.
+            # From a run that failed before its first answer: nothing can be mixed up or lost.
             os.ftruncate(self._file, 0)
             return
         self._records = self._answers(self.path, lines)
@@ -190,7 +190,7 @@ class Store:
             self._records = self._answers(path, lines) | self._records
 
     def _answers(self, path: Path, lines: Sequence[bytes]) -> dict[Key, Record]:
-        """What a file's lines hold, if it belongs here."""
+        """The answers in a file's lines, if its first line fits."""
         found: dict[Key, Record] = {}
         if not lines:
             return found
@@ -206,7 +206,7 @@ class Store:
         return found
 
     def _differing(self, path: Path, line: bytes) -> list[str]:
-        """What of the fingerprint in a file's first line is another than ours."""
+        """The differing names of the fingerprint in a file's first line."""
         header = _parse(line)
         if not isinstance(header, dict):
             raise self._foreign(path, "line 1 is damaged")
@@ -224,7 +224,7 @@ class Store:
     def _write(self, line: Mapping[str, Any]) -> None:
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
-            # One call a line: what a killed process leaves is whole lines, and at most one part of one.
+            # One call per line: a killed process leaves whole lines, and at most one incomplete one.
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
@@ -233,20 +233,20 @@ class Store:
             ) from None
 
     def _sync(self) -> None:
-        # Some file systems cannot; the answers are with the kernel in any case.
+        # Some file systems cannot sync; the kernel has the answers in any case.
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         self._synced = time.monotonic()
 
 
 KIND_LINE = json.dumps({"kind": KIND})[:-1].encode()
-"""How a file of answers begins."""
+"""The beginning of a file of answers."""
 
 
 def refuse_if_written(path: Path) -> None:
     """Raises :class:`InputError` if another process writes answers to the file."""
     try:
-        # Network file systems lock a file for one process only where it is open for writing.
+        # Network file systems lock a file exclusively only if it is open for writing.
         file = os.open(path, os.O_RDWR)
     except OSError:
         return
@@ -262,7 +262,7 @@ def _written(path: Path) -> InputError:
 
 
 def _all(file: int) -> bytes:
-    """The whole file; an answer is some hundred bytes, so that even a million of them fit in memory."""
+    """The whole file; an answer has some hundred bytes, so even a million of them fit in memory."""
     parts, place = [], 0
     while part := os.pread(file, 1 << 24, place):
         parts.append(part)
@@ -271,7 +271,7 @@ def _all(file: int) -> bytes:
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
-    """Without their ends, and without a last one that has none: it was cut off, or is being written."""
+    """The lines without their ends, and without a last one that is incomplete or being written."""
     return data.split(b"\n")[:-1]
 
 
@@ -283,7 +283,7 @@ def _parse(line: bytes) -> Any:
 
 
 def _record(line: Any) -> Record | None:
-    """The answer a line holds; None if it holds none."""
+    """The answer in a line; None without one."""
     if not isinstance(line, dict):
         return None
     try:

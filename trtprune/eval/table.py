@@ -23,7 +23,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
 def render_evaluation(evaluation: Evaluation, width: int | None = None) -> str:
     """The table, at most ``width`` columns wide, and the notes."""
     controls = [name for name in CONTROLS if any(name in f.controls for f in evaluation.figures)]
-    # What POPE's tables show; precision and recall are in the files.
+    # The figures of POPE's tables; precision and recall are in the files.
     yes_no = [name for name in ("f1", "yes_ratio") if any(name in f.yes_no for f in evaluation.figures)]
     several = len(evaluation.sets) > 1
     columns = [
@@ -65,7 +65,7 @@ def _cells(figure: Figure) -> list[str]:
 
 
 def describe_examples(evaluation: Evaluation) -> list[str]:
-    """Lines about the first questions each run broke and repaired, over all sets."""
+    """Lines about the first broken and repaired questions of each run, over all sets."""
     lines = []
     last = evaluation.sets[-1]
     for figure in evaluation.figures:
