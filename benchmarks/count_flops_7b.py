@@ -21,7 +21,6 @@ from _machine import machine
 import trtprune
 from trtprune.bench import count_chain
 from trtprune.engine_dir import EngineDir
-from trtprune.pruning import InLlmMethod, get
 
 BEFORE, BEHIND = 35, 54
 # A third of the text behind the image rates it: what the count of raters is in practice depends on the question.
@@ -35,20 +34,19 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def count(made: EngineDir, keep: int) -> dict[str, Any]:
     """Operations by component, and what is cached."""
-    method, tokens = get(made.pruning.method), made.model.visual_tokens
+    info, tokens = made.pruning.schedule, made.model.visual_tokens
     text = BEFORE + BEHIND
     dims: dict[str, dict[str, int]] = {"vision": {"batch": 1}}
     step = {"batch": 1, "logits_rows": 1}
-    if isinstance(method, InLlmMethod):
-        options = method.validate_options(made.pruning.options)
-        schedule = method.schedule(keep, tokens, made.kv.num_layers, options)
+    if info is not None:
+        schedule = info.schedule(keep, tokens)
         visual = (tokens, *schedule.after)
         layers = made.kv.segment_layers
         for k, count in enumerate(visual):
             length = text + count
             dims[f"decoder.{k}"] = {**step, "sequence": length, "capacity": length, "raters": RATERS}
         for k, kept in enumerate(schedule.kept):
-            recycled, merged = method.merged_counts(visual[k] - kept, options)
+            recycled, merged = info.merged_counts(visual[k] - kept)
             dims[f"pruner.{k}"] = {
                 "sequence": text + visual[k], "visual_tokens": visual[k], "raters": RATERS, "keep": kept,
                 "recycled": recycled, "merged": merged,

@@ -158,7 +158,7 @@ def rank(out: Path, pictures: int) -> list[dict[str, Any]]:
             assert isinstance(method, pruning.InLlmMethod)
             depth, total = vlm.config.kv.num_layers, vlm.config.model.visual_tokens
             points = method.points(depth, dict(variant.options))
-            served = method.served(total, depth, dict(variant.options))
+            served = method.plan(depth, dict(variant.options)).served(total)
             looks = [vlm.features([row.picture()])[0] for row in rows]
             for keep in (k for k in RANK_KEEPS if k in served):
                 nominal, processed, text = [], [], []
@@ -277,9 +277,8 @@ def layers(out: Path, pictures: int) -> list[dict[str, Any]]:
                     str(checkpoint), Path(folder) / "out", method=method.name, dtype="float16", backend="tensorrt",
                     export_only=True, force=True, options=options, **wanted,
                 )  # fmt: skip
-                assert isinstance(method, pruning.InLlmMethod)
-                settings = method.validate_options(options)
-                schedule = method.schedule(made.pruning.keep, 576, made.kv.num_layers, settings)
+                assert made.pruning.schedule is not None
+                schedule = made.pruning.schedule.schedule(made.pruning.keep, 576)
                 counted = count(made, made.pruning.keep)
                 line = {
                     "keep": keep, "cuts": what, "points": schedule.points, "after": schedule.after,

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from trtprune import pruning
 from trtprune.checkpoint.aliases import ALIASES
 from trtprune.cli import main
-from trtprune.cli.methods import needs_in_words
 from trtprune.demo.assemble import PARTS
 from trtprune.pruning.inputs import INPUTS
 
@@ -41,7 +40,7 @@ def test_text() -> None:
     whole = " ".join(text.split())
     for method in pruning.all_methods():
         assert method.summary in whole
-        for words in needs_in_words(method):
+        for words in method.describe_needs():
             assert words in whole
         for option in method.options:
             assert f"--option {option.name}=" in text
@@ -58,7 +57,7 @@ def test_every_need_has_words() -> None:
         def select(self, image_features, *, keep, **inputs):  # type: ignore[no-untyped-def]
             raise NotImplementedError
 
-    found = needs_in_words(Everything())
+    found = Everything().describe_needs()
     assert len(found) == len(INPUTS) + 3  # and the flag for CLIP
     assert "--clip" in found[-1]
 

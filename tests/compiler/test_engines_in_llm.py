@@ -97,8 +97,9 @@ def test_ranges_cover_every_budget(name: str, tokens: int) -> None:
     options = method.validate_options(build.get("options"))
     low, high = method.budgets(tokens, depth, options)
     keep = min(max(low, 64), high)
-    info = PruningInfo(method.name, keep, (low, high), options, "compact", (), "after_image")
-    stages = find_stages(info, tokens, depth)
+    plan = method.plan(depth, options)
+    info = PruningInfo(method.name, keep, (low, high), options, "compact", (), "after_image", plan)
+    stages = find_stages(info, tokens)
     assert stages[0].tokens == (tokens, tokens, tokens)
     assert not stages[-1].counts
     limits = Limits(tokens, keep, (low, high), 4096, stages=stages)
@@ -112,7 +113,7 @@ def test_ranges_cover_every_budget(name: str, tokens: int) -> None:
         for stage, count in zip(stages, kept, strict=False):
             if count >= before:
                 continue
-            merged = method.merged_counts(before - count, options)
+            merged = plan.merged_counts(before - count)
             told = {"keep": count, "recycled": merged[0], "merged": merged[1]}
             for what, (least, _, most) in stage.counts.items():
                 assert least <= told[what] <= most

@@ -298,6 +298,14 @@ def test_components_are_found_by_their_roles_whatever_their_names(root: Path) ->
     edit(root, "components", value=[plain | {"name": n, "role": r, "segment": s} for n, r, s in parts])
     edit(root, "chain", value=[name for name, _, _ in parts])
     edit(root, "kv", "segment_layers", value=[1, 2])
+    schedule = {"depth": 3, "points": [0], "rule": "equal"}
+    edit(root, "pruning", "schedule", value=schedule)
+    for field, value in (("depth", 4), ("points", [1]), ("points", [0, 1]), ("rule", "guess")):
+        edit(root, "pruning", "schedule", value=schedule | {field: value})
+        refused(root, f"pruning.schedule.{field}")
+    edit(root, "pruning", "schedule", value=None)
+    refused(root, "pruning.schedule belongs to a decoder in segments")
+    edit(root, "pruning", "schedule", value=schedule)
     made = open_engine_dir(root)
     assert [component.name for component in made.segments] == ["first", "later"]
     assert made.part("vision").name == "z"
@@ -309,7 +317,7 @@ def test_components_are_found_by_their_roles_whatever_their_names(root: Path) ->
 
 def test_every_missing_field_is_named(root: Path) -> None:
     data = json.loads((root / "config.json").read_text())
-    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines", "segment_layers"}
+    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines", "segment_layers", "schedule"}
     for holder in ([], ["model"], ["pruning"], ["kv"], ["components", 0]):
         at: Any = data
         for key in holder:

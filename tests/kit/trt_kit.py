@@ -42,7 +42,7 @@ def make_dir(
     """Exports the graphs as TensorRT is given them, in float32, and puts fake engines beside them."""
     out = kit.path.parent / f"{kit.path.name}-{backend}-{name}"
     made = trtprune.build(str(kit.path), out, backend=backend, dtype="float32", export_only=True, **build)
-    stages = find_stages(made.pruning, made.model.visual_tokens, made.kv.num_layers)
+    stages = find_stages(made.pruning, made.model.visual_tokens)
     high = made.model.visual_tokens if stages else made.pruning.keep_range[1]
     capacity = max_seq_len or default_capacity(made.model.max_positions, max_input_len, max_images, high)
     limits = Limits(

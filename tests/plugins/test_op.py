@@ -15,7 +15,7 @@ from tests.plugins.test_kernels import expected_indices, greedy, random_scores
 from trtprune import pruning
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import topk_gather
-from trtprune.pruning.base import Method
+from trtprune.pruning import Method
 from trtprune.pruning.graph import build_pruner
 from trtprune.pruning.greedy_graph import MODES, maxmin_select
 

@@ -16,18 +16,18 @@ from tests.components.test_segments import draw, states
 from tests.kit import in_llm_torch, tiny
 from tests.kit.runner import link_weights, session
 from trtprune.checkpoint import open_checkpoint
-from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.errors import BudgetError, InputError
 from trtprune.graph import Graph, Lowering
-from trtprune.models import llava
+from trtprune.models import open_model
 from trtprune.pruning import recycling
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.methods.fastv import FastV
 from trtprune.pruning.methods.pyramiddrop import PyramidDrop
 from trtprune.pruning.methods.sparsevlm import SparseVlm
 from trtprune.pruning.point_graph import build_point, build_raters
-from trtprune.pruning.rank import build_rank, matrix_rank
-from trtprune.pruning.schedule import Schedule
+from trtprune.pruning.rank import build_rank
+from trtprune.runtime.rank import matrix_rank
+from trtprune.schedules import Schedule
 
 SPARSE, FASTV, PYRAMID = SparseVlm(), FastV(), PyramidDrop()
 LENGTH, START, VISUAL = 61, 4, 40
@@ -45,7 +45,7 @@ class Model:
         self.path, self.model = path, tiny.make(path, t)
         checkpoint = open_checkpoint(path)
         link_weights(checkpoint, path / "engine")
-        self.parsed = llava._parse(checkpoint)
+        self.parsed = open_model(checkpoint)
         self.embeds = draw(1, LENGTH, 64, seed=t.seed)
         found = states(self.model, self.embeds)
         self.attention = [a[0] for a in found.attentions]
@@ -65,13 +65,13 @@ class Model:
         """Runs the graph behind ``layer`` on the states and attention of this prompt."""
 
         def make(name: str) -> Graph:
-            return Graph(name, lowering=Lowering.for_backend("onnxruntime"), tensors=self.parsed.tensors)
+            return Graph(name, lowering=Lowering.for_backend("onnxruntime"), tensors=self.parsed.weight_tensors())
 
-        place = DecoderLayer(self.parsed.text, llava.TEXT, layer)
+        place = self.parsed.layer_access(layer)
         run = session(build_point(method, make, f"pruner.{layer}", place, options), self.path / "engine")
         wanted = {i.name for i in run.get_inputs()}
         removed = inputs["visual_index"].shape[1] - int(inputs["keep"][0])
-        counts = zip(("recycled", "merged"), method.merged_counts(removed, options), strict=True)
+        counts = zip(("recycled", "merged"), method.plan(32, options).merged_counts(removed), strict=True)
         inputs |= {name: np.array([n]) for name, n in counts}
         kept, *vectors = run.run(None, {name: value for name, value in inputs.items() if name in wanted})
         return kept, np.concatenate(vectors, axis=1)
@@ -374,22 +374,22 @@ def test_published_rank_scales() -> None:
     assert SPARSE.points(32, options) == (2, 6, 15, 19)
 
     def first(rank: int, keep: int) -> int:
-        return SPARSE.rank_counts([rank], keep, 576, 32, options)[0]
+        return SPARSE.plan(32, options).rank_counts([rank], keep, 576)[0]
 
     assert first(17, 192) == int(17 * 13.5) == 229
     assert first(17, 128) == 17 * 9 + 6
     assert first(50, 192) == 575
     assert first(1, 64) == 1
     # Behind the first point 13 are left and two that 563 were merged into: int(0.3 · 563) + 1 = 169, // 10 + 1 = 17.
-    assert SPARSE.rank_counts([1, 30], 192, 576, 32, options) == (13, 30 - 1 if 13 + 17 > 30 else 30)
-    assert SPARSE.served(576, 32, options) == [64, 128, 192]
+    assert SPARSE.plan(32, options).rank_counts([1, 30], 192, 576) == (13, 30 - 1 if 13 + 17 > 30 else 30)
+    assert SPARSE.plan(32, options).served(576) == [64, 128, 192]
     for text in ("published", "0", "0.0"):
         with pytest.raises(BudgetError, match="keep=100") as caught:
             SPARSE.schedule(100, 576, 32, SPARSE.validate_options({"ratio": "rank", "scale": text}))
         assert "--option scale=budget" in str(caught.value.flag_hint)
     own = SPARSE.validate_options({"ratio": "rank", "scale": 2, "bias": "3"})
-    assert SPARSE.rank_counts([10], 100, 576, 32, own) == (23,)
-    assert not SPARSE.meets_keep(own)
+    assert SPARSE.plan(32, own).rank_counts([10], 100, 576) == (23,)
+    assert not SPARSE.plan(32, own).meets_keep
     with pytest.raises(BudgetError, match="fast"):
         SPARSE.validate_options({"ratio": "rank", "scale": "fast"})
 
@@ -403,7 +403,7 @@ def test_ranks_share_out_the_budget(ranks: list[int], keep: int, depth: int, rec
     """Whatever the ranks: the average over the layers is ``keep``, and what a point keeps goes with its rank."""
     options = SPARSE.validate_options({"ratio": "rank", "recycle": recycle})
     points = SPARSE.points(depth, options)
-    counts = SPARSE.rank_counts(ranks, keep, 576, depth, options)
+    counts = SPARSE.plan(depth, options).rank_counts(ranks, keep, 576)
     tokens, layers = [576] * points[0], []
     for point, count, end in zip(points, counts, (*points[1:], depth), strict=True):
         before = layers[-1] if layers else 576
@@ -424,9 +424,9 @@ def test_ranks_to_come_are_taken_to_stay() -> None:
     options = SPARSE.validate_options({"ratio": "rank"})
     flat = SPARSE.schedule(100, 576, 30, options)
     for ranks in ([7], [7, 7], [3, 3, 3, 3]):
-        assert SPARSE.rank_counts(ranks, 100, 576, 30, options) == flat.kept[: len(ranks)]
+        assert SPARSE.plan(30, options).rank_counts(ranks, 100, 576) == flat.kept[: len(ranks)]
     low, high = SPARSE.budgets(576, 30, options)
-    assert SPARSE.served(576, 30, options) == list(range(low, high + 1))
+    assert SPARSE.plan(30, options).served(576) == list(range(low, high + 1))
 
 
 @pytest.mark.parametrize(("depth", "scaled", "own"), [(40, (2, 8, 19), (2, 6, 15)), (30, (2, 6, 14), (2, 6, 15))])

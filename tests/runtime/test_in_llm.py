@@ -19,6 +19,7 @@ from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.cut_decoder import CutDecoder
 from trtprune.runtime.pipeline import turns_of
+from trtprune.schedules import ScheduleInfo
 
 CASES = {
     "clip-llama": tiny.Tiny(seed=61, layers=6, image_size=112),
@@ -302,7 +303,7 @@ def test_ranks_that_fall_share_out_the_same_budget(one: Kit, monkeypatch: pytest
     method, info = get("sparsevlm"), vlm.config.pruning
     assert isinstance(method, InLlmMethod)
     options, depth = method.validate_options(info.options), vlm.config.kv.num_layers
-    counts = method.rank_counts(ranks, 30, 64, depth, options)
+    counts = method.plan(depth, options).rank_counts(ranks, 30, 64)
     points = method.points(depth, options)
     by_hand = one.load(
         "rank-by-hand",
@@ -326,6 +327,11 @@ def test_ranks_that_fall_share_out_the_same_budget(one: Kit, monkeypatch: pytest
         assert nominal / depth == pytest.approx(keep, abs=1)
 
 
+def _rank_schedule(scale: str) -> ScheduleInfo | None:
+    method = get("sparsevlm")
+    return method.plan(32, method.validate_options({"ratio": "rank", "scale": scale}))
+
+
 def test_published_scales_serve_some_budgets(one: Kit) -> None:
     vlm = one.load("rank-published", method="sparsevlm", keep=64, options={"ratio": "rank", "scale": "published"})
     # The tiny model has 64 tokens: of the budgets with a scale only that one is left.
@@ -337,10 +343,10 @@ def test_published_scales_serve_some_budgets(one: Kit) -> None:
         config,
         model=replace(config.model, visual_tokens=576),
         kv=replace(config.kv, num_layers=32),
-        pruning=replace(config.pruning, keep_range=(64, 192)),
+        pruning=replace(config.pruning, keep_range=(64, 192), schedule=_rank_schedule("published")),
     )
     assert describe_served(large) == "budgets 64, 128, 192"
-    budget = replace(large, pruning=replace(large.pruning, options=dict(large.pruning.options) | {"scale": "budget"}))
+    budget = replace(large, pruning=replace(large.pruning, schedule=_rank_schedule("budget")))
     assert describe_served(budget) == "any budget from 64 to 192"
 
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trtprune import pruning as methods
 from trtprune.compiler.budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
@@ -106,13 +105,10 @@ def _pictures(made: EngineDir) -> dict[str, Any]:
     total, held = model.visual_tokens, pruning.keep
     layers: list[int] = [kv.num_layers]
     tokens: list[int] | None = [pruning.keep]
-    method = methods.get(pruning.method)
-    if isinstance(method, methods.InLlmMethod):
-        options = method.validate_options(pruning.options)
+    if pruning.schedule is not None:
         # All of a picture enters the first segment, and that is what a prompt has to have room for.
-        layers, tokens, held = list(kv.segment_layers), None, total
-        if method.meets_keep(options):
-            tokens = [total, *method.schedule(pruning.keep, total, kv.num_layers, options).after]
+        entering = pruning.schedule.entering(pruning.keep, total)
+        layers, tokens, held = list(kv.segment_layers), None if entering is None else list(entering), total
     places = total if pruning.positions == "original" else held
     images = min((kv.capacity - 1) // held, (model.max_positions - 1) // places)
     per_layer = None if tokens is None else sum(n * count for n, count in zip(layers, tokens, strict=True))

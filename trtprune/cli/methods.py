@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trtprune import pruning
-from trtprune.pruning.inputs import FROM_CLIP, INPUTS
 
-if TYPE_CHECKING:
-    from trtprune.pruning import Method
-
-__all__ = ["describe_methods", "needs_in_words", "render_methods"]
+__all__ = ["describe_methods", "render_methods"]
 
 COLUMN = 13
 WIDTH = 118
-WORDS = {"seed": "a seed", "grid": "the grid of patches"}
-
-
-def needs_in_words(method: Method) -> list[str]:
-    """What the method reads beside the image features, each in a few words."""
-    if isinstance(method, pruning.InLlmMethod):
-        return ["text behind the image, and cuts the decoder into segments"]
-    words = [entry.words for name, entry in INPUTS.items() if name in method.needs]
-    words += [text for name, text in WORDS.items() if name in method.needs]
-    if method.needs & set(FROM_CLIP):
-        words.append("a build with CLIP's text tower (--clip)")
-    return words
 
 
 def describe_methods() -> list[dict[str, Any]]:
@@ -37,11 +21,11 @@ def describe_methods() -> list[dict[str, Any]]:
             "summary": method.summary,
             "paper": method.paper,
             "needs": sorted(method.needs),
-            "needs_in_words": needs_in_words(method),
+            "needs_in_words": method.describe_needs(),
             "cost": method.cost,
             "merges": method.merges,
             "positions": method.positions,
-            "inside_decoder": isinstance(method, pruning.InLlmMethod),
+            "inside_decoder": method.inside,
             "options": {o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options},
         }
         for method in pruning.all_methods()
@@ -54,7 +38,7 @@ def render_methods(width: int | None = None) -> str:
     lines: list[str] = []
     for method in pruning.all_methods():
         lines += _wrapped(f"{method.name:<{COLUMN - 1}} {method.summary}", width)
-        needs = ", ".join(needs_in_words(method)) or "nothing but the image features"
+        needs = ", ".join(method.describe_needs()) or "nothing but the image features"
         lines += _wrapped(f"needs {needs}", width, COLUMN)
         if method.cost:
             lines += _wrapped(f"costs {method.cost}", width, COLUMN)

@@ -9,13 +9,12 @@ from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.engine_dir import PruningInfo
 from trtprune.errors import BudgetError
-from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
     from trtprune.models import ModelSpec
-    from trtprune.pruning import Method
+    from trtprune.pruning import BaseMethod
 
 __all__ = [
     "DEFAULT_KEEP",
@@ -39,15 +38,9 @@ def describe_budget(tokens: int, kept: int) -> str:
 def describe_build(made: EngineDir) -> str:
     """What a build does with an image's tokens: the budget, and where the decoder prunes, its schedule."""
     info, tokens = made.pruning, made.model.visual_tokens
-    method = pruning.get(info.method)
-    if not isinstance(method, InLlmMethod):
+    if info.schedule is None:
         return describe_budget(tokens, info.keep)
-    options = method.validate_options(info.options)
-    if not method.meets_keep(options):
-        layers = ", ".join(map(str, method.points(made.kv.num_layers, options)))
-        return f"{tokens} visual tokens, cut behind layers {layers} to what the rank of the attention says"
-    more = ", shared out anew by the rank of the attention" if method.ranked(options) else ""
-    return method.schedule(info.keep, tokens, made.kv.num_layers, options).describe() + more
+    return info.schedule.describe(info.keep, tokens)
 
 
 def describe_served(made: EngineDir) -> str:
@@ -56,11 +49,8 @@ def describe_served(made: EngineDir) -> str:
     low, high = info.keep_range
     if low == high:
         return ""
-    method = pruning.get(info.method)
-    if isinstance(method, InLlmMethod):
-        options = method.validate_options(info.options)
-        served = method.served(made.model.visual_tokens, made.kv.num_layers, options)
-        served = [keep for keep in served if low <= keep <= high]
+    if info.schedule is not None:
+        served = [keep for keep in info.schedule.served(made.model.visual_tokens) if low <= keep <= high]
         if len(served) <= high - low:
             return "budgets " + ", ".join(map(str, served))
     return f"any budget from {low} to {high}"
@@ -83,7 +73,7 @@ def check_keep(made: EngineDir, keep: int | None) -> int:
     return keep
 
 
-def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:
+def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any], *, clip: bool = False) -> None:
     """Refuses a method with an input that this model does not have.
 
     Raises:
@@ -107,7 +97,7 @@ def check_needs(method: Method, spec: ModelSpec, options: Mapping[str, Any], *, 
         )
 
 
-def _missing(method: Method, spec: ModelSpec, clip: bool) -> str | None:
+def _missing(method: BaseMethod, spec: ModelSpec, clip: bool) -> str | None:
     """The first input of the method that the model does not have, with the reason; None without one."""
     for name in sorted(method.needs & INPUTS.keys()):
         words = INPUTS[name].words
@@ -126,7 +116,7 @@ def _missing(method: Method, spec: ModelSpec, clip: bool) -> str | None:
 
 
 def resolve_budget(
-    method: Method,
+    method: BaseMethod,
     spec: ModelSpec,
     *,
     keep: int | None,
@@ -146,22 +136,11 @@ def resolve_budget(
     Raises:
         BudgetError: naming ``--method``, ``--option``, ``--keep``, ``--keep-range`` or ``--positions``.
     """
-    total = spec.visual_tokens
+    total, depth = spec.visual_tokens, spec.num_layers
     check_needs(method, spec, options, clip=clip)
-    if method.name == "none":
-        if keep not in (None, total) or (keep_range is not None and keep_range != (total, total)):
-            raise BudgetError(
-                f"{arg('method', 'none')} keeps all {total} visual tokens",
-                hint=f"leave out {arg('keep')}, or choose a method that prunes",
-            )
-        keep, keep_range = total, (total, total)
-    reachable = (1, total)
-    if isinstance(method, InLlmMethod):
-        reachable = method.budgets(total, spec.num_layers, options)
+    low, high = keep_range or method.budgets(total, depth, options)
     if keep is None:
-        low, high = keep_range or reachable
         keep = max(low, min(DEFAULT_KEEP, high))
-    low, high = keep_range or reachable
     if not 1 <= low <= high <= total:
         raise BudgetError(
             f"{arg('keep_range', (low, high))}: must lie within 1:{total}",
@@ -172,19 +151,30 @@ def resolve_budget(
             f"{arg('keep', keep)}: out of range, this model has {total} visual tokens an image",
             hint=f"a number from {low} to {high}",
         )
-    if isinstance(method, InLlmMethod):
-        for budget in (keep, low, high):
-            method.schedule(budget, total, spec.num_layers, options)
+    for budget in (keep, low, high):
+        method.check_budget(budget, total, depth, options)
     if not low <= keep <= high:
         raise BudgetError(
             f"{arg('keep', keep)}: outside {arg('keep_range', (low, high))}", hint=f"widen {arg('keep_range')}"
         )
-    if isinstance(method, InLlmMethod):
-        own = method.positions_of(options)
-        if positions not in (None, own):
-            raise BudgetError(f"{arg('positions', positions)}: {method.name} numbers its tokens itself ({own})")
-        positions = own
-    positions = positions or method.positions
+    return PruningInfo(
+        method=method.name,
+        keep=keep,
+        keep_range=(low, high),
+        options=dict(options),
+        positions=_positions(method, positions, options),
+        needs=tuple(sorted(method.needs)),
+        text_span=method.text_span(options),
+        schedule=method.plan(depth, options),
+    )
+
+
+def _positions(method: BaseMethod, positions: str | None, options: Mapping[str, Any]) -> str:
+    """How kept tokens are numbered: as asked, if the method leaves that open."""
+    own = method.own_positions(options)
+    if own is not None and positions not in (None, own):
+        raise BudgetError(f"{arg('positions', positions)}: {method.name} numbers its tokens itself ({own})")
+    positions = own or positions or method.positions
     if method.merges and positions == "original":
         raise BudgetError(
             f"{arg('positions', positions)}: {method.name} merges tokens, and a merged one has no place in the picture",
@@ -192,12 +182,4 @@ def resolve_budget(
         )
     if positions not in ("compact", "original"):
         raise BudgetError(f"{arg('positions', positions)}: unknown", hint="compact or original")
-    return PruningInfo(
-        method=method.name,
-        keep=keep,
-        keep_range=(low, high),
-        options=dict(options),
-        positions=positions,
-        needs=tuple(sorted(method.needs)),
-        text_span=method.text_span(options),
-    )
+    return positions

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trtprune import pruning
 from trtprune.backends.tensorrt.profiles import Limits, Stage, check_limits, default_capacity
 from trtprune.compiler.engine_options import DEFAULT_INPUT_LEN, EngineOptions, check_dtype, resolve_targets
 from trtprune.engine_dir import PruningInfo
@@ -83,7 +82,7 @@ def plan_engines(
     input_len = options.max_input_len
     if input_len is None:
         input_len = min(DEFAULT_INPUT_LEN, max_seq_len or spec.max_positions)
-    stages = find_stages(info, spec.visual_tokens, spec.num_layers)
+    stages = find_stages(info, spec.visual_tokens)
     capacity = max_seq_len
     if capacity is None:
         most = spec.visual_tokens if stages else info.keep_range[1]
@@ -102,22 +101,21 @@ def plan_engines(
     return EnginePlan(options, target, limits)
 
 
-def find_stages(info: PruningInfo, visual_tokens: int, depth: int) -> tuple[Stage, ...]:
+def find_stages(info: PruningInfo, visual_tokens: int) -> tuple[Stage, ...]:
     """What becomes of an image in the segments of a decoder that prunes, over all budgets; empty for other methods."""
-    method = pruning.get(info.method)
-    if not isinstance(method, pruning.InLlmMethod):
+    schedule = info.schedule
+    if schedule is None:
         return ()
-    options = method.validate_options(info.options)
-    points = len(method.points(depth, options))
+    points = len(schedule.points)
 
     def counts(kept: int, before: int) -> dict[str, int]:
         names = ("recycled", "merged")
-        merged = zip(names, method.merged_counts(before - kept, options), strict=True)
+        merged = zip(names, schedule.merged_counts(before - kept), strict=True)
         return {"keep": kept, **{name: n for name, n in merged if n}}
 
     # Each budget's way through the segments: tokens that enter, and what the point behind is told.
     ways: list[list[tuple[int, dict[str, int]]]] = []
-    if method.ranked(options):  # anything from one token on, one less at each point at the most
+    if schedule.ranked:  # anything from one token on, one less at each point at the most
         for before, kept in ((visual_tokens, visual_tokens // 4), (visual_tokens, 1), (2, 1)):
             start = (visual_tokens, counts(kept, visual_tokens))
             ways.append([start, *((before, counts(kept, before)) for _ in range(points - 1)), (before, {})])
@@ -125,9 +123,9 @@ def find_stages(info: PruningInfo, visual_tokens: int, depth: int) -> tuple[Stag
     else:
         low, high = info.keep_range
         for keep in (info.keep, *range(low, high + 1)):
-            schedule = method.schedule(keep, visual_tokens, depth, options)
-            entering = (visual_tokens, *schedule.after)
-            told = [counts(kept, before) for kept, before in zip(schedule.kept, entering, strict=False)]
+            way = schedule.schedule(keep, visual_tokens)
+            entering = (visual_tokens, *way.after)
+            told = [counts(kept, before) for kept, before in zip(way.kept, entering, strict=False)]
             ways.append(list(zip(entering, [*told, {}], strict=True)))
 
     def spread(numbers: list[int]) -> tuple[int, int, int]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, PRUNER, RANK, RATERS, VISION, Part
-from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, VISION, Part
+from trtprune.pruning import BuildContext
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
 
 if TYPE_CHECKING:
@@ -25,31 +25,20 @@ __all__ = ["describe", "make_graphs"]
 
 def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Graph]:
     """The graph of each component, in the order of the chain."""
-    from trtprune.pruning.graph import build_pruner
-
-    spec, options = plan.spec, dict(plan.pruning.options)
-    if isinstance(plan.method, InLlmMethod):
-        return _inside(plan, plan.method, quantized)
+    options, schedule = plan.method.validate_options(plan.pruning.options), plan.pruning.schedule
     clip = plan.clip if plan.clip is not None and plan.method.needs & {*FROM_CLIP} else None
+    points = schedule.points if schedule is not None else ()
     moved = {**(quantized.moved if quantized else {}), **(clip.tensors if clip else {})}
     graphs = plan.model.build_components(
         dtype=plan.dtype,
         lowering=plan.lowering,
         moved=moved,
         quantized=quantized.matrices if quantized else None,
+        cuts=points,
+        raters=plan.method.attention(options),
         vision_heads=_clip_head(clip) if clip else None,
         vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
         shallow_layer=plan.method.tower_layer(options),
-    )
-    graphs[PRUNER] = build_pruner(
-        plan.method,
-        hidden_size=spec.hidden_size,
-        dtype=plan.dtype,
-        lowering=plan.lowering,
-        options=options,
-        num_tokens=spec.visual_tokens if plan.model.processor.fixed_tokens else None,
-        grid=spec.patch_grid if spec.tokens_are_patches else None,
-        widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
     )
     if clip is not None:
         from trtprune.models.clip_text import build_clip_text
@@ -57,7 +46,43 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Gr
         graphs[CLIP_TEXT] = build_clip_text(
             clip, dtype=plan.dtype, lowering=plan.lowering, fixed_length=plan.backend != "onnxruntime"
         )
-    return {Part(role): graphs[role] for role in (VISION, PACK, EMBED, CLIP_TEXT, PRUNER, DECODER) if role in graphs}
+    own = {Part(*key): g for key, g in plan.method.build_graphs(_context(plan, quantized, clip), options).items()}
+    segments = range(len(points) + 1) if points else (None,)
+    decoders = {Part(DECODER, k): graphs[Part(DECODER, k).name] for k in segments}
+    chain = {Part(role): graphs[role] for role in (VISION, PACK, EMBED, CLIP_TEXT) if role in graphs}
+    chain |= {part: g for part, g in own.items() if part.segment is None}
+    for part, decoder in decoders.items():
+        chain[part] = decoder
+        chain |= {point: g for point, g in own.items() if part.segment is not None and point.segment == part.segment}
+    return chain
+
+
+def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) -> BuildContext:
+    from trtprune.graph import Graph
+
+    spec = plan.spec
+
+    def make(name: str) -> Graph:
+        if plan.pruning.schedule is None:
+            return Graph(name, dtype=plan.dtype, lowering=plan.lowering)
+        return Graph(  # a prune point may read weights of the decoder around it
+            name,
+            dtype=plan.dtype,
+            lowering=plan.lowering,
+            tensors={**plan.model.weight_tensors(), **(quantized.moved if quantized else {})},
+            quantized=quantized.matrices if quantized else None,
+        )
+
+    return BuildContext(
+        make,
+        hidden_size=spec.hidden_size,
+        depth=spec.num_layers,
+        layer_access=plan.model.layer_access,
+        num_tokens=spec.visual_tokens if plan.model.processor.fixed_tokens else None,
+        grid=spec.patch_grid if spec.tokens_are_patches else None,
+        widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
+        float64=plan.backend == "onnxruntime",
+    )
 
 
 def describe(graph: Graph, plan: Plan, name: str) -> None:
@@ -85,46 +110,3 @@ def _clip_head(clip: Clip) -> dict[str, VisionHead]:
     from trtprune.models.spec import VisionHead
 
     return {"clip_image_embeds": VisionHead(lambda g, features: project_patches(g, clip, features), clip.width)}
-
-
-def _inside(plan: Plan, method: InLlmMethod, quantized: QuantizedWeights | None) -> dict[Part, Graph]:
-    from trtprune.graph import Graph
-    from trtprune.pruning.point_graph import build_point, build_raters
-    from trtprune.pruning.rank import build_rank
-
-    options = method.validate_options(plan.pruning.options)
-    points = method.points(plan.spec.num_layers, options)
-    graphs = plan.model.build_components(
-        dtype=plan.dtype,
-        lowering=plan.lowering,
-        moved=quantized.moved if quantized else None,
-        quantized=quantized.matrices if quantized else None,
-        cuts=points,
-        raters=method.attention(options),
-    )
-    tensors = {**plan.model.weight_tensors(), **(quantized.moved if quantized else {})}
-
-    def make(name: str) -> Graph:
-        return Graph(
-            name,
-            dtype=plan.dtype,
-            lowering=plan.lowering,
-            tensors=tensors,
-            quantized=quantized.matrices if quantized else None,
-        )
-
-    chain = {Part(role): graphs[role] for role in (VISION, PACK, EMBED) if role in graphs}
-    raters = build_raters(method, make, plan.spec.hidden_size, options)
-    if raters is not None:
-        chain[Part(RATERS)] = raters
-    # float64, which TensorRT has not: there the rank is computed on the host.
-    if method.ranked(options) and plan.backend == "onnxruntime":
-        chain[Part(RANK)] = build_rank()
-    for k, layer in enumerate(points):
-        segment, point = Part(DECODER, k), Part(PRUNER, k)
-        chain[segment] = graphs[segment.name]
-        access = plan.model.layer_access(layer)
-        chain[point] = build_point(method, make, point.name, access, options)
-    last = Part(DECODER, len(points))
-    chain[last] = graphs[last.name]
-    return chain

@@ -5,6 +5,7 @@ Orchestrates; knows no architecture (``models``) and no method (``pruning``).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from trtprune.graph import Lowering
     from trtprune.models import Model, ModelSpec
     from trtprune.models.clip_text import Clip
-    from trtprune.pruning import Method
+    from trtprune.pruning import BaseMethod
 
 __all__ = ["Plan", "Report", "plan_build"]
 
@@ -44,7 +45,7 @@ class Plan:
     checkpoint: Checkpoint
     model: Model
     spec: ModelSpec
-    method: Method
+    method: BaseMethod
     pruning: PruningInfo
     backend: str
     provider: str
@@ -128,7 +129,7 @@ def plan_build(
                 "trtprune": __version__,
                 "schema": SCHEMA_VERSION,
                 "checkpoint": checkpoint.digest(),
-                "pruning": vars(info) | {"keep_range": list(info.keep_range)},
+                "pruning": dataclasses.asdict(info),
                 "backend": [backend, provider, dtype, weight_dtype, capacity, export_only],
                 "lowering": vars(chosen_lowering),
                 **({"engines": engines.identity()} if engines is not None else {}),
@@ -162,7 +163,7 @@ def plan_build(
 class _Asked:
     """What was asked of the budget and of the lengths, with the method's options validated."""
 
-    method: Method
+    method: BaseMethod
     options: Mapping[str, Any]
     keep: int | None
     keep_range: tuple[int, int] | None

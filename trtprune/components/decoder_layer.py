@@ -17,7 +17,7 @@ __all__ = ["DecoderLayer"]
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """The place behind layer ``layer`` of a decoder; see :class:`trtprune.pruning.in_llm.LayerAccess`."""
+    """The place behind layer ``layer`` of a decoder; see :class:`trtprune.pruning.LayerAccess`."""
 
     cfg: DecoderConfig
     prefix: str

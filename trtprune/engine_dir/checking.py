@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import EngineDir, TensorSpec
+from trtprune.schedules import wrong_schedule
 from trtprune.tensor_names import is_past
 
 __all__ = ["wrong_values"]
@@ -100,6 +102,10 @@ def _wrong_budget(made: EngineDir) -> Iterator[str]:
         yield f"config.pruning.keep_range must lie between 1 and {tokens}"
     if not low <= pruning.keep <= high:
         yield "config.pruning.keep must lie in keep_range"
+    if pruning.schedule is not None:
+        yield from (f"config.pruning.schedule.{what}" for what in wrong_schedule(pruning.schedule))
+        if pruning.schedule.depth != made.kv.num_layers:
+            yield f"config.pruning.schedule.depth must be {made.kv.num_layers}, as config.kv says"
 
 
 def _wrong_components(made: EngineDir) -> Iterator[str]:
@@ -149,6 +155,11 @@ def _wrong_segments(made: EngineDir) -> Iterator[str]:
     segments, layers = made.segments, made.kv.segment_layers
     if len(layers) != len(segments) or (segments and (min(layers) < 1 or sum(layers) != made.kv.num_layers)):
         yield f"config.kv.segment_layers must share {made.kv.num_layers} layers among {len(segments)} segments"
+    schedule = made.pruning.schedule
+    if (schedule is not None) != bool(segments):
+        yield "config.pruning.schedule belongs to a decoder in segments, and to no other"
+    elif schedule is not None and tuple(accumulate(layers[:-1])) != tuple(point + 1 for point in schedule.points):
+        yield "config.pruning.schedule.points must be the last layers of the segments, as config.kv says"
     cache = (made.kv.num_kv_heads, made.kv.head_dim)
     for component in made.components:
         for spec in component.inputs:

@@ -12,6 +12,7 @@ from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.paths import inside
 from trtprune.engine_dir.roles import DECODER, Part
 from trtprune.errors import EngineDirError
+from trtprune.schedules import ScheduleInfo
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -113,7 +114,10 @@ class VisionInfo:
 
 @dataclass(frozen=True)
 class PruningInfo:
-    """The method compiled in. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits."""
+    """The method compiled in. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits.
+
+    ``schedule`` says where a decoder that is cut prunes, and how many tokens it keeps; None where it is not cut.
+    """
 
     method: str
     keep: int
@@ -122,6 +126,7 @@ class PruningInfo:
     positions: str
     needs: tuple[str, ...]
     text_span: str
+    schedule: ScheduleInfo | None = None
 
 
 @dataclass(frozen=True)

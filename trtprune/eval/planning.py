@@ -48,7 +48,7 @@ class Point:
     @property
     def inside(self) -> bool:
         """Whether it prunes inside the decoder, and so has a decoder of its own."""
-        return isinstance(pruning.get(self.variant.method), pruning.InLlmMethod)
+        return pruning.get(self.variant.method).inside
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,7 @@ def _unpruned(variants: Variants) -> Variant:
         variants.config(none)
     except (BackendError, CheckpointError):
         method = pruning.get(base.pruning.method)
-        passes = not method.merges and not isinstance(method, pruning.InLlmMethod)
-        # adafv's mode=official may choose a token twice and another not at all, whatever the budget.
-        passes &= base.pruning.options.get("mode") != "official"
+        passes = method.passes_all(method.validate_options(base.pruning.options))
         if not passes or base.pruning.keep_range[1] < base.model.visual_tokens:
             raise
         return variants.own

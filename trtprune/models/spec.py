@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trtprune.graph import Graph, Lowering
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
-    from trtprune.pruning.in_llm import LayerAccess
+    from trtprune.pruning.base import LayerAccess
     from trtprune.runtime.images import Processor
 
 __all__ = ["Family", "Model", "ModelSpec", "VisionHead"]

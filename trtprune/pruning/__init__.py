@@ -8,9 +8,22 @@ Importing this package imports neither NumPy nor ONNX, and no method before it i
 
 from __future__ import annotations
 
-from trtprune.pruning.base import Method
+from trtprune.pruning.base import BaseMethod, BuildContext, LayerAccess
 from trtprune.pruning.in_llm import InLlmMethod
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import TEXT_SPANS, Option
 from trtprune.pruning.registry import all_methods, get, names, register
 
-__all__ = ["TEXT_SPANS", "InLlmMethod", "Method", "Option", "all_methods", "get", "names", "register"]
+__all__ = [
+    "TEXT_SPANS",
+    "BaseMethod",
+    "BuildContext",
+    "InLlmMethod",
+    "LayerAccess",
+    "Method",
+    "Option",
+    "all_methods",
+    "get",
+    "names",
+    "register",
+]

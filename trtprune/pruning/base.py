@@ -1,23 +1,22 @@
-"""What a pruning method is: its needs, its options, a NumPy reference and a graph builder.
+"""What every pruning method has: a name, options, what it needs, and the budgets it serves.
 
-A method says which visual tokens of an image to keep.  Both of its forms compute in float32 whatever the dtype of
-the features, give ascending indices, break ties by the lower index and put NaN scores last, so that they can be
-compared index for index.
+:class:`trtprune.pruning.Method` prunes before the decoder and :class:`trtprune.pruning.InLlmMethod` between its layers;
+whoever builds or reports asks the base and need not know which of the two it has.
 
-This module is light on purpose: the registry is read by ``trtprune --help`` and by the runtime.  NumPy is imported
-by the calls that compute, and nothing of ONNX is imported at all; graph builders receive the graph they write to.
+This module is light on purpose: ``trtprune --help`` reads the registry.  NumPy is imported by the calls that compute,
+and nothing of ONNX is imported at all; graph builders receive the graph they write to.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.inputs import INPUT_NAMES
 from trtprune.pruning.options import PROMPT_TOKENS, Option, OptionValue
 
 if TYPE_CHECKING:
@@ -25,19 +24,73 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from trtprune.graph import Graph
+    from trtprune.pruning.trace import Trace
+    from trtprune.schedules import ScheduleInfo
 
-__all__ = ["Method"]
+__all__ = ["BaseMethod", "BuildContext", "LayerAccess"]
 
 
-class Method(ABC):
-    """A way to choose visual tokens.
+class LayerAccess(Protocol):
+    """What a point graph may use of the decoder around it."""
 
-    ``needs`` lists what it reads beside the image features: keys of :data:`trtprune.pruning.inputs.INPUTS`
-    (``text_embeds`` brings ``text_mask`` with it), ``seed`` and ``grid``.  ``cost`` says in a few words what the
-    selection takes.  ``positions`` is how the kept tokens are numbered in the decoder, ``compact`` (0..n-1) or
-    ``original``.  ``inside`` says whether it prunes between decoder layers.  A method that ``merges`` returns rows that
-    are not all rows of the image features: it has :meth:`merge` and :meth:`build_merged`, and its ``kept_indices`` name
-    for each row a token it stands for.
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+
+    def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """cos and sin [B, S, head_dim / 2] of int64 [B, S] positions."""
+
+    def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
+        """Attention float32 [B, heads, R, S] of rows ``index`` [B, R] in the layer *behind* the point."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What the graphs of a method may use of the build around them.
+
+    Attributes:
+        make: Component name → an empty graph in the build's dtype and lowering, with the model's weights at hand.
+        hidden_size: D, the width of the decoder.
+        depth: Layers of the decoder, for a method that cuts it.
+        layer_access: Number of a layer → the place behind it, likewise.
+        num_tokens: N, where the model fixes it.
+        grid: Rows and columns of patches, where the model has one visual token for each.
+        widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where the model fixes them.
+        float64: Whether the backend computes in float64.
+    """
+
+    make: Callable[[str], Graph]
+    hidden_size: int
+    depth: int = 0
+    layer_access: Callable[[int], LayerAccess] | None = None
+    num_tokens: int | None = None
+    grid: tuple[int, int] | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
+    float64: bool = True
+
+
+class BaseMethod(ABC):
+    """A way to choose visual tokens, before the decoder or inside it.
+
+    Attributes:
+        name: The method's name, on the command line and in ``config.json``.
+        summary: What it selects, in a few words.
+        paper, source: Addresses of the paper and of the authors' code.
+        needs: What it reads beside the image features: keys of :data:`trtprune.pruning.inputs.INPUTS` (``text_embeds``
+            brings ``text_mask`` with it), ``seed`` and ``grid``.
+        cost: What the selection takes, in a few words.
+        merges: Whether the rows it returns are not all rows of the image features.
+        inside: Whether it prunes between decoder layers.
+        positions: How the kept tokens are numbered in the decoder, ``compact`` (0..n-1) or ``original``.
+        options: Its options.
     """
 
     name: ClassVar[str]
@@ -47,12 +100,12 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     cost: ClassVar[str] = ""
     merges: ClassVar[bool] = False
-    inside: ClassVar[bool] = False
+    inside: ClassVar[bool]
     positions: ClassVar[str] = "compact"
     options: ClassVar[tuple[Option, ...]] = ()
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
-        """Which text tokens the method wants: a key of :data:`TEXT_SPANS`."""
+        """Which text tokens the method wants: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
         return PROMPT_TOKENS[str(self.validate_options(options).get("prompt_tokens", "question"))]
 
     def validate_options(self, options: Mapping[str, object] | None = None) -> dict[str, OptionValue]:
@@ -78,67 +131,11 @@ class Method(ABC):
         """The layer of the vision tower, counted from 1, that ``shallow_attention`` is taken from, if it is needed."""
         return None
 
-    def reference(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """The selection, in NumPy.
+    @abstractmethod
+    def describe_needs(self) -> list[str]:
+        """What the method reads beside the image features, each in a few words."""
 
-        Args:
-            image_features: [N, D], or [B, N, D] for a batch of images; any float dtype.
-            keep: Tokens to keep of each image, 1 ≤ keep ≤ N.
-            inputs: What the method needs, by the names of :data:`trtprune.pruning.inputs.INPUTS`, each without or with
-                the dimension B; ``text_mask`` [T] or [B, T] beside ``text_embeds``, where 0 marks padding (left out:
-                no padding); ``seed``, an integer (left out: 0); ``grid``, rows and columns of patches, N together.
-                What the method does not need is ignored.  Other names are its options; strings are parsed.
-
-        Returns:
-            int64 [keep], or [B, keep] for a batch; ascending in each row.
-
-        Raises:
-            BudgetError: for a budget or option that cannot be served.
-            InputError: for a missing input or one of the wrong shape.
-        """
-        return self._stack(image_features, self._rows(image_features, keep, inputs, self.select))
-
-    def pruned(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`reference`, with what the decoder gets: (indices, float32 [keep, D] or [B, keep, D])."""
-        indices, features = zip(*self._rows(image_features, keep, inputs, self.merge), strict=True)
-        return self._stack(image_features, indices), self._stack(image_features, features)
-
-    def merged_into(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """Where each token went: int64 [N] or [B, N], the kept token whose row it is a part of, -1 for none.
-
-        Arguments and errors as for :meth:`reference`. A kept token is a part of its own row; of a method that does not
-        merge, no other token is a part of any.
-        """
-        return self._stack(image_features, self._rows(image_features, keep, inputs, self.assign))
-
-    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """:meth:`merged_into` for one image, inputs and options checked."""
-        import numpy as np
-
-        kept = self.select(image_features, keep=keep, **inputs)
-        found = np.full(len(image_features), -1, np.int64)
-        found[kept[kept >= 0]] = kept[kept >= 0]
-        return found
-
-    @staticmethod
-    def _stack(image_features: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
-        import numpy as np
-
-        return np.stack(rows) if np.ndim(image_features) == 3 else rows[0]
-
-    def _rows(
-        self, image_features: np.ndarray, keep: int, inputs: Mapping[str, Any], choose: Callable[..., Any]
-    ) -> list[Any]:
-        """``choose`` of each image, with its inputs checked and in float32."""
-        import numpy as np
-
-        from trtprune.pruning.feeds import read_images
-
-        options = self.validate_options({name: value for name, value in inputs.items() if name not in INPUT_NAMES})
-        images = read_images(self.name, self.needs, image_features, inputs)
-        keep = self.check_keep(keep, np.shape(image_features)[-2])
-        with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they lose
-            return [choose(keep=keep, **image, **options) for image in images]
+    # -- budget -------------------------------------------------------------------------------------------------
 
     def check_keep(self, keep: int, tokens: int) -> int:
         """``keep`` as an int, if an image of ``tokens`` tokens can be cut to it.
@@ -152,43 +149,64 @@ class Method(ABC):
             )
         return int(keep)
 
-    @abstractmethod
-    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """The reference for one image; inputs are checked and float32, masked text rows are already gone."""
+    def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo | None:
+        """Where the decoder of ``depth`` layers is cut, and how many tokens stay; None: it is not cut.
 
-    def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`select` and the rows that the decoder gets, float32 [keep, D]; for one image."""
-        indices = self.select(image_features, keep=keep, **inputs)
-        return indices, image_features[indices]
-
-    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
-        """Write float32 scores [batch, N] whose ``keep`` largest are the selection, or return None.
-
-        A method that can say its choice this way shares the one top-k-and-gather of :mod:`trtprune.pruning.graph`.
+        Raises:
+            BudgetError: if the decoder is too shallow, or the options do not fit to each other.
         """
         return None
 
-    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        """Write the selection into ``g``.
+    @abstractmethod
+    def check_budget(self, keep: int, tokens: int, depth: int, options: Mapping[str, Any]) -> None:
+        """Refuses a budget that cannot be met with ``tokens`` visual tokens and a decoder of ``depth`` layers.
+
+        Raises:
+            BudgetError: naming ``--keep``, or the option that is in its way.
+        """
+
+    @abstractmethod
+    def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        """The smallest and the largest budget that can be met; arguments and errors as of :meth:`check_budget`."""
+
+    def own_positions(self, options: Mapping[str, Any]) -> str | None:
+        """How kept tokens are numbered, where the method itself decides that; None: :attr:`positions` or the user."""
+        return None
+
+    def passes_all(self, options: Mapping[str, Any]) -> bool:
+        """Whether all tokens pass as they are where the budget is all of them."""
+        return not self.merges
+
+    # -- what it computes ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reference(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """The selection of one image, in NumPy: int64 [keep], ascending."""
+
+    @abstractmethod
+    def pruned(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`reference`, with what the decoder reads on: (indices, float32 rows)."""
+
+    @abstractmethod
+    def merged_into(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """Where each token went: int64 [N], a token of the row it is a part of, -1 for none; as :meth:`reference`."""
+
+    def trace(self, tokens: int, options: Mapping[str, Any]) -> Trace | None:
+        """Follows an image of ``tokens`` tokens through the decoder; None where it does not merge any there."""
+        return None
+
+    def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
+        """How much of its raters' attention the decoder returns: its mean over heads, all heads, or nothing."""
+        return None
+
+    @abstractmethod
+    def build_graphs(self, context: BuildContext, options: Mapping[str, Any]) -> dict[tuple[str, int | None], Graph]:
+        """The method's own components, by role and segment: ``pruner``, and what goes before a decoder that is cut.
 
         Args:
-            g: The graph; only ``op``, ``constant``, ``scalar``, ``ints`` and ``builder.subgraph`` are used.
-            inputs: ``image_features`` [batch, N, D] and what the method needs, by name.
-            keep: int64 [1], a run-time value.
-            num_tokens: N where it is fixed.
-            options: All of the method's options, validated; and ``grid``, where the method needs it.
+            context: The build.
+            options: All options, validated.
 
-        Returns:
-            int64 [batch, keep], ascending in each row.
+        Raises:
+            BudgetError: for something that the build cannot give it.
         """
-        from trtprune.pruning import ops
-
-        scores = self.scores(g, inputs, keep=keep, **options)
-        assert scores is not None, f"{self.name} must write scores() or build()"
-        return ops.ascending(g, ops.top(g, scores, keep)[1], keep)
-
-    def build_merged(
-        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
-    ) -> tuple[ir.Value, ir.Value]:
-        """As :meth:`build`, of a method that ``merges``: indices and float32 rows [batch, keep, D]."""
-        raise NotImplementedError(f"{self.name} does not merge")

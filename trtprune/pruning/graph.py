@@ -9,24 +9,45 @@ D].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.base import Method
+from trtprune.pruning.base import BaseMethod, BuildContext
 from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from trtprune.graph import Graph, Lowering
 
-__all__ = ["build_pruner"]
+__all__ = ["build_pruner", "write_pruner"]
 
 DYNAMIC = {"T": "text_tokens", "M": "text_segments", "C": "vision_width", "K": "key_width", "P": "clip_width"}
 """Names of run-time dimensions."""
 
 
+class Selection(Protocol):
+    """The part of :class:`trtprune.pruning.Method` that writes a graph."""
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    merges: ClassVar[bool]
+
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
+        """Scores whose ``keep`` largest are the selection, if there are."""
+
+    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
+        """The selected indices."""
+
+    def build_merged(
+        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        """The selected indices and the merged rows."""
+
+
 def build_pruner(
-    method: Method | str,
+    method: BaseMethod | str,
     hidden_size: int,
     dtype: str = "float32",
     lowering: Lowering | None = None,
@@ -53,14 +74,34 @@ def build_pruner(
     """
     from trtprune import pruning
     from trtprune.graph import Graph
+
+    chosen = pruning.get(method) if isinstance(method, str) else method
+    values = chosen.validate_options(options)
+    context = BuildContext(
+        lambda name: Graph(name, dtype=dtype, lowering=lowering), hidden_size,
+        num_tokens=num_tokens, grid=grid, widths=widths or {},
+    )  # fmt: skip
+    if chosen.inside:
+        raise BudgetError(f"{arg('method', chosen.name)} prunes inside the decoder and has no graph before it")
+    return chosen.build_graphs(context, values)["pruner", None]
+
+
+def write_pruner(
+    g: Graph,
+    method: Selection,
+    hidden_size: int,
+    options: Mapping[str, Any],
+    *,
+    num_tokens: int | None,
+    grid: tuple[int, int] | None,
+    widths: Mapping[str, int],
+) -> None:
+    """:func:`build_pruner` into an empty graph, in its dtype; ``options`` are all of the method's, validated."""
     from trtprune.graph.ops import topk_gather
 
-    if isinstance(method, str):
-        method = pruning.get(method)
-    values = method.validate_options(options)
-    g = Graph("pruner", dtype=dtype, lowering=lowering)
+    dtype = g.dtype_name
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
-    sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **(widths or {})}
+    sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **widths}
     features = g.input("image_features", dtype, ["batch", tokens, hidden_size])
     inputs = {"image_features": features}
     for name, entry in INPUTS.items():
@@ -72,7 +113,7 @@ def build_pruner(
     if "seed" in method.needs:
         inputs["seed"] = g.input("seed", "int64", [1])
     keep = g.input("keep", "int64", [1])
-    fixed: dict[str, Any] = dict(values)
+    fixed: dict[str, Any] = dict(options)
     if "grid" in method.needs:
         if grid is None:
             raise BudgetError(
@@ -92,4 +133,3 @@ def build_pruner(
             pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
     g.output(indices, "kept_indices", "int64", ["batch", "keep"])
     g.output(pruned, "pruned_features", dtype, ["batch", "keep", hidden_size])
-    return g

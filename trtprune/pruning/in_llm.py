@@ -12,45 +12,24 @@ A point graph is one row of a batch and one image; several images of a prompt ar
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trtprune.errors import BudgetError, InputError
-from trtprune.pruning.base import Method
+from trtprune.pruning.base import BaseMethod, BuildContext, LayerAccess
+from trtprune.pruning.trace import Trace
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
     from trtprune.graph import Graph
-    from trtprune.pruning.schedule import Schedule
+    from trtprune.schedules import Schedule, ScheduleInfo
 
 __all__ = ["InLlmMethod", "LayerAccess", "write_choice"]
 
 
-class LayerAccess(Protocol):
-    """What a point graph may use of the decoder around it."""
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads."""
-
-    def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [B, S, head_dim / 2] of int64 [B, S] positions."""
-
-    def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
-        """Attention float32 [B, heads, R, S] of rows ``index`` [B, R] in the layer *behind* the point."""
-
-
-class InLlmMethod(Method):
+class InLlmMethod(BaseMethod):
     """A way to choose visual tokens inside the decoder; see the module's docstring.
 
     ``point_needs`` lists what the point graph reads beside ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N]
@@ -69,68 +48,65 @@ class InLlmMethod(Method):
         """How much of the raters' attention the segments return: its mean over heads, all heads, or nothing."""
         return "mean"
 
-    def positions_of(self, options: Mapping[str, Any]) -> str:
-        """``compact`` or ``original``, where it depends on an option."""
-        return self.positions
+    def describe_needs(self) -> list[str]:
+        return ["text behind the image, and cuts the decoder into segments"]
+
+    # -- schedule -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
-        """The layers behind which the decoder of ``depth`` layers is cut.
+    def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo:
+        """Where the decoder of ``depth`` layers is cut, and how many tokens stay.
 
         Raises:
-            BudgetError: if the decoder is too shallow for them.
+            BudgetError: if the decoder is too shallow for it.
         """
 
-    @abstractmethod
+    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """The layers behind which the decoder of ``depth`` layers is cut; raises as :meth:`plan`."""
+        return self.plan(depth, options).points
+
     def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
         """How many tokens are kept at each point for an average of ``keep``.
 
         Raises:
             BudgetError: if the average cannot be reached.
         """
+        try:
+            return self.plan(depth, options).schedule(keep, visual_tokens)
+        except BudgetError as error:
+            raise BudgetError(f"{self.name}: {error.marked_message}", hint=error.marked_hint) from None
 
-    def ranked(self, options: Mapping[str, Any]) -> bool:
-        """Whether the rank of the raters' attention, known at run time only, decides how many tokens stay."""
+    def check_budget(self, keep: int, tokens: int, depth: int, options: Mapping[str, Any]) -> None:
+        self.schedule(keep, tokens, depth, options)
+
+    def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        return self.plan(depth, options).budgets(tokens)
+
+    def own_positions(self, options: Mapping[str, Any]) -> str:
+        return self.positions
+
+    def passes_all(self, options: Mapping[str, Any]) -> bool:
         return False
 
-    def meets_keep(self, options: Mapping[str, Any]) -> bool:
-        """Whether the average over the layers is ``keep``; False: the prompt alone decides how many tokens stay."""
-        return True
+    # -- graphs -------------------------------------------------------------------------------------------------
 
-    def rank_counts(
-        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
-    ) -> tuple[int, ...]:
-        """How many tokens of an image are kept at each point reached so far, where :meth:`ranked`.
+    def build_graphs(self, context: BuildContext, options: Mapping[str, Any]) -> dict[tuple[str, int | None], Graph]:
+        from trtprune.pruning.point_graph import build_point, build_raters
+        from trtprune.pruning.rank import build_rank
 
-        Args:
-            ranks: Of the attention blocks of these points, raters x visual tokens; at least one.
-            keep, visual_tokens, depth, options: As for :meth:`schedule`.
+        plan = self.plan(context.depth, options)
+        assert context.layer_access is not None
+        graphs: dict[tuple[str, int | None], Graph] = {}
+        raters = build_raters(self, context.make, context.hidden_size, options)
+        if raters is not None:
+            graphs["raters", None] = raters
+        if plan.ranked and context.float64:  # elsewhere the rank is computed on the host
+            graphs["rank", None] = build_rank()
+        for k, layer in enumerate(plan.points):
+            graphs["pruner", k] = build_point(self, context.make, f"pruner.{k}", context.layer_access(layer), options)
+        return graphs
 
-        Returns:
-            One count a rank.  What an earlier point keeps may change with the ranks of later ones.
-        """
-        return self.schedule(keep, visual_tokens, depth, options).kept[: len(ranks)]
-
-    def served(self, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> list[int]:
-        """The averages that :meth:`schedule` can reach, ascending."""
-        return [keep for keep in range(1, visual_tokens + 1) if self._reaches(keep, visual_tokens, depth, options)]
-
-    def budgets(self, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        """The smallest and the largest average that :meth:`schedule` can reach.
-
-        Raises:
-            BudgetError: if it reaches none.
-        """
-        reached = self.served(visual_tokens, depth, options)
-        if not reached:
-            self.schedule(visual_tokens, visual_tokens, depth, options)  # says why
-        return reached[0], reached[-1]
-
-    def _reaches(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> bool:
-        try:
-            return bool(self.schedule(keep, visual_tokens, depth, options))
-        except BudgetError:
-            return False
+    # -- NumPy --------------------------------------------------------------------------------------------------
 
     def raters(self, image_features: np.ndarray, text_embeds: np.ndarray, **options: Any) -> np.ndarray:
         """Which tokens behind the image judge it, bool [T], from float32 input embeddings [N, D] and [T, D].
@@ -157,9 +133,9 @@ class InLlmMethod(Method):
                 int64 positions) where the method reads them; and all options.
         """
 
-    def merged_counts(self, removed: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Of ``removed`` tokens, how many are recycled and how many vectors they become; (0, 0) if they are dropped."""
-        return 0, 0
+    def recycles(self, options: Mapping[str, Any]) -> bool:
+        """Whether removed tokens are merged into vectors."""
+        return False
 
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
         """What the removed tokens are merged into, float32 [C, D]; none, unless the method says otherwise."""
@@ -217,6 +193,35 @@ class InLlmMethod(Method):
             BudgetError: for a budget or option that cannot be served.
             InputError: for attention that is missing or of the wrong shape.
         """
+        features, inputs = self._point_inputs(image_features, keep, attention, context)
+        return self.select(features, **inputs)
+
+    def pruned(
+        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`reference`, with the kept rows and, behind them, what others were merged into, float32."""
+        import numpy as np
+
+        features, inputs = self._point_inputs(image_features, keep, attention, context)
+        kept, merged = self.point(features, **inputs)
+        return kept, np.concatenate([features[kept].astype(np.float32), merged])
+
+    def merged_into(
+        self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: Any
+    ) -> np.ndarray:
+        """Where each token of one prune point went, int64 [N]: a token of the same row, -1 for none."""
+        import numpy as np
+
+        features, inputs = self._point_inputs(image_features, keep, attention, context)
+        options = {option.name: inputs[option.name] for option in self.options}
+        trace = Trace(self, options, len(features))
+        trace(features, np.asarray(attention), self.select(features, **inputs))
+        return trace.merged_into()
+
+    def _point_inputs(
+        self, image_features: np.ndarray, keep: int, attention: np.ndarray | None, context: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Checked features [N, D], and the keyword arguments of :meth:`point`."""
         import numpy as np
 
         if attention is None:
@@ -229,9 +234,12 @@ class InLlmMethod(Method):
             )
         keep = self.check_keep(keep, len(features))
         known = {option.name for option in self.options}
-        options = {name: value for name, value in context.items() if name in known}
-        context = {name: value for name, value in context.items() if name not in known}
-        return self.select(features, keep=keep, attention=block, **context, **self.validate_options(options))
+        options = self.validate_options({name: value for name, value in context.items() if name in known})
+        rest = {name: value for name, value in context.items() if name not in known}
+        return features, {"attention": block, "keep": keep, **rest, **options}
+
+    def trace(self, tokens: int, options: Mapping[str, Any]) -> Trace | None:
+        return Trace(self, options, tokens) if self.recycles(options) else None
 
     @abstractmethod
     def build_point(
@@ -242,7 +250,7 @@ class InLlmMethod(Method):
         Args:
             g: The graph.
             inputs: Those of ``point_needs`` and the three that are always there; where tokens are recycled,
-                ``recycled`` and ``merged`` int64 [1], see :meth:`merged_counts`.
+                ``recycled`` and ``merged`` int64 [1], see :meth:`trtprune.schedules.ScheduleInfo.merged_counts`.
             layer: The decoder around the point.
             options: All options, validated.
 

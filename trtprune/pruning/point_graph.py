@@ -13,17 +13,41 @@ of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S] w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from trtprune.graph import Graph
-    from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
+    from trtprune.pruning.base import LayerAccess
 
 __all__ = ["build_point", "build_raters"]
 
 
+class PointForm(Protocol):
+    """The part of :class:`trtprune.pruning.InLlmMethod` that writes graphs."""
+
+    point_needs: ClassVar[frozenset[str]]
+
+    def attention(self, options: Mapping[str, Any]) -> str | None:
+        """How much of the raters' attention there is."""
+
+    def recycles(self, options: Mapping[str, Any]) -> bool:
+        """Whether removed tokens are merged."""
+
+    def build_raters(
+        self, g: Graph, image_features: ir.Value, text_embeds: ir.Value, **options: Any
+    ) -> ir.Value | None:
+        """Which text tokens rate."""
+
+    def build_point(
+        self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """One prune point."""
+
+
 def build_raters(
-    method: InLlmMethod, make: Callable[[str], Graph], hidden_size: int, options: Mapping[str, Any]
+    method: PointForm, make: Callable[[str], Graph], hidden_size: int, options: Mapping[str, Any]
 ) -> Graph | None:
     """The graph that names the raters; None where the last token alone rates.
 
@@ -44,7 +68,7 @@ def build_raters(
 
 
 def build_point(
-    method: InLlmMethod, make: Callable[[str], Graph], name: str, layer: LayerAccess, options: Mapping[str, Any]
+    method: PointForm, make: Callable[[str], Graph], name: str, layer: LayerAccess, options: Mapping[str, Any]
 ) -> Graph:
     """One prune point; ``make`` and ``options`` as for :func:`build_raters`."""
     g = make(name)
@@ -67,7 +91,7 @@ def build_point(
     wanted = {"hidden_states", "visual_index", "keep", *needs}
     if "rater_attention" in needs:
         wanted.add("rater_weights")
-    if method.merged_counts(100, options)[1]:
+    if method.recycles(options):
         wanted |= {"recycled", "merged"}
     inputs = {key: g.input(key, *shapes[key]) for key in shapes if key in wanted}
     kept, pruned, merged = method.build_point(g, inputs, layer, **options)

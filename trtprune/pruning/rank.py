@@ -12,7 +12,7 @@ so the rank is the number of positive pivots of a symmetric elimination, one ste
 diagonal entry is the pivot, which keeps the elimination from dividing by almost nothing.
 
 float64 is what makes it exact enough: tau is about 5e-9 · lambda_max.  TensorRT has no float64; there the runtime
-computes the rank on the host, with :func:`matrix_rank`.
+computes the rank on the host, with :func:`trtprune.runtime.rank.matrix_rank`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from trtprune.graph import Graph
 
-__all__ = ["build_rank", "matrix_rank"]
+__all__ = ["build_rank"]
 
 SQUARINGS = 24
 """trace(G^(2^24))^(1 / 2^24) is within a factor of n^(1 / 2^24), 3e-7 for 200 rows, of the largest eigenvalue."""
-
-
-def matrix_rank(attention: np.ndarray) -> int:
-    """``torch.linalg.matrix_rank`` of float32 [R, N], in NumPy."""
-    import numpy as np
-
-    block = np.asarray(attention, np.float32)
-    if not np.isfinite(block).all():
-        return 0
-    singular = np.linalg.svd(block, compute_uv=False)
-    return int((singular > max(block.shape) * np.finfo(np.float32).eps * singular.max(initial=0)).sum())
 
 
 def build_rank() -> Graph:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from trtprune import schedules
 from trtprune.pruning.ops import write_products
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from trtprune.graph import Graph
 
-__all__ = ["ASSIGN", "REDUCE", "cluster", "merge", "merged_counts", "write_merge"]
+__all__ = ["ASSIGN", "REDUCE", "cluster", "merge", "merged_counts", "share_of", "write_merge"]
 
 ASSIGN = ("l2", "cosine")
 """How a token finds its cluster: the nearest centre (code) or the most similar one (paper)."""
@@ -41,17 +42,15 @@ EPS = 1e-6
 """Added to the size of a cluster, as in the authors' code."""
 
 
-def _tau(recycle: float) -> Fraction:
-    return Fraction(str(recycle)).limit_denominator(10_000)
+def share_of(recycle: float) -> tuple[int, int]:
+    """The share ``recycle`` as a fraction, numerator and denominator up to 10000."""
+    tau = Fraction(str(recycle)).limit_denominator(10_000)
+    return tau.numerator, tau.denominator
 
 
 def merged_counts(removed: int, recycle: float) -> tuple[int, int]:
     """(M, C): how many of ``removed`` tokens are recycled and how many vectors they become; (0, 0) if none."""
-    if removed < 1 or recycle == 0:
-        return 0, 0
-    tau = _tau(recycle)
-    recycled = min(removed, removed * tau.numerator // tau.denominator + 1)
-    return recycled, recycled // THETA + 1
+    return schedules.merged_counts(removed, share_of(recycle), THETA)
 
 
 def _distances(vectors: np.ndarray) -> np.ndarray:

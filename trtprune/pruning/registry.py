@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.base import Method
+from trtprune.pruning.base import BaseMethod
 
 __all__ = ["GROUP", "MODULES", "all_methods", "get", "names", "register"]
 
@@ -38,8 +38,8 @@ GROUP = "trtprune.methods"
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 """A method's name; lists of methods on the command line are split by it."""
 
-AnyMethod = TypeVar("AnyMethod", bound=type[Method])
-_methods: dict[str, Method] = {}
+AnyMethod = TypeVar("AnyMethod", bound=type[BaseMethod])
+_methods: dict[str, BaseMethod] = {}
 _lock = threading.Lock()
 
 
@@ -85,12 +85,12 @@ def names(*, inside: bool | None = None) -> list[str]:
     return every if inside is None else [name for name in every if get(name).inside == inside]
 
 
-def all_methods() -> list[Method]:
+def all_methods() -> list[BaseMethod]:
     """The methods, in the order of :func:`names`; raises as it does."""
     return [get(name) for name in names()]
 
 
-def get(name: str) -> Method:
+def get(name: str) -> BaseMethod:
     """The method called ``name``.
 
     Raises:
@@ -139,8 +139,8 @@ def _load(point: EntryPoint) -> None:
         cls = point.load()
     except Exception as error:  # whatever another package's module does
         raise BudgetError(f"{where} cannot load {point.value}: {type(error).__name__}: {error}", hint=hint) from error
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise BudgetError(f"{where}: {point.value} is no class of trtprune.pruning.Method", hint=hint)
+    if not (isinstance(cls, type) and issubclass(cls, BaseMethod)):
+        raise BudgetError(f"{where}: {point.value} is no class of trtprune.pruning.Method or InLlmMethod", hint=hint)
     if getattr(cls, "name", None) != point.name:
         raise BudgetError(f"{where}: {point.value} calls itself {getattr(cls, 'name', None)!r}", hint=hint)
     try:

@@ -4,7 +4,7 @@ To the loop around it this is one decoder: a prompt goes in and logits come out,
 segment has a KV cache of its own, shorter than the one before by what was pruned; a row's slot and position in a later
 segment are those of the first less a number that is fixed when its prompt has gone through.
 
-Which tokens go is the point graphs' business, how many the method's schedule's; text is never pruned.
+The point graphs select the tokens, and ``pruning.schedule`` of the config says how many; text is never pruned.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from trtprune.arguments import arg
 from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, RANK, RATERS
-from trtprune.errors import InputError
+from trtprune.errors import EngineDirError, InputError
 from trtprune.runtime.decoder import Prefill, skip_rows
 from trtprune.runtime.kv_cache import CachePool
-from trtprune.runtime.point_counts import PointCounts
+from trtprune.runtime.rank import matrix_rank
 from trtprune.runtime.segment_caches import SegmentCaches, SegmentStep
 from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, rating_table
 from trtprune.tensor_names import (
@@ -56,7 +56,6 @@ class CutDecoder:
 
     Args:
         chain: With components of role ``decoder`` that belong to segments.
-        counts: How many tokens stay at each point.
 
     Attributes:
         watch: Told of every prune point: states of an image's tokens, what its raters gave them, the kept indices.
@@ -64,9 +63,11 @@ class CutDecoder:
 
     prunes = True
 
-    def __init__(self, chain: Chain, counts: PointCounts) -> None:
+    def __init__(self, chain: Chain) -> None:
+        if chain.config.pruning.schedule is None:
+            raise EngineDirError(f"{chain.config.root}: its decoder is cut, and config.pruning has no schedule for it")
         self._config, self._chain, self._session, self._memory = chain.config, chain, chain.session, chain.memory
-        self._counts, self._count = counts, len(chain.config.segments)
+        self._schedule, self._count = chain.config.pruning.schedule, len(chain.config.segments)
         self._rated = any(spec.name == RATER_INDEX for spec in chain.config.segments[0].inputs)
         segments = [self._session(DECODER, k) for k in range(self._count)]
         self._pools = [CachePool(segment, chain.config.kv) for segment in segments]
@@ -89,7 +90,7 @@ class CutDecoder:
         Raises:
             BudgetError: naming ``--keep`` or the option that is in its way.
         """
-        self._counts.check_keep(keep, self._config.model.visual_tokens)
+        self._schedule.schedule(keep, self._config.model.visual_tokens)
 
     def entering(self, keep: int, visual_tokens: int) -> int:
         """All of them: the first segment reads images whole."""
@@ -308,8 +309,8 @@ class CutDecoder:
             POSITION_IDS: positions,
             KEEP: np.array([keep], np.int64),
         }
-        counts = self._counts.merged(stop - begin - keep)
-        inputs |= {name: np.array([n], np.int64) for name, n in counts.items()}
+        counts = self._schedule.merged_counts(stop - begin - keep)
+        inputs |= {name: np.array([n], np.int64) for name, n in zip(("recycled", "merged"), counts, strict=True)}
         if attention is not None:
             # Rows of other images' raters, and those another row of the batch has more of, do not count.
             count = attention.shape[-2]
@@ -330,15 +331,15 @@ class CutDecoder:
     ) -> int:
         """How many of an image's tokens stay at point ``k``."""
         tokens = row.visual_tokens[number]
-        if not self._counts.ranked:
-            return self._counts.kept(k, row.keep, tokens)
+        if not self._schedule.ranked:
+            return self._schedule.kept(row.keep, tokens)[k]
         ranks, counts = row.ranks[number], row.counts[number]
         new = k == len(ranks)
         if new:
             assert attention is not None
             block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
             ranks.append(self._rank(block))
-        found = self._counts.kept_by_rank(ranks, row.keep, tokens)
+        found = list(self._schedule.rank_counts(ranks, row.keep, tokens))
         row.stale |= new and found[:k] != counts
         counts.append(found[k])
         return found[k]
@@ -346,7 +347,7 @@ class CutDecoder:
     def _rank(self, block: np.ndarray) -> int:
         if self._config.find(RANK) is not None:
             return int(self._session(RANK).run({"attention": np.ascontiguousarray(block)})["rank"][0])
-        return self._counts.rank(block)
+        return matrix_rank(block)
 
     def step(self, cache: SegmentCaches) -> SegmentStep:
         """The decode step over ``cache``."""

@@ -148,14 +148,14 @@ class Pipeline:
     def _out_of_range(self, keep: int) -> BudgetError:
         info, total = self.config.pruning, self.config.model.visual_tokens
         low, high = info.keep_range
-        if info.method == "none":
+        if low == total:
             return BudgetError(
-                f"{arg('keep', keep)}: method none keeps all {high} visual tokens",
+                f"{arg('keep', keep)}: method {info.method} keeps all {high} visual tokens",
                 hint=f"leave out {arg('keep')}, or build with a method that prunes",
             )
         wider = f"build with a wider {arg('keep_range')}"
         hint = wider if 1 <= keep <= total else f"an image has {total} visual tokens"
-        if low == high and info.options.get("schedule", "auto") != "auto":
+        if info.schedule is not None and info.schedule.rule == "fixed":
             hint = f"leave out {arg('keep')}; this build's schedule makes it {low}"
         message = f"{arg('keep', keep)}: outside {low} to {high}, the {arg('keep_range')} of this build"
         return BudgetError(message, hint=hint)
@@ -335,9 +335,8 @@ def _open_decoder(chain: Chain) -> Decoder:
     if not chain.config.segments:
         return WholeDecoder(chain)
     from trtprune.runtime.cut_decoder import CutDecoder
-    from trtprune.runtime.point_counts import PointCounts
 
-    return CutDecoder(chain, PointCounts(chain.config))
+    return CutDecoder(chain)
 
 
 def _closed() -> BackendError:

@@ -175,7 +175,7 @@ def _open(variants: Variants, variant: Variant, asked: Asked) -> Vlm | None:
         return variants.open(variant)
     except (BackendError, CheckpointError, ModuleNotFoundError) as error:
         defaults = Variant.make(variant.method)
-        if variant != defaults or isinstance(pruning.get(variant.method), pruning.InLlmMethod):
+        if variant != defaults or pruning.get(variant.method).inside:
             raise
         logger.warning("%s: selected by its NumPy reference, and no answer: %s", variant.label, _reason(error))
         return None

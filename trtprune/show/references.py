@@ -17,7 +17,7 @@ from trtprune.runtime.cut_decoder import CutDecoder
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.engine_dir import EngineDir
-    from trtprune.pruning import Method
+    from trtprune.pruning import BaseMethod
     from trtprune.runtime.features import Features
     from trtprune.runtime.viewing import View
     from trtprune.runtime.vlm import Vlm
@@ -34,7 +34,7 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
     if method == vlm.config.pruning.method:
         return vlm.select(view, keep=keep, seed=seed)
     other = pruning.get(method)
-    if isinstance(other, pruning.InLlmMethod):
+    if other.inside:
         raise BudgetError(
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
@@ -42,7 +42,9 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
     return other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other))
 
 
-def _reference_inputs(vlm: Vlm, view: View, method: Method, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _reference_inputs(
+    vlm: Vlm, view: View, method: BaseMethod, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a method's reference reads of a viewed image and its prompt, on the host."""
     with vlm.using():
         fetch = vlm.chain.memory.to_host
@@ -56,7 +58,7 @@ def _reference_inputs(vlm: Vlm, view: View, method: Method, options: Mapping[str
 
 
 def picture_inputs(
-    config: EngineDir, method: Method, features: Features, fetch: Callable[[Array], np.ndarray]
+    config: EngineDir, method: BaseMethod, features: Features, fetch: Callable[[Array], np.ndarray]
 ) -> dict[str, Any]:
     """Everything the method needs but text and seed, on the host.
 
@@ -125,10 +127,8 @@ def merged_into(
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
     options = method.validate_options(info.options if name in (None, info.method) else None)
-    if isinstance(method, pruning.InLlmMethod):
-        if not method.merged_counts(vlm.config.model.visual_tokens, options)[1]:
-            return None
-        trace = _Trace(method, options, vlm.config.model.visual_tokens)
+    trace = method.trace(vlm.config.model.visual_tokens, options)
+    if trace is not None:
         decoder = vlm.pipeline.decoder
         assert isinstance(decoder, CutDecoder)
         decoder.watch = trace
@@ -137,30 +137,7 @@ def merged_into(
         finally:
             decoder.watch = None
         return trace.merged_into()
-    if not method.merges:
+    if method.inside or not method.merges:
         return None
     inputs = {**_reference_inputs(vlm, view, method, options), **options}
     return method.merged_into(keep=keep, seed=seed, **inputs)
-
-
-class _Trace:
-    """Follows the tokens of one image through the prune points of a decoder."""
-
-    def __init__(self, method: pruning.InLlmMethod, options: Mapping[str, Any], tokens: int) -> None:
-        self._method, self._options, self._tokens = method, options, tokens
-        self._members = [np.array([token]) for token in range(tokens)]
-        """Which tokens of the image are in each row, at present."""
-
-    def __call__(self, states: np.ndarray, attention: np.ndarray, kept: np.ndarray) -> None:
-        scores = self._method.rate(attention.astype(np.float32), **self._options)
-        cluster = self._method.clusters(states.astype(np.float32), scores, kept, **self._options)
-        before = self._members
-        self._members = [before[place] for place in kept]
-        for number in range(int(cluster.max()) + 1):
-            self._members.append(np.concatenate([before[place] for place in np.flatnonzero(cluster == number)]))
-
-    def merged_into(self) -> np.ndarray:
-        found = np.full(self._tokens, -1, np.int64)
-        for members in self._members:
-            found[members] = members.min()
-        return found

@@ -94,7 +94,4 @@ def _check(variants: Variants, variant: Variant, keep: int) -> None:
                 f"--keep {keep}: outside {low} to {high}, the --keep-range of {base.root}",
                 hint="build with a wider --keep-range",
             )
-    if isinstance(method, pruning.InLlmMethod):
-        method.schedule(keep, base.model.visual_tokens, base.kv.num_layers, dict(variant.options))
-    else:
-        method.check_keep(keep, base.model.visual_tokens)
+    method.check_budget(keep, base.model.visual_tokens, base.kv.num_layers, dict(variant.options))

@@ -237,9 +237,8 @@ class Variants:
                 self._folder = tempfile.TemporaryDirectory(prefix=".variants-", dir=beside)
             except OSError:
                 self._folder = tempfile.TemporaryDirectory(prefix="trtprune-")
-        positions = None
-        if variant.method == base.pruning.method and not isinstance(pruning.get(variant.method), pruning.InLlmMethod):
-            positions = base.pruning.positions
+        own = pruning.get(variant.method).own_positions(dict(variant.options))
+        positions = base.pruning.positions if variant.method == base.pruning.method and own is None else None
         built_for = base.built_with.get("provider", "cpu")
         provider = provider or self._provider or built_for
         self._count += 1

@@ -43,7 +43,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
 
@@ -127,6 +127,10 @@ class AdaFv(Method):
             choices=tuple(PROMPT_TOKENS),
         ),
     )
+
+    def passes_all(self, options: Mapping[str, Any]) -> bool:
+        # The authors' form may choose a token twice and another not at all, whatever the budget.
+        return bool(options["mode"] == "distinct")
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np

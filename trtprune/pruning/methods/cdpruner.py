@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import RESIDUAL, determinant
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, min_max, rarity, write_cosines, write_min_max, write_rarity

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
 

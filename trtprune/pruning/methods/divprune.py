@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN, least_close
+from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, rarity, write_cosines, write_rarity
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning.in_llm import InLlmMethod, LayerAccess, write_choice
+from trtprune.pruning.base import LayerAccess
+from trtprune.pruning.in_llm import InLlmMethod, write_choice
 from trtprune.pruning.options import Option
+from trtprune.pruning.points import check_points
 from trtprune.pruning.registry import register
-from trtprune.pruning.schedule import Schedule, check_points, solve
+from trtprune.schedules import ScheduleInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,18 +41,10 @@ class FastV(InLlmMethod):
     positions = "original"
     options = (Option("k", 2, "layers that run on all visual tokens", minimum=1, maximum=1000),)
 
-    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
-        found = (int(options["k"]) - 1,)
-        check_points(found, depth, self.name, "k")
-        return found
-
-    def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
-        points = self.points(depth, options)
-
-        def make(count: int) -> Schedule:
-            return Schedule(visual_tokens, depth, points, (count,), (count,))
-
-        return solve(make, keep, visual_tokens, self.name, "k")
+    def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo:
+        points = (int(options["k"]) - 1,)
+        check_points(points, depth, self.name, "k")
+        return ScheduleInfo(depth, points, "equal", option="k")
 
     def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
         return attention[-1]

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN, least_close
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, min_max, write_cosines, write_min_max

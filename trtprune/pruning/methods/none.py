@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
+from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:
@@ -34,9 +34,13 @@ class NoPruning(Method):
     def check_keep(self, keep: int, tokens: int) -> int:
         if keep != tokens:
             raise BudgetError(
-                f"{arg('keep', keep)}: method none keeps all {tokens} visual tokens", hint="choose a method that prunes"
+                f"{arg('keep', keep)}: {arg('method', self.name)} keeps all {tokens} visual tokens",
+                hint=f"leave out {arg('keep')}, or choose a method that prunes",
             )
         return int(keep)
+
+    def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        return tokens, tokens
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np

@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtprune.pruning.in_llm import InLlmMethod, LayerAccess, write_choice
+from trtprune.pruning.base import LayerAccess
+from trtprune.pruning.in_llm import InLlmMethod, write_choice
 from trtprune.pruning.options import Option
+from trtprune.pruning.points import check_points
 from trtprune.pruning.registry import register
-from trtprune.pruning.schedule import Schedule, check_points, solve
+from trtprune.schedules import ScheduleInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,21 +49,11 @@ class PyramidDrop(InLlmMethod):
     def attention(self, options: Mapping[str, Any]) -> None:
         return None
 
-    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+    def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo:
         first = int(options["first"]) or max(1, round(depth / (STAGES + 1)))
-        found = tuple(first + round(stage * (depth - first) / STAGES) - 1 for stage in range(STAGES))
-        check_points(found, depth, self.name, "first")
-        return found
-
-    def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
-        points = self.points(depth, options)
-
-        def make(first: int) -> Schedule:
-            ratio = first / visual_tokens
-            kept = tuple(max(1, int(visual_tokens * ratio**stage)) for stage in range(1, STAGES + 1))
-            return Schedule(visual_tokens, depth, points, (first, *kept[1:]), (first, *kept[1:]))
-
-        return solve(make, keep, visual_tokens, self.name, "first")
+        points = tuple(first + round(stage * (depth - first) / STAGES) - 1 for stage in range(STAGES))
+        check_points(points, depth, self.name, "first")
+        return ScheduleInfo(depth, points, "powers", option="first")
 
     def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
         import numpy as np

@@ -28,17 +28,20 @@ The code cuts behind layers 2, 6 and 15 whatever the depth; ``layers=published``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import recycling
-from trtprune.pruning.in_llm import InLlmMethod, LayerAccess
+from trtprune.pruning.base import LayerAccess
+from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.ops import write_products
 from trtprune.pruning.options import Option
+from trtprune.pruning.points import check_points, parse_schedule, scale_points
 from trtprune.pruning.registry import register
-from trtprune.pruning.schedule import Schedule, check_points, nearest, parse_schedule, scale_points, solve
+from trtprune.schedules import ScheduleInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +57,7 @@ TABLES: dict[str, dict[int, tuple[int, ...]]] = {
     "2.0": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
 }
 """Tokens kept at the three points of a 32-layer decoder with 576 visual tokens (``score.py`` of the code)."""
+TABLE_TOKENS, TABLE_LAYERS = 576, 32
 RANK_SCALE = {192: (13.5, 0.0), 128: (9.0, 6.0), 64: (0.8, 0.0)}
 """Scale and bias of the first release's scripts."""
 
@@ -93,8 +97,11 @@ class SparseVlm(InLlmMethod):
     def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
         return "heads" if options["version"] == "2.0" else "mean"
 
-    def positions_of(self, options: Mapping[str, Any]) -> str:
+    def own_positions(self, options: Mapping[str, Any]) -> str:
         return "original" if options["version"] == "2.0" else "compact"
+
+    def recycles(self, options: Mapping[str, Any]) -> bool:
+        return recycling.share_of(self._recycles(options))[0] > 0
 
     def _recycles(self, options: Mapping[str, Any]) -> float:
         return 0.0 if options["version"] == "2.0" else float(options["recycle"])
@@ -118,117 +125,45 @@ class SparseVlm(InLlmMethod):
             )
         return values
 
-    # -- budget -------------------------------------------------------------------------------------------------
+    # -- schedule -----------------------------------------------------------------------------------------------
 
-    def points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+    def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo:
+        form = ScheduleInfo(
+            depth=depth,
+            points=self._points(depth, options),
+            rule="equal",
+            nominal_shift=0,
+            recycled=recycling.share_of(self._recycles(options)),
+            per_vector=recycling.THETA,
+            option="schedule",
+        )
         if options["schedule"] != "auto":
-            found = tuple(int(entry.split(":")[0]) for entry in str(options["schedule"]).split(","))
+            return replace(form, rule="fixed", counts=parse_schedule(str(options["schedule"]))[1])
+        if options["ratio"] == "rank":
+            return replace(form, ranked=True, scales=self._scales(options), option="layers")
+        rows = [(keep, *counts) for keep, counts in sorted(TABLES[str(options["version"])].items())]
+        # Above the tables the ratios go to 1, at all tokens.
+        rows.append((TABLE_TOKENS, *(1 for _ in POINTS)))
+        exact = depth == TABLE_LAYERS
+        return replace(form, rule="ratios", ratios=tuple(rows), ratio_tokens=TABLE_TOKENS, exact=exact)
+
+    def _points(self, depth: int, options: Mapping[str, Any]) -> tuple[int, ...]:
+        if options["schedule"] != "auto":
+            points = parse_schedule(str(options["schedule"]))[0]
         else:
             published = RANK_POINTS if options["ratio"] == "rank" else POINTS
-            found = published if options["layers"] == "published" else scale_points(published, depth)
-        check_points(found, depth, self.name, "schedule")
-        return found
+            points = published if options["layers"] == "published" else scale_points(published, depth)
+        check_points(points, depth, self.name, "schedule")
+        return points
 
-    def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
-        if options["schedule"] != "auto":
-            points, kept = parse_schedule(str(options["schedule"]), visual_tokens, depth, self.name)
-            own = self._schedule(visual_tokens, depth, points, kept, options)
-            if keep != round(own.nominal):
-                raise BudgetError(
-                    f"{arg('keep', keep)}: schedule={options['schedule']} averages {own.nominal:.1f} tokens a layer",
-                    hint=f"leave out {arg('keep')}, or {arg('keep', round(own.nominal))}",
-                )
-            return own
-        points = self.points(depth, options)
-        if options["ratio"] == "rank":
-            if self.fixed_scale(keep, options):
-                # How many stay is not known before the run.
-                return self._schedule(visual_tokens, depth, points, (visual_tokens - 1,) * len(points), options)
-            return solve(
-                lambda first: self._schedule(visual_tokens, depth, points, (first,) * len(points), options),
-                keep, visual_tokens, self.name, "layers",
-            )  # fmt: skip
-        table = TABLES[str(options["version"])]
-        if (visual_tokens, depth) == (576, 32) and keep in table:
-            return self._schedule(visual_tokens, depth, points, table[keep], options)
-        second, third = _ratios(table, 576 * keep / visual_tokens)
-
-        def make(first: int) -> Schedule:
-            kept = (first, max(1, round(second * first)), max(1, round(third * first)))
-            return self._schedule(visual_tokens, depth, points, kept, options)
-
-        return solve(make, keep, visual_tokens, self.name, "schedule")
-
-    def _schedule(
-        self, tokens: int, depth: int, points: tuple[int, ...], kept: tuple[int, ...], options: Mapping[str, Any]
-    ) -> Schedule:
-        before, counts, after = tokens, [], []
-        for count in kept:
-            # Something is removed at every point, as in the code, unless there is nothing left to remove.
-            count = max(1, min(count, before - 1))
-            merged = recycling.merged_counts(before - count, self._recycles(options))[1]
-            before = count + merged
-            counts.append(count)
-            after.append(before)
-        return Schedule(tokens, depth, points, tuple(counts), tuple(after), nominal_shift=0)
-
-    def ranked(self, options: Mapping[str, Any]) -> bool:
-        return bool(options["ratio"] == "rank")
-
-    def meets_keep(self, options: Mapping[str, Any]) -> bool:
-        return not self.ranked(options) or options["scale"] == "budget"
-
-    def fixed_scale(self, keep: int, options: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Scale and bias of ``ratio=rank``; None: they follow from the budget and the ranks.
-
-        Raises:
-            BudgetError: if those of the first release are wanted, and it has none for ``keep``.
-        """
+    @staticmethod
+    def _scales(options: Mapping[str, Any]) -> tuple[tuple[float, float, float], ...]:
+        """Scale and bias of ``ratio=rank``, by budget; none where they follow from the budget and the ranks."""
         if options["scale"] == "budget":
-            return None
+            return ()
         if options["scale"] != "published" and float(options["scale"]):
-            return float(options["scale"]), float(options["bias"])
-        if keep not in RANK_SCALE:
-            known = ", ".join(map(str, sorted(RANK_SCALE)))
-            raise BudgetError(
-                f"{arg('options', {'scale': options['scale']})}: no scale is published for {arg('keep', keep)}, only "
-                f"for {known}",
-                hint=f"{arg('options', {'scale': 'budget'})}, which meets any {arg('keep')}, or scale=NUMBER",
-            )
-        return RANK_SCALE[keep]
-
-    def rank_counts(
-        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
-    ) -> tuple[int, ...]:
-        fixed = self.fixed_scale(keep, options)
-        if fixed is None:
-            return self._rank_schedule(ranks, keep, visual_tokens, depth, options).kept[: len(ranks)]
-        before, counts = visual_tokens, []
-        for rank in ranks:
-            # All stay where the rank is full.
-            count = before if rank >= before else max(1, min(int(rank * fixed[0] + fixed[1]), before - 1))
-            before = count + self.merged_counts(before - count, options)[1]
-            counts.append(count)
-        return tuple(counts)
-
-    def _rank_schedule(
-        self, ranks: Sequence[int], keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]
-    ) -> Schedule:
-        """The counts in proportion to the ranks whose average comes nearest to ``keep``.
-
-        Points that are still to come are taken to find the rank of the last one.
-        """
-        points = self.points(depth, options)
-        known = [max(1, rank) for rank in ranks]
-        expected = known + known[-1:] * (len(points) - len(known))
-        most = max(expected)
-
-        def make(largest: int) -> Schedule:
-            kept = tuple(max(1, largest * rank // most) for rank in expected)
-            return self._schedule(visual_tokens, depth, points, kept, options)
-
-        # Up to where even the lowest rank asks for all tokens.
-        return nearest(make, keep, visual_tokens * most)
+            return ((0.0, float(options["scale"]), float(options["bias"])),)
+        return tuple((float(keep), *RANK_SCALE[keep]) for keep in sorted(RANK_SCALE))
 
     # -- NumPy --------------------------------------------------------------------------------------------------
 
@@ -259,9 +194,6 @@ class SparseVlm(InLlmMethod):
         order = np.argsort(-corrected.sum(axis=(1, 2), dtype=np.float32), kind="stable")
         best = np.sort(order[: int(context.get("heads", 14))])
         return corrected[best].mean(axis=0, dtype=np.float32).mean(axis=0, dtype=np.float32)
-
-    def merged_counts(self, removed: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        return recycling.merged_counts(removed, self._recycles(options))
 
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
         import numpy as np
@@ -323,7 +255,7 @@ class SparseVlm(InLlmMethod):
         best = op.Slice(order, g.ints(0), keep, g.ints(1))
         kept, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
         result = op.GatherND(visual, op.Unsqueeze(kept, g.ints(2)), batch_dims=1)
-        if not self._recycles(options):
+        if not self.recycles(options):
             return kept, result, None
         chosen = op.Slice(order, keep, op.Add(keep, inputs["recycled"]), g.ints(1))
         vectors = g.cast(op.GatherND(visual, op.Unsqueeze(chosen, g.ints(2)), batch_dims=1), f32)
@@ -356,18 +288,3 @@ class SparseVlm(InLlmMethod):
         _, best = op.TopK(looks, count, axis=-1, largest=1, sorted=1, _outputs=2)
         chosen = op.GatherND(corrected, op.Unsqueeze(best, g.ints(2)), batch_dims=1)
         return op.ReduceMean(chosen, g.ints(1), keepdims=0)
-
-
-def _ratios(table: Mapping[int, tuple[int, ...]], keep: float) -> tuple[float, float]:
-    """Second and third count over the first, linear in ``keep`` between the tables' entries, constant below them.
-
-    Above them the ratios go to 1, at all 576 tokens.
-    """
-    table = {**table, 576: (1, 1, 1)}
-    known = sorted(table)
-    low = max((k for k in known if k <= keep), default=known[0])
-    high = min((k for k in known if k >= keep), default=known[-1])
-    share = 0.0 if low == high else (keep - low) / (high - low)
-    pairs = [(table[k][1] / table[k][0], table[k][2] / table[k][0]) for k in (low, high)]
-    first, second = ((1 - share) * a + share * b for a, b in zip(*pairs, strict=True))
-    return first, second

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids
-from trtprune.pruning.base import Method
+from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
 if TYPE_CHECKING:

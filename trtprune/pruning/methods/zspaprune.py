@@ -31,8 +31,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.base import Method
 from trtprune.pruning.greedy import LAST, TAKEN
+from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines

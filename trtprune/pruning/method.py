@@ -1,0 +1,159 @@
+"""Methods that prune before the decoder: a NumPy reference and a graph builder side by side.
+
+Both forms compute in float32 whatever the dtype of the features, give ascending indices, break ties by the lower index
+and put NaN scores last, so that they can be compared index for index.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trtprune.pruning.base import BaseMethod, BuildContext
+from trtprune.pruning.inputs import FROM_CLIP, INPUT_NAMES, INPUTS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from trtprune.graph import Graph
+
+__all__ = ["Method"]
+
+OTHER_WORDS = {"seed": "a seed", "grid": "the grid of patches"}
+
+
+class Method(BaseMethod):
+    """A way to choose visual tokens before the decoder.
+
+    A method that ``merges`` has :meth:`merge` and :meth:`build_merged`, and its ``kept_indices`` name for each row a
+    token it stands for.
+    """
+
+    inside: ClassVar[bool] = False
+
+    def describe_needs(self) -> list[str]:
+        words = [entry.words for name, entry in INPUTS.items() if name in self.needs]
+        words += [text for name, text in OTHER_WORDS.items() if name in self.needs]
+        if self.needs & set(FROM_CLIP):
+            words.append("a build with CLIP's text tower (--clip)")
+        return words
+
+    def check_budget(self, keep: int, tokens: int, depth: int, options: Mapping[str, Any]) -> None:
+        self.check_keep(keep, tokens)
+
+    def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
+        return 1, tokens
+
+    def build_graphs(self, context: BuildContext, options: Mapping[str, Any]) -> dict[tuple[str, int | None], Graph]:
+        from trtprune.pruning.graph import write_pruner
+
+        g = context.make("pruner")
+        write_pruner(
+            g, self, context.hidden_size, options,
+            num_tokens=context.num_tokens, grid=context.grid, widths=context.widths,
+        )  # fmt: skip
+        return {("pruner", None): g}
+
+    def reference(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """The selection, in NumPy.
+
+        Args:
+            image_features: [N, D], or [B, N, D] for a batch of images; any float dtype.
+            keep: Tokens to keep of each image, 1 ≤ keep ≤ N.
+            inputs: What the method needs, by the names of :data:`trtprune.pruning.inputs.INPUTS`, each without or with
+                the dimension B; ``text_mask`` [T] or [B, T] beside ``text_embeds``, where 0 marks padding (left out:
+                no padding); ``seed``, an integer (left out: 0); ``grid``, rows and columns of patches, N together.
+                What the method does not need is ignored.  Other names are its options; strings are parsed.
+
+        Returns:
+            int64 [keep], or [B, keep] for a batch; ascending in each row.
+
+        Raises:
+            BudgetError: for a budget or option that cannot be served.
+            InputError: for a missing input or one of the wrong shape.
+        """
+        return self._stack(image_features, self._rows(image_features, keep, inputs, self.select))
+
+    def pruned(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`reference`, with what the decoder gets: (indices, float32 [keep, D] or [B, keep, D])."""
+        indices, features = zip(*self._rows(image_features, keep, inputs, self.merge), strict=True)
+        return self._stack(image_features, indices), self._stack(image_features, features)
+
+    def merged_into(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """Where each token went: int64 [N] or [B, N], the kept token whose row it is a part of, -1 for none.
+
+        Arguments and errors as for :meth:`reference`. A kept token is a part of its own row; of a method that does not
+        merge, no other token is a part of any.
+        """
+        return self._stack(image_features, self._rows(image_features, keep, inputs, self.assign))
+
+    def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """:meth:`merged_into` for one image, inputs and options checked."""
+        import numpy as np
+
+        kept = self.select(image_features, keep=keep, **inputs)
+        found = np.full(len(image_features), -1, np.int64)
+        found[kept[kept >= 0]] = kept[kept >= 0]
+        return found
+
+    @staticmethod
+    def _stack(image_features: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+        import numpy as np
+
+        return np.stack(rows) if np.ndim(image_features) == 3 else rows[0]
+
+    def _rows(
+        self, image_features: np.ndarray, keep: int, inputs: Mapping[str, Any], choose: Callable[..., Any]
+    ) -> list[Any]:
+        """``choose`` of each image, with its inputs checked and in float32."""
+        import numpy as np
+
+        from trtprune.pruning.feeds import read_images
+
+        options = self.validate_options({name: value for name, value in inputs.items() if name not in INPUT_NAMES})
+        images = read_images(self.name, self.needs, image_features, inputs)
+        keep = self.check_keep(keep, np.shape(image_features)[-2])
+        with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they lose
+            return [choose(keep=keep, **image, **options) for image in images]
+
+    @abstractmethod
+    def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
+        """The reference for one image; inputs are checked and float32, masked text rows are already gone."""
+
+    def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`select` and the rows that the decoder gets, float32 [keep, D]; for one image."""
+        indices = self.select(image_features, keep=keep, **inputs)
+        return indices, image_features[indices]
+
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
+        """Write float32 scores [batch, N] whose ``keep`` largest are the selection, or return None.
+
+        A method that can say its choice this way shares the one top-k-and-gather of :mod:`trtprune.pruning.graph`.
+        """
+        return None
+
+    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
+        """Write the selection into ``g``.
+
+        Args:
+            g: The graph; only ``op``, ``constant``, ``scalar``, ``ints`` and ``builder.subgraph`` are used.
+            inputs: ``image_features`` [batch, N, D] and what the method needs, by name.
+            keep: int64 [1], a run-time value.
+            options: All of the method's options, validated; and ``grid``, where the method needs it.
+
+        Returns:
+            int64 [batch, keep], ascending in each row.
+        """
+        from trtprune.pruning import ops
+
+        scores = self.scores(g, inputs, keep=keep, **options)
+        assert scores is not None, f"{self.name} must write scores() or build()"
+        return ops.ascending(g, ops.top(g, scores, keep)[1], keep)
+
+    def build_merged(
+        self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        """As :meth:`build`, of a method that ``merges``: indices and float32 rows [batch, keep, D]."""
+        raise NotImplementedError(f"{self.name} does not merge")
