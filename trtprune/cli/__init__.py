@@ -1,6 +1,6 @@
 """The command line: click commands only. Nothing imports it.
 
-``main`` is imported when it is asked for: the program's entry point must not import click before it listens for Ctrl-C.
+``main`` is imported on first use: the program's entry point must listen for Ctrl-C before it imports click.
 """
 
 from __future__ import annotations

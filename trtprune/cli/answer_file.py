@@ -1,7 +1,7 @@
-"""The answers to a request file on disk, a line each in its order, so that hours of work survive whatever ends them.
+"""The answers to a request file on disk, one line each in its order, so that hours of work survive any interruption.
 
-The file is only ever appended to.  Each line says what it was answered with (``run``), so that answers of other
-settings or of another build are never mixed in.
+Lines are only appended.  Each line identifies its settings and build (``run``), so that answers of others are never
+mixed in.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ FORM = "a file that an earlier `trtprune run -o` wrote"
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of what decides the answers."""
+    """Twelve hexadecimal digits that identify the facts behind the answers."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 class AnswerFile:
-    """Where ``-o`` writes; a context manager that holds the file's lock.
+    """The file of ``-o``; a context manager that holds its lock.
 
     Args:
-        path: The file; made if it is not there.
-        run: Of :func:`fingerprint`.
-        resume: Go on behind the answers that are there.
-        force: Start anew, whatever answers are there.
+        path: The file; created if it does not exist.
+        run: The result of :func:`fingerprint`.
+        resume: Whether to continue behind existing answers.
+        force: Whether to discard existing answers.
 
     Raises:
-        InputError: if it cannot be written, another process writes it, or it holds something else.
+        InputError: if it cannot be written, another process writes it, or it has other content.
     """
 
     def __init__(self, path: Path, run: str, *, resume: bool = False, force: bool = False) -> None:
@@ -66,7 +66,7 @@ class AnswerFile:
     def __exit__(self, *_: object) -> None:
         if self._lines is not None:
             self._lines.__exit__()
-        # Some file systems cannot; the answers are with the kernel in any case.
+        # Some file systems cannot sync; the kernel has the answers in any case.
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         empty = os.fstat(self._file).st_size == 0
@@ -76,10 +76,10 @@ class AnswerFile:
                 self.path.unlink()
 
     def has(self, key: Any) -> bool:
-        """Whether the next row, whose id is ``key``, was answered before.
+        """Whether the next row, with the id ``key``, has an answer already.
 
         Raises:
-            InputError: if the answer in its place is to another row.
+            InputError: if the answer in its place belongs to another row.
         """
         known = next(self._known, None)
         if known is None:
@@ -100,7 +100,7 @@ class AnswerFile:
         return True
 
     def add(self, answer: Mapping[str, Any]) -> None:
-        """Writes a line; when this returns, no end of this process can lose it.
+        """Writes a line; afterwards it survives the end of this process.
 
         Raises:
             InputError: if the disk is full.
@@ -108,7 +108,7 @@ class AnswerFile:
         text = json.dumps({**answer, "run": self._run}, ensure_ascii=False)
         data = text.encode("utf-8", "backslashreplace") + b"\n"
         try:
-            # One call a line: what a killed process leaves is whole lines, and at most one part of one.
+            # One call per line: a killed process leaves whole lines, and at most one incomplete one.
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
@@ -130,7 +130,7 @@ class AnswerFile:
         size = status.st_size
         if not size:
             return
-        # Of whatever else it may be, nothing is cut off or overwritten.
+        # A file with other content is never truncated or overwritten.
         start = os.pread(self._file, 6, 0)
         if not b'{"id":'.startswith(start):
             raise InputError(f"-o {self.path}: is not a file of answers", hint="choose another -o")
@@ -147,7 +147,7 @@ class AnswerFile:
 
 
 def _whole_lines(file: int, size: int) -> int:
-    """Bytes up to the end of the last whole line: what is behind was cut off."""
+    """Number of bytes up to the end of the last complete line."""
     place = size
     while place > 0:
         start = max(0, place - (1 << 16))

@@ -1,4 +1,4 @@
-"""Where the program starts: an interrupt while its libraries are imported is no traceback either."""
+"""The program's start: an interrupt during the import of libraries gives no traceback either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How TensorRT engines are to be built: the options of ``build``, checked against what the library has.  Pure."""
+"""Options of TensorRT engines in ``build``, checked against the library's abilities.  Pure."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DEFAULT_INPUT_LEN = 512
 
 ATTENTION_FORMS: dict[str, dict[str, Form]] = {
     "tensorrt": {"fused": "op", "fp32-boundary": "op-float32", "decomposed": "primitives"},
-    # TensorRT for RTX has no attention kernel in float32, and where it may write the operator out between casts it
-    # fails ("Fusing attention ops must leave the graph in a well-formed state") or crashes; ours it takes.
+    # TensorRT for RTX has no attention kernel in float32, and its own decomposition between casts fails ("Fusing
+    # attention ops must leave the graph in a well-formed state") or crashes; ours works.
     "tensorrt-rtx": {"fused": "op", "fp32-boundary": "primitives-float32", "decomposed": "primitives"},
 }
-"""How graphs spell the decoder's attention, by backend and ``--attention``."""
+"""The form of the decoder's attention, by backend and ``--attention``."""
 
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 VERBOSITIES = ("layer_names_only", "none", "detailed")
@@ -47,23 +47,23 @@ _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What the command line's flags of the same names say; ``build(..., engine=EngineOptions(...))`` in Python.
+    """The command line's flags of the same names; ``build(..., engine=EngineOptions(...))`` in Python.
 
     Attributes:
-        max_batch_size: Rows the engines serve at a time.
-        max_input_len: Text tokens of a prompt; None: 512, or what the model's positions allow.
-        max_images: Pictures of a prompt, each with up to the largest budget of ``keep_range``.
+        max_batch_size: The largest number of rows of a batch.
+        max_input_len: The largest number of text tokens of a prompt; None: 512, or the model's number of positions.
+        max_images: The largest number of images of a prompt, each with up to the largest budget of ``keep_range``.
         attention: ``fused`` (TensorRT's kernels), ``fp32-boundary`` (the same, computed in float32) or ``decomposed``
             (plain operators), for the decoder.
-        compute_capability: GPUs to build for, ``("sm89", "sm120")``, or ``("current",)``; empty: the one that is here.
+        compute_capability: GPUs to build for, ``("sm89", "sm120")``, or ``("current",)``; empty: this machine's.
         builder_optimization_level: 0 (quick build) to 5 (fast engine); None: the library's default.
         pool_limit: Bytes by memory pool, ``{"workspace": 4 << 30}``.
-        load_timing_cache: Kernel timings to start from.
-        save_timing_cache: Where to keep the kernel timings of this build.
-        version_compatible: Engines that later versions of TensorRT load too.
+        load_timing_cache: File of kernel timings from an earlier build.
+        save_timing_cache: File for the kernel timings of this build.
+        version_compatible: Whether later versions of TensorRT can load the engines, too.
         hardware_compatibility_level: ``none``, ``ampere_plus`` or ``same_compute_capability``.
-        weight_streaming: Engines that can run with part of their weights in host memory.
-        profiling_verbosity: What engines say of their layers: ``layer_names_only``, ``none`` or ``detailed``.
+        weight_streaming: Whether engines can run with part of their weights in host memory.
+        profiling_verbosity: The engines' information about layers: ``layer_names_only``, ``none`` or ``detailed``.
     """
 
     max_batch_size: int = 1
@@ -81,12 +81,12 @@ class EngineOptions:
     profiling_verbosity: str = "layer_names_only"
 
     def changed(self) -> list[str]:
-        """The options that are not at their defaults."""
+        """The options that differ from their defaults."""
         default = EngineOptions()
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)]
 
     def identity(self) -> dict[str, Any]:
-        """What the content of the engines depends on, for the digest of a build, beyond their limits and target."""
+        """The options that change the engines' content beyond limits and target, for the digest of a build."""
         left_out = {"load_timing_cache", "save_timing_cache", "compute_capability"}
         left_out |= {"max_batch_size", "max_input_len", "max_images"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
@@ -97,7 +97,7 @@ def _flag(name: str) -> str:
 
 
 def check_options(options: EngineOptions, backend: str, export_only: bool) -> None:
-    """Refuses options the backend does not have, and values that are none.
+    """Refuses options that the backend lacks, and invalid values.
 
     Raises:
         BuildError: naming the flag.
@@ -127,7 +127,7 @@ def parse_pool_limit(text: str) -> tuple[str, int]:
     """``workspace:4G`` → ``("workspace", 4 << 30)``; suffixes K, M, G, as Polygraphy spells them.
 
     Raises:
-        ValueError: if it is nothing of the kind.
+        ValueError: for another form.
     """
     found = re.fullmatch(r"([A-Za-z_]+):(\d+(?:\.\d+)?(?:e\d+)?)([KMG]?)", text.strip(), re.IGNORECASE)
     if found is None:
@@ -139,17 +139,17 @@ def parse_pool_limit(text: str) -> tuple[str, int]:
 def resolve_targets(
     wanted: Sequence[str], backend: str, served: Sequence[int], gpus: Sequence[Gpu], library: str
 ) -> tuple[str, ...]:
-    """The compute capabilities to build for, ascending; ``("current",)`` for the GPU that is here.
+    """The compute capabilities to build for, ascending; ``("current",)`` for this machine's GPU.
 
     Args:
-        wanted: What was asked for, e.g. ``("sm89", "8.6")``; empty: the GPU that is here.
+        wanted: The user's choice, e.g. ``("sm89", "8.6")``; empty: this machine's GPU.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
-        served: What the library can build for without the GPU: 89 for sm89; nothing for full TensorRT.
-        gpus: Of this machine.
+        served: Capabilities that the library builds for without the GPU: 89 for sm89; none for full TensorRT.
+        gpus: GPUs of this machine.
         library: Name and version, for messages.
 
     Raises:
-        BuildError: for a capability that is none or that the library does not serve.
+        BuildError: for an invalid capability, or one that the library does not serve.
         BackendError: if a GPU is needed and there is none.
     """
     names = tuple(dict.fromkeys(part.strip().lower() for text in wanted for part in text.split(",") if part.strip()))
@@ -199,7 +199,7 @@ def _not_served(what: str, library: str, listed: str) -> BuildError:
 
 
 def check_dtype(dtype: str, weight_dtype: str | None, attention: str, targets: Sequence[str], backend: str) -> None:
-    """Refuses what TensorRT-RTX refuses for Turing: all but float16 products, and weights of 4 bits.
+    """Refuses what TensorRT-RTX cannot do on Turing: products other than float16, and weights of 4 bits.
 
     Raises:
         BuildError: naming the flag.

@@ -1,6 +1,6 @@
-"""What may lie where a build is to be written: nothing, or an engine directory and no other file.
+"""Checks of the output of a build: the place must be empty, or an engine directory without other files.
 
-trtprune never deletes others' files: what is replaced is what a ``config.json`` of ours lists.
+trtprune never deletes others' files: only files in its own ``config.json`` are replaced.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["check_source", "find_target", "old_files"]
 
 ELSEWHERE = "choose another -o/--output"
 DIGEST = re.compile(r"[0-9a-f]{64}")
-# What a file system puts into each of its roots.
+# A folder that file systems put into each of their roots.
 OF_THE_DISK = ("lost+found",)
 
 
 def find_target(output: str | os.PathLike[str], force: bool) -> Path:
-    """The directory that ``-o`` names, symbolic links followed, checked as far as that needs no model.
+    """The directory of ``-o``, with symbolic links resolved and all checks that need no model.
 
     Raises:
-        BuildError: if it cannot be written, or holds what must not be replaced.
+        BuildError: if it cannot be written, or has files that must not be replaced.
     """
     given = os.fspath(output)
     if "\0" in given:
@@ -40,7 +40,7 @@ def find_target(output: str | os.PathLike[str], force: bool) -> Path:
             f"-o {given}: the current folder does not exist any more",
             hint="cd to one that does, or give an absolute path",
         ) from None
-    # What is left of a link after all were followed is one that leads in a circle.
+    # A link that remains after resolution is part of a circle.
     if os.path.islink(target):
         raise BuildError(f"-o {given}: is a circle of links", hint=ELSEWHERE)
     check_writable(target)
@@ -58,7 +58,7 @@ def find_target(output: str | os.PathLike[str], force: bool) -> Path:
 
 
 def old_files(target: Path) -> list[str]:
-    """The files of the engine directory at ``target``, relative to it; empty where there is none.
+    """The files of the engine directory at ``target``, relative to it; empty without one.
 
     Raises:
         BuildError: if there are others, or it is not an engine directory.
@@ -109,7 +109,7 @@ def _entries(target: Path) -> list[str]:
 
 
 def _walk(target: Path) -> list[Path]:
-    """Everything but folders; links are not followed."""
+    """All paths except folders; links are not followed."""
     found = []
     for folder, folders, files in os.walk(target):
         if Path(folder) == target:

@@ -1,9 +1,9 @@
 """All-or-nothing directories: a lock, a staging directory, and one step that puts it in place.
 
-Knows nothing of models: it moves a finished directory into place, or leaves no trace.  Where the target can be renamed,
-staging lies beside it and the two are exchanged at once.  A mount point cannot, nor can a directory whose parent is not
-writable: there staging lies inside, and its files move into place one by one, ``config.json`` last; a process that was
-killed in between left a list of what is to be done, with which the next one ends it.
+Independent of models: it moves a finished directory into place, or leaves no trace.  If the target can be renamed,
+staging is beside it and the two are exchanged at once.  A mount point, or a directory in an unwritable folder, cannot
+be renamed: staging is then inside, and its files move into place one by one, ``config.json`` last.  A process that is
+killed in between leaves a list of the remaining steps, and the next process completes them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ except ImportError:  # Windows: no advisory locks here; the rename at the end is
 __all__ = ["LAST", "LEFT_INSIDE", "check_writable", "recover", "replacing_directory"]
 
 LEFT_INSIDE = re.compile(r"\.trtprune-staging-\w{8}|\.trtprune\.lock")
-"""Names that this module gives to what it puts into a target for a while."""
+"""Names of this module's temporary entries in a target."""
 LAST = "config.json"
-"""The file without which a directory is none of ours; it moves last."""
+"""The file that identifies a directory as ours; it moves last."""
 _TODO = ".todo.json"
 _RANDOM = re.compile(r"[a-z0-9_]{8}")
 _ELSEWHERE = "choose another -o/--output"
@@ -44,12 +44,12 @@ def replacing_directory(target: Path, old_files: Callable[[], Iterable[str]] = t
     """Yields an empty staging directory that becomes ``target`` when the block ends without an exception.
 
     An older ``target`` is replaced as a whole; on any exception, Ctrl-C included, it is untouched and the staging
-    directory is removed. What a killed process left behind is put right by :func:`recover`.
+    directory is removed. :func:`recover` cleans up after a killed process.
 
     Args:
-        target: Absolute, no symbolic link.
-        old_files: Called just before an older ``target`` is replaced; the files of it that may go, relative to it.
-            What it raises ends the replacement.
+        target: An absolute path without symbolic links.
+        old_files: Called just before an older ``target`` is replaced; returns its removable files, relative to it.  An
+            exception in it ends the replacement.
 
     Raises:
         BuildError: another process is building ``target``, or the disk is full or not writable.
@@ -71,10 +71,10 @@ def replacing_directory(target: Path, old_files: Callable[[], Iterable[str]] = t
 
 
 def check_writable(target: Path) -> None:
-    """Refuses a target that could not be written, before any work is done; leaves nothing behind.
+    """Refuses a target that cannot be written, before any work; leaves nothing behind.
 
     Raises:
-        BuildError: naming what is in the way.
+        BuildError: naming the obstacle.
     """
     with _translated(target, every=True):
         if target.exists() and not target.is_dir():
@@ -85,15 +85,15 @@ def check_writable(target: Path) -> None:
         probe = tempfile.mkdtemp(
             prefix=".trtprune-staging-" if folder == target else f".{target.name}.staging-", dir=folder
         )
-        with contextlib.suppress(FileNotFoundError):  # another build of the target tidied up
+        with contextlib.suppress(FileNotFoundError):  # another build of the target has cleaned up
             os.rmdir(probe)
 
 
 def recover(target: Path) -> None:
-    """Puts right what a process left that was killed while it put a directory in place.
+    """Completes the work of a process that was killed while it moved a directory into place.
 
     Raises:
-        BuildError: if that cannot be written.
+        BuildError: if the target cannot be written.
     """
     if not any(True for _ in _leftovers(target)):
         return
@@ -109,7 +109,7 @@ def _new_staging(target: Path) -> Path:
         staging = Path(tempfile.mkdtemp(prefix=".trtprune-staging-", dir=target))
     else:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.staging-", dir=target.parent))
-    # mkdtemp makes it private; an engine directory gets what the user's umask gives any directory.
+    # mkdtemp makes it private; an engine directory has the permissions of the user's umask.
     umask = os.umask(0)
     os.umask(umask)
     staging.chmod(0o777 & ~umask)
@@ -144,7 +144,7 @@ def _put_in_place(staging: Path, target: Path, old_files: Callable[[], Iterable[
     try:
         _swap(staging, target)
     except OSError as error:
-        # A mount point that does not look like one, or a directory of a lower layer of an overlay.
+        # An undetected mount point, or a directory of a lower layer of an overlay.
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
         _move_files(staging, target, old)
@@ -157,7 +157,7 @@ def _swap(staging: Path, target: Path) -> None:
     if _exchange(staging, target):
         shutil.rmtree(staging, ignore_errors=True)
         return
-    # Two renames: a process that is killed between them leaves the old one where the next finds it (_tidy).
+    # Two renames: after a kill between them the next process finds the old directory (_tidy).
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.staging-old-", dir=target.parent))
     try:
         target.rename(old / "old")
@@ -172,7 +172,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Exchanges two directories in one step; False where the system or the file system cannot."""
+    """Exchanges two directories in one step; False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -200,7 +200,7 @@ def _move_files(staging: Path, target: Path, old: Iterable[str]) -> None:
 
 
 def _finish(staging: Path, target: Path) -> None:
-    """What is still to be done of :func:`_move_files`, from its beginning or from wherever it was cut off."""
+    """The remaining steps of :func:`_move_files`, from its beginning or from its interruption."""
     todo = parse_object((staging / _TODO).read_bytes())
     for name in sorted(_files(staging), key=lambda name: (name == LAST, name)):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def _locked(target: Path) -> Iterator[None]:
             raise _Busy(
                 f"{target}: another build is writing this directory", hint="wait for it, or choose another -o"
             ) from None
-        # The holder before us unlinks the file when done: a lock on an unlinked file guards nothing, take a new one.
+        # The previous holder unlinks the file at its end: a lock on an unlinked file is void, so take a new one.
         try:
             if os.fstat(handle).st_ino == path.stat().st_ino:
                 break
@@ -275,7 +275,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translated(target: Path, *, every: bool = False) -> Iterator[None]:
-    """One line for an OSError; ``every``: of whatever kind, because nothing but the target can be at fault."""
+    """Turns an OSError into one line; ``every``: of any kind, because only the target can be at fault."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,8 @@
-"""Weight files into a build: shared with the checkpoint where that costs nothing, copied, or linked.
+"""The weight files of a build: shared with the checkpoint if possible, copied, or linked.
 
 ONNX tools take weights from regular files below the graph's folder; ``onnx`` itself (1.21 and newer) refuses files with
-several hard links.  A reflink is a file of its own whose blocks are shared until one of the two is written to, on file
-systems that have them (Btrfs, XFS, bcachefs); elsewhere a copy is what works everywhere, and a hard link what costs no
-room.
+several hard links.  A reflink is a separate file whose blocks are shared until one of the two is written to; only
+some file systems have them (Btrfs, XFS, bcachefs).  A copy works everywhere, and a hard link takes no room.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ __all__ = ["AUTO_COPY_BYTES", "WAYS", "check_way", "place_weights"]
 
 WAYS = ("auto", "copy", "link")
 AUTO_COPY_BYTES = 4_000_000_000
-"""What ``auto`` copies at most, in bytes of all weight files together, where there are no reflinks."""
+"""The largest total size in bytes that ``auto`` copies without reflinks."""
 SPARE_BYTES = 64_000_000
-"""Room on the disk that a copy leaves."""
+"""Room that a copy leaves on the disk, in bytes."""
 _FICLONE = 0x40049409
 
 
@@ -42,15 +41,15 @@ def place_weights(sources: Mapping[str, Path], folder: Path, how: str) -> str:
 
     Args:
         sources: Name in the folder → the file, which may be a symbolic link.
-        folder: On the file system of the build.
+        folder: Folder on the file system of the build.
         how: ``"copy"`` (or reflinks), ``"link"`` (hard links, or copies where there can be none), or ``"auto"``:
             reflinks, else copies of up to :data:`AUTO_COPY_BYTES` in total if there is room, else hard links.
 
     Returns:
-        What was done, in words; empty if there was nothing to do.
+        The outcome in words; empty if there was nothing to do.
 
     Raises:
-        BuildError: if copies are asked for or needed, and do not fit on the disk.
+        BuildError: if copies are requested or needed, and do not fit on the disk.
     """
     check_way(how)
     real = {name: source.resolve() for name, source in sources.items()}
@@ -71,13 +70,13 @@ def place_weights(sources: Mapping[str, Path], folder: Path, how: str) -> str:
 
 
 def _linked(real: Mapping[str, Path], folder: Path, why: str) -> str:
-    """Hard links where the file system allows; ``why`` it is not copies, if those would have been better."""
+    """Hard links if the file system allows; ``why`` is the reason against copies, if those would be better."""
     refused: dict[str, Path] = {}
     for name, path in real.items():
         try:
             os.link(path, folder / name)
         except OSError as error:
-            # Another file system, links not supported or not permitted: a copy serves as well. A full disk does not.
+            # Another file system, links not supported or not permitted: a copy is equal. A full disk is an error.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             refused[name] = path
@@ -101,7 +100,7 @@ def _copy(real: Mapping[str, Path], folder: Path) -> None:
 
 
 def _reflinked(real: Mapping[str, Path], folder: Path) -> bool:
-    """Whether all files were cloned; none is there if not."""
+    """Whether all files were cloned; otherwise none is left."""
     done: list[Path] = []
     for name, path in real.items():
         if not _clone(path, folder / name):
