@@ -7,11 +7,12 @@ import json
 import random
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 SHORT = 10
-PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime.preprocess")
+PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime.images", "trtprune.runtime.preprocess")
 KINDS = (
     "PNG",
     "JPEG",
@@ -29,15 +30,20 @@ KINDS = (
     "PCX",
     "JPEG2000",
 )
-PROCESSORS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor", "BitImageProcessor")
+PROCESSORS = (
+    "CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor", "BitImageProcessor", "LlavaNextImageProcessor",
+    "LlavaNextImageProcessor", "LlavaOnevisionImageProcessor", "LlavaOnevisionImageProcessor",
+)  # fmt: skip
 VALUES: tuple[Any, ...] = (
     0, 1, 2, 336, -1, 16384, 16385, 2**31, 10**400, 1e-45, 3e38, float("inf"), float("nan"), True, None, "x", "\x1b[2J",
     [], {}, [0.5] * 3, [0, 0, 0], {"height": 336, "width": 336}, {"shortest_edge": 336}, {"shortest_edge": 1},
-    "a" * 10**6,
+    "a" * 10**6, [[336, 672]], [[336, 336]] * 5000, [[16464, 336]], [[336, 16128]], [[5376, 5376]], [[337, 336]], [[]],
+    "anyres_max_1", "anyres_max_9999", "anyres_max_0",
 )  # fmt: skip
 KEYS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "do_pad", "image_processor_type", "feature_extractor_type",
+    "image_grid_pinpoints", "image_grid_pinpoints", "vision_aspect_ratio", "default_to_square",
 )  # fmt: skip
 
 
@@ -48,6 +54,7 @@ def make_case(rng: random.Random) -> tuple[bytes, dict[str, Any]]:
         "size": {"shortest_edge": 336},
         "crop_size": 336,
         "do_pad": False,
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 1008]],
     }
     if rng.random() < 0.3:
         config |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
@@ -109,18 +116,24 @@ def _slow(rng: random.Random) -> bytes:
 
 
 def attempt(case: tuple[bytes, dict[str, Any]], folder: Path) -> None:
-    """The picture, from a file and from memory, as the model is fed it."""
+    """The picture, from a file and from memory, as the model is fed it: alone, or as one of two."""
+    from trtprune.runtime.images import PROCESSORS as NAMES
+    from trtprune.runtime.images import CropShape, processor_from_files
     from trtprune.runtime.pictures import load_picture
-    from trtprune.runtime.preprocess import Preprocessor
 
     data, config = case
     # As it is read: from JSON.
-    ready = Preprocessor.from_config(json.loads(json.dumps(config)), (336, 336), "preprocessor_config.json")
+    files = {"preprocessor_config.json": json.dumps(config)}
+    model = {key: config[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if key in config}
+    ready = processor_from_files(files, CropShape(336, 336, (14, 14)), model, list(NAMES))
+    least, most = ready.tokens_range
     path = folder / "picture.png"
     path.write_bytes(data)
-    for source in (path, data):
-        array = ready(load_picture(source, prepared=ready.pixels_taken))
-        assert array.shape == (3, 336, 336)
+    for images, source in enumerate((path, data), 1):
+        picture = load_picture(source, prepared=partial(ready.pixels_taken, images=images))
+        prepared = ready.prepare(picture, images)
+        assert prepared.pixel_values.shape == (prepared.plan.crops, 3, 336, 336)
+        assert least <= prepared.plan.tokens <= most
 
 
 def prepare(data: bytes, config: dict[str, Any]) -> None:
