@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoTokenizer, LlavaProcessor
+from transformers import AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import trtprune
 from tests.kit import tiny
-from tests.kit.tiny_files import add_text_files
+from tests.kit.tiny_files import TEMPLATE, add_text_files
 from trtprune.engine_dir import Part
 from trtprune.runtime import Vlm
 
@@ -28,11 +30,19 @@ def picture(seed: int = 0, size: tuple[int, int] = (90, 70)) -> Image.Image:
 
 def transformers_processor(path: Path) -> Any:
     """The checkpoint's processor, with the picture half in Pillow."""
-    return LlavaProcessor.from_pretrained(
-        path,
-        tokenizer=AutoTokenizer.from_pretrained(path),
-        image_processor=AutoImageProcessor.from_pretrained(path, backend="pil"),
-    )
+    settings = json.loads((path / "processor_config.json").read_text())
+    kind = getattr(transformers, settings.pop("processor_class"))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    images = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if "video_processor" not in kind.get_attributes():
+        return kind.from_pretrained(path, tokenizer=tokenizer, image_processor=images)
+    # The half for videos, which no test needs, asks for torchvision.
+    processor = object.__new__(kind)
+    processor.tokenizer, processor.image_processor, processor.chat_template = tokenizer, images, TEMPLATE
+    processor.image_token_id = tiny.IMAGE_TOKEN_ID
+    processor.video_token, processor.video_processor = "<video>", None
+    vars(processor).update(settings)
+    return processor
 
 
 class Recorder:
@@ -78,13 +88,16 @@ class Kit:
         """The processor's tensors for one question."""
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return self.processor(images=list(images), text=text, return_tensors="pt")
+        # Nested, as the images of one prompt: in a flat list, some processors take each for a prompt's only image.
+        return self.processor(images=[list(images)], text=text, return_tensors="pt")
 
     def embeds(self, inputs: Any) -> torch.Tensor:
         """[1, S, D]: text embeddings with all image features in place."""
         with torch.no_grad():
             rows = self.model.get_input_embeddings()(inputs["input_ids"])
-            features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
+            names = ("image_sizes", "batch_num_images")
+            sizes = {name: inputs[name] for name in names if name in inputs}
+            features = self.model.get_image_features(inputs["pixel_values"], **sizes).pooler_output
             mask = inputs["input_ids"] == tiny.IMAGE_TOKEN_ID
             rows[mask] = torch.cat(list(features)).to(rows.dtype)
         return rows

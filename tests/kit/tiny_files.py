@@ -39,6 +39,14 @@ PROCESSORS = {
 }
 
 
+FAMILIES = {
+    "llava": (None, "LlavaProcessor"),
+    "llava-next": ("LlavaNextImageProcessor", "LlavaNextProcessor"),
+    "llava-onevision": ("LlavaOnevisionImageProcessor", "LlavaOnevisionProcessor"),
+}
+"""Family → image processor, where the tower does not decide, and processor."""
+
+
 def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     """Writes tokenizer.json, tokenizer_config.json, preprocessor_config.json and the chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -77,18 +85,27 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         "rescale_factor": 1 / 255,
         "resample": 3,
     }
+    image_processor, processor_class = FAMILIES[t.family]
+    if image_processor is not None:
+        processor |= {"image_processor_type": image_processor, "do_pad": True}
+        processor["image_grid_pinpoints"] = t.more["image_grid_pinpoints"]
+        processor["do_center_crop"] = t.family == "llava-next"
     if processor.get("do_center_crop"):
         processor |= {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     else:
         processor |= {"size": {"height": size, "width": size}}
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
     processor_config = {
-        "processor_class": "LlavaProcessor",
+        "processor_class": processor_class,
         "image_token": "<image>",
         "patch_size": t.patch_size,
         "vision_feature_select_strategy": t.strategy,
         "num_additional_image_tokens": 0 if t.tower == "siglip" else 1,
     }
+    if t.family == "llava-onevision":
+        processor_config["num_image_tokens"] = (size // t.patch_size) ** 2
+        processor_config["vision_aspect_ratio"] = t.more["vision_aspect_ratio"]
+        del processor_config["patch_size"]
     (path / "processor_config.json").write_text(json.dumps(processor_config))
     if template:
         (path / "chat_template.jinja").write_text(TEMPLATE)

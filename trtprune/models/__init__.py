@@ -22,8 +22,10 @@ __all__ = ["ALIASES", "Family", "Model", "ModelSpec", "get_family", "open_model"
 
 def _families() -> list[Family]:
     from trtprune.models.llava import LlavaFamily
+    from trtprune.models.llava_next import LlavaNextFamily
+    from trtprune.models.llava_onevision import LlavaOnevisionFamily
 
-    return [LlavaFamily()]
+    return [LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily()]
 
 
 def open_model(checkpoint: Checkpoint) -> Model:

@@ -1,0 +1,126 @@
+"""LLaVA-NeXT and LLaVA-OneVision from an image to an answer: the runtime against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kit import tiny
+from tests.kit.runtime_kit import Kit, picture, record
+from tests.models.test_tiles import CASES, POINTS
+from trtprune import Request
+
+TOKENS = 32
+TOLERANCE = 1e-4
+# (width, height) of the images of a prompt: squares, thin ones, one pixel, larger than all tiles together.
+PROMPTS: list[tuple[str, list[tuple[int, int]]]] = [
+    ("Why?", [(90, 70)]),
+    ("What is left of it?", [(31, 300)]),
+    ("Which?", [(1, 1)]),
+    ("Same?", [(400, 380), (7, 500)]),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda t: f"{t.family}-{t.tower}-{t.decoder}-{t.seed}")
+def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    more: dict[str, Any] = {"image_grid_pinpoints": POINTS}
+    if request.param.family == "llava-onevision":
+        more["vision_aspect_ratio"] = "anyres_max_2"
+    return Kit.make(tmp_path_factory.mktemp("tiles"), replace(request.param, more=more, max_positions=1024))
+
+
+def images_of(sizes: Sequence[tuple[int, int]]) -> list[Any]:
+    return [picture(seed, size) for seed, size in enumerate(sizes)]
+
+
+def rows_left(ids: np.ndarray, kept: Sequence[Sequence[int]], totals: Sequence[int]) -> np.ndarray:
+    """Rows of an unpruned prompt that remain; ``totals`` are the visual tokens of each image."""
+    mask = ids != tiny.IMAGE_TOKEN_ID
+    places = np.split(np.flatnonzero(~mask), np.cumsum(totals)[:-1])
+    for image, indices in zip(places, kept, strict=True):
+        mask[image[list(indices)]] = True
+    return np.flatnonzero(mask)
+
+
+def test_unpruned(kit: Kit) -> None:
+    """Ids and logits of 32 greedy tokens."""
+    vlm = kit.load("none", method="none")
+    recorder = record(vlm)
+    for question, sizes in PROMPTS:
+        images = images_of(sizes)
+        inputs = kit.inputs(images, question)
+        expected, logits = kit.generate(TOKENS, **inputs)
+        recorder.logits.clear()
+        result = vlm.generate(images, question, max_new_tokens=TOKENS)
+        assert result.prompt_tokens == inputs["input_ids"].shape[1]
+        np.testing.assert_allclose(np.concatenate(recorder.logits), logits, rtol=0, atol=TOLERANCE)
+        assert result.token_ids == expected
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_pruned(kit: Kit, positions: str) -> None:
+    """transformers continues from the rows that the pruner left, numbered as the build says."""
+    vlm = kit.load(positions, method="random", keep=9, positions=positions)
+    recorder = record(vlm)
+    for question, sizes in PROMPTS:
+        images = images_of(sizes)
+        plans = [vlm.pipeline.processor.plan(h, w, len(sizes)) for w, h in sizes]
+        recorder.logits.clear()
+        result = vlm.generate(images, question, max_new_tokens=TOKENS, seed=3)
+        for plan, kept in zip(plans, result.kept_indices, strict=True):
+            assert len(kept) == 9
+            assert not plan.newlines[kept].any()
+        inputs = kit.inputs(images, question)
+        rows = rows_left(inputs["input_ids"][0].numpy(), result.kept_indices, [plan.tokens for plan in plans])
+        embeds = kit.embeds(inputs)[:, rows]
+        extra = {"position_ids": torch.from_numpy(rows)[None]} if positions == "original" else {}
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        expected, logits = kit.generate(TOKENS, inputs_embeds=embeds, attention_mask=mask, **extra)
+        np.testing.assert_allclose(np.concatenate(recorder.logits), logits, rtol=0, atol=TOLERANCE)
+        assert result.token_ids == expected
+
+
+def test_a_batch_answers_as_one_by_one(kit: Kit) -> None:
+    """Images of different crop counts in one batch."""
+    vlm = kit.load("batch", method="fastervlm" if kit.tiny.tower == "clip" else "divprune", keep=12)
+    requests = [Request(images_of(sizes), question) for question, sizes in PROMPTS]
+    together = vlm.generate_batch(requests, max_new_tokens=8)
+    for request, (question, sizes), result in zip(requests, PROMPTS, together, strict=True):
+        alone = vlm.generate(request.images, question, max_new_tokens=8)
+        assert (result.token_ids, result.kept_indices) == (alone.token_ids, alone.kept_indices), sizes
+
+
+def test_a_budget_above_what_an_image_has(kit: Kit) -> None:
+    """The image stays as it is, newline tokens included; one with more is cut."""
+    vlm = kit.load("large", method="random", keep=40)
+    whole = kit.load("none", method="none")
+    small, large = (5, 600), (400, 380)
+    assert vlm.pipeline.processor.plan(600, 5).candidates(40).size <= 40
+    one = vlm.generate(picture(1, small), "Why?", max_new_tokens=8)
+    assert one.token_ids == whole.generate(picture(1, small), "Why?", max_new_tokens=8).token_ids
+    assert one.kept_tokens == one.visual_tokens
+    two = vlm.generate(picture(1, large), "Why?", max_new_tokens=8)
+    assert (two.kept_tokens, two.visual_tokens > 40) == (40, True)
+
+
+def test_newline_tokens_of_kept_lines_stay(kit: Kit, tmp_path: Path) -> None:
+    """newlines=keep: those of lines with a kept token, in their places, beside the budget."""
+    vlm = kit.load("newlines", method="random", keep=9)
+    dropped = vlm.generate(picture(0, (90, 70)), "Why?", max_new_tokens=8, seed=1)
+    vlm.pipeline.pruner._newlines = "keep"
+    kept = vlm.generate(picture(0, (90, 70)), "Why?", max_new_tokens=8, seed=1)
+    plan = vlm.pipeline.processor.plan(70, 90)
+    (chosen,), (all_kept,) = dropped.kept_indices, kept.kept_indices
+    ends = sorted({int(plan.newline[i]) for i in chosen if plan.newline[i] >= 0})
+    assert all_kept == sorted([*chosen, *ends])
+    inputs = kit.inputs([picture(0, (90, 70))], "Why?")
+    rows = rows_left(inputs["input_ids"][0].numpy(), [all_kept], [plan.tokens])
+    embeds = kit.embeds(inputs)[:, rows]
+    expected, _ = kit.generate(8, inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long))
+    assert kept.token_ids == expected
