@@ -44,10 +44,10 @@ CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], str, str]] = {
         "'LlavaLlamaForCausalLM'], which trtprune does not support",
         "llava-hf/llava-1.5-7b-hf",
     ),
-    "next": (
-        own("LlavaNextForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
+    "not-yet": (
+        own("Qwen2_5_VLForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
         {},
-        "LlavaNext",
+        "Qwen2_5_VL",
         "not sup",
     ),
     "text-only": (

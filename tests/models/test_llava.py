@@ -440,7 +440,7 @@ def test_qwen2_layer_types(tmp_path: Path) -> None:
     [
         {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava"},
         {"architectures": ["Qwen2VLForConditionalGeneration"]},
-        {"model_type": "llava_next"},
+        {"model_type": "llava_next_video"},
         {},
     ],
     ids=str,
@@ -448,7 +448,7 @@ def test_qwen2_layer_types(tmp_path: Path) -> None:
 def test_unsupported_architecture(config: dict) -> None:
     with pytest.raises(CheckpointError, match="which trtprune does not support") as e:
         get_family(config)
-    assert e.value.hint.endswith("supported: LlavaForConditionalGeneration")
+    assert e.value.hint.endswith("supported: " + ", ".join(row["architecture"] for row in supported()))
 
 
 @pytest.mark.parametrize(
@@ -467,9 +467,13 @@ def test_clip_refuses_another_picture_size(copy: Path) -> None:
 
 
 def test_supported_and_aliases() -> None:
-    (row,) = supported()
-    assert row["architecture"] == "LlavaForConditionalGeneration"
-    assert json.loads(json.dumps(row)) == row
+    rows = supported()
+    assert [row["architecture"] for row in rows] == [
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "LlavaOnevisionForConditionalGeneration",
+    ]
+    assert json.loads(json.dumps(rows)) == rows
     assert ALIASES["llava-1.5-7b"] == "llava-hf/llava-1.5-7b-hf"
 
 

@@ -23,8 +23,13 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"LlavaQwen\w*ForCausalLM",
-        "this is the layout of the authors' own code; llava-hf/llava-interleave-qwen-0.5b-hf and -7b-hf are in "
-        f"transformers' layout: {arg('model', 'llava-interleave-qwen-0.5b')}",
+        "this is the layout of the authors' own code; llava-hf/llava-onevision-qwen2-0.5b-ov-hf and -7b-ov-hf are in "
+        f"transformers' layout: {arg('model', 'llava-onevision-qwen2-0.5b')}",
+    ),
+    (
+        r"LlavaMistralForCausalLM",
+        "this is the layout of the authors' own code; the same weights in transformers' layout are "
+        f"llava-hf/llava-v1.6-mistral-7b-hf: {arg('model', 'llava-v1.6-mistral-7b')}",
     ),
     (r"Llava\w*ForCausalLM", "this is the layout of the authors' own code; look for the model under llava-hf/"),
     (
@@ -47,7 +52,7 @@ _PICTURES = (
     "image_token_index",
 )
 _SMALLEST = arg("model", "llava-1.5-7b")
-_NOT_YET = f"this vision-language family is not supported yet; a LLaVA-1.5 model is: {_SMALLEST}"
+_NOT_YET = f"this vision-language family is not supported yet; LLaVA-1.5, for one, is: {_SMALLEST}"
 _TEXT_ONLY = (
     r"\w*(ForCausalLM|LMHeadModel)",
     "this is a language model that takes no pictures; trtprune builds vision-language models: trtprune models",

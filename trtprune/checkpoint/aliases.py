@@ -8,6 +8,12 @@ ALIASES: dict[str, str] = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
     "bakllava": "llava-hf/bakLlava-v1-hf",
+    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llama3-llava-next-8b": "llava-hf/llama3-llava-next-8b-hf",
+    "llava-onevision-qwen2-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    "llava-onevision-qwen2-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     "llava-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
 }
