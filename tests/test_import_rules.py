@@ -67,9 +67,9 @@ def test_a_broken_wall_is_seen(copy: Path, file: str, line: str, contract: str) 
 def test_an_exception_that_is_not_needed_is_an_error(copy: Path) -> None:
     rules = copy / "pyproject.toml"
     text = rules.read_text()
-    extra = 'ignore_imports = [\n  "trtprune.show -> trtprune.bench",'
-    assert "ignore_imports = [" in text
-    rules.write_text(text.replace("ignore_imports = [", extra, 1))
+    ancestors = 'ancestors = ["trtprune"]\n'
+    assert text.count(ancestors) == 1
+    rules.write_text(text.replace(ancestors, f'{ancestors}ignore_imports = ["trtprune.show -> trtprune.bench"]\n'))
     run = lint(copy)
     assert run.returncode == 1
     assert "No matches for ignored import" in run.stdout + run.stderr
@@ -86,5 +86,6 @@ def test_the_architecture_page_has_the_same_floors() -> None:
             table.append(set())
         table[-1] |= names
     expected = [set(floor.split(" | ")) for floor in floors]
-    assert table == [*expected[:-3], set.union(*expected[-3:])]
+    rooms = [floor for floor in expected if any((ROOT / "trtprune" / name).is_dir() for name in floor)]
+    assert table == [*rooms, set.union(*(floor for floor in expected if floor not in rooms))]
     assert {path.name for path in (ROOT / "trtprune").iterdir() if (path / "__init__.py").exists()} < set.union(*table)
