@@ -87,7 +87,7 @@ def _damaged(rng: random.Random) -> bytes:
     more = {"save_all": True, "append_images": [image.rotate(90)] * 2} if rng.random() < 0.2 else {}
     try:
         image.convert(modes).save(stream, rng.choice(KINDS), **more)
-    except (OSError, ValueError, KeyError, SystemError):
+    except (OSError, ValueError, KeyError, SystemError, RuntimeError):
         image.save(stream, "PNG")
     data = bytearray(stream.getvalue())
     for _ in range(rng.choice((0, 1, 3, 20))):
