@@ -81,7 +81,7 @@ def scene_items(count: int) -> list[Item]:
     while min(map(len, found.values())) < count:
         scene = scenes.generate(number, split="test")
         for name, items in found.items():
-            kinds: dict[str, list[scenes.Question]] = defaultdict(list)
+            kinds: dict[str, list[scenes.SceneQuestion]] = defaultdict(list)
             for question in scene.questions:
                 if question.salient is (name == "large") and question.kind in ("color", "shape", "position"):
                     kinds[question.kind].append(question)

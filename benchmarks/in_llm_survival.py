@@ -43,9 +43,9 @@ def covered(thing: scenes.SceneObject) -> np.ndarray:
     return np.flatnonzero(away.ravel() <= thing.radius**2)
 
 
-def pairs(count: int) -> list[tuple[scenes.Scene, scenes.Question, scenes.Question]]:
+def pairs(count: int) -> list[tuple[scenes.Scene, scenes.SceneQuestion, scenes.SceneQuestion]]:
     """Scenes with a question about the largest object and one of the same kind about another."""
-    found: list[tuple[scenes.Scene, scenes.Question, scenes.Question]] = []
+    found: list[tuple[scenes.Scene, scenes.SceneQuestion, scenes.SceneQuestion]] = []
     number = FIRST_SCENE
     while len(found) < count:
         scene = scenes.generate(number, split="test")

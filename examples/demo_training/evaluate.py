@@ -63,12 +63,12 @@ def scene_rows(count: int, seed: int, per_scene: int) -> list[Row]:
     rows = []
     for number in range(FIRST_SCENE, FIRST_SCENE + count):
         scene = scenes.generate(number, split="test")
-        kinds: dict[str, list[scenes.Question]] = defaultdict(list)
+        kinds: dict[str, list[scenes.SceneQuestion]] = defaultdict(list)
         for question in scene.questions:
             kinds[question.kind].append(question)
         for group in kinds.values():
             rng.shuffle(group)
-        chosen: list[scenes.Question] = []
+        chosen: list[scenes.SceneQuestion] = []
         while len(chosen) < per_scene and any(kinds.values()):
             chosen += [group.pop() for group in kinds.values() if group]
         items: list[Item] = []
@@ -78,7 +78,7 @@ def scene_rows(count: int, seed: int, per_scene: int) -> list[Row]:
     return rows
 
 
-def scene_labels(question: scenes.Question) -> tuple[str, ...]:
+def scene_labels(question: scenes.SceneQuestion) -> tuple[str, ...]:
     """What a question of a scene is counted under."""
     form = "yes_no" if question.answer in ("yes", "no") else "open"
     if question.kind in ("count", "presence"):

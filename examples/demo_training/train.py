@@ -110,7 +110,7 @@ def accuracy(model: DemoVlm, prompts: Prompts, source: Source, count: int, size:
     return {kind: round(sum(values) / max(1, len(values)), 4) for kind, values in right.items()}
 
 
-def label(question: scenes.Question) -> str:
+def label(question: scenes.SceneQuestion) -> str:
     """The column of the log: "small_color" if the asked object is not the largest, "large_color", "count", …"""
     if question.kind in ("count", "presence"):
         return question.kind

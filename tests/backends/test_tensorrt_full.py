@@ -92,7 +92,7 @@ def test_timings_are_carried_from_component_to_component(tmp_path: Path) -> None
     from types import SimpleNamespace
 
     from trtprune.backends.tensorrt.building import TimingCache
-    from trtprune.backends.tensorrt.flavour import Record
+    from trtprune.backends.tensorrt.flavour import MessageRecord
 
     class Config:
         def create_timing_cache(self, data: bytes) -> Any:
@@ -109,13 +109,13 @@ def test_timings_are_carried_from_component_to_component(tmp_path: Path) -> None
     timings = TimingCache(tmp_path / "old", tmp_path / "new")
     for _ in range(2):
         config = Config()
-        timings.attach(config, Record())
+        timings.attach(config, MessageRecord())
         timings.collect(config)
     timings.save()
     assert (tmp_path / "new").read_bytes() == b"old+kernel+kernel"
     (tmp_path / "old").write_bytes(b"foreign")
     with pytest.raises(BuildError, match="--load-timing-cache: TensorRT does not take it: made by another version"):
-        TimingCache(tmp_path / "old", None).attach(Config(), Record())
+        TimingCache(tmp_path / "old", None).attach(Config(), MessageRecord())
     with pytest.raises(BuildError, match=f"--save-timing-cache {tmp_path}: Is a directory"):
         TimingCache(None, tmp_path).save()
     assert not TimingCache(None, None).wanted

@@ -17,7 +17,7 @@ from tests.kit.runtime_kit import picture
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.backends.opening import open_provider
 from trtprune.bench import count_chain
-from trtprune.bench.cells import BuildCell, Question
+from trtprune.bench.cells import BuildCell, Workload
 from trtprune.bench.cost import Call, Cost, Ledger, listen, stage_of, token_calls
 from trtprune.bench.floor import CopyProbe, Probe, ProductProbes, floor_ms
 from trtprune.engine_dir import EngineDir
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(vlm: Vlm, keep: int) -> tuple[list[Call], Any]:
     """Every run of a component for one prompt, and the result of it."""
     with listen(vlm) as calls:
-        BuildCell(vlm, "", keep, Question(picture(), PROMPT, 2)).prompt()
+        BuildCell(vlm, "", keep, Workload(picture(), PROMPT, 2)).prompt()
     return calls, vlm.generate(picture(), PROMPT, keep=keep, max_new_tokens=1, ignore_eos=True)
 
 

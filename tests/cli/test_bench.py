@@ -22,7 +22,7 @@ import trtprune
 from tests.kit import bench_kit as kit
 from tests.kit.runtime_kit import picture
 from trtprune.bench import running
-from trtprune.bench.cells import BuildCell, Question
+from trtprune.bench.cells import BuildCell, Workload
 from trtprune.bench.floor import CopyProbe, ProductProbe
 from trtprune.bench.interleave import interleave, ratio, spread
 from trtprune.bench.memory import measure_peaks, peak_of_this_process, run_job
@@ -200,7 +200,7 @@ def test_report_of_planted_times() -> None:
 
 def test_a_cell_reads_the_clock_around_the_first_token(place: Path) -> None:
     vlm = trtprune.load(place / "out", threads=1)
-    cell = BuildCell(vlm, "adafv", 4, Question(picture(), "What?", 5), clock=kit.Ticks(0.25, 0.5))
+    cell = BuildCell(vlm, "adafv", 4, Workload(picture(), "What?", 5), clock=kit.Ticks(0.25, 0.5))
     sample = cell.run()
     assert (sample.first_token, sample.total) == (250, 750)
     assert sample.per_token == 125
@@ -295,7 +295,7 @@ def test_methods_options_and_all(place: Path) -> None:
 
 
 def test_transformers_is_asked_the_same(place: Path) -> None:
-    question = Question(picture(), "What is it?", 6)
+    question = Workload(picture(), "What is it?", 6)
     peer = TransformersPeer(place / "model", "float32", question, threads=1)
     theirs = peer.run()
     vlm = trtprune.load(place / "out", threads=1)

@@ -219,12 +219,12 @@ def test_unpruned_fails_where_it_should(place: Path, tmp_path: Path) -> None:
 
 
 def test_agreement_counts_and_judges() -> None:
-    from trtprune.compare.answers import Agreement, Row
+    from trtprune.compare.answers import Agreement, AnswerPair
 
     rows = (
-        Row("a", "Two.", "two", True, "", True, 1, 3, 16, (True, True)),
-        Row("b", "red", "blue", True, "", False, 0, 3, 16, (False, True)),
-        Row("c", "long", "long", False, "pruned cut off", False, 9, 3, 16, (False, False)),
+        AnswerPair("a", "Two.", "two", True, "", True, 1, 3, 16, (True, True)),
+        AnswerPair("b", "red", "blue", True, "", False, 0, 3, 16, (False, True)),
+        AnswerPair("c", "long", "long", False, "pruned cut off", False, 9, 3, 16, (False, False)),
     )
 
     def agreement(minimum: float | None) -> Agreement:
@@ -240,10 +240,10 @@ def test_agreement_counts_and_judges() -> None:
 
 
 def test_what_a_model_says_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    from trtprune.compare.answers import Agreement, Row
+    from trtprune.compare.answers import Agreement, AnswerPair
     from trtprune.compare.report import show_agreement
 
-    row = Row("[bold]what[/]?", "[/red] two", "[x]", True, "", False, 0, 3, 16)
+    row = AnswerPair("[bold]what[/]?", "[/red] two", "[x]", True, "", False, 0, 3, 16)
     show_agreement(Agreement("adafv", 3, 16, (row,), None, (1, 2)))
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("[bold]what[/]?", "[/red] two", "[x]", "differs"))

@@ -23,7 +23,7 @@ from tests.kit import eval_kit
 from tests.kit.runtime_kit import Kit, picture
 from trtprune.cli import main
 from trtprune.eval import evaluate
-from trtprune.eval.parts import Part
+from trtprune.eval.parts import Share
 from trtprune.eval.planning import subjects
 from trtprune.eval.store import Store
 
@@ -333,7 +333,7 @@ def test_parts_do_not_get_in_each_others_way(
 def test_parts_are_all_there_is(questions: int, pictures: int, parts: int, controls: bool) -> None:
     rows = eval_kit.rows(max(questions, pictures), pictures)
     whole = subjects(rows, controls=controls, seed=0)
-    shares = [Part(number, parts).of_subjects(whole) for number in range(1, parts + 1)]
+    shares = [Share(number, parts).of_subjects(whole) for number in range(1, parts + 1)]
     asked = [(a.row.id, a.control, s.source) for share in shares for s in share for a in s.asked]
     wanted = [(a.row.id, a.control, s.source) for s in whole for a in s.asked]
     assert sorted(asked, key=str) == sorted(wanted, key=str)

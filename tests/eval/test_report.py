@@ -20,7 +20,7 @@ from PIL import Image
 from tests.kit import eval_kit as kit
 from trtprune import pruning
 from trtprune.errors import BackendError, BudgetError
-from trtprune.eval.planning import Point, subjects
+from trtprune.eval.planning import MethodBudget, subjects
 from trtprune.eval.plot import draw_accuracy
 from trtprune.eval.progress import Meter
 from trtprune.eval.report import Evaluation, Figure, evaluate_marks, write_files
@@ -31,7 +31,7 @@ from trtprune.eval.table import describe_examples, show_evaluation
 from trtprune.reports.figures import styles_of
 from trtprune.variants import Variant
 
-POINTS = [kit.POINTS[0], *(Point(Variant.make(m), k, m) for m in ("adafv", "random") for k in (8, 4))]
+POINTS = [kit.POINTS[0], *(MethodBudget(Variant.make(m), k, m) for m in ("adafv", "random") for k in (8, 4))]
 Right = Callable[[str, int, int, str], bool]
 """Whether a run (label, budget) answers question number n rightly, with its own picture or a control's."""
 
@@ -39,7 +39,7 @@ Right = Callable[[str, int, int, str], bool]
 def answered(path: Path, right: Right, questions: list[Row], *, controls: bool = False) -> tuple[Store, DataSet]:
     data = kit.data_of(questions)
 
-    def say(point: Point, subject: Any, question: str) -> str:
+    def say(point: MethodBudget, subject: Any, question: str) -> str:
         number = int(question.split()[1])
         if subject.source is None:
             control = "grey"
@@ -138,7 +138,7 @@ def test_soft_marks(tmp_path: Path) -> None:
     data = kit.data_of(questions, "vqa")
     store = Store(tmp_path / "a.jsonl", {})
 
-    def say(point: Point, subject: Any, question: str) -> str:
+    def say(point: MethodBudget, subject: Any, question: str) -> str:
         return "no" if point.label == "none" or int(question.split()[1]) < 20 else "yes"
 
     asked = subjects(questions, controls=False, seed=0)
@@ -164,7 +164,7 @@ def test_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = kit.data_of(questions, "pope")
     store = Store(tmp_path / "a.jsonl", {})
 
-    def say(point: Point, subject: Any, question: str) -> str:
+    def say(point: MethodBudget, subject: Any, question: str) -> str:
         number = int(question.split()[1])
         return ("No", "Yes, there is.")[number % 4 != 0 if point.label == "none" else number % 8 != 1]
 
@@ -222,7 +222,7 @@ def test_nothing_pruned_is_nothing_to_report(tmp_path: Path) -> None:
     for kept, reported in ((16.0, False), (15.9, True)):
         with Store(tmp_path / f"{kept}.jsonl", {}) as store:
 
-            def say(point: Point, subject: Any, question: str, kept: float = kept) -> Any:
+            def say(point: MethodBudget, subject: Any, question: str, kept: float = kept) -> Any:
                 return kit.result("yes", kept if (point.label, point.keep) == ("adafv", 8) else 16.0)
 
             asked = subjects(data.rows, controls=False, seed=0)
@@ -242,7 +242,7 @@ def test_answers_that_were_cut_off_are_said(tmp_path: Path) -> None:
     data = kit.data_of(kit.rows(8))
     with Store(tmp_path / "a.jsonl", {}) as store:
 
-        def say(point: Point, subject: Any, question: str) -> Any:
+        def say(point: MethodBudget, subject: Any, question: str) -> Any:
             return kit.result("yes", point.keep, "length" if "question 1" in question and point.keep == 4 else "stop")
 
         asked = subjects(data.rows, controls=False, seed=0)

@@ -19,7 +19,7 @@ from tests.kit import eval_kit as kit
 from tests.kit.runtime_kit import Kit, picture, record, same
 from trtprune.errors import BudgetError, InputError
 from trtprune.eval.answering import Answerer, batches
-from trtprune.eval.planning import GREY, WRONG, Point, fitting, plan_points, subjects
+from trtprune.eval.planning import GREY, WRONG, MethodBudget, fitting, plan_points, subjects
 from trtprune.eval.rows import Row
 from trtprune.eval.runner import Builds, run, sessions_of
 from trtprune.eval.store import Record, Store
@@ -226,7 +226,10 @@ def _file(base: Path, number: int) -> Path:
 
 
 def test_in_llm_methods_come_alone_and_last() -> None:
-    points = [kit.POINTS[0], *(Point(Variant.make(m), k, m) for m in ("fastv", "adafv", "sparsevlm") for k in (8, 4))]
+    points = [
+        kit.POINTS[0],
+        *(MethodBudget(Variant.make(m), k, m) for m in ("fastv", "adafv", "sparsevlm") for k in (8, 4)),
+    ]
     groups = [[f"{p.label} {p.keep}" for p in group] for group in sessions_of(points)]
     assert groups == [["none 16", "adafv 8", "adafv 4"], ["fastv 8", "fastv 4"], ["sparsevlm 8", "sparsevlm 4"]]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtprune.eval.planning import Point, Subject, subjects
+from trtprune.eval.planning import MethodBudget, Subject, subjects
 from trtprune.eval.rows import DataSet, Row, digest_of
 from trtprune.eval.runner import run
 from trtprune.eval.store import Store
@@ -22,8 +22,8 @@ from trtprune.variants import Variant
 VISUAL = 16
 FINGERPRINT = {"engine": "e", "data": "d", "seed": 0}
 POINTS = [
-    Point(Variant.make("none"), VISUAL, "none"),
-    Point(Variant.make("fastervlm"), 4, "fastervlm"),
+    MethodBudget(Variant.make("none"), VISUAL, "none"),
+    MethodBudget(Variant.make("fastervlm"), 4, "fastervlm"),
 ]
 
 
@@ -42,11 +42,11 @@ class Planted:
         self.opened: list[list[str]] = []
 
     @contextlib.contextmanager
-    def open(self, points: Sequence[Point]) -> Iterator[Planted]:
+    def open(self, points: Sequence[MethodBudget]) -> Iterator[Planted]:
         self.opened.append([f"{point.label} {point.keep}" for point in points])
         yield self
 
-    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> list[Result]:
+    def ask(self, points: Sequence[MethodBudget], subject: Subject, question: str) -> list[Result]:
         found = []
         for point in points:
             self.calls.append((point.label, point.keep, question))
@@ -71,7 +71,7 @@ def data_of(questions: Sequence[Row], metric: str = "exact") -> DataSet:
 def answer_into(path: Path, count: int) -> None:
     """Two runs over ``count`` questions; each question's answer is a function of run and question."""
 
-    def say(point: Point, subject: Subject, question: str) -> str:
+    def say(point: MethodBudget, subject: Subject, question: str) -> str:
         return f"{zlib.crc32(f'{point.label} {question}'.encode())} é\n\u2028"
 
     with Store(path, FINGERPRINT) as store:

@@ -16,7 +16,7 @@ from tests.frontier.test_frontier import both, two
 from tests.reports.test_figures import figures
 from trtprune.bench.report import render as render_bench
 from trtprune.cli.methods import render_methods
-from trtprune.compare.answers import Agreement, Row
+from trtprune.compare.answers import Agreement, AnswerPair
 from trtprune.compare.report import show_agreement, show_comparison
 from trtprune.compare.results import Comparison, ComponentResult, Layers, OutputResult, PointResult
 from trtprune.doctor.report import Check, Report
@@ -123,8 +123,8 @@ def comparison() -> Comparison:
 
 def agreement(length: int) -> Agreement:
     rows = tuple(
-        Row(prompt=f"What is number {n} ?", pruned="red " * length, unpruned="blue " * length, same=False, counted=True,
-            why="", right=None, common_tokens=0, kept_tokens=64, visual_tokens=576)
+        AnswerPair(prompt=f"What is number {n} ?", pruned="red " * length, unpruned="blue " * length, same=False,
+            counted=True, why="", right=None, common_tokens=0, kept_tokens=64, visual_tokens=576)
         for n in range(3)
     )  # fmt: skip
     return Agreement("adafv", 64, 576, rows, None, (1, 2))

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
     from trtprune.runtime import Vlm
 
-__all__ = ["STAGES", "BuildCell", "Cell", "Question", "Sample"]
+__all__ = ["STAGES", "BuildCell", "Cell", "Sample", "Workload"]
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "decode")
 
 
 @dataclass(frozen=True)
-class Question:
+class Workload:
     """The question of every cell: an image in memory, a text, and a fixed number of answer tokens."""
 
     image: Image.Image
@@ -76,7 +76,7 @@ class BuildCell:
         vlm: Vlm,
         label: str,
         keep: int,
-        question: Question,
+        question: Workload,
         *,
         clock: Callable[[], float] = time.perf_counter,
         peer: bool = False,

@@ -79,9 +79,9 @@ def run_job(job: Mapping[str, Any]) -> Iterator[int]:
     """
     from PIL import Image
 
-    from trtprune.bench.cells import BuildCell, Question
+    from trtprune.bench.cells import BuildCell, Workload
 
-    question = Question(Image.open(job["image"]).convert("RGB"), job["prompt"], job["tokens"])
+    question = Workload(Image.open(job["image"]).convert("RGB"), job["prompt"], job["tokens"])
     if "checkpoint" in job:
         from trtprune.bench.transformers_peer import TransformersPeer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtprune.bench.cells import BuildCell, Question
+from trtprune.bench.cells import BuildCell, Workload
 from trtprune.errors import BackendError
 from trtprune.variants import Variant, Variants
 
@@ -32,7 +32,7 @@ def require_openvino(name: str = "openvino float32", threads: int | None = None)
         raise BackendError(message, hint=error.hint) from None
 
 
-def openvino_cells(variants: Variants, question: Question, threads: int | None) -> list[BuildCell]:
+def openvino_cells(variants: Variants, question: Workload, threads: int | None) -> list[BuildCell]:
     """One cell per precision, of one build with OpenVINO's operators.
 
     Raises:

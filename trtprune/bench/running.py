@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.bench.cells import BuildCell, Cell, Question, Sample
+from trtprune.bench.cells import BuildCell, Cell, Sample, Workload
 from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
 from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
 from trtprune.bench.interleave import interleave
@@ -154,7 +154,7 @@ def run_bench(
             from trtprune.checkpoint.origin import find_checkpoint
 
             source = find_checkpoint(variants.base, checkpoint).path
-        question = Question(load_question_image(settings.image), settings.prompt, settings.tokens)
+        question = Workload(load_question_image(settings.image), settings.prompt, settings.tokens)
         cells = [_baseline(variants, question, notes)]
         for variant in dict.fromkeys(variant for variant, _ in plan):
             say("build", variant.label)
@@ -216,7 +216,7 @@ def _threads(threads: int | None, baseline: Measured) -> int | None:
     return threads or (available_threads() if _vlm(baseline).provider in ("cpu", "openvino") else None)
 
 
-def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measured:
+def _baseline(variants: Variants, question: Workload, notes: list[str]) -> Measured:
     """The cell with all visual tokens: method ``none``, or the build's own if no other can be built here."""
     total = variants.base.model.visual_tokens
     try:
@@ -231,7 +231,7 @@ def _baseline(variants: Variants, question: Question, notes: list[str]) -> Measu
 
 
 def _peers(
-    against: Sequence[str], variants: Variants, question: Question, threads: int | None, source: Path | None
+    against: Sequence[str], variants: Variants, question: Workload, threads: int | None, source: Path | None
 ) -> list[Measured]:
     found: list[Cell] = []
     if source is not None:
@@ -294,7 +294,7 @@ def _same_question(cells: Sequence[Measured]) -> list[str]:
 
 def _peaks(
     cells: Sequence[Measured],
-    question: Question,
+    question: Workload,
     threads: int | None,
     provider: str | None,
     options: Mapping[str, str] | None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.bench.cells import Question, Sample
+from trtprune.bench.cells import Sample, Workload
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
 
@@ -76,7 +76,7 @@ class TransformersPeer:
         self,
         path: Path,
         dtype: str,
-        question: Question,
+        question: Workload,
         *,
         threads: int | None = None,
         clock: Callable[[], float] = time.perf_counter,

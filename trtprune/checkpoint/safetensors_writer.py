@@ -18,11 +18,11 @@ import numpy as np
 
 from trtprune.checkpoint.safetensors import ITEM_SIZES, TensorInfo
 
-__all__ = ["Layout", "SafetensorsWriter", "plan_layout"]
+__all__ = ["FileLayout", "SafetensorsWriter", "plan_layout"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """The header of a file to be written, and the places of its tensors."""
 
     file: str
@@ -37,7 +37,7 @@ class Layout:
 
 def plan_layout(
     file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
-) -> Layout:
+) -> FileLayout:
     """The layout of a file called ``file`` (a base name) with these tensors: name → (dtype, shape).
 
     The data begins at a multiple of 8 bytes and wider items come first, so each tensor is aligned to its items; the
@@ -64,7 +64,7 @@ def plan_layout(
         name: TensorInfo(name, file, tensors[name][0], tuple(tensors[name][1]), len(header) + start, end - start)
         for name, (start, end) in spans.items()
     }
-    return Layout(file, header, infos)
+    return FileLayout(file, header, infos)
 
 
 class SafetensorsWriter:
@@ -74,7 +74,7 @@ class SafetensorsWriter:
     Errors of the file system come through as OSError, a full disk included.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: FileLayout) -> None:
         self.path = folder / layout.file
         self._layout = layout
         self._written = dict.fromkeys(layout.tensors, 0)

@@ -279,7 +279,7 @@ def _question(given: dict[str, Any], kind: Any) -> Any:
 
 def _answers(directory: Path, given: dict[str, Any], report: Path | None, plot: Path | None, as_json: bool) -> bool:
     from trtprune.cli.running import open_vlm
-    from trtprune.compare.answers import Asked, compare_answers, read_questions
+    from trtprune.compare.answers import Case, compare_answers, read_questions
     from trtprune.compare.report import show_agreement, write_report
     from trtprune.compiler.budget import describe_budget
     from trtprune.runtime import Request
@@ -292,7 +292,7 @@ def _answers(directory: Path, given: dict[str, Any], report: Path | None, plot: 
     if given["requests"] is not None:
         questions = read_questions(given["requests"])
     elif given["images"] and given["prompts"]:
-        questions = [Asked(Request(list(given["images"]), p, system=given["system"])) for p in given["prompts"]]
+        questions = [Case(Request(list(given["images"]), p, system=given["system"])) for p in given["prompts"]]
     else:
         raise InputError("no questions given", hint="--requests FILE.jsonl, or --image and --prompt")
     settings = {name: given[name] for name in ("provider", "provider_options", "threads", "verify")}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trtprune.cli.running import Answered
     from trtprune.engine_dir import EngineDir
     from trtprune.runtime import Result
-    from trtprune.runtime.requests import RequestFile, Row
+    from trtprune.runtime.requests import RequestFile, RequestRow
 
 __all__ = ["QUESTION", "answer_options", "run"]
 
@@ -235,7 +235,7 @@ def _answer_file(
         if survey.empty_prompts:
             logger.warning("%d of %d rows have an empty prompt", survey.empty_prompts, survey.rows)
         file = None
-        todo: Iterator[Row] = iter(rows)
+        todo: Iterator[RequestRow] = iter(rows)
         done = 0
         if output is not None:
             if output.exists() and path.exists() and output.samefile(path):
@@ -267,7 +267,7 @@ def _answer_file(
     tally.close()
 
 
-def _behind(rows: Iterator[Row], file: AnswerFile) -> tuple[Iterator[Row], int]:
+def _behind(rows: Iterator[RequestRow], file: AnswerFile) -> tuple[Iterator[RequestRow], int]:
     """The rows that have no answer yet, and how many have."""
     done = 0
     for row in rows:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from trtprune.runtime import Result, Vlm
-    from trtprune.runtime.requests import Row
+    from trtprune.runtime.requests import RequestRow
 
 __all__ = [
     "Answered",
@@ -163,7 +163,7 @@ def answer_turns(
 class Answered:
     """A row of a request file and its answer, or why there is none."""
 
-    row: Row
+    row: RequestRow
     result: Result | None
     error: str = ""
     hint: str | None = None
@@ -177,7 +177,7 @@ class Answered:
 
 
 def answer_rows(
-    vlm: Vlm, rows: Iterable[Row], batch_size: int | None, arguments: Mapping[str, Any]
+    vlm: Vlm, rows: Iterable[RequestRow], batch_size: int | None, arguments: Mapping[str, Any]
 ) -> Iterator[Answered]:
     """The rows of a request file, in its order, ``batch_size`` of them at a time.
 
@@ -193,8 +193,8 @@ def answer_rows(
     call = dict(arguments)
     shared = {name: call.pop(name, None) for name in ("system", "raw_prompt")}
     shared["raw_prompt"] = bool(shared["raw_prompt"])
-    waiting: list[Row] = []
-    good: list[Row] = []
+    waiting: list[RequestRow] = []
+    good: list[RequestRow] = []
     for row in rows:
         fits = not row.fault and len(good) < size and (not good or row.call == good[0].call)
         if waiting and not fits and (not row.fault or len(waiting) > 4 * size):
@@ -207,7 +207,7 @@ def answer_rows(
 
 
 def _answer(
-    vlm: Vlm, rows: Sequence[Row], good: Sequence[Row], call: Mapping[str, Any], shared: Mapping[str, Any]
+    vlm: Vlm, rows: Sequence[RequestRow], good: Sequence[RequestRow], call: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> Iterator[Answered]:
     found: dict[int, Result | TrtpruneError] = {}
     if good:

@@ -78,7 +78,7 @@ def show(directory: Path, output: Path | None, font: Path | None, as_json: bool,
     picture = load_picture(given["image"], limit, urls=True)
     settings = {name: given[name] for name in ("seed", "answers", "max_new_tokens")}
     methods = split_methods(given["methods"] or "")
-    asked = drawing.Asked(picture, given["prompt"], given["keeps"] or (), methods, **settings)
+    asked = drawing.SheetRequest(picture, given["prompt"], given["keeps"] or (), methods, **settings)
     with (
         progress("show") as report,
         Variants(

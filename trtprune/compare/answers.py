@@ -17,11 +17,11 @@ from trtprune.errors import BudgetError, InputError
 if TYPE_CHECKING:
     from trtprune.runtime import Request, Result, Vlm
 
-__all__ = ["Agreement", "Asked", "Row", "compare_answers", "read_questions"]
+__all__ = ["Agreement", "AnswerPair", "Case", "compare_answers", "read_questions"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Case:
     """A question, and its expected answer, if known."""
 
     request: Request
@@ -29,7 +29,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Row:
+class AnswerPair:
     """One question.
 
     Attributes:
@@ -57,7 +57,7 @@ class Agreement:
     method: str
     keep: int
     visual_tokens: int
-    rows: tuple[Row, ...]
+    rows: tuple[AnswerPair, ...]
     min_agreement: float | None
     kv_cache_bytes: tuple[int, int]
 
@@ -96,7 +96,7 @@ class Agreement:
         }
 
 
-def read_questions(path: Path) -> list[Asked]:
+def read_questions(path: Path) -> list[Case]:
     """Questions from JSON lines as for ``trtprune run --requests``, with an optional ``"answer"``.
 
     Raises:
@@ -112,13 +112,13 @@ def read_questions(path: Path) -> list[Asked]:
             answer = row.given.get("answer")
             if not isinstance(answer, str | None):
                 raise InputError(f"{path}:{row.number}: the answer is no text", hint='"answer": "two"')
-            found.append(Asked(row.to_request({}), answer))
+            found.append(Case(row.to_request({}), answer))
     return found
 
 
 def compare_answers(
     vlm: Vlm,
-    questions: Sequence[Asked],
+    questions: Sequence[Case],
     *,
     keep: int | None,
     min_agreement: float | None,
@@ -168,11 +168,11 @@ def compare_answers(
     return Agreement(info.method, budget, total, tuple(rows), min_agreement, caches)
 
 
-def _row(asked: Asked, pruned: Result, unpruned: Result | InputError) -> tuple[Row, tuple[int, int]]:
+def _row(asked: Case, pruned: Result, unpruned: Result | InputError) -> tuple[AnswerPair, tuple[int, int]]:
     prompt, tokens = asked.request.prompt, (pruned.kept_tokens, pruned.visual_tokens)
     if isinstance(unpruned, InputError):
         why = f"unpruned: {unpruned.message}"
-        return Row(prompt, pruned.text, "", False, why, False, 0, *tokens), (pruned.kv_cache_bytes, 0)
+        return AnswerPair(prompt, pruned.text, "", False, why, False, 0, *tokens), (pruned.kv_cache_bytes, 0)
     cut = [n for n, r in (("pruned", pruned), ("unpruned", unpruned)) if r.finish_reason != "stop"]
     why = f"{' and '.join(cut)} cut off at --max-new-tokens" if cut else ""
     common = 0
@@ -184,7 +184,7 @@ def _row(asked: Asked, pruned: Result, unpruned: Result | InputError) -> tuple[R
     if asked.answer is not None:
         correct = (_plain(pruned.text) == _plain(asked.answer), _plain(unpruned.text) == _plain(asked.answer))
     same = not cut and _plain(pruned.text) == _plain(unpruned.text)
-    row = Row(
+    row = AnswerPair(
         prompt,
         pruned.text,
         unpruned.text,

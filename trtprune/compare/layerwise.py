@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.compare.numerics import Feed, judge, rename, run_both
-from trtprune.compare.points import Point, between
+from trtprune.compare.points import TensorPoint, between
 from trtprune.compare.results import Layers, OutputResult, PointResult
 from trtprune.compare.tolerance import Tolerance
 
@@ -72,7 +72,7 @@ def find_layer(
             found += _points(rename(results, names), part, tolerance, iterations)
         return tuple(found)
 
-    def named(points: Sequence[Point]) -> dict[str, tuple[str, str]]:
+    def named(points: Sequence[TensorPoint]) -> dict[str, tuple[str, str]]:
         return {p.label: (p.tensor, theirs[p.label].tensor) for p in points}
 
     coarse = [p for p in shared if p.coarse]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Point", "between", "find_points", "mark", "module_label"]
+__all__ = ["TensorPoint", "between", "find_points", "mark", "module_label"]
 
 # Operators that keep a weight's identity: they move or unpack its numbers and do not mix them with data.
 CARRIERS = ("Transpose", "Cast", "Identity", "DequantizeLinear", "Reshape", "Unsqueeze", "Squeeze")
@@ -27,7 +27,7 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|layer)\.(\d+)(?:\.(.+))?$")
 
 
 @dataclass(frozen=True)
-class Point:
+class TensorPoint:
     """A tensor of one graph.
 
     Attributes:
@@ -53,7 +53,7 @@ def module_label(path: str) -> str:
     return f"layers.{found[1]}" + (f".{found[2]}" if found[2] else "")
 
 
-def find_points(graph: onnx.GraphProto) -> list[Point]:
+def find_points(graph: onnx.GraphProto) -> list[TensorPoint]:
     """The points of a graph in topological order."""
     weights, data = _sources(graph)
     ends: dict[str, tuple[int, str]] = {}
@@ -77,9 +77,9 @@ def find_points(graph: onnx.GraphProto) -> list[Point]:
             if parameter == "weight" or (parameter == "bias" and label in applied):
                 modules[label] = (index, node.output[0], scope)
     # hidden_states[0] of transformers is the input of the first layer, whatever the parts of the tower's embeddings.
-    points = [Point(scope, tensor, index, scope, True) for scope, (index, tensor) in ends.items()]
+    points = [TensorPoint(scope, tensor, index, scope, True) for scope, (index, tensor) in ends.items()]
     points += [
-        Point(label, tensor, index, scope, not scope)
+        TensorPoint(label, tensor, index, scope, not scope)
         for label, (index, tensor, scope) in modules.items()
         if label in applied
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.backends.opening import open_provider
-from trtprune.compare.points import Point, find_points, mark
+from trtprune.compare.points import TensorPoint, find_points, mark
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Side(Protocol):
     def runner(self, component: ComponentInfo) -> Any:
         """A Polygraphy runner of the whole component."""
 
-    def points(self, component: ComponentInfo) -> list[Point]:
+    def points(self, component: ComponentInfo) -> list[TensorPoint]:
         """Visible inner tensors in order; empty for a side without them."""
 
     def probe(self, component: ComponentInfo, tensors: Sequence[str]) -> tuple[Any, dict[str, str]]:
@@ -94,7 +94,7 @@ class GraphSide:
         """A runner of the unchanged graph."""
         return self._open(component, read_model(self.made, self._mine(component)))
 
-    def points(self, component: ComponentInfo) -> list[Point]:
+    def points(self, component: ComponentInfo) -> list[TensorPoint]:
         """The outputs of the model's modules."""
         return find_points(self.graph(component))
 
@@ -162,7 +162,7 @@ class EngineSide:
 
         return engine_runner(self.made, self.made.component(component.name), self.name)
 
-    def points(self, component: ComponentInfo) -> list[Point]:
+    def points(self, component: ComponentInfo) -> list[TensorPoint]:
         """The points of the graph that it was built from."""
         return find_points(self.graph(component))
 

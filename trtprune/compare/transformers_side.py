@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
-from trtprune.compare.points import Point, module_label
+from trtprune.compare.points import TensorPoint, module_label
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
@@ -98,10 +98,10 @@ class TransformersSide:
         name = self.name if component.role != PRUNER else f"numpy:{self.made.pruning.method}"
         return _runner(lambda feed: self._run(component, feed), component, name)
 
-    def points(self, component: ComponentInfo) -> list[Point]:
+    def points(self, component: ComponentInfo) -> list[TensorPoint]:
         """Modules in transformers' order (only the graph's order matters)."""
         return [
-            Point(label, label, i, "", "." not in label or label.count(".") == 1)
+            TensorPoint(label, label, i, "", "." not in label or label.count(".") == 1)
             for i, label in enumerate(_hooks(self.model, component.role))
         ]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtprune.checkpoint.safetensors_writer import Layout, SafetensorsWriter, plan_layout
+from trtprune.checkpoint.safetensors_writer import FileLayout, SafetensorsWriter, plan_layout
 from trtprune.errors import BuildError, CheckpointError
 from trtprune.graph.tensors import QuantizedMatrix
 
@@ -45,7 +45,7 @@ class QuantizedWeights:
     matrices: dict[str, QuantizedMatrix]
     moved: dict[str, TensorInfo]
     _sources: dict[str, TensorInfo]
-    _layouts: tuple[Layout, ...]
+    _layouts: tuple[FileLayout, ...]
     _dtype: str
 
     @property

@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageOps
 
-__all__ = ["COLORS", "NUMBERS", "SHAPES", "Question", "Scene", "SceneObject", "generate", "names"]
+__all__ = ["COLORS", "NUMBERS", "SHAPES", "Scene", "SceneObject", "SceneQuestion", "generate", "names"]
 
 SIZE = 336
 SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -53,7 +53,7 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question with a one-word, lower-case answer.
 
     Attributes:
@@ -77,7 +77,7 @@ class Scene:
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[SceneQuestion, ...]
 
 
 def generate(seed: int, *, split: Literal["train", "test"] = "train") -> Scene:
@@ -187,13 +187,13 @@ def names(objects: tuple[SceneObject, ...]) -> list[tuple[int, str, str]]:
     return phrases
 
 
-def _questions(objects: tuple[SceneObject, ...], rng: random.Random) -> list[Question]:
+def _questions(objects: tuple[SceneObject, ...], rng: random.Random) -> list[SceneQuestion]:
     """Every unambiguous question about attributes and places, plus counts and a balanced set of yes/no ones."""
-    questions: list[Question] = []
+    questions: list[SceneQuestion] = []
 
     def ask(text: str, answer: str, kind: Kind, about: list[int]) -> None:
         salient = about[0] == 0 if len(about) == 1 and kind != "count" else None
-        questions.append(Question(text, answer, kind, tuple(about), salient))
+        questions.append(SceneQuestion(text, answer, kind, tuple(about), salient))
 
     for i, name, given in names(objects):
         item = objects[i]
@@ -238,7 +238,7 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _fixed(question: Question) -> Question:
+def _fixed(question: SceneQuestion) -> SceneQuestion:
     """ "a orange" → "an orange"."""
     text = question.text.replace(" a orange ", " an orange ")
-    return Question(text, question.answer, question.kind, question.about, question.salient)
+    return SceneQuestion(text, question.answer, question.kind, question.about, question.salient)

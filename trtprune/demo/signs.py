@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trtprune.demo.scenes import COLORS, SIZE, ground
 
-__all__ = ["DIGITS", "Question", "Sign", "Signs", "draw", "generate", "questions"]
+__all__ = ["DIGITS", "Sign", "SignQuestion", "Signs", "draw", "generate", "questions"]
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LARGEST, OTHERS = (84, 108), (46, 62)
@@ -35,7 +35,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Question:
+class SignQuestion:
     """A question with a one-word, lower-case answer.
 
     Attributes:
@@ -62,7 +62,7 @@ class Signs:
 
     image: Image.Image
     signs: tuple[Sign, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[SignQuestion, ...]
 
 
 def generate(seed: int, *, split: Literal["train", "test"] = "train") -> Signs:
@@ -110,14 +110,14 @@ def draw(signs: tuple[Sign, ...], rng: random.Random) -> Image.Image:
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
-def questions(signs: tuple[Sign, ...]) -> tuple[Question, ...]:
+def questions(signs: tuple[Sign, ...]) -> tuple[SignQuestion, ...]:
     """Both questions about every sign, where only one sign fits."""
     colors, digits = [sign.color for sign in signs], [sign.digit for sign in signs]
     found = []
     for i, sign in enumerate(signs):
         if colors.count(sign.color) == 1:
-            found.append(Question(f"what number is on the {sign.color} sign?", DIGITS[sign.digit], "number", i))
+            found.append(SignQuestion(f"what number is on the {sign.color} sign?", DIGITS[sign.digit], "number", i))
         if digits.count(sign.digit) == 1:
             text = f"what color is the sign with the number {DIGITS[sign.digit]}?"
-            found.append(Question(text, sign.color, "color", i))
+            found.append(SignQuestion(text, sign.color, "color", i))
     return tuple(found)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
-from trtprune.eval.parts import ANSWERS, Part, answer_files, answers_file
-from trtprune.eval.planning import Point, Subject, fitting, plan_points, subjects
+from trtprune.eval.parts import ANSWERS, Share, answer_files, answers_file
+from trtprune.eval.planning import MethodBudget, Subject, fitting, plan_points, subjects
 from trtprune.eval.progress import Meter
 from trtprune.eval.report import Evaluation, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
@@ -102,7 +102,7 @@ def evaluate(
         BackendError: if something needed is not installed.
     """
     folder = Path(output)
-    share = None if part is None else Part.parse(part)
+    share = None if part is None else Share.parse(part)
     picture = folder / PICTURE if plot is None or isinstance(plot, bool) else Path(plot)
     draw = share is None and plot_wanted(plot if plot is None else plot is not False, "--plot", picture)
     answers = answers_file(folder, part)
@@ -206,7 +206,7 @@ def evaluate(
 
 
 def _check_files(
-    folder: Path, answers: Path, beside: Sequence[Path], share: Part | None, force: bool, so_far: bool
+    folder: Path, answers: Path, beside: Sequence[Path], share: Share | None, force: bool, so_far: bool
 ) -> None:
     """Refuses what would lose answers, or give some of them twice."""
     if so_far and (force or share or not (beside or answers.is_file())):
@@ -224,7 +224,7 @@ def _check_files(
                 refuse_if_written(path)
 
 
-def _asked_in(asked: Sequence[Subject], questions: DataSet, share: Part) -> DataSet:
+def _asked_in(asked: Sequence[Subject], questions: DataSet, share: Share) -> DataSet:
     """The questions of a part."""
     mine = {question.row.id for subject in asked for question in subject.asked if not question.control}
     if not mine:
@@ -268,7 +268,7 @@ def _engine(base: EngineDir) -> dict[str, Any]:
 
 def _fitting(
     variants: Variants,
-    points: Sequence[Point],
+    points: Sequence[MethodBudget],
     questions: DataSet,
     ask: Callable[[Row], str],
     max_new_tokens: int,
@@ -298,7 +298,7 @@ def _fitting(
     return replace(questions, rows=tuple(rows)), {key: error.message for key, error in bad.items()}
 
 
-def _count(points: Sequence[Point], asked: Sequence[Subject], store: Store) -> tuple[int, int]:
+def _count(points: Sequence[MethodBudget], asked: Sequence[Subject], store: Store) -> tuple[int, int]:
     """Answers that are missing, and all."""
     keys = [
         (question.row.id, point.label, point.keep, question.control)
@@ -309,6 +309,6 @@ def _count(points: Sequence[Point], asked: Sequence[Subject], store: Store) -> t
     return sum(key not in store for key in keys), len(keys)
 
 
-def _plan_line(points: Sequence[Point], questions: DataSet, missing: int, total: int) -> str:
+def _plan_line(points: Sequence[MethodBudget], questions: DataSet, missing: int, total: int) -> str:
     kept = f", {total - missing:,} of them there already" if missing < total else ""
     return f"{len(questions.rows):,} questions, {len(points)} runs: {total:,} answers{kept}"

@@ -16,7 +16,7 @@ from trtprune.errors import InputError
 from trtprune.eval.rows import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_ROWS, Row
 from trtprune.eval.scoring import LETTERS
 
-__all__ = ["LAYOUTS", "Entries", "Layout"]
+__all__ = ["LAYOUTS", "Entries", "SetLayout"]
 
 Entries: TypeAlias = Iterable[tuple[int, "Row | str"]]
 
@@ -26,7 +26,7 @@ COCO = "http://images.cocodataset.org/zips/val2014.zip"
 
 
 @dataclass(frozen=True)
-class Layout:
+class SetLayout:
     """A set on disk.
 
     Attributes:
@@ -250,36 +250,36 @@ def _scienceqa(root: Path, suffix: str, images: Path | None) -> Entries:
     return _checked(chosen, make)
 
 
-LAYOUTS: dict[str, Layout] = {
-    "vqav2": Layout(
+LAYOUTS: dict[str, SetLayout] = {
+    "vqav2": SetLayout(
         _vqav2,
         "vqa",
         SHORT,
         "https://visualqa.org/download.html",
         "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json and val2014/COCO_val2014_*.jpg",
     ),
-    "gqa": Layout(
+    "gqa": SetLayout(
         _gqa,
         "gqa",
         SHORT,
         "https://cs.stanford.edu/people/dorarad/gqa/download.html",
         "testdev_balanced_questions.json and images/*.jpg",
     ),
-    "pope": Layout(
+    "pope": SetLayout(
         _pope,
         "pope",
         SHORT,
         f"https://github.com/RUCAIBox/POPE (output/coco) and {COCO}",
         "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json and val2014/COCO_val2014_*.jpg",
     ),
-    "textvqa": Layout(
+    "textvqa": SetLayout(
         _textvqa,
         "textvqa",
         SHORT,
         "https://textvqa.org/dataset/",
         "TextVQA_0.5.1_val.json and train_images/*.jpg",
     ),
-    "scienceqa": Layout(
+    "scienceqa": SetLayout(
         _scienceqa,
         "letter",
         LETTER,

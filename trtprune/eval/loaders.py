@@ -133,7 +133,7 @@ def _easy_vqa(metric: str, limit: int | None, seed: int) -> DataSet:
 def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
     """Held-out scenes of ``trtprune.demo``, five questions a scene in the order of :data:`SCENE_TURN`."""
 
-    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, scenes.Question]]]:
+    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, scenes.SceneQuestion]]]:
         from trtprune.demo import scenes
 
         scene = scenes.generate(number, split="test")
@@ -146,7 +146,7 @@ def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
 def _signs(metric: str, limit: int | None, seed: int) -> DataSet:
     """Held-out signs of ``trtprune.demo``, four questions a picture in the order of :data:`SIGN_TURN`."""
 
-    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, signs.Question]]]:
+    def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, signs.SignQuestion]]]:
         from trtprune.demo import signs
 
         found = signs.generate(number, split="test")
@@ -192,14 +192,14 @@ def _drawn_rows(
         number += 1
 
 
-def _group(question: scenes.Question) -> str:
+def _group(question: scenes.SceneQuestion) -> str:
     answer, salient = question.answer, question.salient
     if answer in ("yes", "no"):
         return "yes/no"
     return "count" if salient is None else "salient" if salient else "non-salient"
 
 
-def _sign_group(question: signs.Question) -> str:
+def _sign_group(question: signs.SignQuestion) -> str:
     if question.kind == "color":
         return "by number"
     return "salient" if question.salient else "non-salient"

@@ -13,21 +13,21 @@ from trtprune.errors import InputError
 if TYPE_CHECKING:
     from trtprune.eval.planning import Subject
 
-__all__ = ["ANSWERS", "Part", "answer_files", "answers_file"]
+__all__ = ["ANSWERS", "Share", "answer_files", "answers_file"]
 
 ANSWERS = "results.jsonl"
 PARTS = re.compile(r"results-\d+of\d+\.jsonl")
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """One of ``of`` shares, the first is number 1."""
 
     number: int
     of: int
 
     @classmethod
-    def parse(cls, text: str) -> Part:
+    def parse(cls, text: str) -> Share:
         """``2/4`` is the second of four.
 
         Raises:
@@ -60,7 +60,7 @@ def answers_file(folder: Path, part: str | None) -> Path:
     Raises:
         InputError: for a ``part`` that is none.
     """
-    return folder / (ANSWERS if part is None else Part.parse(part).file)
+    return folder / (ANSWERS if part is None else Share.parse(part).file)
 
 
 def answer_files(folder: Path) -> list[Path]:

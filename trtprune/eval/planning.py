@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from trtprune.runtime.prompt import PromptEncoder
     from trtprune.variants import Variants
 
-__all__ = ["CONTROLS", "GREY", "UNPRUNED", "WRONG", "Asked", "Point", "Subject", "fitting", "plan_points", "subjects"]
+__all__ = [
+    "CONTROLS",
+    "GREY",
+    "UNPRUNED",
+    "WRONG",
+    "MethodBudget",
+    "Subject",
+    "Trial",
+    "fitting",
+    "plan_points",
+    "subjects",
+]
 
 UNPRUNED = "none"
 WRONG, GREY = "wrong", "grey"
@@ -32,7 +43,7 @@ CONTROLS = (WRONG, GREY)
 
 
 @dataclass(frozen=True)
-class Point:
+class MethodBudget:
     """A method at a budget.
 
     Attributes:
@@ -52,7 +63,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Trial:
     """A question about a picture, and whether that is the question's own (empty) or a control's."""
 
     row: Row
@@ -71,12 +82,12 @@ class Subject:
 
     source: Row | None
     seed: int
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[Trial] = field(default_factory=list)
 
 
 def plan_points(
     variants: Variants, methods: str | None, keeps: Sequence[int] | None, report: Callable[[str, str], None]
-) -> list[Point]:
+) -> list[MethodBudget]:
     """The unpruned run first, then those that share its decoder, then those that prune inside theirs.
 
     Args:
@@ -116,10 +127,10 @@ def plan_points(
             unable.add(variant)
     for reason in left_out:
         report("left out", reason)
-    points = [Point(variant, keep, variant.label) for variant, keep in cells if variant not in unable]
+    points = [MethodBudget(variant, keep, variant.label) for variant, keep in cells if variant not in unable]
     if not points:
         raise BudgetError("--keep: no method can serve any of the budgets", hint="trtprune methods")
-    base = Point(_unpruned(variants), total, UNPRUNED)
+    base = MethodBudget(_unpruned(variants), total, UNPRUNED)
     variants.config(base.variant)
     return [base, *(p for p in points if not p.inside), *(p for p in points if p.inside)]
 
@@ -150,7 +161,7 @@ def subjects(rows: Sequence[Row], *, controls: bool, seed: int) -> list[Subject]
     for row in rows:
         if row.picture_key not in found:
             found[row.picture_key] = Subject(row, zlib.crc32(f"{seed} {row.id}".encode()))
-        found[row.picture_key].asked.append(Asked(row))
+        found[row.picture_key].asked.append(Trial(row))
     if not controls:
         return list(found.values())
     grey = Subject(None, seed)
@@ -165,8 +176,8 @@ def subjects(rows: Sequence[Row], *, controls: bool, seed: int) -> list[Subject]
         random.Random(f"trtprune controls {seed} {group}").shuffle(keys)
         following = dict(zip(keys, [*keys[1:], keys[0]], strict=True))
         for row in members:
-            found[following[row.picture_key]].asked.append(Asked(row, WRONG))
-            grey.asked.append(Asked(row, GREY))
+            found[following[row.picture_key]].asked.append(Trial(row, WRONG))
+            grey.asked.append(Trial(row, GREY))
     return [*found.values(), grey]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtprune.errors import BudgetError, InputError
-from trtprune.eval.planning import CONTROLS, UNPRUNED, Point
+from trtprune.eval.planning import CONTROLS, UNPRUNED, MethodBudget
 from trtprune.eval.rows import DataSet, Row
 from trtprune.eval.scoring import yes_no_report
 from trtprune.eval.store import Record, Store
@@ -127,7 +127,12 @@ class Evaluation:
 
 
 def evaluate_marks(
-    store: Store, data: DataSet, points: Sequence[Point], *, seed: int = 0, unread: Mapping[str, str] | None = None
+    store: Store,
+    data: DataSet,
+    points: Sequence[MethodBudget],
+    *,
+    seed: int = 0,
+    unread: Mapping[str, str] | None = None,
 ) -> tuple[list[Figure], list[str]]:
     """The figures of all points on all sets, and what is to be said about them.
 
@@ -180,7 +185,7 @@ def evaluate_marks(
 
 
 def _figure(
-    store: Store, data: DataSet, name: str, rows: Sequence[Row], base: Point, point: Point, seed: int
+    store: Store, data: DataSet, name: str, rows: Sequence[Row], base: MethodBudget, point: MethodBudget, seed: int
 ) -> Figure | None:
     pairs: list[tuple[Row, Record, Record]] = []
     for row in rows:

@@ -13,7 +13,7 @@ from trtprune.eval.scoring import score
 from trtprune.eval.store import Record
 
 if TYPE_CHECKING:
-    from trtprune.eval.planning import Asked, Point, Subject
+    from trtprune.eval.planning import MethodBudget, Subject, Trial
     from trtprune.eval.rows import Row
     from trtprune.eval.store import Key, Store
     from trtprune.runtime import Features, Result, Vlm
@@ -27,20 +27,20 @@ GREY_LEVEL = 127
 class Responder(Protocol):
     """What answers, for the points of one group."""
 
-    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> Sequence[Result]:
+    def ask(self, points: Sequence[MethodBudget], subject: Subject, question: str) -> Sequence[Result]:
         """Answers to a question about a picture, of points with one budget.
 
         Questions about one picture come together, and those to points of one budget among them.
         """
 
 
-Opener = Callable[[Sequence["Point"]], "contextlib.AbstractContextManager[Responder]"]
+Opener = Callable[[Sequence["MethodBudget"]], "contextlib.AbstractContextManager[Responder]"]
 
 
-def sessions_of(points: Sequence[Point]) -> list[list[Point]]:
+def sessions_of(points: Sequence[MethodBudget]) -> list[list[MethodBudget]]:
     """Points that are in memory together: all that share the whole decoder, then each in-LLM method alone."""
     together = [point for point in points if not point.inside]
-    inside: dict[Variant, list[Point]] = {}
+    inside: dict[Variant, list[MethodBudget]] = {}
     for point in points:
         if point.inside:
             inside.setdefault(point.variant, []).append(point)
@@ -48,7 +48,7 @@ def sessions_of(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def run(
-    points: Sequence[Point],
+    points: Sequence[MethodBudget],
     subjects: Sequence[Subject],
     store: Store,
     opener: Opener,
@@ -94,7 +94,7 @@ def run(
     return unread
 
 
-def _key(point: Point, asked: Asked) -> Key:
+def _key(point: MethodBudget, asked: Trial) -> Key:
     return asked.row.id, point.label, point.keep, asked.control
 
 
@@ -104,8 +104,8 @@ class _UnreadPicture(Exception):
         self.reason = reason
 
 
-def _missing(group: Sequence[Point], subject: Subject, store: Store) -> dict[Point, list[Asked]]:
-    found: dict[Point, list[Asked]] = {}
+def _missing(group: Sequence[MethodBudget], subject: Subject, store: Store) -> dict[MethodBudget, list[Trial]]:
+    found: dict[MethodBudget, list[Trial]] = {}
     for point in group:
         asked = [a for a in subject.asked if _key(point, a) not in store]
         if asked:
@@ -114,7 +114,7 @@ def _missing(group: Sequence[Point], subject: Subject, store: Store) -> dict[Poi
 
 
 def _answer(
-    todo: dict[Point, list[Asked]],
+    todo: dict[MethodBudget, list[Trial]],
     subject: Subject,
     store: Store,
     responder: Responder,
@@ -166,7 +166,7 @@ class Builds:
         self._looks: dict[str, Features] = {}
 
     @contextlib.contextmanager
-    def open(self, points: Sequence[Point]) -> Iterator[Builds]:
+    def open(self, points: Sequence[MethodBudget]) -> Iterator[Builds]:
         """Holds the builds of these points in memory."""
         try:
             for variant in dict.fromkeys(point.variant for point in points):
@@ -180,7 +180,7 @@ class Builds:
                 self._variants.release(variant)
             self._vlms.clear()
 
-    def ask(self, points: Sequence[Point], subject: Subject, question: str) -> list[Result]:
+    def ask(self, points: Sequence[MethodBudget], subject: Subject, question: str) -> list[Result]:
         """See :class:`Responder`."""
         keep = points[0].keep
         if self._at is None or self._at[0] is not subject:

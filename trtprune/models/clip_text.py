@@ -35,7 +35,7 @@ from trtprune.errors import CheckpointError, EngineDirError, InputError, shown
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import layer_norm
 from trtprune.models.weights import compare
-from trtprune.text.process import Model
+from trtprune.text.process import TextModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +198,7 @@ def _prepare_tokenizer(text: str, cfg: TextTowerConfig) -> str:
     """
     try:
         # A file of unknown origin can make the library take hours; see trtprune.text.
-        found = Model("clip", text=text, name="tokenizer.json", length=cfg.max_positions).info
+        found = TextModel("clip", text=text, name="tokenizer.json", length=cfg.max_positions).info
     except (EngineDirError, InputError) as error:
         raise CheckpointError(error.marked_message, hint=error.marked_hint) from None
     around, size = found["around"], found["size"]

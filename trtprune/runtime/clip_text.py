@@ -16,7 +16,7 @@ from trtprune.engine_dir.roles import CLIP_TEXT
 from trtprune.errors import EngineDirError
 from trtprune.runtime.kv_cache import check_length
 from trtprune.tensor_names import CLIP_TEXT_EMBEDS, INPUT_IDS
-from trtprune.text.process import Model
+from trtprune.text.process import TextModel
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -85,8 +85,8 @@ class ClipText:
         return ids
 
 
-def _open(files: Mapping[str, str]) -> Model:
+def _open(files: Mapping[str, str]) -> TextModel:
     if TOKENIZER not in files:
         raise EngineDirError(f"{TOKENIZER} is missing", hint=AGAIN)
     # It is a file of unknown origin like the model's own; see trtprune.text.
-    return Model("clip", text=files[TOKENIZER], name=TOKENIZER)
+    return TextModel("clip", text=files[TOKENIZER], name=TOKENIZER)

@@ -22,10 +22,10 @@ __all__ = [
     "ExponentialDecay",
     "ForcedBos",
     "ForcedEos",
+    "LogitsProcessor",
     "MinLength",
     "MinP",
     "NoRepeatNGram",
-    "Processor",
     "RemoveInvalid",
     "RepetitionPenalty",
     "SequenceBias",
@@ -41,7 +41,7 @@ NEVER = np.float32(-np.inf)
 TOP_H_TOKENS = 100
 
 
-class Processor(Protocol):
+class LogitsProcessor(Protocol):
     """One step between logits and choice."""
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:

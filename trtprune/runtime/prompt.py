@@ -13,7 +13,7 @@ import numpy as np
 
 from trtprune.arguments import arg
 from trtprune.errors import EngineDirError, InputError
-from trtprune.text.process import Model
+from trtprune.text.process import TextModel
 from trtprune.text.template import MAX_RENDERED_CHARS, Turn
 from trtprune.text.tokens import is_panic, open_tokens
 
@@ -86,7 +86,7 @@ class PromptEncoder:
         self.image_token, self.image_token_id = image_token, image_token_id
         self._noted = False
         own = {name: files[name] for name in FILES if name in files}
-        self._model = Model("text", files=own, image_token=image_token, image_token_id=image_token_id)
+        self._model = TextModel("text", files=own, image_token=image_token, image_token_id=image_token_id)
         info = self._model.info
         self.byte_ids, self.skipped_ids = frozenset(info["byte_ids"]), frozenset(info["skipped_ids"])
         # Every token of an answer is decoded. Where that is known to be cheap it is done here: the same files were

@@ -15,7 +15,7 @@ from trtprune.files.json_lines import JsonLines, prompt_of
 if TYPE_CHECKING:
     from trtprune.runtime import Request
 
-__all__ = ["FORM", "RequestFile", "Row", "Survey"]
+__all__ = ["FORM", "RequestFile", "RequestRow", "Survey"]
 
 FORM = '{"image": "a.jpg", "prompt": "What is this?"}, one such object a line'
 MAX_TEXT = 1 << 20
@@ -57,7 +57,7 @@ IN_CALL: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class RequestRow:
     """One line.
 
     Attributes:
@@ -140,11 +140,11 @@ class RequestFile:
     def __exit__(self, *_: object) -> None:
         self._lines.__exit__()
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[RequestRow]:
         for number, entry in self._lines:
             yield self._row(number, entry)
 
-    def where(self, row: Row) -> str:
+    def where(self, row: RequestRow) -> str:
         """File and line, and what is wrong there."""
         return f"{self.name}:{row.number}: {row.fault}"
 
@@ -170,12 +170,12 @@ class RequestFile:
             raise InputError(f"{found.first_fault}; and no other row can be answered", hint=FORM)
         return found
 
-    def _row(self, number: int, entry: dict[str, Any] | str) -> Row:
+    def _row(self, number: int, entry: dict[str, Any] | str) -> RequestRow:
         if isinstance(entry, str):
-            return Row(number, f"line-{number}", {}, fault=entry)
+            return RequestRow(number, f"line-{number}", {}, fault=entry)
         key = entry.get("id", f"line-{number}")
         if not isinstance(key, str | int | float) or (isinstance(key, str) and len(key) > MAX_ID):
-            return Row(
+            return RequestRow(
                 number, f"line-{number}", entry, fault=f"id is no text of up to {MAX_ID} characters and no number"
             )
         images = entry.get("image", entry.get("images"))
@@ -183,7 +183,7 @@ class RequestFile:
         prompt = prompt_of(entry)
         fault = _fault_of_asked(entry, images, prompt)
         if fault:
-            return Row(number, key, entry, fault=fault)
+            return RequestRow(number, key, entry, fault=fault)
         assert isinstance(images, list)
         assert prompt is not None
         located = tuple(self._located(image) for image in images)
@@ -191,7 +191,7 @@ class RequestFile:
         request = {name: own[name] for name in IN_REQUEST if name in own}
         call = {name: own[name] for name in IN_CALL if name in own}
         fault = self._fault_of_settings(request | call) or next(filter(None, map(self._picture_fault, located)), "")
-        return Row(number, key, entry, located, prompt, request, call, one_line(fault) if fault else "")
+        return RequestRow(number, key, entry, located, prompt, request, call, one_line(fault) if fault else "")
 
     def _located(self, image: str) -> str:
         """Paths in the file are relative to the file, so that a data set can be moved as a whole."""

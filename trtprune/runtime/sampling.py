@@ -16,7 +16,7 @@ from trtprune.arguments import arg, real, whole
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.errors import BackendError, InputError
 from trtprune.runtime import processors
-from trtprune.runtime.processors import Processor, softmax
+from trtprune.runtime.processors import LogitsProcessor, softmax
 
 __all__ = ["NO_LIMIT", "Sampler", "Sampling", "filter_logits"]
 
@@ -82,7 +82,7 @@ class Sampling:
             checkpoint,
         )
 
-    def processors(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[Processor]:
+    def processors(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[LogitsProcessor]:
         """What changes the logits of an answer, in transformers' order.
 
         Args:
@@ -92,9 +92,9 @@ class Sampling:
         """
         return [*self._rules(prompt, eos, max_new_tokens), *(self._filters() if self.temperature else ())]
 
-    def _rules(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[Processor]:
+    def _rules(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[LogitsProcessor]:
         """What acts on greedy decoding, too."""
-        info, begin, found = self.checkpoint, len(prompt), list[Processor]()
+        info, begin, found = self.checkpoint, len(prompt), list[LogitsProcessor]()
         shortest = info.min_length if info.min_new_tokens is None else begin + info.min_new_tokens
         if info.sequence_bias:
             found.append(processors.SequenceBias(info.sequence_bias))
@@ -126,9 +126,9 @@ class Sampling:
             found.append(processors.BeginSuppress(info.begin_suppress_tokens, begin + late))
         return found
 
-    def _filters(self) -> list[Processor]:
+    def _filters(self) -> list[LogitsProcessor]:
         """What acts before a draw."""
-        info, found = self.checkpoint, list[Processor]()
+        info, found = self.checkpoint, list[LogitsProcessor]()
         if self.temperature != 1:
             found.append(processors.Temperature(self.temperature))
         if info.top_h is not None:

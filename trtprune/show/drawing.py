@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from trtprune.runtime.pictures import ImageInput
     from trtprune.runtime.viewing import View
 
-__all__ = ["Asked", "Panel", "check_output", "draw", "find_panels", "save"]
+__all__ = ["Panel", "SheetRequest", "check_output", "draw", "find_panels", "save"]
 
 logger = logging.getLogger("trtprune")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SheetRequest:
     """The request of a sheet.
 
     Attributes:
@@ -131,7 +131,7 @@ def check_output(path: Path) -> None:
         raise InputError(f"-o {path}: not a kind of picture that can be written", hint="a .png or .jpg file")
 
 
-def find_panels(variants: Variants, asked: Asked, say: Callable[[str], None] | None = None) -> Sheet:
+def find_panels(variants: Variants, asked: SheetRequest, say: Callable[[str], None] | None = None) -> Sheet:
     """Runs every method at every budget.
 
     Methods other than the directory's own are built first.  If that is impossible (engines), the method's NumPy
@@ -169,7 +169,7 @@ def _variants(variants: Variants, methods: Sequence[str]) -> list[Variant]:
     return list(dict.fromkeys(found)) or [variants.own]
 
 
-def _open(variants: Variants, variant: Variant, asked: Asked) -> Vlm | None:
+def _open(variants: Variants, variant: Variant, asked: SheetRequest) -> Vlm | None:
     """A build of the method; None if only its NumPy reference is available."""
     try:
         return variants.open(variant)
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _panel(
-    variants: Variants, vlm: Vlm | None, variant: Variant, keep: int, view: View, asked: Asked, *, alone: bool
+    variants: Variants, vlm: Vlm | None, variant: Variant, keep: int, view: View, asked: SheetRequest, *, alone: bool
 ) -> Panel | None:
     total = variants.base.model.visual_tokens
     if vlm is None:
@@ -215,7 +215,7 @@ def _panel(
     return panel
 
 
-def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: Asked) -> Panel:
+def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: SheetRequest) -> Panel:
     import numpy as np
 
     result = vlm.generate(view.features, asked.prompt, keep=keep, seed=asked.seed, max_new_tokens=asked.max_new_tokens)
@@ -224,7 +224,7 @@ def _answered(vlm: Vlm, label: str, keep: int, view: View, asked: Asked) -> Pane
     return Panel(label, keep, np.asarray(result.kept_indices[0]), where, result.text.strip(), steps)
 
 
-def _unpruned(variants: Variants, sheet: Sheet, asked: Asked) -> str | None:
+def _unpruned(variants: Variants, sheet: Sheet, asked: SheetRequest) -> str | None:
     """The answer with all tokens, from a build that prunes nothing; without one, None and a note."""
     for panel in sheet.panels:
         if panel.method == "none":
@@ -241,7 +241,7 @@ def _unpruned(variants: Variants, sheet: Sheet, asked: Asked) -> str | None:
     return _answered(vlm, "none", total, vlm.look(sheet.view.image, asked.prompt), asked).answer
 
 
-def draw(sheet: Sheet, asked: Asked, model: Any, *, font: Path | None = None) -> Image.Image:
+def draw(sheet: Sheet, asked: SheetRequest, model: Any, *, font: Path | None = None) -> Image.Image:
     """The sheet as a picture; notes the letters that no font on this machine has.
 
     Args:

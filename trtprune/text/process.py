@@ -23,7 +23,7 @@ from trtprune import errors
 from trtprune.errors import BackendError, EngineDirError, InputError
 from trtprune.text.service import LENGTH
 
-__all__ = ["OFF", "Model", "stop"]
+__all__ = ["OFF", "TextModel", "stop"]
 
 OFF = "TRTPRUNE_TEXT_PROCESS"
 """Set to ``off``, this environment variable keeps templates and tokenizers in the program, without limits."""
@@ -203,7 +203,7 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_PROCESS.end)
 
 
-class Model:
+class TextModel:
     """A model of the service.
 
     Args:

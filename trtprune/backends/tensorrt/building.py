@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtprune.backends.tensorrt.flavour import Log, Record, one_line
+from trtprune.backends.tensorrt.flavour import Log, MessageRecord, one_line
 from trtprune.backends.tensorrt.network import Network
 from trtprune.backends.tensorrt.profiles import Profile
 from trtprune.errors import BuildError
@@ -58,7 +58,7 @@ class TimingCache:
         except OSError as error:
             raise BuildError(f"--load-timing-cache {load}: cannot be read: {error.strerror or error}") from None
 
-    def attach(self, config: Any, record: Record) -> None:
+    def attach(self, config: Any, record: MessageRecord) -> None:
         """Gives the timings to a builder."""
         cache = config.create_timing_cache(self.data)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -162,7 +162,7 @@ def _configure(trt: Any, config: Any, settings: BuilderSettings, component: str)
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, settings.profiling_verbosity.upper())
 
 
-def _add_profile(network: Network, config: Any, wanted: Profile, record: Record) -> Profile:
+def _add_profile(network: Network, config: Any, wanted: Profile, record: MessageRecord) -> Profile:
     made = network.builder.create_optimization_profile()
     values, inputs = network.shape_inputs(), set(network.input_names())
     used: Profile = {}
@@ -293,7 +293,7 @@ def _write(network: Network, config: Any, path: Path) -> bool:
         return bool(done) and stream.tell() > 0
 
 
-def _failure(network: Network, settings: BuilderSettings, record: Record) -> BuildError:
+def _failure(network: Network, settings: BuilderSettings, record: MessageRecord) -> BuildError:
     why = record.why()
     hint = next((hint for pattern, hint in HINTS if re.search(pattern, why)), "-v shows TensorRT's warnings too")
     # "IBuilder::… Error Code 1: Myelin (… In compileGraph at /_src/…)": the place in their sources does not help here.

@@ -18,7 +18,7 @@ from typing import Any
 from trtprune.errors import BackendError
 from trtprune.installer import to_install
 
-__all__ = ["FLAVOURS", "Log", "Record", "get_log", "load_tensorrt", "one_line"]
+__all__ = ["FLAVOURS", "Log", "MessageRecord", "get_log", "load_tensorrt", "one_line"]
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -65,7 +65,7 @@ def one_line(text: object) -> str:
 
 
 @dataclass
-class Record:
+class MessageRecord:
     """TensorRT's messages while the record was open, in order, each as one line."""
 
     errors: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Log:
     """
 
     def __init__(self, trt: Any) -> None:
-        self._records: list[Record] = []
+        self._records: list[MessageRecord] = []
         self._lock = threading.Lock()
         severities = trt.ILogger.Severity
         names = {severities.INTERNAL_ERROR: "error", severities.ERROR: "error", severities.WARNING: "warning"}
@@ -102,9 +102,9 @@ class Log:
         self.ilogger: Any = Recorder()
 
     @contextmanager
-    def recording(self) -> Iterator[Record]:
+    def recording(self) -> Iterator[MessageRecord]:
         """A record of all messages inside the block, from any thread."""
-        record = Record()
+        record = MessageRecord()
         with self._lock:
             self._records.append(record)
         try:

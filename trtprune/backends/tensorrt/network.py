@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune.backends.tensorrt.check import check_network, lint
-from trtprune.backends.tensorrt.flavour import Log, Record, one_line
+from trtprune.backends.tensorrt.flavour import Log, MessageRecord, one_line
 from trtprune.errors import BackendError, BuildError
 from trtprune.tensor_names import is_past
 
@@ -97,7 +97,7 @@ class Network:
                 weights = self._cast_bfloat16(proto, weights)
             self._parse(proto, weights, record)
 
-    def _parse(self, proto: Any, weights: Iterable[tuple[str, int, int]], record: Record) -> None:
+    def _parse(self, proto: Any, weights: Iterable[tuple[str, int, int]], record: MessageRecord) -> None:
         parsed = self.parser.load_model_proto(proto.SerializeToString(), None)
         for name, address, size in weights if parsed else ():
             if not self.parser.load_initializer(name, address, size):

@@ -16,7 +16,7 @@ from trtprune.tensor_names import cached_layers, is_past
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
 
-__all__ = ["Call", "cache_bytes", "cache_capacity", "choose_profile", "max_batch", "plan_call"]
+__all__ = ["PlannedCall", "cache_bytes", "cache_capacity", "choose_profile", "max_batch", "plan_call"]
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,7 @@ def cache_bytes(config: EngineDir) -> int:
 
 
 @dataclass(frozen=True)
-class Call:
+class PlannedCall:
     """A call's profile number and the shape of every output."""
 
     profile: int
@@ -52,7 +52,7 @@ def plan_call(
     shapes: Mapping[str, Shape],
     dtypes: Mapping[str, str],
     values: Mapping[str, Shape],
-) -> Call:
+) -> PlannedCall:
     """The profile and the output shapes of a call.
 
     Args:
@@ -75,7 +75,7 @@ def plan_call(
         if shape is None:
             raise BackendError(f"output {spec.name}: its shape {list(spec.shape)} does not follow from the inputs")
         found[spec.name] = shape
-    return Call(profile, found)
+    return PlannedCall(profile, found)
 
 
 def choose_profile(component: ComponentInfo, shapes: Mapping[str, Shape], values: Mapping[str, Shape]) -> int:
