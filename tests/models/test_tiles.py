@@ -22,6 +22,7 @@ from trtprune.runtime.images import CropShape, processor_from_files
 FAMILIES = {"llava-next": LlavaNextFamily(), "llava-onevision": LlavaOnevisionFamily()}
 PROCESSORS = {"llava-next": "llava_next", "llava-onevision": "llava_onevision"}
 POINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+FILE = "preprocessor_config.json"
 SHAPE = CropShape(56, 56, (14, 14))
 SIZES = [(56, 56), (90, 70), (300, 40), (40, 300), (1, 1), (7, 500), (200, 201)]  # (height, width)
 CASES = [
@@ -38,14 +39,16 @@ def made(path: Path, case: tiny.Tiny) -> Any:
     more: dict[str, Any] = {"image_grid_pinpoints": POINTS}
     if case.family == "llava-onevision":
         more["vision_aspect_ratio"] = "anyres_max_2"  # so that these small planes are shrunk, too
-    return tiny.make(path, replace(case, more=more))
-
-
-def processor(case: tiny.Tiny, path: Path) -> Any:
+    model = tiny.make(path, replace(case, more=more))
     size: dict[str, Any] = {"size": {"height": 56, "width": 56}}
     if case.family == "llava-next":
         size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
-    files = {"preprocessor_config.json": json.dumps(size | {"image_grid_pinpoints": POINTS})}
+    (path / FILE).write_text(json.dumps(size | {"image_grid_pinpoints": POINTS}))
+    return model
+
+
+def processor(case: tiny.Tiny, path: Path) -> Any:
+    files = {FILE: (path / FILE).read_text()}
     return processor_from_files(files, SHAPE, open_checkpoint(path).config, [PROCESSORS[case.family]])
 
 
