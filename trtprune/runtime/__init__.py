@@ -1,4 +1,4 @@
-"""Runs engine directories: pictures and questions in, answers out.
+"""Runs engine directories: from images and questions to answers.
 
 Needs no torch and no transformers, and knows no model family: an engine directory describes itself.
 """

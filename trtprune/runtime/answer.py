@@ -1,4 +1,4 @@
-"""One row's answer: how it is to be made, its text while it grows, and the result."""
+"""One row's answer: its settings, its growing text, and the result."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["MAX_NEW_TOKENS", "Answer", "AnswerSettings", "check_stop", "unpruned_ids"]
 
 MAX_NEW_TOKENS = 64
-"""Longest answer, where neither caller nor checkpoint say."""
+"""Longest answer in tokens, if neither caller nor checkpoint set one."""
 
 
 def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) -> tuple[str, ...]:
     """Stop strings as a tuple; those of ``default`` for None.
 
     Raises:
-        InputError: for what is no text, and for an empty one.
+        InputError: for a value that is not text, and for an empty text.
     """
     if stop is None:
         return tuple(default)
@@ -42,13 +42,13 @@ def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) ->
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How an answer is made.
+    """Settings of an answer.
 
     Attributes:
-        sampling: How tokens are chosen.
-        max_new_tokens: Longest answer; None: what the checkpoint says and has room.
-        stop: Texts that end it.
-        ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
+        sampling: Settings of the choice of tokens.
+        max_new_tokens: Longest answer; None: the checkpoint's, as far as there is room.
+        stop: Texts that end the answer.
+        ignore_eos: Whether the answer continues behind an end-of-sequence token, for measurements of a fixed length.
     """
 
     sampling: Sampling
@@ -70,7 +70,7 @@ class AnswerSettings:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
     ) -> AnswerSettings:
-        """A caller's settings, and for those that are None the checkpoint's.
+        """A caller's settings, with the checkpoint's for those that are None.
 
         Raises:
             InputError: for a setting out of range.
@@ -84,7 +84,7 @@ class AnswerSettings:
             seed=seed,
         )
         longest = None if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1)
-        # A measurement of a fixed length is not to be cut short by the checkpoint's own texts either.
+        # In a measurement of a fixed length the checkpoint's own texts must not end an answer either.
         stops = check_stop(stop, () if ignore_eos else checkpoint.stop_strings)
         return cls(sampling, longest, stops, ignore_eos)
 
@@ -97,15 +97,15 @@ def unpruned_ids(prompt: Prompt, layout: Layout) -> np.ndarray:
 
 
 class Answer:
-    """A row while it is answered, with the text it has so far.
+    """A row during its answer, with the text so far.
 
     Args:
-        config: Its end-of-sequence ids and sizes count.
-        encoder: Its tokenizer decodes.
+        config: The engine directory, for end-of-sequence ids and sizes.
+        encoder: The tokenizer for decoding.
         prompt: The row's prompt.
-        layout: The same as the decoder reads it.
+        layout: The prompt as the decoder reads it.
         max_new_tokens: Longest answer.
-        settings: How to make it.
+        settings: Settings of the answer.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Answer:
         self.kept: Sequence[np.ndarray] = layout.kept
         self.segment_tokens: list[list[int]] = []
         self.text: Detokenizer = encoder.detokenizer(settings.stop)
-        # The embeddings can be large, in a device's memory: once they are computed on, nobody needs them.
+        # The embeddings can be large, in a device's memory, and are not needed behind the prefill.
         bare = replace(layout, embeds=())
         # transformers penalises every id of the prompt, the image placeholder's too.
         sampler = Sampler(settings.sampling, unpruned_ids(prompt, layout), eos, max_new_tokens)
@@ -136,11 +136,11 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the cache holds of the row at the end; the answer's last one is never fed back."""
+        """Tokens of the row in the cache at the end; the answer's last one is never fed back."""
         return len(self.row.layout.ids) + self.row.max_new_tokens - 1
 
     def take(self) -> str:
-        """Text that became certain since the last call."""
+        """Text that is final since the last call."""
         if self.row.finish_reason is not None:
             self._pieces.append(self.text.finish())
         piece = "".join(self._pieces)
@@ -148,7 +148,7 @@ class Answer:
         return piece
 
     def result(self, clock: Clock, cache_bytes: int) -> Result:
-        """The answer, when the row is done."""
+        """The result of a finished row."""
         assert self.row.finish_reason is not None
         timings = clock.read()
         steps = len(self.row.token_ids) - 1
@@ -170,7 +170,7 @@ class Answer:
         )
 
     def _per_layer(self) -> float:
-        """Visual tokens that a layer processed and cached, on average over the layers; of all images together."""
+        """Visual tokens per layer, processed and cached, on average over the layers; for all images together."""
         if not self.segment_tokens:
             return float(sum(len(indices) for indices in self.kept))
         layers = self._config.kv.segment_layers

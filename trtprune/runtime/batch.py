@@ -1,6 +1,6 @@
-"""One run of requests side by side, from images to results.
+"""One run of requests as a batch, from images to results.
 
-Decides nothing about tensors or tokens: it takes each row through the stages of the ``pipeline``.
+No decisions about tensors or tokens here: each row goes through the stages of the ``pipeline``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Batch", "Stream"]
 
 @dataclass(frozen=True)
 class _Row:
-    """A request, checked, with its own settings."""
+    """A checked request with its own settings."""
 
     request: Request
     images: list[ImageInput | Features]
@@ -36,16 +36,16 @@ class _Row:
 
 
 class Batch:
-    """Requests that run side by side.
+    """Requests that run as one batch.
 
     Args:
-        pipeline: What answers.
+        pipeline: The stages of the model.
         requests: One for each row.
-        settings: How answers are made, for what the requests do not say themselves.
-        keep: The budget of an image, likewise; None: the build's default.
+        settings: Settings of answers, for requests without their own.
+        keep: The budget of an image, for requests without their own; None: the build's default.
 
     Raises:
-        InputError: for a setting out of range; what is wrong with an image or prompt shows in :meth:`steps`.
+        InputError: for a setting out of range; faults of images and prompts are raised by :meth:`steps`.
         BudgetError: for a budget that the build does not serve.
     """
 
@@ -66,12 +66,12 @@ class Batch:
         self.results: list[Result] = []
 
     def steps(self) -> Iterator[None]:
-        """Runs everything; yields after each round of tokens.  Afterwards ``results`` is filled."""
+        """Runs the batch; yields after each round of tokens.  Afterwards ``results`` is complete."""
         if not self._rows:
             return
         pipeline, clock = self._pipeline, Clock()
         pipeline.check_batch(len(self._rows))
-        # 1. The prompts first: they are cheap, and a bad one should not cost a look at the images.
+        # 1. The prompts first: they are cheap, and a bad one is reported before the vision tower runs.
         with clock.stage("preprocess"):
             prompts = [self._encode(row) for row in self._rows]
         # 2. All images of all rows, each once.
@@ -86,7 +86,7 @@ class Batch:
             selection = pipeline.select(prompt, embeds, seen, row.keep, row.settings.sampling.seed or 0, clock)
             layouts.append(pipeline.lay_out(prompt, embeds, selection, row.keep))
             self.answers.append(pipeline.answer(prompt, layouts[-1], row.settings))
-        # 4. One cache for all of them, as long as the longest row can become.
+        # 4. One cache for all of them, for the largest possible length of a row.
         rows, decoder = len(layouts), pipeline.decoder
         cache = decoder.take(rows, max(answer.tokens for answer in self.answers))
         try:
@@ -102,7 +102,7 @@ class Batch:
 
 
 class Stream:
-    """Pieces of an answer as they come; after the last one, :attr:`result` holds the whole."""
+    """The pieces of an answer, one by one; after the last one, :attr:`result` has the whole answer."""
 
     def __init__(self, pipeline: Pipeline, batch: Batch) -> None:
         self._pipeline, self._batch = pipeline, batch
@@ -118,7 +118,7 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        # Between two pieces the model is free for other calls, of this thread or another.
+        # Between two pieces the model is free for other calls, from any thread.
         with self._pipeline.using():
             return next(self._pieces)
 

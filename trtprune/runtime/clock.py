@@ -26,7 +26,7 @@ class Clock:
             self.ms[name] += 1000 * (time.perf_counter() - start)
 
     def read(self) -> dict[str, float]:
-        """All stages and ``total``, the time since the clock was made."""
+        """All stages and ``total``, the time since the clock's creation."""
         return {name: round(ms, 3) for name, ms in self.ms.items()} | {
             "total": round(1000 * (time.perf_counter() - self._start), 3)
         }

@@ -1,7 +1,7 @@
-"""Several questions about the same pictures.
+"""Several questions about the same images.
 
-Keeps the turns and, with ``repick=False``, the KV cache.  The cache is never trusted to hold what the turns say: the
-whole conversation is tokenised again, and what differs from the cached ids is computed anew.
+Keeps the turns and, with ``repick=False``, the KV cache.  The whole conversation is always tokenised again, and ids
+that differ from the cached ones are computed again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["Conversation"]
 
 
 class Conversation:
-    """Questions and answers about one picture or several; made by :meth:`Vlm.chat`.
+    """Questions and answers about one image or several, from :meth:`Vlm.chat`.
 
     Args:
-        pipeline: What answers.
-        images: All pictures of the conversation; they stand in its first turn.
+        pipeline: The stages of the model.
+        images: All images of the conversation; they are in its first turn.
         system: A system prompt.
     """
 
     def __init__(self, pipeline: Pipeline, images: Images, *, system: str | None = None) -> None:
         self.on_text: Callable[[str], None] | None = None
-        """Called with each piece of an answer as it comes; the pieces add up to the result's text."""
+        """Called with each piece of an answer at once; the pieces add up to the result's text."""
         self._pipeline = pipeline
         self._images = pipeline.images(images)
         self._system = [] if system is None else [Turn("system", text_of("system", system))]
@@ -50,7 +50,7 @@ class Conversation:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """What was said so far."""
+        """All turns so far."""
         return (*self._system, *self._turns)
 
     def ask(
@@ -68,14 +68,14 @@ class Conversation:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
     ) -> Result:
-        """Asks the next question; a failed one leaves the conversation as it was.
+        """Asks the next question; a failed one leaves the conversation unchanged.
 
         Args:
             prompt: The question.
             keep: Visual tokens to keep of each image; with ``repick=False`` only the first question may set it.
-            repick: Select the visual tokens anew for this question and compute the history with them; False keeps
-                the selection and the cache, so that only what is new is computed.
-            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As for
+            repick: Whether to select the visual tokens again for this question and compute the history with them; False
+                keeps the selection and the cache, so that only the new part is computed.
+            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As in
                 :meth:`Vlm.generate`.
         """
         settings = AnswerSettings.of(
@@ -99,10 +99,10 @@ class Conversation:
         question = Turn("user", prompt, 0 if self._turns else len(self._images))
         with clock.stage("preprocess"):
             encoded = pipeline.encoder.encode([*self._system, *self._turns, question])
-        # 2. The images are looked at once.
+        # 2. The vision tower runs once.
         if self._features is None:
             self._features = pipeline.features(self._images, clock)
-        # 3. The selection: the question's own, or the one already made.
+        # 3. The selection: the question's own, or the earlier one.
         before = None if repick else self._selection
         if before is not None and keep is not None and budget != self._budget:
             raise InputError(
@@ -116,7 +116,7 @@ class Conversation:
             selection, budget = before, self._budget
         layout = pipeline.lay_out(encoded, embeds, selection, budget)
         answer = pipeline.answer(encoded, layout, settings)
-        # 4. What the cache holds already. Tokens alone do not tell: the features must be the same ones, too.
+        # 4. The cached part of the prompt. Equal ids are not enough: the features must be the same, too.
         known = 0
         if self._cache is not None and before is not None:
             known = _common(self._cached, layout.ids[:-1])
@@ -125,7 +125,7 @@ class Conversation:
             if self._cache is not None:
                 pipeline.decoder.give_back(self._cache)
             cache = pipeline.decoder.take(1, answer.tokens)
-        # Until the answer is complete, the cache is nobody's: an interrupt must not leave half of it in use.
+        # Until the answer is complete, the cache has no owner: after an interrupt it must not be used.
         self._cache = None
         # 5. The answer.
         for _ in pipeline.run([answer], [layout], cache, [known], clock):

@@ -1,7 +1,7 @@
-"""The decoder as the exchange sees it: memory for a batch, prompts in, logits out, then token by token.
+"""The decoder for the exchange: memory for a batch, from prompts to logits, then token by token.
 
-Two kinds: :class:`WholeDecoder` is one graph; :class:`trtprune.runtime.cut_decoder.CutDecoder` is cut into segments
-with prune points between them.  ``pipeline`` chooses one when the directory is opened, and nobody asks which it is.
+Two kinds: :class:`WholeDecoder` is one graph; :class:`trtprune.runtime.cut_decoder.CutDecoder` has segments with prune
+points between them.  ``pipeline`` chooses one when the directory is opened; no other code depends on the kind.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["Decoder", "Prefill", "WholeDecoder", "skip_rows"]
 
 @dataclass(frozen=True)
 class Prefill:
-    """What a batch of prompts gives when it has gone through the decoder.
+    """The results of a batch of prompts.
 
     Attributes:
-        logits: float32 [B, V], those behind each row's last token.
-        kept: For each row and image, int64, ascending, which of its visual tokens the last layer sees.
-        segment_tokens: For each row and image, its tokens in each segment, merged ones included; no numbers where the
-            decoder does not prune.
+        logits: float32 [B, V], the logits behind each row's last token.
+        kept: For each row and image, int64, ascending, indices of its visual tokens in the last layer.
+        segment_tokens: For each row and image, its tokens in each segment, with merged ones; empty if the decoder does
+            not prune.
     """
 
     logits: np.ndarray
@@ -45,7 +45,7 @@ class Decoder(Protocol):
 
     @property
     def prunes(self) -> bool:
-        """Whether it prunes between its layers: images enter whole, and the prompt decides what is kept of them."""
+        """Whether it prunes between its layers: all visual tokens enter, and the prompt decides which are kept."""
 
     @property
     def max_batch(self) -> int:
@@ -53,17 +53,17 @@ class Decoder(Protocol):
 
     @property
     def identity(self) -> Hashable:
-        """Equal for decoders whose rows can run as one batch and that can share memory."""
+        """A key that is equal for decoders whose rows can run as one batch and that can share memory."""
 
     def check_keep(self, keep: int) -> None:
         """Refuses a budget within the build's range that the decoder cannot serve.
 
         Raises:
-            BudgetError: naming the budget or the option that is in its way.
+            BudgetError: naming the budget or the conflicting option.
         """
 
     def entering(self, keep: int, visual_tokens: int) -> int:
-        """How many of an image's visual tokens are in the prompt that it reads, at a budget."""
+        """The number of an image's visual tokens in the decoder's prompt, at a budget."""
 
     def take(self, batch: int, tokens: int) -> Any:
         """A cache for ``batch`` rows of at least ``tokens`` tokens each."""
@@ -72,32 +72,32 @@ class Decoder(Protocol):
         """``cache``, or a larger one with its content, so that a row holds ``tokens`` tokens."""
 
     def give_back(self, cache: Any) -> None:
-        """Tells that nobody needs ``cache`` any more."""
+        """Returns a cache that is not used any more."""
 
     def share_memory(self, other: Any) -> None:
-        """Takes caches from the memory of another decoder of the same :attr:`identity` from now on."""
+        """Takes future caches from the memory of another decoder of the same :attr:`identity`."""
 
     def prefill(self, rows: Sequence[Layout], cache: Any, start: Sequence[int] | None = None) -> Prefill:
         """Writes prompts into the cache.
 
         Args:
             rows: One prompt for each row.
-            cache: With room for the longest.
-            start: For each row how many of its tokens the cache holds already; the rest is computed.
+            cache: A cache with room for the longest one.
+            start: For each row, the number of its tokens in the cache; the rest is computed.
 
         Raises:
-            InputError: for a prompt that the decoder cannot prune by.
+            InputError: for a prompt that cannot guide the decoder's pruning.
         """
 
     def step(self, cache: Any) -> Step:
         """The decode step over ``cache``."""
 
     def select(self, layout: Layout) -> list[np.ndarray]:
-        """For each image of a prompt, int64, ascending, which of its visual tokens the last layer sees."""
+        """For each image of a prompt, int64, ascending, indices of its visual tokens in the last layer."""
 
 
 def skip_rows(pieces: Sequence[Array], rows: int) -> list[Array]:
-    """``pieces`` [n, D] without their first ``rows`` rows together."""
+    """``pieces`` [n, D] without the first ``rows`` rows of all together."""
     rest = []
     for piece in pieces:
         if rows < len(piece):
@@ -110,7 +110,7 @@ class WholeDecoder:
     """A decoder that is one graph; images were pruned before it.
 
     Args:
-        chain: With a component of role ``decoder`` that belongs to no segment.
+        chain: A chain with a component of role ``decoder`` without a segment.
     """
 
     prunes = False
@@ -126,14 +126,14 @@ class WholeDecoder:
 
     @property
     def identity(self) -> Hashable:
-        """That of its session."""
+        """The identity of its session."""
         return ("session", id(self._chain.session(DECODER)))
 
     def check_keep(self, keep: int) -> None:
         """Every budget of the build's range is served."""
 
     def entering(self, keep: int, visual_tokens: int) -> int:
-        """Only what is kept enters."""
+        """The budget: only kept tokens enter."""
         return keep
 
     def take(self, batch: int, tokens: int) -> Any:
@@ -158,8 +158,8 @@ class WholeDecoder:
         begin = [0] * len(rows) if start is None else list(start)
         lengths = [len(row.ids) - first for row, first in zip(rows, begin, strict=True)]
         width = max(lengths)
-        # Rows are padded on the right: what a padding token writes lies past the row's end, where the row's next
-        # real token overwrites it before anything attends to it.
+        # Rows are padded on the right: a padding token writes behind the row's end, where the row's next real token
+        # overwrites it before any query attends to it.
         positions = np.zeros((len(rows), width), np.int64)
         for i, (row, first, length) in enumerate(zip(rows, begin, lengths, strict=True)):
             positions[i, :length] = row.positions[first:]

@@ -1,4 +1,4 @@
-"""What the model sees of an image, before anything is pruned."""
+"""The model's features of an image, before pruning."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Features"]
 class Features:
     """The outputs of the vision graph for one image.
 
-    They stay in the backend's memory, and so does whatever is computed from them.  A call that takes images takes
-    features as well: the vision graph does not run again for such an image.
+    They stay in the backend's memory, like everything computed from them.  Calls with images also accept features:
+    the vision graph does not run again for them.
 
     Attributes:
         image: [N, D] in the build's dtype, a row for each visual token.

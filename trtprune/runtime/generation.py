@@ -1,4 +1,4 @@
-"""From the logits behind a prompt to an answer: a token for each row, round by round."""
+"""From the logits behind a prompt to an answer: one token for each row in every round."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Generation", "generate"]
 class Generation:
     """The tokens of one row's answer.
 
-    ``on_token`` is told every chosen id and says whether the row is done ("stop"), else None.
+    ``on_token`` is called with every chosen id; it returns "stop" if the row is done, else None.
     """
 
     layout: Layout
@@ -35,13 +35,13 @@ class Generation:
 def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacity: int, clock: Clock) -> Iterator[None]:
     """Generates until every row is done; yields after each round of tokens.
 
-    The cache then holds of each row its prompt and all of its answer but the last token.
+    The cache then has each row's prompt and answer without the last token.
 
     Args:
         rows: The rows of the batch, their prompts in the cache.
-        logits: float32 [B, V], those behind each prompt.
+        logits: float32 [B, V], the logits behind each prompt.
         step: The decode step over the cache.
-        capacity: Tokens that a row of the cache holds.
+        capacity: Tokens of a row in the cache.
         clock: Counts the time as ``decode``.
     """
     length = np.array([len(row.layout.ids) for row in rows], np.int64)

@@ -1,6 +1,6 @@
-"""How much KV cache a batch gets, and whose memory it is.
+"""Size and memory of a batch's KV cache.
 
-The buffers themselves belong to the backend; what is in them is the chain's business.
+The buffers belong to the backend, and the decoder decides their content.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["CachePool", "check_length", "round_capacity"]
 
 
 def round_capacity(tokens: int, limit: int) -> int:
-    """Tokens a row's buffers should hold for ``tokens``: rounded up, so that similar requests share one shape.
+    """The capacity of a row's buffers for ``tokens``: rounded up, so that similar requests share one shape.
 
     To 16 up to 256 tokens and to 64 above, never beyond ``limit``.
     """
@@ -32,14 +32,14 @@ def check_length(
     """Refuses a request that cannot be finished, before anything is computed for it.
 
     Args:
-        prompt: Tokens of text and kept visual tokens together.
-        max_new_tokens: Tokens the answer may have.
-        limit: Tokens there is room for.
-        what: What the limit is, for the error.
-        whole_images: Whether the prompt holds all tokens of its images whatever the budget, so that no budget helps.
+        prompt: Number of text tokens and kept visual tokens.
+        max_new_tokens: Largest number of the answer's tokens.
+        limit: Number of tokens with room.
+        what: Name of the limit, for the error.
+        whole_images: Whether the prompt has all visual tokens whatever the budget, so that a smaller one is no help.
 
     Raises:
-        InputError: telling the numbers and which flag to change.
+        InputError: with the numbers and the flag to change.
     """
     # The last token of an answer is never fed back, so it needs no place.
     need = prompt + max_new_tokens - 1
@@ -65,7 +65,7 @@ class CachePool:
 
     Args:
         session: The decoder.
-        info: Of the engine directory; ``capacity`` bounds what a row may get.
+        info: The directory's cache settings; ``capacity`` is the largest one of a row.
     """
 
     def __init__(self, session: Session, info: KvInfo) -> None:
@@ -86,6 +86,6 @@ class CachePool:
         return self._session.grow_cache(cache, round_capacity(tokens, self._limit))
 
     def give_back(self, cache: Any) -> None:
-        """Tells that nobody needs ``cache`` any more."""
+        """Returns a cache that is not used any more."""
         if self._free is None or cache.nbytes >= self._free.nbytes:
             self._free = cache

@@ -1,4 +1,4 @@
-"""Where the text and the kept visual tokens of a prompt stand in the decoder's input."""
+"""The places of a prompt's text and kept visual tokens in the decoder's input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Selection:
     """The visual tokens that enter the decoder, of all images of a prompt.
 
     Attributes:
-        kept: For each image int64 [n], ascending, which of its visual tokens enter.
+        kept: For each image int64 [n], ascending, indices of its visual tokens that enter.
         rows: For each image [n, D], their features.
         visual_tokens: For each image N, its visual tokens before pruning.
     """
@@ -35,12 +35,12 @@ class Layout:
 
     Attributes:
         ids: int64 [S]; the placeholder's id stands for every kept visual token.
-        embeds: Pieces [n, D] in the build's dtype, S rows together; the decoder's input is put together from them.
+        embeds: Pieces [n, D] in the build's dtype with S rows in all; together they are the decoder's input.
         positions: int64 [S].
         next_position: The position of the answer's first token.
-        pictures: For each image its first row and the one behind its last.
+        pictures: For each image its first row and the row behind its last.
         keep: The budget of each image, for a decoder that prunes.
-        kept: For each image int64, which of its visual tokens the rows are.
+        kept: For each image int64, indices of its visual tokens in the rows.
         visual_tokens: For each image N, its visual tokens before pruning.
     """
 
@@ -55,15 +55,15 @@ class Layout:
 
 
 def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions: str, keep: int = 0) -> Layout:
-    """Puts the kept features where the placeholders are.
+    """Replaces the placeholders by the kept features.
 
     Args:
-        prompt: With as many placeholders as the selection has images.
+        prompt: A prompt with one placeholder per image of the selection.
         text_embeds: [T, D], the embeddings of all ids of the prompt; rows at placeholders are ignored.
         selection: The features of each image that enter the decoder.
         positions: ``compact`` numbers the rows 0, 1, 2 …; ``original`` gives each row the number it would have if
             nothing had been dropped.
-        keep: For the layout.
+        keep: The budget, for a decoder that prunes.
     """
     ids, rows, places, pictures = [], [], [], []
     start, place, length = 0, 0, 0

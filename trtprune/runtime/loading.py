@@ -27,18 +27,19 @@ def load(
     """Opens an engine directory.
 
     Args:
-        path: What ``build`` wrote.
-        provider: ``cpu`` or ``cuda`` of ONNX Runtime, or ``openvino``; None takes what it was built for.  A directory
-            of TensorRT engines holds their graphs, too: with a provider, those run.
-        threads: Processor threads of a provider; None takes what the container allows.
-        verify: How thoroughly files are checked: ``auto``, ``none``, ``fast``, ``full``.
+        path: The directory of a build.
+        provider: ``cpu`` or ``cuda`` of ONNX Runtime, or ``openvino``; None: the build's own.  A directory of TensorRT
+            engines also has their graphs: a provider runs those.
+        threads: Processor threads of a provider; None: all that the container allows.
+        verify: Level of the file checks: ``auto``, ``none``, ``fast``, ``full``.
         provider_options: See :class:`trtprune.backends.onnxruntime.OrtBackend`,
             :class:`trtprune.backends.openvino.OpenVinoBackend` and
             :class:`trtprune.backends.tensorrt.backend.TrtBackend`.
-        max_pixels: Pictures above this are refused; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
-        strict_images: Refuse animations and files of several pages, instead of taking the first frame and saying so.
-        urls: Fetch pictures that are given as ``http(s)`` addresses.  Leave it off in a program whose users name
-            pictures: they would reach whatever the program's machine does.  Such a program should refuse paths, too.
+        max_pixels: Limit of an image's pixels; None: ``$TRTPRUNE_MAX_PIXELS`` or 64 Mi.
+        strict_images: Whether animations and files of several pages are refused, instead of giving their first frame
+            with a note.
+        urls: Whether ``http(s)`` addresses of images are fetched.  Leave it off if users of your program name images:
+            they would reach everything that its machine reaches.  Such a program should refuse paths, too.
 
     Raises:
         EngineDirError: if the directory is damaged or foreign.

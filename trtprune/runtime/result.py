@@ -1,4 +1,4 @@
-"""What is asked and what is answered."""
+"""Requests and results."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 __all__ = ["Images", "Request", "Result"]
 
 Images: TypeAlias = "ImageInput | Features | Sequence[ImageInput | Features]"
-"""One picture or several; features of one stand for it."""
+"""One image or several, or their features."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row of a batch.  What is None is taken from the call that runs the batch.
+    """One row of a batch.  Values that are None come from the call that runs the batch.
 
     Attributes:
-        images: One picture or several; see :func:`trtprune.runtime.pictures.load_picture`, or
+        images: One image or several; see :func:`trtprune.runtime.pictures.load_picture`, or
             :class:`trtprune.runtime.Features`.
         prompt: The question; with ``raw_prompt`` the whole prompt, with a placeholder for each image.
         keep: Visual tokens to keep of each image.
         system: A system prompt for the chat template.
-        raw_prompt: Do not use the chat template.
-        max_new_tokens: Of the answer.
-        seed: Of the row's draws and of method ``random``; equal seeds draw equally, alone or in any batch.
+        raw_prompt: Whether the chat template is not used.
+        max_new_tokens: Longest answer, in tokens.
+        seed: Seed of the row's draws and of method ``random``; equal seeds draw equally, alone or in any batch.
     """
 
     images: Images
@@ -45,20 +45,20 @@ class Result:
     """An answer.
 
     Attributes:
-        text: Without special tokens and without the stop string.
-        token_ids: All ids chosen, the end-of-sequence token included.
+        text: The text without special tokens and without the stop string.
+        token_ids: All chosen ids, with the end-of-sequence token.
         finish_reason: ``"stop"`` (end of sequence or a stop string) or ``"length"``.
-        method: That pruned.
-        visual_tokens, kept_tokens: Of all images together.
-        kept_indices: For each image, ascending indices of the kept ones of its tokens; where the decoder prunes, of
-            those that are left in its last segment.
-        timings: Milliseconds by stage; in a batch those of the whole batch.
+        method: Name of the pruning method.
+        visual_tokens, kept_tokens: Numbers of visual tokens of all images together.
+        kept_indices: For each image, ascending indices of its kept tokens; if the decoder prunes, of those in its last
+            segment.
+        timings: Milliseconds by stage; in a batch, of the whole batch.
         tokens_per_second: Tokens after the first, divided by the time of decoding (``timings["decode"]``); 0 for a
             single token.  In a batch it is this row's own tokens, over the time that the whole batch was decoded.
-        kv_cache_bytes: Of the cache that was bound for this row.
+        kv_cache_bytes: Size of this row's cache.
         prompt_tokens: Text and visual tokens of the prompt as they enter the decoder.
-        segment_tokens: Where the decoder prunes: for each image, its tokens in each segment, merged ones included.
-        tokens_per_layer: Visual tokens a layer processed and cached, on average over the layers.
+        segment_tokens: If the decoder prunes: for each image, its tokens in each segment, with merged ones.
+        tokens_per_layer: Visual tokens per layer, processed and cached, on average over the layers.
     """
 
     text: str
@@ -82,14 +82,14 @@ class Result:
 
     @property
     def time_to_first_token_ms(self) -> float:
-        """Milliseconds from the question to the logits of the first token: pictures prepared and looked at, tokens
-        pruned, prompt gone through.  In a batch those of the whole batch; loading the model is not among them."""
+        """Milliseconds from the question to the logits of the first token: preparation of images, vision, pruning and
+        prefill.  In a batch, of the whole batch; without loading the model."""
         return round(sum(ms for stage, ms in self.timings.items() if stage not in ("decode", "total")), 3)
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``trtprune run --json`` prints: the attributes by their names.
 
-        Two keys differ from the attributes, as they always did: ``timings_ms`` is :attr:`timings`, and
+        Two keys differ from the attributes, for compatibility: ``timings_ms`` is :attr:`timings`, and
         ``kept_indices`` of a single image is one list.  ``kept_indices_per_image`` always has a list for each image.
         """
         indices: Any = self.kept_indices[0] if len(self.kept_indices) == 1 else self.kept_indices

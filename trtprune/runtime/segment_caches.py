@@ -32,13 +32,13 @@ class SegmentCaches:
     """The caches of all segments for one batch; see :class:`trtprune.backends.base.CacheBuffers`.
 
     Attributes:
-        batch: Rows.
-        capacity: Of the first segment.
-        tokens: What a row was asked to hold there.
-        parts: A cache a segment; None until its length is known.
-        dropped: int64 [segments, B], how many slots a row's later tokens lie before those of the first segment.
+        batch: Number of rows.
+        capacity: Capacity of the first segment.
+        tokens: Requested tokens of a row there.
+        parts: One cache per segment; None until its length is known.
+        dropped: int64 [segments, B], the difference of a row's later slots to those of the first segment.
         shift: int64 [segments, B], the same of positions.
-        kept: For each row and image, int64, which of its tokens are left in the last segment.
+        kept: For each row and image, int64, indices of its tokens in the last segment.
         counts: For each row and image, its tokens in each segment.
     """
 
@@ -62,7 +62,7 @@ class SegmentCaches:
 
 
 class SegmentStep:
-    """Embedding lookup and all segments, one after the other; see :class:`trtprune.backends.base.Step`."""
+    """Embedding lookup and all segments in sequence; see :class:`trtprune.backends.base.Step`."""
 
     def __init__(
         self, embed: Session, segments: Sequence[Session], cache: SegmentCaches, memory: Memory, *, rated: bool
@@ -80,12 +80,12 @@ class SegmentStep:
             inputs = {
                 HIDDEN_STATES if k else INPUTS_EMBEDS: states,
                 POSITION_IDS: position - cache.shift[k][:, None],
-                # A row that is done goes on writing to its last place.
+                # A finished row writes to its last place again.
                 WRITE_INDEX: np.minimum(write_index - cache.dropped[k], part.capacity - 1),
             }
             if session is self._segments[-1]:
                 inputs[LOGITS_INDEX] = self._first
-            elif self._rated:  # of one token, which nobody reads: the graphs of prompts and of tokens are the same
+            elif self._rated:  # of one token, and unused: prompts and tokens have the same graph
                 inputs[RATER_INDEX] = self._first
             out = session.run(inputs, part)
             states = out.get(LAST_HIDDEN_STATE)

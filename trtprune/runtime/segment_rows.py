@@ -1,4 +1,4 @@
-"""Prompts on their way through a decoder in segments."""
+"""Prompts between the segments of a decoder."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 __all__ = ["MERGED", "TEXT", "PromptRow", "kept_of", "rating_table"]
 
 TEXT = -1
-"""In place of an image's number."""
+"""Value for text instead of an image's number."""
 MERGED = -2
-"""In place of the row of the first segment."""
+"""Value for merged tokens instead of a row of the first segment."""
 
 
 @dataclass
 class PromptRow:
-    """A prompt on its way through the segments, S tokens at present.
+    """A prompt between two segments, with S tokens.
 
     Attributes:
-        pieces: Arrays [n, D] that together are its S states.
+        pieces: Arrays [n, D], together its S states.
         positions: int64 [S].
         picture: int64 [S], the number of the image a token belongs to, or :data:`TEXT`.
-        source: int64 [S], which row of the first segment a token is, or :data:`MERGED`.
+        source: int64 [S], a token's row in the first segment, or :data:`MERGED`.
         raters: For each image the rows of the first segment that rate it.
         keep: The budget of each image.
         visual_tokens: For each image N, its visual tokens before pruning.
-        ranks: For each image the rank of its raters' attention at each point, as far as known, where that decides how
-            many tokens stay.
-        counts: For each image the tokens kept at each point so far, likewise.
-        stale: Whether a rank showed that earlier points should have kept another number.
+        ranks: For each image the rank of its raters' attention at each point, as far as known, if that decides the
+            number of tokens.
+        counts: For each image the kept tokens at each point so far, likewise.
+        stale: Whether a rank requires other numbers at earlier points.
     """
 
     pieces: list[Array]
@@ -52,18 +52,18 @@ class PromptRow:
         return len(self.positions)
 
     def span(self, number: int) -> tuple[int, int]:
-        """First row of an image, and the one behind its last."""
+        """First row of an image, and the row behind its last."""
         rows = np.flatnonzero(self.picture == number)
         return int(rows[0]), int(rows[-1]) + 1
 
     def rating(self, number: int | None = None) -> np.ndarray:
-        """Rows, at present, of an image's raters; None: of any image's."""
+        """The present rows of an image's raters; None: of all images."""
         wanted = np.concatenate(self.raters) if number is None else self.raters[number]
         return np.flatnonzero(np.isin(self.source, wanted) & (self.picture == TEXT))
 
 
 def rating_table(rows: Sequence[PromptRow]) -> np.ndarray:
-    """The rating rows of each row, int64 [B, R], filled up with row 0."""
+    """The raters' rows of each row of the batch, int64 [B, R], padded with row 0."""
     found = [row.rating() if row.raters else np.zeros(1, np.int64) for row in rows]
     table = np.zeros((len(rows), max(map(len, found))), np.int64)
     for b, index in enumerate(found):

@@ -1,7 +1,7 @@
-"""Bytes of pictures from everywhere a picture may be: files, URLs, data URIs, open files.
+"""Bytes of images from all kinds of sources: files, URLs, data URIs, open files.
 
-All of it is untrusted, in size and time as well.  Addresses on the network are opened only where the caller says so:
-a program that hands its users' text to ``generate`` must not become their way into its own network.
+All sources are untrusted, also in size and time.  Addresses on the network are opened only on request: the users of a
+program that passes their text to ``generate`` must not reach the program's own network.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from trtprune.files.reading import open_regular
 __all__ = ["MAX_BYTES", "is_address", "local_file", "opened", "picture_fault", "read_stream"]
 
 MAX_BYTES = 256 << 20
-"""Of a picture's file: more than 64 Mi pixels of three bytes take uncompressed."""
+"""The largest image file in bytes: more than 64 Mi uncompressed pixels of three bytes."""
 MAX_REDIRECTS = 5
 WAIT_SECONDS = 20.0
-"""For an answer of the server, or more of it."""
+"""Longest wait for an answer of the server, or for more of it."""
 TOTAL_SECONDS = 120.0
-"""For a whole picture from the network."""
+"""Longest time for a whole image from the network."""
 FORMS = "a path, http(s):// or data: address, bytes, a binary file, a PIL image or a uint8 array [H, W, 3]"
 
 
 @contextlib.contextmanager
 def opened(source: Any, urls: bool) -> Iterator[tuple[IO[bytes], str]]:
-    """A seekable stream of the picture's bytes, and what errors call the picture.
+    """A seekable stream of the image's bytes, and the image's name in errors.
 
     Args:
         source: Bytes, a path, an address (``http://``, ``https://``, ``data:``, ``file://``), or an open binary file.
         urls: Whether ``http(s)`` addresses are fetched.
 
     Raises:
-        InputError: if there is no such picture, or it may not be read.
+        InputError: if there is no such image, or it may not be read.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(source), "the picture"
@@ -68,7 +68,7 @@ def opened(source: Any, urls: bool) -> Iterator[tuple[IO[bytes], str]]:
 
 
 def read_stream(stream: Any, name: str) -> bytes:
-    """All of a binary file object, from its beginning where it can be rewound.
+    """The content of a binary file object, from its beginning if it can be rewound.
 
     Raises:
         InputError: if it is empty, too large, gives text or cannot be read.
@@ -91,7 +91,7 @@ def _too_large(name: str) -> InputError:
 
 
 def _scheme(text: str) -> str:
-    """The scheme of an address that is one of ours; empty for a path."""
+    """The scheme of a supported address; empty for a path."""
     scheme = text[:8].partition(":")[0].lower()
     if scheme == "data":
         return scheme if "," in text[:1000] else ""
@@ -128,7 +128,7 @@ def _local_path(address: str) -> str:
 
 
 def _from_address(kind: str, address: str, urls: bool) -> tuple[bytes | None, str]:
-    """The bytes, None if the address is that of a local file; and what errors call it."""
+    """The bytes, None for the address of a local file; and the name in errors."""
     if kind == "data":
         return _from_data(address), "the data: picture"
     if kind == "file":
@@ -143,7 +143,7 @@ def _from_address(kind: str, address: str, urls: bool) -> tuple[bytes | None, st
 
 
 def _public(address: str) -> str:
-    """An address for messages: without query, where keys are, and without a password."""
+    """An address for messages: without its query, which may have keys, and without a password."""
     try:
         parts = urllib.parse.urlsplit(address)
         return one_line(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", 200)
@@ -166,20 +166,20 @@ def _from_data(address: str) -> bytes:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To http(s) addresses only, and not often."""
+    """Follows few redirections, to http(s) addresses only."""
 
     max_redirections = MAX_REDIRECTS
     max_repeats = 2
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """As urllib's; None for an address of another kind."""
+        """As in urllib; None for an address of another kind."""
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
             raise urllib.error.URLError(f"redirects to a {urllib.parse.urlsplit(newurl).scheme or 'local'}: address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    # urllib's own choice of handlers includes file:, ftp: and data:.
+    # urllib's default handlers include file:, ftp: and data:.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -195,7 +195,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _fetched(address: str, name: str) -> bytes:
-    """The picture at an http(s) address, within :data:`TOTAL_SECONDS`, however slowly the server drips."""
+    """The image at an http(s) address, within :data:`TOTAL_SECONDS`, even from a slow server."""
     found: list[bytes | Exception] = []
 
     def fetch() -> None:
@@ -205,7 +205,7 @@ def _fetched(address: str, name: str) -> bytes:
         except Exception as error:
             found.append(error)
 
-    # A thread, as the timeout of a socket is for each of its bytes. It ends with the process.
+    # A thread, because the timeout of a socket is per read. It ends with the process.
     thread = threading.Thread(target=fetch, daemon=True, name="trtprune picture")
     thread.start()
     thread.join(TOTAL_SECONDS)
@@ -224,12 +224,12 @@ def _fetched(address: str, name: str) -> bytes:
 
 
 def is_address(source: str) -> bool:
-    """Whether a picture's name is an address or data rather than a path."""
+    """Whether an image's name is an address or data rather than a path."""
     return bool(_scheme(source))
 
 
 def local_file(source: str) -> Path | None:
-    """The path that a picture's name stands for; None for an address on the network, or data.
+    """The path behind an image's name; None for an address on the network, or data.
 
     Raises:
         InputError: for the address of a file on another machine.
@@ -241,7 +241,7 @@ def local_file(source: str) -> Path | None:
 
 
 def picture_fault(path: Path) -> str:
-    """Why there is no picture at ``path``, by a look at its name alone; empty if there may be one."""
+    """The reason why there is no image at ``path``, without opening it; empty if there may be one."""
     try:
         if path.is_file():
             return "" if path.stat().st_size else f"image {path}: is empty"

@@ -15,14 +15,14 @@ __all__ = ["text_files"]
 
 
 def text_files(config: EngineDir) -> dict[str, str]:
-    """Content of the text files the directory lists; others that lie there were not checked and are not read."""
+    """Content of the text files in the directory's list; other files were not checked and are not read."""
     found = {}
     for name in config.files:
         if "/" in name or not name.endswith((".json", ".jinja")):
             continue
         path = config.path(name)
         try:
-            # Of these only a tokenizer is large.
+            # Only a tokenizer can be large.
             data = read_bounded(path, MAX_TOKENIZER_BYTES if name.endswith("tokenizer.json") else SMALL_JSON_BYTES)
             if data is None:
                 raise OSError(0, "missing")

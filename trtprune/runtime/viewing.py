@@ -1,4 +1,4 @@
-"""An image as the model sees it, and which of its visual tokens a prompt keeps, without an answer."""
+"""An image's features and its kept visual tokens for a prompt, without an answer."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = ["View", "look", "select"]
 
 @dataclass(frozen=True)
 class View:
-    """One image as the model sees it: features and the text the method would select by."""
+    """One image as the model sees it: its features, and the text for the method's selection."""
 
     image: Image.Image
     geometry: Geometry | None
-    """The place of the crop in the image; None where there are several crops."""
+    """The place of the crop in the image; None with several crops."""
     features: Features
     prompt: Prompt
     text_embeds: Array
-    """[T, D], of all ids of the prompt."""
+    """Embeddings [T, D] of all ids of the prompt."""
 
 
 def look(pipeline: Pipeline, image: ImageInput, prompt: str, *, system: str | None = None) -> View:
-    """Features of one image and the text its tokens would be selected by."""
+    """Features of one image, and the text for the selection of its tokens."""
     loaded = pipeline.load(image)
     features = pipeline.chain.look([pipeline.processor.prepare(loaded)])[0]
     encoded = pipeline.encoder.encode(turns_of(prompt, 1, system))
@@ -45,7 +45,7 @@ def look(pipeline: Pipeline, image: ImageInput, prompt: str, *, system: str | No
 
 
 def select(pipeline: Pipeline, view: View, *, keep: int, seed: int | None = None) -> np.ndarray:
-    """Kept indices, int64 [n], ascending, of a viewed image; where the decoder prunes, those its last layer sees.
+    """Kept indices, int64 [n], ascending, of a viewed image; if the decoder prunes, of its last layer.
 
     Raises:
         BudgetError: for a budget that the build does not serve.

@@ -1,4 +1,4 @@
-"""A loaded engine directory: images and questions in, answers out."""
+"""A loaded engine directory: from images and questions to answers."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["Vlm"]
 
 
 class Vlm:
-    """Answers questions about pictures; make it with :func:`trtprune.load`.
+    """A model that answers questions about images, from :func:`trtprune.load`.
 
-    Several threads may share one: they take turns, a whole call each, or of a stream a piece.  As a context manager
+    Several threads may share one: they take turns, for a whole call or for one piece of a stream.  As a context manager
     it is closed at the end of the block.
 
     Attributes:
         config: The engine directory.
-        provider: What runs it.
+        provider: Name of its runtime.
         pipeline: The stages behind the answers.
     """
 
@@ -63,11 +63,11 @@ class Vlm:
         return self.pipeline.using()
 
     def check_keep(self, keep: int | None) -> int:
-        """The budget an image gets: ``keep``, or the build's default; raises BudgetError if it is not served."""
+        """The budget of an image: ``keep``, or the build's default; raises BudgetError if it is not served."""
         return self.pipeline.check_keep(keep)
 
     def close(self) -> None:
-        """Frees sessions and memory; whatever is asked afterwards is an error.  Closing twice is none."""
+        """Frees sessions and memory; later calls are errors, except closing again."""
         self.pipeline.close()
 
     def __enter__(self) -> Vlm:
@@ -93,30 +93,30 @@ class Vlm:
         system: str | None = None,
         raw_prompt: bool = False,
     ) -> Result:
-        """Answers one question about one picture, or about several together.
+        """Answers one question about one image, or about several together.
 
-        What is None is as the checkpoint's ``generation_config.json`` says, read as transformers reads it, and so are
-        the settings that have no argument here; see :class:`trtprune.engine_dir.GenerationInfo`.
+        Arguments that are None, and settings without an argument here, come from the checkpoint's
+        ``generation_config.json``, read as in transformers; see :class:`trtprune.engine_dir.GenerationInfo`.
 
         Args:
             images: A path, ``data:`` address, bytes of a file, open binary file, PIL image or uint8 array (see
-                :func:`trtprune.runtime.pictures.load_picture`), or the :class:`Features` of one; or a list of those,
-                all in one prompt.
+                :func:`trtprune.runtime.pictures.load_picture`), or the :class:`Features` of one; or a list of
+                these, all in one prompt.
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
             keep: Visual tokens to keep of each image; None: the build's default.
-            max_new_tokens: Longest answer; 64, if the checkpoint does not say either.
-            temperature: 0 always takes the likeliest token; above, draws, whatever the checkpoint does by default.
-            top_k: Draw among so many likeliest tokens; 0 is off, and 50 is transformers' default.
-            top_p: Draw among the likeliest tokens that together have this probability; 1 is off.
-            repetition_penalty: Above 1 makes what was said before less likely.
-            seed: Makes draws repeat.
-            stop: Texts that end the answer; they are not part of it.  An empty list: none, nor the checkpoint's.
-            ignore_eos: Go on behind an end-of-sequence token, for measurements of a fixed length.
+            max_new_tokens: Longest answer in tokens; 64, if the checkpoint does not set one either.
+            temperature: 0 always takes the likeliest token; above 0, tokens are drawn, whatever the default.
+            top_k: Number of likeliest tokens for draws; 0 is off, and 50 is transformers' default.
+            top_p: Total probability of the likeliest tokens for draws; 1 is off.
+            repetition_penalty: Above 1 makes earlier tokens less likely.
+            seed: Seed of draws, for repeatable ones.
+            stop: Texts that end the answer; they are not part of it.  An empty list also disables the checkpoint's.
+            ignore_eos: Whether the answer continues behind an end-of-sequence token, for measurements.
             system: A system prompt.
-            raw_prompt: ``prompt`` is the whole prompt with a placeholder for each image.
+            raw_prompt: Whether ``prompt`` is the whole prompt, with a placeholder for each image.
 
         Raises:
-            InputError: for a picture, prompt or setting that cannot be used.
+            InputError: for an image, prompt or setting that cannot be used.
             BudgetError: for a ``keep`` outside the build's range.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
@@ -147,10 +147,10 @@ class Vlm:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
     ) -> list[Result]:
-        """Answers requests side by side; prompts may differ in length and number of images.
+        """Answers requests as one batch; prompts may differ in length and number of images.
 
-        Each answer is what the request alone would give, up to the rounding of larger matrix products.  Settings as
-        for :meth:`generate`; those of a request come first.
+        Each answer equals that of the request alone, up to the rounding of larger matrix products.  Settings as in
+        :meth:`generate`; those of a request have priority.
         """
         settings = AnswerSettings.of(
             self.config.generation,
@@ -186,9 +186,9 @@ class Vlm:
         system: str | None = None,
         raw_prompt: bool = False,
     ) -> Stream:
-        """As :meth:`generate`, but gives the text in pieces as it comes; they add up to the result's text.
+        """As :meth:`generate`, but returns the text piece by piece; the pieces add up to the result's text.
 
-        Nothing is computed before the first piece is asked for.
+        The computation starts with the first piece.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
         settings = AnswerSettings.of(
@@ -205,7 +205,7 @@ class Vlm:
         return Stream(self.pipeline, Batch(self.pipeline, [request], settings, keep=keep))
 
     def chat(self, images: Images, *, system: str | None = None) -> Conversation:
-        """Starts a conversation of several questions about the same pictures."""
+        """Starts a conversation of several questions about the same images."""
         return Conversation(self.pipeline, images, system=system)
 
     def features(self, images: Sequence[ImageInput | Features]) -> list[Features]:
