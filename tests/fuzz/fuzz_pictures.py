@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SHORT = 10
-PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime.images", "trtprune.runtime.preprocess")
+PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime.images")
 KINDS = (
     "PNG",
     "JPEG",
@@ -138,8 +138,9 @@ def attempt(case: tuple[bytes, dict[str, Any]], folder: Path) -> None:
 
 def prepare(data: bytes, config: dict[str, Any]) -> None:
     """One picture through one processor."""
+    from trtprune.runtime.images import CropShape, processor_from_settings
     from trtprune.runtime.pictures import load_picture
-    from trtprune.runtime.preprocess import Preprocessor
 
-    ready = Preprocessor.from_config(config, (336, 336))
-    ready(load_picture(data, prepared=ready.pixels_taken))
+    settings = {**config, **CropShape(336, 336, (14, 14)).settings()}
+    ready = processor_from_settings("single", settings, "preprocessor_config.json")
+    ready.prepare(load_picture(data, prepared=ready.pixels_taken))

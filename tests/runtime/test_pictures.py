@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
 from trtprune.errors import EngineDirError, InputError, TrtpruneError
+from trtprune.runtime.images import CropShape
+from trtprune.runtime.images.single import Single
 from trtprune.runtime.pictures import load_picture, max_pixels_from
-from trtprune.runtime.preprocess import Preprocessor
 
 CROP = {"size": {"shortest_edge": 30}, "crop_size": {"height": 28, "width": 28}}
 PROCESSORS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -48,6 +49,11 @@ PROCESSORS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+def processor(config: dict[str, Any], where: str = "") -> Single:
+    """The processor of a ``preprocessor_config.json`` for a tower of 28 × 28 pixels."""
+    return Single.from_settings({**config, **CropShape(28, 28, (7, 7)).settings()}, where)
+
+
 def noise(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
@@ -59,9 +65,9 @@ def test_equals_transformers(name: str, width: int, height: int, seed: int) -> N
     kind, values = PROCESSORS[name]
     theirs = kind(**values)
     image = Image.fromarray(noise(width, height, seed))
-    ours = Preprocessor.from_config(theirs.to_dict(), (28, 28))
+    ours = processor(theirs.to_dict())
     expected = theirs(image, return_tensors="np")["pixel_values"][0]
-    found = ours(image)
+    found = ours.prepare(image).pixel_values[0]
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, expected.astype(np.float32))
@@ -70,8 +76,8 @@ def test_equals_transformers(name: str, width: int, height: int, seed: int) -> N
 def test_old_configs() -> None:
     """Files of older transformers: the class's suffix, missing keys, plain numbers."""
     for kind in ("CLIPImageProcessorFast", "CLIPFeatureExtractor", "CLIPImageProcessor"):
-        made = Preprocessor.from_config({"image_processor_type": kind, "size": 28, "crop_size": 28}, (28, 28))
-        assert made(Image.fromarray(noise(40, 33))).shape == (3, 28, 28)
+        made = processor({"image_processor_type": kind, "size": 28, "crop_size": 28})
+        assert made.prepare(Image.fromarray(noise(40, 33))).pixel_values.shape == (1, 3, 28, 28)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_old_configs() -> None:
 def test_processors_that_are_refused(config: dict[str, Any], named: str) -> None:
     base = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}, "crop_size": 28}
     with pytest.raises(EngineDirError, match=named) as caught:
-        Preprocessor.from_config(base | config, (28, 28), "preprocessor_config.json")
+        processor(base | config, "preprocessor_config.json")
     assert caught.value.hint
 
 
@@ -122,7 +128,7 @@ def test_processors_that_are_refused(config: dict[str, Any], named: str) -> None
 def test_pixels_taken_are_those_of_the_largest_picture_on_the_way(name: str, width: int, height: int) -> None:
     """Of transformers' own steps, by the sizes it asks Pillow for."""
     kind, values = PROCESSORS[name]
-    ours = Preprocessor.from_config(kind(**values).to_dict(), (28, 28))
+    ours = processor(kind(**values).to_dict())
     sizes = [(width, height)]
     if values.get("do_pad"):
         sizes.append((max(width, height),) * 2)
@@ -142,10 +148,10 @@ def test_pixels_taken_are_those_of_the_largest_picture_on_the_way(name: str, wid
 
 
 def test_no_fixed_size() -> None:
-    made = Preprocessor.from_config({"size": {"shortest_edge": 28}, "do_center_crop": False}, (28, 28))
-    assert made(Image.fromarray(noise(40, 40))).shape == (3, 28, 28)
+    made = processor({"size": {"shortest_edge": 28}, "do_center_crop": False})
+    assert made.prepare(Image.fromarray(noise(40, 40))).pixel_values.shape == (1, 3, 28, 28)
     with pytest.raises(InputError, match=r"takes exactly \(28, 28\)"):
-        made(Image.fromarray(noise(40, 60)))
+        made.prepare(Image.fromarray(noise(40, 60)))
 
 
 @pytest.mark.parametrize("name", ["clip", "clip-crop-smaller", "siglip", "llava-pads", "clip-pads-with-zeros"])
@@ -153,15 +159,15 @@ def test_no_fixed_size() -> None:
 def test_geometry(name: str, size: tuple[int, int]) -> None:
     """A dot in the picture is found where the geometry says."""
     kind, values = PROCESSORS[name]
-    ours = Preprocessor.from_config(kind(**values).to_dict(), (28, 28))
+    ours = processor(kind(**values).to_dict())
     image = Image.new("RGB", size)
     dot = (size[0] * 0.55, size[1] * 0.45)
     ImageDraw.Draw(image).ellipse((dot[0] - 6, dot[1] - 6, dot[0] + 6, dot[1] + 6), fill="white")
-    base = ours(Image.new("RGB", size)).sum(0)
-    light = ours(image).sum(0) - base
+    base = ours.prepare(Image.new("RGB", size)).pixel_values[0].sum(0)
+    light = ours.prepare(image).pixel_values[0].sum(0) - base
     y, x = np.array(np.nonzero(np.ones_like(light))).reshape(2, 28, 28)
     at = ((light * (x + 0.5)).sum() / light.sum(), (light * (y + 0.5)).sum() / light.sum())
-    where = ours.geometry(image)
+    where = ours.geometry(image.height, image.width)
     assert abs(where.left + at[0] * where.scale_x - dot[0]) < 1.5
     assert abs(where.top + at[1] * where.scale_y - dot[1]) < 1.5
 

@@ -84,12 +84,14 @@ def test_pixels_that_fill_no_patch_are_not_drawn_as_one() -> None:
     assert not mask[65].any()
 
 
-def test_the_preprocessors_geometry_fits() -> None:
-    from trtprune.runtime.preprocess import Preprocessor
+def test_the_processors_geometry_fits() -> None:
+    from trtprune.runtime.images import CropShape
+    from trtprune.runtime.images.single import Single
 
     config = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
     image = noise(300, 200)
-    geometry = Preprocessor.from_config(config, (64, 64)).geometry(image)
+    settings = {**config, **CropShape(64, 64, (16, 16)).settings()}
+    geometry = Single.from_settings(settings, "f.json").geometry(image.height, image.width)
     shown = overlay(image, range(16), patch_grid=(4, 4), geometry=geometry, size=300)
     columns = np.nonzero(bright(shown, image).all(0))[0]
     assert abs(columns.min() - 50) <= 2

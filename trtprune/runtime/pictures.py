@@ -1,7 +1,7 @@
 """From whatever the caller calls a picture to upright 8-bit RGB.
 
 Pictures are untrusted input: the size is checked in the header before anything is decoded.  This module knows no
-model; what a model wants of the pixels is in ``preprocess``.
+model; what a model wants of the pixels is in ``images``.
 """
 
 from __future__ import annotations

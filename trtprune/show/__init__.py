@@ -1,6 +1,6 @@
 """Pictures of what a pruning method kept.
 
-picture = overlay(image, result.kept_indices, patch_grid=(24, 24), geometry=preprocessor.geometry(image))
+picture = overlay(image, result.kept_indices, patch_grid=(24, 24), geometry=view.geometry)
 panels(image, [[picture, …], …], caption=prompt).save("kept.png")  # rows are methods, columns are budgets
 """
 
