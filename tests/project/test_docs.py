@@ -57,3 +57,16 @@ def test_named_files_are_there(page: Path) -> None:
     paths = {path for path in PATH.findall(page.read_text(encoding="utf-8")) if not path.startswith(OF_A_USER)}
     gone = {path for path in paths if "NAME" not in path and not any((place / path).exists() for place in places)}
     assert not gone
+
+
+NAMED = re.compile(r"`(?:\w+\.)?(\w+)` (?:\(|of |in )\[?`(\w+/[\w/]+\.py)`")
+"""``name`` (`folder/file.py`) or ``name`` of [`folder/file.py`], a function or class and its file."""
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_named_functions_are_in_the_named_files(page: str) -> None:
+    named = NAMED.findall(re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8")))
+    assert len(named) > 10
+    for name, file in named:
+        code = (ROOT / "trtprune" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b.*=", code, re.MULTILINE), f"{name} in {file}"
