@@ -1,8 +1,8 @@
 """A decoder in segments, with visual tokens pruned between them.
 
-To the loop around it this is one decoder: a prompt goes in and logits come out, then tokens one by one.  Inside, each
-segment has a KV cache of its own, shorter than the one before by what was pruned; a row's slot and position in a later
-segment are those of the first less a number that is fixed when its prompt has gone through.
+For the loop around it this is one decoder: from a prompt to logits, then token by token.  Inside, each segment has a KV
+cache of its own, shorter than the one before by the pruned tokens; a row's slot and position in a later segment are
+those of the first minus a number that is fixed by its prompt.
 
 The point graphs select the tokens, and ``pruning.schedule`` of the config says how many; text is never pruned.
 """
@@ -55,10 +55,10 @@ class CutDecoder:
     """The segments of a directory's decoder and the prune points between them; see :class:`Decoder`.
 
     Args:
-        chain: With components of role ``decoder`` that belong to segments.
+        chain: A chain with components of role ``decoder`` with segments.
 
     Attributes:
-        watch: Told of every prune point: states of an image's tokens, what its raters gave them, the kept indices.
+        watch: Called at every prune point with an image's states, its raters' attention and the kept indices.
     """
 
     prunes = True
@@ -76,37 +76,37 @@ class CutDecoder:
 
     @property
     def max_batch(self) -> int:
-        """Rows that every segment takes at once."""
+        """The largest number of rows that all segments can run."""
         return self._max_batch
 
     @property
     def identity(self) -> Hashable:
-        """Its own: rows of another method would leave the segments with other lengths."""
+        """The object itself: rows of another method would have other lengths in the segments."""
         return ("decoder", id(self))
 
     def check_keep(self, keep: int) -> None:
         """Refuses a budget within the build's range that its method cannot serve.
 
         Raises:
-            BudgetError: naming ``--keep`` or the option that is in its way.
+            BudgetError: naming ``--keep`` or the conflicting option.
         """
         self._schedule.schedule(keep, self._config.model.visual_tokens)
 
     def entering(self, keep: int, visual_tokens: int) -> int:
-        """All of them: the first segment reads images whole."""
+        """All visual tokens: the first segment reads all of them."""
         return visual_tokens
 
     # -- caches
 
     def take(self, batch: int, tokens: int) -> SegmentCaches:
-        """Caches for ``batch`` rows of at least ``tokens`` tokens; later segments get theirs when they are reached."""
+        """Caches for ``batch`` rows of at least ``tokens`` tokens; later segments' caches follow in the prefill."""
         first = self._pools[0].take(batch, tokens)
         none = np.zeros((self._count, batch), np.int64)
         rest: list[Any] = [None] * (self._count - 1)
         return SegmentCaches(batch, first.capacity, tokens, [first, *rest], none, none.copy())
 
     def grow(self, cache: SegmentCaches, tokens: int) -> SegmentCaches:
-        """The same content with room for ``tokens`` tokens a row."""
+        """The same content with room for ``tokens`` tokens per row."""
         if tokens > cache.tokens:
             for k, pool in enumerate(self._pools):
                 cache.parts[k] = pool.grow(cache.parts[k], tokens - int(cache.dropped[k].min()))
@@ -114,7 +114,7 @@ class CutDecoder:
         return cache
 
     def give_back(self, cache: SegmentCaches) -> None:
-        """Tells that nobody needs ``cache`` any more."""
+        """Returns a cache that is not used any more."""
         for pool, part in zip(self._pools, cache.parts, strict=True):
             if part is not None:
                 pool.give_back(part)
@@ -131,8 +131,8 @@ class CutDecoder:
         Raises:
             InputError: if an image has no text behind it that could rate its tokens.
         """
-        # A prune point must see a whole image and all its raters at once: what the cache holds stays only if the images
-        # are among it.
+        # A prune point must see a whole image and all its raters at once: the cached part is kept only if it includes
+        # the images.
         start = [0] * len(layouts) if start is None else start
         behind = all(stop <= first for layout, first in zip(layouts, start, strict=True) for _, stop in layout.pictures)
         fresh = not (behind and any(start))
@@ -140,7 +140,7 @@ class CutDecoder:
         rows = [self._begin(layout, first, fresh) for layout, first in zip(layouts, start, strict=True)]
         logits, rows = self._pass(rows, cache, start, fresh)
         while logits is None:
-            # The budget is shared out by ranks that nobody knows before a layer ran. Each pass knows one more of them.
+            # The ranks that share out the budget are known only after a layer's run. Each pass knows one more of them.
             known = [row.ranks for row in rows]
             rows = [self._begin(layout, 0, fresh) for layout in layouts]
             for row, ranks in zip(rows, known, strict=True):
@@ -165,7 +165,7 @@ class CutDecoder:
     def _pass(
         self, rows: list[PromptRow], cache: SegmentCaches, start: Sequence[int], fresh: bool
     ) -> tuple[np.ndarray | None, list[PromptRow]]:
-        """Logits float32 [B, V] and the rows as the last segment has them; no logits if a row went stale on the way."""
+        """Logits float32 [B, V] and the rows in the last segment; no logits if a row became stale."""
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
         whole = np.array([len(row) for row in rows])
@@ -184,7 +184,7 @@ class CutDecoder:
         return logits, rows
 
     def _settle(self, k: int, rows: Sequence[PromptRow], whole: np.ndarray, cache: SegmentCaches) -> None:
-        """Notes how long rows are in segment ``k`` and gets memory for that."""
+        """Records the rows' lengths in segment ``k`` and gets memory for them."""
         cache.dropped[k] = whole - [len(row) for row in rows]
         cache.shift[k] = cache.dropped[k] if self._config.pruning.positions == "compact" else 0
         for counts, row in zip(cache.counts, rows, strict=True):
@@ -255,9 +255,9 @@ class CutDecoder:
         return self._session(DECODER, k).run(inputs, cache)
 
     def _advance(self, k: int, b: int, row: PromptRow, out: Mapping[str, Any]) -> PromptRow:
-        """Row ``b`` as it enters the segment behind ``k``."""
+        """Row ``b`` at the beginning of the segment behind ``k``."""
         states = out[LAST_HIDDEN_STATE][b]
-        # What the next segment gets, piece by piece: states [n, D], their positions, pictures and sources.
+        # The next segment's input in pieces: states [n, D], their positions, images and sources.
         parts: list[tuple[Array, np.ndarray, np.ndarray, np.ndarray]] = []
 
         def carry(begin: int, end: int) -> None:
@@ -276,7 +276,7 @@ class CutDecoder:
             places = row.positions[begin:stop][kept], row.source[begin:stop][kept]
             parts.append((states_kept, places[0], np.full(len(kept), number), places[1]))
             if states_merged is not None:
-                # What is merged has no position of its own; methods that merge number all tokens anew.
+                # A merged token has no position of its own; methods that merge renumber all tokens.
                 none = np.full(len(states_merged), MERGED)
                 parts.append((states_merged, none, np.full(len(none), number), none))
             done = stop
@@ -290,7 +290,7 @@ class CutDecoder:
     def _point(
         self, k: int, b: int, row: PromptRow, number: int, span: tuple[int, int], out: Mapping[str, Any]
     ) -> tuple[np.ndarray, Array, Array | None] | None:
-        """Kept indices within the image, their states, and what others were merged into; None if all of it stays."""
+        """Kept indices within the image, their states, and the merged states; None if all tokens stay."""
         begin, stop = span
         session = self._session(PRUNER, k)
         needs = {spec.name for spec in self._config.part(PRUNER, k).inputs}
@@ -312,7 +312,7 @@ class CutDecoder:
         counts = self._schedule.merged_counts(stop - begin - keep)
         inputs |= {name: np.array([n], np.int64) for name, n in zip(("recycled", "merged"), counts, strict=True)}
         if attention is not None:
-            # Rows of other images' raters, and those another row of the batch has more of, do not count.
+            # Rows of other images' raters, and padding for rows with more raters, do not count.
             count = attention.shape[-2]
             weights, index = np.zeros((1, count), np.float32), np.zeros((1, count), np.int64)
             weights[0, : len(rating)] = np.isin(rating, mine)
@@ -329,7 +329,7 @@ class CutDecoder:
     def _keep(
         self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
     ) -> int:
-        """How many of an image's tokens stay at point ``k``."""
+        """The number of an image's tokens that stay at point ``k``."""
         tokens = row.visual_tokens[number]
         if not self._schedule.ranked:
             return self._schedule.kept(row.keep, tokens)[k]

@@ -1,7 +1,7 @@
-"""From whatever the caller calls a picture to upright 8-bit RGB.
+"""From any form of an image to upright 8-bit RGB.
 
-Pictures are untrusted input: the size is checked in the header before anything is decoded.  This module knows no
-model; what a model wants of the pixels is in ``images``.
+Images are untrusted input: the size is checked in the header before anything is decoded.  This module does not depend
+on the model; a model's own steps are in ``images``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PPM_PLAIN_BYTES = 4 << 20
 MAX_READS = 1_000_000
 SMALL_READ = 1024
 READ_SECONDS = 8.0
-# A broken file makes Pillow's readers raise nearly anything; all of it means the same here.
+# A broken file makes Pillow's readers raise nearly any exception; all of them mean the same here.
 READER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, ArithmeticError,
     RuntimeError, struct.error,
@@ -65,24 +65,24 @@ def load_picture(
     urls: bool = False,
     prepared: Callable[[int, int], int] | None = None,
 ) -> Image.Image:
-    """Reads a picture.
+    """Reads an image.
 
     Args:
         source: A path; an address (``https://``, ``http://``, ``data:``, ``file://``); the bytes of an image file; a
             file open for binary reading; a PIL image; or an array uint8 [H, W], [H, W, 1|3|4].
-        max_pixels: Width × height above which the picture is refused undecoded.
-        strict: Refuse an animation or a file of several pages, instead of taking its first frame and saying so.
-        urls: Fetch ``http(s)`` addresses; they are refused otherwise.
-        prepared: Gives the pixels that a picture of (width, height) takes at most while a model's processor works on
-            it; counted against ``max_pixels`` as well.
+        max_pixels: Largest width × height; larger images are refused without decoding.
+        strict: Whether an animation or a file of several pages is refused, instead of giving its first frame.
+        urls: Whether ``http(s)`` addresses are fetched; they are refused otherwise.
+        prepared: Function of (width, height) to the largest number of pixels in the work of the model's processor;
+            these count against ``max_pixels``, too.
 
     Returns:
         An RGB image, rotated as its EXIF orientation says; transparency is laid on white, as transformers does;
-        16-bit grey is scaled to 8 bits; CMYK goes through Pillow's plain conversion, without colour profiles.  Of a
-        photograph with further pictures in its file (a preview, a gain map) it is the photograph.
+        16-bit grey is scaled to 8 bits; CMYK goes through Pillow's plain conversion, without colour profiles.  A
+        photograph with further images in its file (a preview, a gain map) gives the photograph.
 
     Raises:
-        InputError: naming the picture and what is wrong with it.
+        InputError: naming the image and its fault.
     """
     from PIL import Image
 
@@ -101,14 +101,14 @@ def load_picture(
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a picture must keep to; as the arguments of :func:`load_picture`."""
+    """The limits of an image; as the arguments of :func:`load_picture`."""
 
     max_pixels: int
     strict: bool
     prepared: Callable[[int, int], int] | None
 
     def check_size(self, width: int, height: int, name: str) -> None:
-        """Raises InputError for a picture that is empty or too large."""
+        """Raises InputError for an image that is empty or too large."""
         hint = f"scale it down, or raise the limit with {arg('max_pixels')} or {MAX_PIXELS_VARIABLE}"
         if width < 1 or height < 1:
             raise InputError(f"{name}: is empty ({width} × {height})", hint="a picture has at least one pixel")
@@ -128,8 +128,8 @@ class _Counted:
     runs of a BMP, segments of a JPEG, blocks of a GIF.  A small file of millions of them would take minutes.
 
     Args:
-        stream: Of the file, which is read from its beginning.
-        name: What errors call the picture.
+        stream: The file's stream, which is read from its beginning.
+        name: The image's name in errors.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
@@ -137,7 +137,7 @@ class _Counted:
         self._reads = self._bytes = 0
         self._start = time.thread_time()
         self.opening = True
-        """Only headers are looked at, so that time alone says that something is wrong."""
+        """While only headers are read, a long time alone shows a fault."""
 
     def read(self, size: int = -1) -> bytes:
         """As the stream's."""
@@ -169,7 +169,7 @@ def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
         try:
             image = Image.open(cast("IO[bytes]", counted), formats=_formats())
         except Image.DecompressionBombError:
-            # Pillow has a limit of its own, some 179 million pixels, that it checks first.
+            # Pillow first checks a limit of its own, some 179 million pixels.
             raise InputError(f"{name}: is above the limit of pixels", hint="scale it down") from None
         except MemoryError:
             raise InputError(f"{name}: does not fit in memory", hint="scale it down") from None
@@ -184,8 +184,8 @@ def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
 
 
 def _formats() -> tuple[str, ...]:
-    """The formats that are opened.  Pillow knows some forty more, one of which starts another program (EPS), and some
-    of which decode before their size can be looked at (ICO, ICNS)."""
+    """The formats that are opened.  Pillow has some forty more; one of them starts another program (EPS), and some are
+    decoded before their size can be checked (ICO, ICNS)."""
     from PIL import features
 
     return (*FORMATS, "AVIF") if features.check("avif") else FORMATS
@@ -205,7 +205,7 @@ def _finish(image: Image.Image, name: str, rules: _Rules) -> Image.Image:
     rules.check_size(image.width, image.height, name)
     try:
         with _own_limits():
-            # A photograph with a preview behind it (MPO) is no animation; nor is the frame that the caller went to.
+            # A photograph with a preview behind it (MPO) is not an animation, nor is a frame selected by the caller.
             several = image.format != "MPO" and not _tell(image) and getattr(image, "is_animated", False)
             if several and rules.strict:
                 raise InputError(
@@ -227,7 +227,7 @@ def _finish(image: Image.Image, name: str, rules: _Rules) -> Image.Image:
 
 
 def _tell(image: Image.Image) -> int:
-    """The frame an image is at."""
+    """The current frame of an image."""
     return image.tell() if callable(getattr(image, "tell", None)) else 0
 
 
@@ -235,7 +235,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "TIFF", "PPM")):
-        # Pillow's own conversion clips at 255, which turns nearly every 16-bit picture white.
+        # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
         grey = np.asarray(image).astype(np.float64) / 257.0
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "I"):

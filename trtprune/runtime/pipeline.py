@@ -1,7 +1,7 @@
 """The exchange that every answer goes through: prompt → features → selection → layout → cache → prefill → decode.
 
-A batch, a conversation and an evaluation differ in what they keep between two exchanges; the stages are these.  No
-arithmetic on tensors here: that is the business of ``chain``, ``pruner`` and ``decoder``.
+A batch, a conversation and an evaluation differ only in what they keep between two exchanges.  No arithmetic on
+tensors here: ``chain``, ``pruner`` and ``decoder`` do that.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ def turns_of(prompt: str, images: int, system: str | None) -> list[Turn]:
 
 
 class Pipeline:
-    """The stages of an engine directory, put together.
+    """The stages of an engine directory.
 
     Several threads may share one: they take turns, see :meth:`using`.
 
     Args:
         config: The engine directory.
-        backend: Opens its components.
-        max_pixels: Images above this are refused.
-        strict_images: Refuse animations and files of several pages.
-        urls: Fetch images that are given as ``http(s)`` addresses.
+        backend: The backend that opens its components.
+        max_pixels: Limit of an image's pixels.
+        strict_images: Whether animations and files of several pages are refused.
+        urls: Whether ``http(s)`` addresses of images are fetched.
 
     Attributes:
         chain: The sessions.
         encoder: Tokenizer and chat template.
-        clip_text: CLIP's tokenizer and text tower, where the chain has one.
+        clip_text: CLIP's tokenizer and text tower, if the chain has one.
         processor: From images to crops and their visual tokens.
-        pruner: The pruner in front of the decoder; None where there is none.
+        pruner: The pruner before the decoder; None without one.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Pipeline:
         self.processor = processor_from_settings(vision.processor, vision.settings, str(config.root / CONFIG_NAME))
         taken = self.processor.pixels_taken
         self.load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
-        """From what a caller gives for an image to a PIL image."""
-        # Opening them now, not at the first question, is where a provider that does not load must show.
+        """Function of a caller's image to a PIL image."""
+        # Opened now, so that a provider that does not load fails here and not at the first question.
         for component in map(config.component, config.chain):
             self.chain.session(component.role, component.segment)
         self._decoder: Decoder | None = _open_decoder(self.chain)
@@ -114,20 +114,20 @@ class Pipeline:
             yield
 
     def close(self) -> None:
-        """Frees sessions and memory; whatever is asked afterwards is an error.  Closing twice is none."""
+        """Frees sessions and memory; later calls are errors, except closing again."""
         with self._turn:
             self._decoder = None
             self.chain.close()
 
-    # -- what a request may ask for
+    # -- limits of a request
 
     @property
     def reads_question(self) -> bool:
-        """Whether the prompt decides which visual tokens are kept."""
+        """Whether the selection of visual tokens depends on the prompt."""
         return self.decoder.prunes or reads_text(self.config)
 
     def check_keep(self, keep: int | None) -> int:
-        """The budget an image gets: ``keep``, or the build's default.
+        """The budget of an image: ``keep``, or the build's default.
 
         Raises:
             BudgetError: if the build does not serve it.
@@ -161,7 +161,7 @@ class Pipeline:
         return BudgetError(message, hint=hint)
 
     def check_batch(self, rows: int) -> None:
-        """Refuses more rows than the decoder takes at once."""
+        """Refuses more rows than the decoder can run at once."""
         limit = self.decoder.max_batch
         if rows > limit:
             raise InputError(
@@ -213,10 +213,10 @@ class Pipeline:
         return [known[key] for key in keys]
 
     def _check_features(self, features: Features) -> Features:
-        """What another call, or a build of the same checkpoint, made of an image.
+        """Features from another call, or from a build of the same checkpoint, after a check.
 
         Raises:
-            InputError: if it is not what this build's vision graph returns.
+            InputError: if they differ from the outputs of this build's vision graph.
         """
         model, array = self.config.model, features.image
         least, most = self.config.vision.tokens
@@ -237,21 +237,21 @@ class Pipeline:
         return features
 
     def embed(self, prompt: Prompt, clock: Clock) -> Array:
-        """Embeddings [T, D] of a prompt's ids; those at placeholders mean nothing."""
+        """Embeddings [T, D] of a prompt's ids; those at placeholders have no meaning."""
         with clock.stage("prefill"):
             return self.chain.embed(prompt.ids[None], self.encoder.token)[0]
 
     def select(
         self, prompt: Prompt, embeds: Array, features: Sequence[Features], keep: int, seed: int, clock: Clock
     ) -> Selection:
-        """The visual tokens of a prompt's images that enter the decoder; all of them where nothing prunes before it.
+        """The visual tokens of a prompt's images that enter the decoder; all of them without a pruner before it.
 
         Args:
             prompt: The prompt.
             embeds: Its embeddings, see :meth:`embed`.
-            features: Those of each image.
+            features: Features of each image.
             keep: The budget of an image.
-            seed: For methods that draw; several images of one prompt do not draw alike.
+            seed: Seed of methods that draw at random; images of one prompt have different seeds.
             clock: Counts the time as ``prune``.
         """
         totals = tuple(seen.visual_tokens for seen in features)
@@ -265,15 +265,14 @@ class Pipeline:
         return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals)
 
     def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection, keep: int) -> Layout:
-        """The prompt's text and selected features in one row; ``keep`` is what a decoder that prunes goes by."""
+        """The prompt's text and selected features in one row; ``keep`` is for a decoder that prunes."""
         return lay_out(prompt, embeds, selection, self.config.pruning.positions, keep)
 
     def answer(self, prompt: Prompt, layout: Layout, settings: AnswerSettings) -> Answer:
-        """An answer that is about to be made.
+        """A new answer, before its first token.
 
         Raises:
-            InputError: if prompt and answer do not fit in the cache, the model's positions or what the checkpoint
-                allows.
+            InputError: if prompt and answer do not fit in the cache, the model's positions or the checkpoint's limit.
         """
         longest = settings.max_new_tokens
         if longest is None:
@@ -284,7 +283,7 @@ class Pipeline:
         return Answer(self.config, self.encoder, prompt, layout, longest, settings)
 
     def _longest(self, prompt: Prompt, layout: Layout) -> int:
-        """Longest answer where the caller sets none: what the checkpoint says and has room, else 64 tokens."""
+        """Longest answer without a caller's limit: the checkpoint's, as far as there is room, else 64 tokens."""
         info = self.config.generation
         longest = info.max_new_tokens
         if longest is None and info.max_length is not None:
@@ -304,7 +303,7 @@ class Pipeline:
         return min(self.config.kv.capacity - tokens, self.config.model.max_positions - next_position) + 1
 
     def room(self, prompt: Prompt, keep: int) -> int:
-        """Tokens of an answer that fit behind a prompt at a budget; below 1 if none does."""
+        """The number of answer tokens that fit behind a prompt at a budget; below 1 if none does."""
         images, total = len(prompt.image_positions), self.config.model.visual_tokens
         words = len(prompt.ids) - images
         entering = words + images * self.decoder.entering(keep, total)
@@ -314,13 +313,13 @@ class Pipeline:
     def run(
         self, answers: Sequence[Answer], layouts: Sequence[Layout], cache: Any, start: Sequence[int], clock: Clock
     ) -> Iterator[None]:
-        """Prefill and decode: fills the answers; yields after each round of tokens.
+        """Prefill and decode: completes the answers; yields after each round of tokens.
 
         Args:
-            answers: One for each row.
+            answers: One answer per row.
             layouts: Their prompts.
-            cache: From the decoder, with room for the longest row.
-            start: For each row how many of its tokens the cache holds already.
+            cache: A cache of the decoder with room for the longest row.
+            start: For each row, the number of its tokens in the cache.
             clock: Counts the time.
         """
         with clock.stage("prefill"):
@@ -344,7 +343,7 @@ def _closed() -> BackendError:
 
 
 def _identity(image: ImageInput | Features) -> Any:
-    """Equal for what is surely the same image within one call."""
+    """A key that is equal for surely equal images within one call."""
     if isinstance(image, str | os.PathLike):
         return ("path", os.fspath(image))
     if isinstance(image, bytes | bytearray | memoryview):

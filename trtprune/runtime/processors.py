@@ -1,8 +1,8 @@
-"""What changes logits before a token is chosen: transformers' logits processors, in NumPy, one class each.
+"""transformers' logits processors in NumPy, one class each: they change logits before a token is chosen.
 
 Each is called with the ids so far, int64 [S] (the prompt, with its placeholder once for each visual token of an image,
-and the answer), and the scores, float32 [V]; it returns scores, the same array or a new one.  ``-inf`` rules a token
-out.  Names, order and arithmetic are transformers', so that a checkpoint's settings mean what they mean there.
+and the answer), and the scores, float32 [V]; it returns scores, the same array or a new one.  ``-inf`` excludes
+a token.  Names, order and arithmetic are transformers', so that a checkpoint's settings have the same meaning.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class LogitsProcessor(Protocol):
 
 
 class SequenceBias:
-    """Adds to the logit of a sequence's last id, where the ids so far end in the rest of it.
+    """Adds to the logit of a sequence's last id, if the ids so far end with the rest of the sequence.
 
     Args:
-        biases: Each sequence of ids once, and what is added.
+        biases: Each sequence of ids once, and the number to add.
     """
 
     def __init__(self, biases: Sequence[tuple[Sequence[int], float]]) -> None:
@@ -76,7 +76,7 @@ class SequenceBias:
 
 
 class BadWords(SequenceBias):
-    """Rules out the last id of a sequence where the rest of it was said; an end of sequence alone is no bad word."""
+    """Excludes the last id of a sequence if the ids so far end with its rest; an end of sequence alone is not one."""
 
     def __init__(self, words: Sequence[Sequence[int]], eos: Sequence[int]) -> None:
         meant = [word for word in dict.fromkeys(map(tuple, words)) if not (len(word) == 1 and word[0] in eos)]
@@ -84,11 +84,11 @@ class BadWords(SequenceBias):
 
 
 class RepetitionPenalty:
-    """Makes ids that were said before less likely (above 1) or likelier (below), once however often they occur.
+    """Makes earlier ids less likely (above 1) or likelier (below 1), once each.
 
     Args:
         penalty: Divides a positive logit and multiplies a negative one.
-        only: Ids that count; None: all so far.
+        only: Ids that count; None: all ids so far.
     """
 
     def __init__(self, penalty: float, only: np.ndarray | None = None) -> None:
@@ -96,7 +96,7 @@ class RepetitionPenalty:
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         said = np.unique(ids if self._only is None else self._only)
-        said = said[said < scores.size]  # a placeholder may be numbered behind the last word
+        said = said[said < scores.size]  # a placeholder's id may be above the vocabulary
         chosen, changed = scores[said], scores.copy()
         changed[said] = np.where(chosen < 0, chosen * self._penalty, chosen / self._penalty)
         return changed
@@ -104,7 +104,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNGram:
-    """Rules out what would repeat a run of ``size`` ids."""
+    """Excludes ids that would repeat a run of ``size`` ids."""
 
     size: int
 
@@ -114,7 +114,7 @@ class NoRepeatNGram:
 
 @dataclass(frozen=True)
 class EncoderNoRepeatNGram:
-    """Rules out what would repeat a run of ``size`` ids of the prompt."""
+    """Excludes ids that would repeat a run of ``size`` ids of the prompt."""
 
     size: int
     prompt: np.ndarray
@@ -133,7 +133,7 @@ def _without_repeats(said: np.ndarray, ids: np.ndarray, size: int, scores: np.nd
 
 @dataclass(frozen=True)
 class MinLength:
-    """Rules out the end of the sequence before ``length`` ids are there."""
+    """Excludes the end of the sequence before a length of ``length`` ids."""
 
     length: int
     eos: Sequence[int]
@@ -144,7 +144,7 @@ class MinLength:
 
 @dataclass(frozen=True)
 class ForcedBos:
-    """Nothing but ``token`` after a prompt of a single id."""
+    """Forces ``token`` behind a prompt of a single id."""
 
     token: int
 
@@ -154,7 +154,7 @@ class ForcedBos:
 
 @dataclass(frozen=True)
 class ForcedEos:
-    """Nothing but one of ``tokens`` as the last id of ``length``."""
+    """Forces one of ``tokens`` as the last id of ``length``."""
 
     length: int
     tokens: Sequence[int]
@@ -165,7 +165,7 @@ class ForcedEos:
 
 @dataclass(frozen=True)
 class RemoveInvalid:
-    """NaN becomes 0, infinities the largest numbers there are."""
+    """Turns NaN into 0 and infinities into the largest finite numbers."""
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         largest = float(np.finfo(np.float32).max)
@@ -197,7 +197,7 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class Suppress:
-    """Rules tokens out."""
+    """Excludes tokens."""
 
     tokens: Sequence[int]
 
@@ -207,7 +207,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class BeginSuppress:
-    """Rules tokens out where ``begin`` ids are there: as the first of the answer."""
+    """Excludes tokens at a length of ``begin`` ids: as the first one of the answer."""
 
     tokens: Sequence[int]
     begin: int
@@ -231,14 +231,14 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopH:
-    """Keeps the likeliest tokens whose part of the entropy is below a share of it."""
+    """Keeps the likeliest tokens whose entropy is below a fraction of the whole entropy."""
 
     share: float
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         order = np.argsort(-scores, kind="stable")[:TOP_H_TOKENS]
         chances = softmax(scores[order])
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a token that was ruled out: NaN, and not kept
+        with np.errstate(divide="ignore", invalid="ignore"):  # an excluded token gives NaN and is not kept
             terms = -chances * np.log(chances)
         keep = np.cumsum(terms, dtype=np.float32) <= np.float32(np.nansum(terms) * np.float32(self.share))
         keep[0] = True
@@ -249,7 +249,7 @@ class TopH:
 
 @dataclass(frozen=True)
 class TopK:
-    """Keeps the ``count`` likeliest tokens, and what ties with the last of them."""
+    """Keeps the ``count`` likeliest tokens, and ties with the last of them."""
 
     count: int
 
@@ -276,7 +276,7 @@ class TopP:
 
 @dataclass(frozen=True)
 class MinP:
-    """Keeps tokens with at least this share of the likeliest one's probability."""
+    """Keeps tokens with at least this fraction of the likeliest one's probability."""
 
     share: float
 
@@ -289,7 +289,7 @@ class MinP:
 
 @dataclass(frozen=True)
 class Typical:
-    """Keeps the tokens whose surprise is nearest to what is expected, up to a share of the probability."""
+    """Keeps the tokens whose surprise is nearest to the expected one, up to a total probability."""
 
     share: float
 
@@ -319,7 +319,7 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class Eta:
-    """Keeps tokens of a probability that is lower the more evenly they are spread."""
+    """Keeps tokens above a probability that is lower for a flatter distribution."""
 
     cutoff: float
 
@@ -330,7 +330,7 @@ class Eta:
         return _above(scores, min(cutoff, np.sqrt(cutoff) * np.exp(-entropy)))
 
 
-# -- what they share
+# -- shared functions
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

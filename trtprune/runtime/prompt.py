@@ -1,4 +1,4 @@
-"""From turns to token ids and where in them the images and the question are; and from ids back to text.
+"""From turns to token ids, with the places of images and question; and from ids back to text.
 
 Ids equal those of transformers' LLaVA processor with each run of image placeholders written once.
 """
@@ -142,12 +142,12 @@ class PromptEncoder:
             ) from None
 
     def token(self, number: int) -> str:
-        """The text of one token, as far as it can be told."""
+        """The text of one token, as far as possible."""
         named = None if self._tokenizer is None else self._tokenizer.id_to_token(number)
         return self.decode([number]) if named is None else str(named)
 
     def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
-        """For one answer that is read while it grows."""
+        """A detokenizer for one growing answer."""
         return Detokenizer(self, stop)
 
     def _check(self, turn: Turn, raw: bool) -> None:
@@ -178,7 +178,7 @@ class PromptEncoder:
 class Detokenizer:
     """Turns a growing list of ids into pieces of text whose concatenation is the decoded whole.
 
-    Held back are bytes that are not yet a whole character, and an ending that may become a stop string.
+    Bytes of an incomplete character, and an ending that may become a stop string, are held back.
     """
 
     def __init__(self, encoder: PromptEncoder, stop: Sequence[str] = ()) -> None:
@@ -196,14 +196,14 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Takes one more id; returns the text that is now certain. ``stopped`` tells that a stop string came."""
+        """Adds one id; returns the text that is now final. ``stopped`` is true after a stop string."""
         if self.stopped:
             return ""
         if token in self._encoder.skipped_ids:
             return ""
         self._ids.append(token)
         self._loose = self._loose + 1 if token in self._encoder.byte_ids else 0
-        # The whole answer each time: only so is every tokenizer's treatment of the first and last token right.
+        # The whole answer each time: otherwise some tokenizers treat the first and last token differently.
         text = self._encoder.decode(self._ids)
         cut = _first(text, self._stop)
         if cut is not None:
@@ -212,12 +212,12 @@ class Detokenizer:
         self.text = text
         certain = len(text.rstrip("\ufffd"))
         if self._loose:
-            # A run of byte tokens that turns out not to be UTF-8 is replaced as a whole, what was fine of it too.
+            # A run of byte tokens that is not UTF-8 is replaced as a whole, with its valid part.
             certain = min(certain, len(self._encoder.decode(self._ids[: -self._loose])))
         return self._send(certain - _partial(text[:certain], self._stop))
 
     def finish(self) -> str:
-        """The rest, when no more ids come."""
+        """The rest of the text, after the last id."""
         return self._send(len(self.text))
 
     def _send(self, end: int) -> str:

@@ -1,4 +1,4 @@
-"""The numerical rank of an attention block, where no component of the chain computes it."""
+"""The numerical rank of an attention block, for chains without a component for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a request file: what is asked, with which settings, and what is wrong with a row before anything is run."""
+"""Rows of a request file: questions, their settings, and the faults of rows, found before any run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORM = '{"image": "a.jpg", "prompt": "What is this?"}, one such object a line'
 MAX_TEXT = 1 << 20
 MAX_ID = 500
 ECHOED = 200
-"""Characters of a picture that is in its row, in the answer's line."""
+"""Characters of an image in its row that are kept in the answer's line."""
 
 
 def _whole(value: Any) -> bool:
@@ -44,7 +44,7 @@ IN_REQUEST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "system": (lambda value: isinstance(value, str), "a text"),
     "raw_prompt": (lambda value: isinstance(value, bool), "true or false"),
 }
-"""Settings of a row that a batch's rows may differ in: what they must be."""
+"""Settings of a row that may differ within a batch → their check."""
 IN_CALL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (_number, "a number"),
     "top_k": (_whole, "a whole number"),
@@ -53,7 +53,7 @@ IN_CALL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop": (_texts, "a text or a list of texts"),
     "ignore_eos": (lambda value: isinstance(value, bool), "true or false"),
 }
-"""Settings of a row that all rows of a batch share."""
+"""Settings of a row that are equal in a whole batch → their check."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class RequestRow:
     """One line.
 
     Attributes:
-        number: Of the line, from 1.
+        number: Number of the line, from 1.
         id: The row's own, or ``line-N``.
-        given: The object as it is in the file; empty where there is none.
-        images: Pictures, those that are files located.
+        given: The object in the file; empty without one.
+        images: Images; files with their paths.
         prompt: The question.
         request: The row's own settings of :data:`IN_REQUEST`.
         call: The row's own settings of :data:`IN_CALL`.
-        fault: Why the row cannot be answered; empty if it can.
+        fault: The reason why the row cannot be answered; empty if it can.
     """
 
     number: int
@@ -81,13 +81,13 @@ class RequestRow:
     fault: str = ""
 
     def to_request(self, shared: Mapping[str, Any]) -> Request:
-        """The runtime's request; what the row leaves open is as in ``shared``."""
+        """The runtime's request, with ``shared`` for settings that the row omits."""
         from trtprune.runtime import Request
 
         return Request(images=list(self.images), prompt=self.prompt, **{**shared, **self.request})
 
     def echo(self) -> dict[str, Any]:
-        """What goes into the answer's line to join it by: the id, and all that the file says of the row."""
+        """The row's part of the answer's line: the id, and all keys of the row."""
         return {"id": self.id, **{key: _short(key, value) for key, value in self.given.items() if key != "id"}}
 
 
@@ -102,7 +102,7 @@ def _short(key: str, value: Any) -> Any:
 
 @dataclass
 class Survey:
-    """What a first look at all rows found."""
+    """The result of a first check of all rows."""
 
     rows: int = 0
     bad: int = 0
@@ -116,8 +116,8 @@ class RequestFile:
     Args:
         path: The file; ``-`` is standard input.
         check_keep: Raises BudgetError for a budget that the build does not serve.
-        urls: Whether rows may name pictures on the network.
-        refused: Settings that a row must not have, and why.
+        urls: Whether rows may name images on the network.
+        refused: Settings that a row must not have → the reason.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class RequestFile:
     ) -> None:
         self._lines = JsonLines(path, flag="--requests", hint=FORM)
         self._check_keep, self._urls, self._refused = check_keep, urls, refused or {}
-        # Rows about one picture follow each other.
+        # Rows about one image are often consecutive.
         self._picture_fault = functools.lru_cache(1024)(self._fault_of_picture)
         self.name = self._lines.name
 
@@ -145,14 +145,14 @@ class RequestFile:
             yield self._row(number, entry)
 
     def where(self, row: RequestRow) -> str:
-        """File and line, and what is wrong there."""
+        """File, line and fault of a row."""
         return f"{self.name}:{row.number}: {row.fault}"
 
     def survey(self, *, strict: bool = False) -> Survey:
-        """Looks at all rows, before any is answered: a typo in the last one should not cost the first hour.
+        """Checks all rows before any is answered, so that a typo in the last one is reported at once.
 
         Raises:
-            InputError: for a file without a row that can be answered; with ``strict``, for any row that cannot.
+            InputError: for a file without an answerable row; with ``strict``, for any row that cannot be answered.
         """
         found = Survey()
         for row in self:
@@ -194,7 +194,7 @@ class RequestFile:
         return RequestRow(number, key, entry, located, prompt, request, call, one_line(fault) if fault else "")
 
     def _located(self, image: str) -> str:
-        """Paths in the file are relative to the file, so that a data set can be moved as a whole."""
+        """The path of an image: relative to the file, so that a data set can be moved as a whole."""
         from trtprune.runtime.sources import is_address
 
         return image if is_address(image) else str(self._lines.folder / image)

@@ -1,7 +1,6 @@
 """Choosing the next token from logits, in NumPy; the filters are those of transformers, in its order.
 
-Nothing here knows of batches: a row has its own settings and its own random numbers, so what it draws does not
-depend on which other rows run beside it.
+A row has its own settings and its own random numbers, so its draws do not depend on the other rows of a batch.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from trtprune.runtime.processors import LogitsProcessor, softmax
 __all__ = ["NO_LIMIT", "Sampler", "Sampling", "filter_logits"]
 
 NO_LIMIT = 1 << 62
-"""A longest answer that is never reached."""
+"""Longest answer without a limit."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+    """Settings of the choice. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
 
-    ``checkpoint`` are the settings that no caller names; the four that are here go before those there.
+    ``checkpoint`` has the settings without an argument; the four here have priority over its own.
     """
 
     temperature: float = 0.0
@@ -65,17 +64,17 @@ class Sampling:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Sampling:
-        """What a caller asks for, and for what is None, what the checkpoint says.
+        """A caller's settings, with the checkpoint's for those that are None.
 
-        As in transformers, a temperature that is asked for makes a greedy checkpoint draw, with its own ``top_k`` (50,
-        where it says none) and ``top_p``; 0 is greedy, whatever the checkpoint says.
+        As in transformers, a caller's temperature makes a greedy checkpoint draw, with its own ``top_k`` (50 without
+        one) and ``top_p``; 0 is greedy, whatever the checkpoint's settings.
         """
         if temperature is None:
             temperature = checkpoint.temperature if checkpoint.do_sample else 0.0
         return cls(
             temperature,
             checkpoint.top_k if top_k is None else top_k,
-            # transformers lets the likeliest token through where top_p is 0; so does the smallest number above it.
+            # In transformers top_p = 0 keeps the likeliest token; the smallest number above 0 does the same.
             (checkpoint.top_p or math.ulp(0.0)) if top_p is None else top_p,
             checkpoint.repetition_penalty if repetition_penalty is None else repetition_penalty,
             seed,
@@ -83,7 +82,7 @@ class Sampling:
         )
 
     def processors(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[LogitsProcessor]:
-        """What changes the logits of an answer, in transformers' order.
+        """The processors of an answer's logits, in transformers' order.
 
         Args:
             prompt: int64 ids of the prompt, with a placeholder for each visual token of an image.
@@ -93,7 +92,7 @@ class Sampling:
         return [*self._rules(prompt, eos, max_new_tokens), *(self._filters() if self.temperature else ())]
 
     def _rules(self, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int) -> list[LogitsProcessor]:
-        """What acts on greedy decoding, too."""
+        """The processors that also act on greedy decoding."""
         info, begin, found = self.checkpoint, len(prompt), list[LogitsProcessor]()
         shortest = info.min_length if info.min_new_tokens is None else begin + info.min_new_tokens
         if info.sequence_bias:
@@ -127,7 +126,7 @@ class Sampling:
         return found
 
     def _filters(self) -> list[LogitsProcessor]:
-        """What acts before a draw."""
+        """The processors before a draw."""
         info, found = self.checkpoint, list[LogitsProcessor]()
         if self.temperature != 1:
             found.append(processors.Temperature(self.temperature))
@@ -149,15 +148,15 @@ class Sampling:
 
 
 def filter_logits(logits: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None) -> np.ndarray:
-    """Logits as they are chosen from after a prompt.
+    """The processed logits behind a prompt.
 
     Args:
         logits: float32 [V].
-        sampling: The settings; with ``temperature`` 0 nothing is filtered that acts on draws.
+        sampling: The settings; with ``temperature`` 0, without the filters of draws.
         seen: int64 ids of the prompt.
 
     Returns:
-        A new float32 [V]; what is ruled out is -inf.
+        A new float32 [V]; -inf for excluded tokens.
     """
     ids = np.zeros(0, np.int64) if seen is None else np.asarray(seen, np.int64)
     scores = logits.astype(np.float32, copy=True)
@@ -170,7 +169,7 @@ class Sampler:
     """Chooses the tokens of one row.
 
     Args:
-        sampling: Settings; without a seed the draws differ from run to run.
+        sampling: Settings; without a seed, draws differ from run to run.
         prompt: int64 ids of the prompt, with a placeholder for each visual token of an image.
         eos: Ids that end the answer.
         max_new_tokens: Longest answer.
@@ -193,8 +192,8 @@ class Sampler:
         """The next token for float32 [V] logits; ties go to the lower id.
 
         Raises:
-            BackendError: if the largest logit is not finite: the model computed NaN or overflowed; or if a draw finds
-                every token ruled out by the checkpoint's settings.
+            BackendError: if the largest logit is not finite, because the model computed NaN or overflowed; or if the
+                checkpoint's settings exclude every token of a draw.
         """
         checked = self.sampling.checkpoint.remove_invalid_values
         if not checked and not np.isfinite(logits.max()):  # NaN anywhere, +inf, or nothing but -inf
@@ -216,7 +215,7 @@ class Sampler:
                 "the checkpoint's generation_config.json rules out every token, and nothing is left to draw from",
                 hint=f"{arg('temperature', 0)}, or build with {arg('generation_config', 'ignore')}",
             )
-        # Inverse of the cumulative distribution in float64, so that one draw a token is all that is used up.
+        # Inverse of the cumulative distribution in float64, so that each token takes one random number.
         total = np.cumsum(softmax(scores.astype(np.float64)))
         place = self._random.random() * total[-1]
         token = int(np.searchsorted(total, place, side="right"))
