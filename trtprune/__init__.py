@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trtprune import pruning
     from trtprune.compiler.building import build
     from trtprune.compiler.engine_options import EngineOptions
+    from trtprune.compiler.request import BuildRequest
     from trtprune.engine_dir import EngineDir, GenerationInfo, open_engine_dir
     from trtprune.runtime import Conversation, Features, Request, Result, Stream, Vlm, load
 
@@ -36,6 +37,7 @@ __all__ = [
     "BackendError",
     "BudgetError",
     "BuildError",
+    "BuildRequest",
     "CheckpointError",
     "Conversation",
     "EngineDir",
@@ -59,6 +61,7 @@ __all__ = [
 
 _LATE = {
     "build": "trtprune.compiler.building",
+    "BuildRequest": "trtprune.compiler.request",
     "EngineOptions": "trtprune.compiler.engine_options",
     **dict.fromkeys(("EngineDir", "GenerationInfo", "open_engine_dir"), "trtprune.engine_dir"),
     **dict.fromkeys(("Conversation", "Features", "Request", "Result", "Stream", "Vlm", "load"), "trtprune.runtime"),

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 import trtprune
 from tests.kit import tiny, tiny_files
 from trtprune.checkpoint import SIDE_FILES, Checkpoint, open_checkpoint
-from trtprune.compiler.texts import TEXT_FILES
 from trtprune.errors import CheckpointError, TrtpruneError
 
 SECRET = '{"secret": "of the user"}'
@@ -145,7 +144,7 @@ def test_a_build_copies_no_file_from_elsewhere(tmp_path: Path) -> None:
     path = tiny_files.complete(tmp_path / "model", tiny.Tiny(layers=1, vision_layers=2))
     (tmp_path / "secret.json").write_text(SECRET)
     out = tmp_path / "out"
-    for name in TEXT_FILES:
+    for name in SIDE_FILES:
         own = (path / name).read_bytes() if (path / name).exists() else None
         (path / name).unlink(missing_ok=True)
         (path / name).symlink_to("../secret.json")
@@ -167,4 +166,4 @@ def test_the_build_reads_through_the_checkpoint(tmp_path: Path, monkeypatch: pyt
     own = Checkpoint.text_bytes
     monkeypatch.setattr(Checkpoint, "text_bytes", lambda self, name: asked.append(name) or own(self, name))
     trtprune.build(path, tmp_path / "out", keep=4)
-    assert set(TEXT_FILES) <= set(asked)
+    assert set(SIDE_FILES) <= set(asked)

@@ -260,7 +260,7 @@ def test_quantised_weights(tmp_path: Path, kind: str, targets: tuple[str, ...]) 
 
 def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT reports thousands of steps a second; a terminal is told ten times."""
-    from trtprune.cli.console import Reporter
+    from trtprune.cli.console import TerminalReporter
 
     class Status:
         def __init__(self) -> None:
@@ -272,10 +272,10 @@ def test_what_is_being_done_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatc
     now = 100.0
     monkeypatch.setattr("trtprune.cli.console.time.perf_counter", lambda: now)
     status = Status()
-    report = Reporter("build", status)
+    report = TerminalReporter("build", status)
     for step in range(1000):
         now += 0.001
         report.live(f"decoder: Optimizing graph {step}/1000")
     assert 9 <= len(status.texts) <= 11
     assert status.texts[0] == "build: decoder: Optimizing graph 0/1000"
-    Reporter("build").live("no terminal, nothing to show")
+    TerminalReporter("build").live("no terminal, nothing to show")

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from trtprune.reports import downloads
-from trtprune.reports.downloads import Progress, duration, progress_of, size, unreported
+from trtprune.reports.downloads import Progress, duration, progress_of, size
+from trtprune.reports.reporter import LogReporter
 
 
 class Clock:
@@ -83,7 +84,7 @@ def test_a_caller_without_a_report(caplog: pytest.LogCaptureFixture, monkeypatch
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     progress_of(None, "model")("looked up")
-    unreported("model", "warning: odd")
+    LogReporter()("model", "warning: odd")
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
         ("INFO", "model     looked up"),
         ("WARNING", "model     warning: odd"),
@@ -93,7 +94,7 @@ def test_a_caller_without_a_report(caplog: pytest.LogCaptureFixture, monkeypatch
 def test_bars_only_where_somebody_watches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert not progress_of(None, "model").bars
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = progress_of(unreported, "model")
+    progress = progress_of(LogReporter(), "model")
     assert progress.bars
     with progress.transfer("owner/name", 2_000_000) as transfer:
         transfer.advance(1_000_000)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import click
 
-from trtprune.cli.console import log_options
-from trtprune.cli.flags import option
-from trtprune.cli.options import CLIP, JSON, MODEL, OUTPUT, PATH, PRUNING, KeyValue
+from trtprune.backends.opening import PROVIDERS
+from trtprune.cli.flags import Gathered, option
+from trtprune.cli.options import CLIP, MODEL, OUTPUT, PATH, PRUNING, KeyValue, as_dict
+from trtprune.compiler.engine_options import (
+    ATTENTION_FORMS,
+    HARDWARE_COMPATIBILITY,
+    VERBOSITIES,
+    EngineOptions,
+    parse_pool_limit,
+)
+from trtprune.compiler.request import BACKENDS, GENERATION_CONFIGS, WEIGHT_DTYPES, BuildRequest
+from trtprune.compiler.weights import WAYS
+from trtprune.engine_dir import POSITIONS
 
-if TYPE_CHECKING:
-    from trtprune.compiler.engine_options import EngineOptions
-
-__all__ = ["ATTENTION", "GRAPHS", "build_options", "engine_options", "take_engine_options"]
+__all__ = ["build_request", "export_request"]
 
 GRAPHS = "Graphs"
 ENGINES, TENSORRT = "Engines of TensorRT and TensorRT-RTX", "Engines of TensorRT alone"
@@ -38,236 +47,236 @@ class PoolLimit(click.ParamType):
     name = "pool:bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        from trtprune.compiler.engine_options import parse_pool_limit
-
         try:
             return parse_pool_limit(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-def build_options(command: Any) -> Any:
-    options = [
-        option(
-            "-m",
-            "--model",
-            aliases=["--checkpoint"],
-            required=True,
-            group=MODEL,
-            help="An alias (see `trtprune models`), a hub id, or a local directory.",
-        ),
-        option("--revision", group=MODEL, help="The branch, tag or commit of a hub model."),
-        CLIP,
-        option(
-            "--weights",
-            type=click.Choice(["auto", "copy", "link"]),
-            default="auto",
-            show_default=True,
-            group=MODEL,
-            help="What becomes of the checkpoint's weight files: copied, or hard-linked; with auto they share their "
-            "blocks where the file system can, else are copied up to 4 GB, else linked.",
-        ),
-        option(
-            "--generation-config",
-            type=click.Choice(["checkpoint", "ignore"]),
-            default="checkpoint",
-            show_default=True,
-            group=MODEL,
-            help="The settings that answers are generated with by default: those of the checkpoint's "
-            "generation_config.json, or none, which is greedily.",
-        ),
-        option(
-            "--weight-dtype",
-            type=click.Choice(["int8", "int4"]),
-            group=MODEL,
-            help="The type that the language model's matrices are quantised to.  [default: as in the checkpoint]",
-        ),
-        option(
-            "--allow-extra-tensors",
-            is_flag=True,
-            group=MODEL,
-            help="Warn of tensors that the architecture does not use, instead of refusing the checkpoint.",
-        ),
-        option(
-            "--method",
-            aliases=["--methods"],
-            default="adafv",
-            show_default=True,
-            group=PRUNING,
-            help="The pruning method; `trtprune methods` lists them.",
-        ),
-        option(
-            "--option",
-            "options",
-            type=KeyValue(),
-            multiple=True,
-            group=PRUNING,
-            help="An option of the method; repeatable.",
-        ),
-        option(
-            "--keep",
-            type=int,
-            metavar="N",
-            group=PRUNING,
-            help="The number of visual tokens kept per image where a run names none.  [default: 64]",
-        ),
-        option(
-            "--keep-range",
-            type=KeepRange(),
-            group=PRUNING,
-            help="The budgets that runs may ask for, both ends included.  [default: 1 to all]",
-        ),
-        option(
-            "--positions",
-            type=click.Choice(["compact", "original"]),
-            group=PRUNING,
-            help="The position ids of kept tokens: renumbered, or those of the whole image.  [default: the method's]",
-        ),
-        option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda", "openvino"]),
-            default="cpu",
-            show_default=True,
-            group=GRAPHS,
-            help="What the graphs are written for: ONNX Runtime on a CPU or a GPU, or OpenVINO.",
-        ),
-        option(
-            "--dtype",
-            "--precision",
-            group=GRAPHS,
-            help="The type that is computed in: float32, float16 or bfloat16.  [default: by provider]",
-        ),
-        option(
-            "--max-seq-len",
-            "--max-kv-cache-capacity",
-            type=int,
-            metavar="N",
-            group=GRAPHS,
-            help="The capacity of the KV cache in tokens, of prompt and answer.  [default: the model's positions; "
-            "of engines the longest prompt and 256]",
-        ),
-        option(
-            "--lowering",
-            type=KeyValue(),
-            multiple=True,
-            group=GRAPHS,
-            help="How an operation is written out: attention, vision_attention, norm, rotary, cache or products = op "
-            "or primitives (attentions also with -float32), coverage = every or lazy; repeatable.",
-        ),
-        option("-o", "--output", type=PATH, required=True, group=OUTPUT, help="The engine directory to write."),
-        option(
-            "--force",
-            is_flag=True,
-            group=OUTPUT,
-            help="Build even if OUTPUT is up to date, and replace another engine directory there.",
-        ),
-        JSON,
-    ]
-    for each in reversed(options):
-        command = each(command)
-    return log_options(command)
+_SETTINGS: tuple[Callable[[Any], Any], ...] = (
+    option(
+        "-m",
+        "--model",
+        aliases=["--checkpoint"],
+        required=True,
+        group=MODEL,
+        help="An alias (see `trtprune models`), a hub id, or a local directory.",
+    ),
+    option("--revision", group=MODEL, help="The branch, tag or commit of a hub model."),
+    CLIP,
+    option(
+        "--weights",
+        type=click.Choice(WAYS),
+        default="auto",
+        show_default=True,
+        group=MODEL,
+        help="What becomes of the checkpoint's weight files: copied, or hard-linked; with auto they share their "
+        "blocks where the file system can, else are copied up to 4 GB, else linked.",
+    ),
+    option(
+        "--generation-config",
+        type=click.Choice(GENERATION_CONFIGS),
+        default="checkpoint",
+        show_default=True,
+        group=MODEL,
+        help="The settings that answers are generated with by default: those of the checkpoint's "
+        "generation_config.json, or none, which is greedily.",
+    ),
+    option(
+        "--weight-dtype",
+        type=click.Choice(WEIGHT_DTYPES),
+        group=MODEL,
+        help="The type that the language model's matrices are quantised to.  [default: as in the checkpoint]",
+    ),
+    option(
+        "--allow-extra-tensors",
+        is_flag=True,
+        group=MODEL,
+        help="Warn of tensors that the architecture does not use, instead of refusing the checkpoint.",
+    ),
+    option(
+        "--method",
+        aliases=["--methods"],
+        default="adafv",
+        show_default=True,
+        group=PRUNING,
+        help="The pruning method; `trtprune methods` lists them.",
+    ),
+    option(
+        "--option",
+        "options",
+        type=KeyValue(),
+        multiple=True,
+        callback=as_dict,
+        group=PRUNING,
+        help="An option of the method; repeatable.",
+    ),
+    option(
+        "--keep",
+        type=int,
+        metavar="N",
+        group=PRUNING,
+        help="The number of visual tokens kept per image where a run names none.  [default: 64]",
+    ),
+    option(
+        "--keep-range",
+        type=KeepRange(),
+        group=PRUNING,
+        help="The budgets that runs may ask for, both ends included.  [default: 1 to all]",
+    ),
+    option(
+        "--positions",
+        type=click.Choice(POSITIONS),
+        group=PRUNING,
+        help="The position ids of kept tokens: renumbered, or those of the whole image.  [default: the method's]",
+    ),
+    option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        default="cpu",
+        show_default=True,
+        group=GRAPHS,
+        help="What the graphs are written for: ONNX Runtime on a CPU or a GPU, or OpenVINO.",
+    ),
+    option(
+        "--dtype",
+        "--precision",
+        group=GRAPHS,
+        help="The type that is computed in: float32, float16 or bfloat16.  [default: by provider]",
+    ),
+    option(
+        "--max-seq-len",
+        "--max-kv-cache-capacity",
+        type=int,
+        metavar="N",
+        group=GRAPHS,
+        help="The capacity of the KV cache in tokens, of prompt and answer.  [default: the model's positions; "
+        "of engines the longest prompt and 256]",
+    ),
+    option(
+        "--lowering",
+        type=KeyValue(),
+        multiple=True,
+        callback=as_dict,
+        group=GRAPHS,
+        help="How an operation is written out: attention, vision_attention, norm, rotary, cache or products = op "
+        "or primitives (attentions also with -float32), coverage = every or lazy; repeatable.",
+    ),
+    option("-o", "--output", type=PATH, required=True, group=OUTPUT, help="The engine directory to write."),
+    option(
+        "--force",
+        is_flag=True,
+        group=OUTPUT,
+        help="Build even if OUTPUT is up to date, and replace another engine directory there.",
+    ),
+)
 
 
-ATTENTION = option(
+_ATTENTION = option(
     "--attention",
-    type=click.Choice(["fused", "fp32-boundary", "decomposed"]),
+    type=click.Choice(list(ATTENTION_FORMS["tensorrt"])),
     default="fused",
     show_default=True,
     group=GRAPHS,
     help="The form of the decoder's attention for engines: TensorRT's kernels, these in float32, or plain operators.",
 )
 
-
-def engine_options(command: Any) -> Any:
-    """The flags of the TensorRT backends; :func:`take_engine_options` gathers them."""
-    options = [
-        ATTENTION,
-        option(
-            "--max-batch-size",
-            type=int,
-            metavar="N",
-            default=1,
-            show_default=True,
-            group=ENGINES,
-            help="The largest number of rows in a batch.",
-        ),
-        option(
-            "--max-input-len",
-            type=int,
-            metavar="N",
-            group=ENGINES,
-            help="The largest number of text tokens in a prompt.  [default: 512]",
-        ),
-        option(
-            "--max-images",
-            type=int,
-            metavar="N",
-            default=1,
-            show_default=True,
-            group=ENGINES,
-            help="The largest number of pictures in a prompt.",
-        ),
-        option(
-            "--compute-capability",
-            multiple=True,
-            metavar="SM,...",
-            group=ENGINES,
-            help="The GPUs to build for, such as sm89,sm120 (TensorRT-RTX only).  [default: the GPU that is here]",
-        ),
-        option(
-            "--builder-optimization-level",
-            type=int,
-            metavar="0-5",
-            group=ENGINES,
-            help="How long TensorRT looks for fast kernels, from 0 (builds quickly) to 5 (runs fast).",
-        ),
-        option(
-            "--pool-limit",
-            type=PoolLimit(),
-            multiple=True,
-            group=ENGINES,
-            help="The most memory that a pool of the builder may take, such as workspace:4G; repeatable.",
-        ),
-        option(
-            "--weight-streaming",
-            is_flag=True,
-            group=ENGINES,
-            help="Build engines that can keep a part of their weights in host memory.",
-        ),
-        option(
-            "--profiling-verbosity",
-            type=click.Choice(["layer_names_only", "none", "detailed"]),
-            default="layer_names_only",
-            show_default=True,
-            group=ENGINES,
-            help="How much the engines tell profilers about their layers.",
-        ),
-        option("--load-timing-cache", type=PATH, group=TENSORRT, help="The kernel timings of an earlier build."),
-        option("--save-timing-cache", type=PATH, group=TENSORRT, help="The file to write kernel timings to."),
-        option(
-            "--version-compatible", is_flag=True, group=TENSORRT, help="Build engines that later versions load too."
-        ),
-        option(
-            "--hardware-compatibility-level",
-            type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
-            default="none",
-            show_default=True,
-            group=TENSORRT,
-            help="The other GPUs that load the engines, too.",
-        ),
-    ]
-    for each in reversed(options):
-        command = each(command)
-    return command
+_ENGINE: tuple[Callable[[Any], Any], ...] = (
+    _ATTENTION,
+    option(
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        default=1,
+        show_default=True,
+        group=ENGINES,
+        help="The largest number of rows in a batch.",
+    ),
+    option(
+        "--max-input-len",
+        type=int,
+        metavar="N",
+        group=ENGINES,
+        help="The largest number of text tokens in a prompt.  [default: 512]",
+    ),
+    option(
+        "--max-images",
+        type=int,
+        metavar="N",
+        default=1,
+        show_default=True,
+        group=ENGINES,
+        help="The largest number of pictures in a prompt.",
+    ),
+    option(
+        "--compute-capability",
+        multiple=True,
+        metavar="SM,...",
+        group=ENGINES,
+        help="The GPUs to build for, such as sm89,sm120 (TensorRT-RTX only).  [default: the GPU that is here]",
+    ),
+    option(
+        "--builder-optimization-level",
+        type=int,
+        metavar="0-5",
+        group=ENGINES,
+        help="How long TensorRT looks for fast kernels, from 0 (builds quickly) to 5 (runs fast).",
+    ),
+    option(
+        "--pool-limit",
+        type=PoolLimit(),
+        multiple=True,
+        callback=as_dict,
+        group=ENGINES,
+        help="The most memory that a pool of the builder may take, such as workspace:4G; repeatable.",
+    ),
+    option(
+        "--weight-streaming",
+        is_flag=True,
+        group=ENGINES,
+        help="Build engines that can keep a part of their weights in host memory.",
+    ),
+    option(
+        "--profiling-verbosity",
+        type=click.Choice(VERBOSITIES),
+        default="layer_names_only",
+        show_default=True,
+        group=ENGINES,
+        help="How much the engines tell profilers about their layers.",
+    ),
+    option("--load-timing-cache", type=PATH, group=TENSORRT, help="The kernel timings of an earlier build."),
+    option("--save-timing-cache", type=PATH, group=TENSORRT, help="The file to write kernel timings to."),
+    option("--version-compatible", is_flag=True, group=TENSORRT, help="Build engines that later versions load too."),
+    option(
+        "--hardware-compatibility-level",
+        type=click.Choice(HARDWARE_COMPATIBILITY),
+        default="none",
+        show_default=True,
+        group=TENSORRT,
+        help="The other GPUs that load the engines, too.",
+    ),
+)
 
 
-def take_engine_options(arguments: dict[str, Any]) -> EngineOptions:
-    """Removes the values of :func:`engine_options` from a command's arguments."""
-    from dataclasses import fields
+def _request(backend_help: str, engine: tuple[Callable[[Any], Any], ...], *, export_only: bool) -> Gathered:
+    backend = option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default=BACKENDS[0],
+        show_default=True,
+        group=GRAPHS,
+        help=backend_help,
+    )
+    options: list[Callable[[Any], Any]] = [*_SETTINGS, backend, Gathered("engine", EngineOptions, engine)]
+    return Gathered("request", partial(BuildRequest, export_only=export_only), tuple(options))
 
-    from trtprune.compiler.engine_options import EngineOptions
 
-    values = {f.name: arguments.pop(f.name) for f in fields(EngineOptions) if f.name in arguments}
-    if "pool_limit" in values:
-        values["pool_limit"] = dict(values["pool_limit"])
-    return EngineOptions(**values)
+build_request = _request(
+    "The library that runs the graphs, or the engines built from them.", _ENGINE, export_only=False
+)
+"""The options of ``trtprune build``, as its argument ``request``."""
+
+export_request = _request(
+    "The library whose forms of attention, norm and rotary the graphs use.", (_ATTENTION,), export_only=True
+)
+"""Those of ``trtprune export``: of engines, only what their graphs have to be like."""

@@ -17,6 +17,7 @@ import click
 from trtprune.cli.flags import LOGGING, Command, option
 from trtprune.errors import TrtpruneError, one_line
 from trtprune.installer import to_install
+from trtprune.log import logger
 from trtprune.reports.terminal import (
     LineFormatter,
     StderrHandler,
@@ -32,7 +33,7 @@ from trtprune.reports.terminal import (
 
 __all__ = [
     "Group",
-    "Reporter",
+    "TerminalReporter",
     "echo",
     "echo_json",
     "fail",
@@ -42,8 +43,6 @@ __all__ = [
     "show_error",
     "spinner",
 ]
-
-logger = logging.getLogger("trtprune")
 
 INTERRUPTED = "trtprune: interrupted; nothing was left half-written"
 
@@ -249,7 +248,7 @@ def _configure(level: int, log_file: Path | None) -> None:
         logger.addHandler(handler)
 
 
-class Reporter:
+class TerminalReporter:
     """``report(component, message)`` logs a line; ``report.live(text)`` changes the text behind the spinner."""
 
     def __init__(self, title: str, status: Any = None) -> None:
@@ -272,7 +271,7 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Reporter]:
+def progress(title: str) -> Iterator[TerminalReporter]:
     """Yields ``report(component, message)``: a line a component, behind a live spinner on a terminal."""
     start = time.perf_counter()
     with spinner(title) as reporter:
@@ -281,10 +280,10 @@ def progress(title: str) -> Iterator[Reporter]:
 
 
 @contextlib.contextmanager
-def spinner(title: str) -> Iterator[Reporter]:
+def spinner(title: str) -> Iterator[TerminalReporter]:
     """A spinner on a terminal while something takes its time, and nothing elsewhere or with ``--quiet``."""
     if sys.stderr.isatty() and not is_quiet():
         with stderr_console().status(title) as status:
-            yield Reporter(title, status)
+            yield TerminalReporter(title, status)
     else:
-        yield Reporter(title)
+        yield TerminalReporter(title)

@@ -3,15 +3,17 @@ options in groups.  No command, no heavy import."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Option", "grouped", "option"]
+__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Gathered", "Option", "grouped", "option"]
 
 MORE, OUTPUT, LOGGING = "Options", "Output", "Logging"
 LAST = (OUTPUT, LOGGING)
@@ -60,6 +62,36 @@ class Option(click.Option):
 
 option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Option)
 """``click.option`` with what :class:`Option` adds."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Options that reach a command as one object; a decorator, as an option is.
+
+    Attributes:
+        name: The command's argument.
+        make: Makes the object from the options' values by name, such as a dataclass.
+        options: In the order of help; some of them may be gathered among themselves.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    options: tuple[Callable[[Any], Any], ...]
+
+    def __call__(self, command: Any) -> Any:
+        """The command, with these options in place of its argument :attr:`name`."""
+        names: list[str] = []
+
+        @functools.wraps(command)
+        def gathering(*arguments: Any, **values: Any) -> Any:
+            own = {name: values.pop(name) for name in names}
+            return command(*arguments, **values, **{self.name: self.make(**own)})
+
+        decorated: Any = gathering
+        for each in reversed(self.options):
+            decorated = each(decorated)
+            names.append(each.name if isinstance(each, Gathered) else decorated.__click_params__[-1].name)
+        return decorated
 
 
 class Command(click.Command):

@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from trtprune.backends.opening import PROVIDERS
 from trtprune.cli.console import log_options
 from trtprune.cli.flags import OUTPUT, option
+from trtprune.engine_dir import VERIFY
 
 __all__ = [
     "CLIP",
@@ -28,6 +30,7 @@ __all__ = [
     "RUNNING",
     "Budgets",
     "KeyValue",
+    "as_dict",
     "keeps_option",
     "methods_option",
     "others_option",
@@ -76,6 +79,11 @@ class KeyValue(click.ParamType):
         if not equals or not key:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
         return key, text
+
+
+def as_dict(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The pairs of a repeatable option as a dict; a key that comes twice has its last value."""
+    return dict(value)
 
 
 JSON = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the result as JSON on stdout.")
@@ -176,7 +184,7 @@ def run_options(command: Any) -> Any:
         click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT"),
         option(
             "--provider",
-            type=click.Choice(["cpu", "cuda", "openvino"]),
+            type=click.Choice(PROVIDERS),
             group=RUNNING,
             help="What runs the graphs: ONNX Runtime on a CPU or a GPU, or OpenVINO; with TensorRT engines, what runs "
             "the graphs that these were built from.  [default: as built]",
@@ -186,6 +194,7 @@ def run_options(command: Any) -> Any:
             "provider_options",
             type=KeyValue(),
             multiple=True,
+            callback=as_dict,
             group=RUNNING,
             help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
             "(openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
@@ -199,7 +208,7 @@ def run_options(command: Any) -> Any:
         ),
         option(
             "--verify",
-            type=click.Choice(["auto", "none", "fast", "full"]),
+            type=click.Choice(VERIFY),
             default="auto",
             show_default=True,
             group=RUNNING,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from trtprune._version import __version__
 from trtprune.cli.bench import bench
-from trtprune.cli.build_options import ATTENTION, GRAPHS, build_options, engine_options, take_engine_options
+from trtprune.cli.build_options import build_request, export_request
 from trtprune.cli.chat import chat
 from trtprune.cli.compare import compare
 from trtprune.cli.console import Group, echo_json, log_options, logger, progress
@@ -24,6 +24,10 @@ from trtprune.cli.frontier import frontier
 from trtprune.cli.options import ENGINE_DIRECTORY, JSON
 from trtprune.cli.run import run
 from trtprune.cli.show import show
+from trtprune.engine_dir import VERIFY
+
+if TYPE_CHECKING:
+    from trtprune.compiler.request import BuildRequest
 
 __all__ = ["main"]
 
@@ -42,17 +46,10 @@ def main() -> None:
 
 
 @main.command(short_help="Compile a checkpoint with a pruning method.")
-@build_options
-@option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    default="onnxruntime",
-    show_default=True,
-    group=GRAPHS,
-    help="The library that runs the graphs, or the engines built from them.",
-)
-@engine_options
-def build(**arguments: Any) -> None:
+@build_request
+@JSON
+@log_options
+def build(request: BuildRequest, as_json: bool) -> None:
     """Compile a checkpoint with a pruning method into an engine directory.
 
     \b
@@ -62,51 +59,43 @@ def build(**arguments: Any) -> None:
     trtprune build --model llava-1.5-7b --backend tensorrt-rtx \\
         --compute-capability sm89,sm120 -o out
     """
-    _build(export_only=False, **arguments)
+    _build(request, as_json)
 
 
 @main.command(short_help="Write the ONNX graphs alone, without engines.")
-@build_options
-@option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    default="onnxruntime",
-    show_default=True,
-    group=GRAPHS,
-    help="The library whose forms of attention, norm and rotary the graphs use.",
-)
-@ATTENTION
-def export(**arguments: Any) -> None:
+@export_request
+@JSON
+@log_options
+def export(request: BuildRequest, as_json: bool) -> None:
     """Write the ONNX graphs of a checkpoint and a pruning method, and no engines.
 
     \b
     trtprune export --model demo --keep 64 -o out
     trtprune export --model llava-1.5-7b --backend tensorrt --dtype float16 -o out
     """
-    _build(export_only=True, **arguments)
+    _build(request, as_json)
 
 
-def _build(*, export_only: bool, as_json: bool, options: Any, lowering: Any, **arguments: Any) -> None:
+def _build(request: BuildRequest, as_json: bool) -> None:
     from trtprune.compiler.budget import describe_build, describe_served
     from trtprune.compiler.building import build as run_build
 
-    arguments |= {"options": dict(options), "lowering": dict(lowering), "engine": take_engine_options(arguments)}
-    with progress("export" if export_only else "build") as report:
-        made = run_build(**arguments, export_only=export_only, report=report)
-    budget = describe_build(made)
-    served = describe_served(made)
-    logger.info("%-9s %s: %s%s", "pruner", made.pruning.method, budget, f", {served} at run time" if served else "")
+    with progress("export" if request.export_only else "build") as report:
+        directory = run_build(request, report=report)
+    budget, served = describe_build(directory), describe_served(directory)
+    more = f", {served} at run time" if served else ""
+    logger.info("%-9s %s: %s%s", "pruner", directory.pruning.method, budget, more)
     if as_json:
-        echo_json({"output": str(made.root), **json.loads(made.to_json())})
+        echo_json({"output": str(directory.root), **json.loads(directory.to_json())})
     else:
-        click.echo(str(made.root))
+        click.echo(str(directory.root))
 
 
 @main.command(short_help="Say what an engine directory holds, and check it.")
 @click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT")
 @option(
     "--verify",
-    type=click.Choice(["none", "fast", "full"]),
+    type=click.Choice([level for level in VERIFY if level != "auto"]),
     default="full",
     show_default=True,
     help="How much is checked: nothing, sizes, or every byte against its digest.",

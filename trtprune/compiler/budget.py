@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
 from trtprune.arguments import arg
-from trtprune.engine_dir import PruningInfo
+from trtprune.engine_dir import POSITIONS, PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS
 
@@ -180,6 +180,6 @@ def _positions(method: BaseMethod, positions: str | None, options: Mapping[str, 
             f"{arg('positions', positions)}: {method.name} merges tokens, and a merged one has no place in the picture",
             hint=f"leave out {arg('positions')}, or choose a method that only selects",
         )
-    if positions not in ("compact", "original"):
-        raise BudgetError(f"{arg('positions', positions)}: unknown", hint="compact or original")
+    if positions not in POSITIONS:
+        raise BudgetError(f"{arg('positions', positions)}: unknown", hint=" or ".join(POSITIONS))
     return positions

@@ -6,7 +6,7 @@ Orchestrates ``backends.tensorrt``; knows no model and no method.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,13 @@ from trtprune.tensor_names import cached_layers
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.network import Network
     from trtprune.compiler.plan import Plan
+    from trtprune.reports.reporter import Reporter
 
 __all__ = ["build_engines"]
 
 
 def build_engines(
-    plan: Plan, components: Sequence[ComponentInfo], staging: Path, say: Callable[[str, str], None]
+    plan: Plan, components: Sequence[ComponentInfo], staging: Path, report: Reporter
 ) -> tuple[tuple[ComponentInfo, ...], dict[str, str], EngineInfo]:
     """An engine for each component, in ``staging/engines/``.
 
@@ -37,7 +38,7 @@ def build_engines(
         plan: With ``engines``.
         components: Of the graphs in ``staging/onnx/``.
         staging: The directory being written.
-        say: Told of each engine; its attribute ``live``, if it has one, of what is being done now.
+        report: Takes a line an engine, and what is being done now.
 
     Returns:
         The components with their engines, the digests of the engine files, and how they were built.
@@ -56,7 +57,6 @@ def build_engines(
     shared = {f.name: getattr(options, f.name) for f in fields(BuilderSettings) if f.name != "targets"}
     settings = BuilderSettings(targets=target.build, **shared)
     cache = TimingCache(options.load_timing_cache, options.save_timing_cache)
-    live = getattr(say, "live", None)
     plugins: dict[str, str] = {}
     (staging / "engines").mkdir()
 
@@ -76,10 +76,10 @@ def build_engines(
             settings,
             staging / relative,
             timing_cache=cache,
-            live=None if live is None else lambda text: live(f"{component.name}: {text}"),
+            live=lambda text: report.live(f"{component.name}: {text}"),
         )
         size, seconds = (staging / relative).stat().st_size, time.perf_counter() - start
-        say(component.name, f"engine for {', '.join(target.names)}: {size / 1e6:,.1f} MB in {seconds:.1f} s")
+        report(component.name, f"engine for {', '.join(target.names)}: {size / 1e6:,.1f} MB in {seconds:.1f} s")
         return replace(component, engine=relative, profiles=tuple(map(dict, profiles)))
 
     # One after the other, and nothing kept but the description: builder, parser and mapped weights go with each.
@@ -104,7 +104,7 @@ def build_engines(
         plugins=plugins,
     )
     if plugins:
-        say("plugins", f"needed to run: {', '.join(f'{name} {version}' for name, version in plugins.items())}")
+        report("plugins", f"needed to run: {', '.join(f'{name} {version}' for name, version in plugins.items())}")
     return built, files, info
 
 

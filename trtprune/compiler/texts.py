@@ -7,39 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtprune.checkpoint import SIDE_FILES
 from trtprune.errors import CheckpointError, EngineDirError, InputError
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
     from trtprune.models import Model
-    from trtprune.reports.downloads import Report
+    from trtprune.reports.reporter import Report
 
-__all__ = ["TEXT_FILES", "check_texts", "read_texts"]
+__all__ = ["check_texts", "read_texts"]
 
-# Copied as they are; the first is the one no run can do without.
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+TOKENIZER = "tokenizer.json"
+"""The one text that no run can do without."""
 
 
 def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
-    """Content by name of those of :data:`TEXT_FILES` that the checkpoint has.
+    """Content by name of those of :data:`trtprune.checkpoint.SIDE_FILES` that the checkpoint has.
 
     Raises:
         CheckpointError: if a file cannot be read, or there is no tokenizer.
     """
-    found = {name: text for name in TEXT_FILES if (text := checkpoint.text_file(name)) is not None}
-    if TEXT_FILES[0] not in found:
+    found = {name: text for name in SIDE_FILES if (text := checkpoint.text_file(name)) is not None}
+    if TOKENIZER not in found:
         raise CheckpointError(
-            f"{checkpoint.path}: {TEXT_FILES[0]} is missing",
+            f"{checkpoint.path}: {TOKENIZER} is missing",
             hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in transformers writes it",
         )
     return found

@@ -15,8 +15,10 @@ from trtprune.engine_dir.digests import FULL_CHECK_BYTES, digest_file, digest_he
 from trtprune.engine_dir.generation import GenerationInfo
 from trtprune.engine_dir.opening import open_engine_dir
 from trtprune.engine_dir.paths import CONFIG_NAME
+from trtprune.engine_dir.reading import VERIFY
 from trtprune.engine_dir.roles import Part
 from trtprune.engine_dir.schema import (
+    POSITIONS,
     SCHEMA_VERSION,
     WEIGHTS,
     ComponentInfo,
@@ -32,7 +34,9 @@ from trtprune.engine_dir.schema import (
 __all__ = [
     "CONFIG_NAME",
     "FULL_CHECK_BYTES",
+    "POSITIONS",
     "SCHEMA_VERSION",
+    "VERIFY",
     "WEIGHTS",
     "ComponentInfo",
     "EngineDir",

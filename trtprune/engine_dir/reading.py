@@ -17,8 +17,10 @@ from trtprune.engine_dir.schema import SCHEMA_VERSION, WEIGHTS, EngineDir
 from trtprune.errors import EngineDirError
 from trtprune.files.reading import read_bounded
 
-__all__ = ["MAX_CONFIG_BYTES", "check_files", "read_config"]
+__all__ = ["MAX_CONFIG_BYTES", "VERIFY", "check_files", "read_config"]
 
+VERIFY = ("auto", "none", "fast", "full")
+"""How much of a directory is checked before use: by its size, nothing, sizes, or every byte against its digest."""
 MAX_CONFIG_BYTES = 16_000_000
 
 
@@ -86,8 +88,8 @@ def check_files(engine_dir: EngineDir, verify: str) -> None:
     Raises:
         EngineDirError: naming the first file that is missing, unlisted or different.
     """
-    if verify not in ("none", "fast", "full", "auto"):
-        raise EngineDirError(f"{arg('verify', verify)}: unknown", hint="one of auto, none, fast, full")
+    if verify not in VERIFY:
+        raise EngineDirError(f"{arg('verify', verify)}: unknown", hint=f"one of {', '.join(VERIFY)}")
     paths = {name: engine_dir.path(name) for name in engine_dir.files}
     for name in _named_files(engine_dir):
         engine_dir.path(name)

@@ -15,6 +15,7 @@ from trtprune.errors import EngineDirError
 from trtprune.schedules import ScheduleInfo
 
 __all__ = [
+    "POSITIONS",
     "SCHEMA_VERSION",
     "WEIGHTS",
     "ComponentInfo",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+POSITIONS = ("compact", "original")
+"""Position ids of kept tokens: renumbered, or those of the whole image."""
 WEIGHTS = "onnx/weights"
 """Folder of the weight files; graphs call them ``weights/FILE``, relative to their own folder as ONNX has it."""
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.arguments import arg
 from trtprune.engine_dir.generation import DRAWS, SOURCES, GenerationInfo
-from trtprune.errors import BuildError, CheckpointError, shown
+from trtprune.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
 
-__all__ = ["CHOICES", "check_choice", "eos_token_ids", "read_generation"]
+__all__ = ["eos_token_ids", "read_generation"]
 
-CHOICES = ("checkpoint", "ignore")
 WAY_OUT = f"{arg('generation_config', 'ignore')} builds without these settings; or take the key out of the file"
 
 # Sections of config.json with settings of old checkpoints, as in transformers.
@@ -42,12 +41,6 @@ REFUSED: dict[str, Callable[[Any], bool]] = {
     "token_healing": _given,
     "max_time": _above(-1),
 }
-
-
-def check_choice(choice: str) -> None:
-    """Raises BuildError for a value outside of :data:`CHOICES`."""
-    if choice not in CHOICES:
-        raise BuildError(f"{arg('generation_config', choice)}: unknown", hint=" or ".join(CHOICES))
 
 
 def read_generation(checkpoint: Checkpoint, vocab_size: int, choice: str = "checkpoint") -> GenerationInfo:

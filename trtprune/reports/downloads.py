@@ -11,29 +11,20 @@ A :class:`Progress` can replace any function of one line.
 from __future__ import annotations
 
 import collections
-import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Progress", "Report", "Transfer", "duration", "progress_of", "size", "unreported"]
+from trtprune.reports.reporter import LogReporter, Report, reporter_of
+
+__all__ = ["Progress", "Transfer", "duration", "progress_of", "size"]
 
 LINE_SECONDS = 5.0
 RATE_SECONDS = 15.0
 """The window of the shown rate: the mean of an hour says little about the remaining time."""
 BAR_CELLS = 20
-
-Report = Callable[[str, str], None]
-"""A function that a build calls with a component's name and a line about it."""
-
-_log = logging.getLogger("trtprune")
-
-
-def unreported(component: str, message: str) -> None:
-    """The default report: to the logger ``trtprune``, warnings at that level, the rest at INFO."""
-    _log.log(logging.WARNING if message.startswith("warning") else logging.INFO, "%-9s %s", component, message)
 
 
 class Progress:
@@ -75,15 +66,14 @@ def progress_of(report: Report | None, component: str) -> Progress:
     """The progress of one component of a build.
 
     Args:
-        report: Called with (component, line); one with a method ``live`` and a true ``moving`` is a terminal's
-            (:class:`trtprune.cli.console.Reporter`). None or :func:`unreported`: bars in a terminal or notebook,
-            otherwise lines in the log.
+        report: Takes the lines; on a terminal's (:class:`trtprune.reports.reporter.Reporter`, ``moving``) a bar moves,
+            too.  The log's, or None: bars in a terminal or notebook, else lines to the log.
         component: Component of the lines.
     """
-    if report is None or report is unreported:
-        return Progress(lambda text: unreported(component, text), bars=_watched())
-    live = getattr(report, "live", None) if getattr(report, "moving", False) else None
-    return Progress(lambda text: report(component, text), live=live)
+    say = reporter_of(report)
+    if isinstance(say, LogReporter):
+        return Progress(lambda text: say(component, text), bars=_watched())
+    return Progress(lambda text: say(component, text), live=say.live if say.moving else None)
 
 
 def _watched() -> bool:
