@@ -34,6 +34,7 @@ from tokenizers import Tokenizer
 
 import trtprune
 from trtprune import pruning
+from trtprune.backends.running import Running
 from trtprune.engine_dir import WEIGHTS, Part
 from trtprune.eval.loaders import load_data
 from trtprune.pruning.inputs import INPUTS
@@ -128,7 +129,7 @@ def vispruner64(given: dict[str, np.ndarray], keep: int) -> np.ndarray:
 
 def agreement(out: Path, pictures: int) -> list[dict[str, Any]]:
     rows, found = rows_of("scenes", pictures // 3), []
-    with Variants(out, threads=1) as variants:
+    with Variants(out, Running(threads=1)) as variants:
         for name in (n for n in before_the_decoder() if n not in ("random", "uniform", "downsample")):
             vlm, method = variants.open(Variant.parse(name)), pruning.get(name)
             looks = [vlm.features([row.picture()])[0] for row in rows]
@@ -151,7 +152,7 @@ def agreement(out: Path, pictures: int) -> list[dict[str, Any]]:
 
 def rank(out: Path, pictures: int) -> list[dict[str, Any]]:
     rows, found = rows_of("scenes", pictures // 4), []
-    with Variants(out, threads=1) as variants:
+    with Variants(out, Running(threads=1)) as variants:
         for scale in ("budget", "published"):
             variant = Variant.parse(f"sparsevlm:ratio=rank:scale={scale}")
             vlm, method = variants.open(variant), pruning.get("sparsevlm")
@@ -202,7 +203,7 @@ def projector(out: Path) -> Callable[[np.ndarray], np.ndarray]:
 def merged(out: Path, pictures: int) -> list[dict[str, Any]]:
     rows, found = rows_of("scenes", pictures // 4), []
     method, project = pruning.get("visionzip"), projector(out)
-    with Variants(out, threads=1) as variants:
+    with Variants(out, Running(threads=1)) as variants:
         zipped, plain = variants.open(Variant.parse("visionzip")), variants.open(Variant.parse("vispruner"))
         looks = [(zipped.features([row.picture()])[0], plain.features([row.picture()])[0]) for row in rows]
         for keep in KEEPS:
@@ -238,7 +239,7 @@ def words(out: Path, pictures: int) -> list[dict[str, Any]]:
     rows, found = rows_of("scenes", pictures), []
     dropped_words = frozenset(FUNCTION_WORDS.split())
     method, tokenizer = pruning.get("mmtok"), Tokenizer.from_file(str(out / "tokenizer.json"))
-    with Variants(out, threads=1) as variants:
+    with Variants(out, Running(threads=1)) as variants:
         vlm = variants.open(Variant.parse("mmtok"))
         looks = [vlm.features([row.picture()])[0] for row in rows]
         for keep in KEEPS:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from _machine import machine, write_json
 
+from trtprune.backends.running import Running
 from trtprune.demo import scenes
 from trtprune.variants import Variant, Variants
 
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     asked, rows = pairs(given.scenes), []
-    with Variants(given.out, threads=given.threads) as variants:
+    with Variants(given.out, Running(threads=given.threads)) as variants:
         for text in VARIANTS:
             variant = Variant.parse(text)
             vlm = variants.open(variant)

@@ -25,6 +25,7 @@ from trtprune.backends.binding import numpy_dtype
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.backends.opening import open_provider
 from trtprune.backends.openvino import OpenVinoBackend
+from trtprune.backends.running import Running
 from trtprune.cli import main
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import BackendError, EngineDirError
@@ -265,7 +266,7 @@ def test_bench_and_eval(kit: Kit, tmp_path: Path) -> None:
 def test_a_directory_built_for_onnxruntime(kit: Kit, tmp_path: Path) -> None:
     """Methods built on the way are written for the provider that was asked for; the directory itself is as it is."""
     trtprune.build(str(kit.path), tmp_path / "out", method="adafv", keep=6)
-    with Variants(tmp_path / "out", provider="openvino", threads=1) as variants:
+    with Variants(tmp_path / "out", Running(provider="openvino", threads=1)) as variants:
         vlm = variants.open(Variant.make("divprune"))
         assert vlm.config.lowering["cache"] == "primitives"
         assert vlm.generate(picture(1), QUESTION, keep=6, max_new_tokens=2).kept_tokens == 6

@@ -21,13 +21,15 @@ from PIL import Image
 import trtprune
 from tests.kit import bench_kit as kit
 from tests.kit.runtime_kit import picture
+from trtprune.backends.running import Running
 from trtprune.bench import running
 from trtprune.bench.cells import BuildCell, Workload
 from trtprune.bench.floor import CopyProbe, ProductProbe
 from trtprune.bench.interleave import interleave, ratio, spread
 from trtprune.bench.memory import measure_peaks, peak_of_this_process, run_job
 from trtprune.bench.report import render, to_json
-from trtprune.bench.running import Measured, Run, Settings
+from trtprune.bench.running import Measured, Run
+from trtprune.bench.settings import BenchSettings
 from trtprune.bench.transformers_peer import TransformersPeer
 from trtprune.cli import main
 from trtprune.engine_dir import Part
@@ -162,7 +164,7 @@ def planted_run() -> Run:
     cells[1].products = {vision: probe, decoder: probe, step: probe}
     cells[1].peak = 123_000_000
     engine = {"model": "m", "digest": "d", "build_digest": "b", "method": "adafv", "dtype": "float32", "backend": "x"}
-    return Run(engine, "cpu", 2, Settings(tokens=5, rounds=3), cells, [probe], copy, ["a note"])
+    return Run(engine, "cpu", 2, BenchSettings(tokens=5, rounds=3), cells, [probe], copy, ["a note"])
 
 
 def test_report_of_planted_times() -> None:
@@ -299,7 +301,9 @@ def test_transformers_is_asked_the_same(place: Path) -> None:
     peer = TransformersPeer(place / "model", "float32", question, threads=1)
     theirs = peer.run()
     vlm = trtprune.load(place / "out", threads=1)
-    ours = BuildCell(Variants(place / "out", threads=1).open(planning.Variant.make("none")), "none", 16, question).run()
+    ours = BuildCell(
+        Variants(place / "out", Running(threads=1)).open(planning.Variant.make("none")), "none", 16, question
+    ).run()
     assert theirs.prompt_tokens == ours.prompt_tokens
     assert theirs.token_ids == ours.token_ids
     assert theirs.kv_cache_bytes == (ours.prompt_tokens + 5) * vlm.config.kv.bytes_per_token
@@ -330,8 +334,17 @@ def test_against_openvino(place: Path, tmp_path: Path, method: str) -> None:
     """Its cells run in OpenVINO, on a build of their own, whatever the directory was built with."""
     if method == "none":
         kit.build(place / "model", tmp_path / "out", method="none")
-    settings = Settings(keeps=[4], methods="random", against=["openvino"], rounds=1, warmup=1, tokens=3, memory=False)
-    run = running.run_bench(tmp_path / "out" if method == "none" else place / "out", settings, threads=1)
+    settings = BenchSettings(
+        keeps=[4],
+        methods="random",
+        against=["openvino"],
+        rounds=1,
+        warmup=1,
+        tokens=3,
+        memory=False,
+        running=Running(threads=1),
+    )
+    run = running.run_bench(tmp_path / "out" if method == "none" else place / "out", settings)
     result = to_json(run, "")
     assert [(row["method"], row["keep"], row["peer"]) for row in result["rows"]] == [
         ("none", 16, False),

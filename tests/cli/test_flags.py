@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from trtprune.cli import main
-from trtprune.cli.flags import Command, Option, option
+from trtprune.cli.flags import Command, Gathered, Option, option
 
 COMMANDS = sorted(main.commands)
 # Meaning → where it is taken, and every spelling that is.
@@ -148,3 +148,20 @@ def test_no_plot_overrules_plot() -> None:
     for words in ([], ["--plot"], ["--plot", "x.png", "--number", "3"], ["--plot", "--no-plot"], ["--no-plot"]):
         assert CliRunner().invoke(command, words).exit_code == 0
     assert seen == [(None, None), (True, None), (Path("x.png"), 3), (False, None), (False, None)]
+
+
+def test_options_that_reach_a_command_as_one_object() -> None:
+    inner = Gathered("inner", dict, (option("--a", type=int, default=1), option("--b", "other", type=int)))
+    outer = Gathered("outer", dict, (option("--c"), inner, option("--d")), apart=("d",))
+    seen: list[Any] = []
+
+    @click.command(cls=Command)
+    @outer
+    @option("--e")
+    def command(outer: Any, d: str | None, e: str | None) -> None:
+        seen.append((outer, d, e))
+
+    assert [parameter.name for parameter in command.params] == ["c", "a", "other", "d", "e"]
+    out = CliRunner().invoke(command, ["--b", "3", "--c", "x", "--d", "y", "--e", "z"])
+    assert out.exit_code == 0, out.output
+    assert seen == [({"c": "x", "inner": {"a": 1, "other": 3}}, "y", "z")]

@@ -18,6 +18,7 @@ from tests.components.test_clip_text import QUESTION, Nearest
 from tests.kit import tiny
 from tests.kit.clip_kit import ClipKit, write_tokenizer
 from tests.kit.runtime_kit import Kit, picture
+from trtprune.backends.running import Running
 from trtprune.cli import main
 from trtprune.engine_dir import Part, digest_file, open_engine_dir
 from trtprune.errors import BudgetError, BuildError, CheckpointError, EngineDirError, InputError, TrtpruneError
@@ -62,7 +63,7 @@ def test_another_method_keeps_it_for_later(llava: Kit, clip: ClipKit, tmp_path: 
     direct = trtprune.load(tmp_path / "direct", threads=1).generate(picture(1), QUESTION, max_new_tokens=3)
     shutil.copytree(tmp_path / "base", tmp_path / "moved")
     shutil.rmtree(tmp_path / "base")
-    with Variants(tmp_path / "moved", threads=1) as variants:
+    with Variants(tmp_path / "moved", Running(threads=1)) as variants:
         vlm = variants.open(Variant.make(Nearest.name))
         got = vlm.generate(picture(1), QUESTION, keep=5, max_new_tokens=3)
         assert (got.kept_indices, got.token_ids) == (direct.kept_indices, direct.token_ids)

@@ -18,6 +18,7 @@ from tests.kit.engine_dirs import edit
 from tests.kit.engine_dirs import make as make_by_hand
 from tests.kit.hub_server import COMMIT, Hub, serve
 from tests.kit.runtime_kit import Kit, picture, same
+from trtprune.backends.running import Running
 from trtprune.engine_dir import open_engine_dir
 from trtprune.errors import EngineDirError
 from trtprune.variants import Variant, Variants
@@ -57,7 +58,7 @@ def test_everything_else_from_the_cache(kit: Kit, tmp_path: Path) -> None:
     trtprune.build(kit.path, tmp_path / "out")
     snapshot = cached(tmp_path / "out", tmp_path / "hub")
     shutil.rmtree(tmp_path / "out")
-    with Variants(snapshot, threads=1) as variants:
+    with Variants(snapshot, Running(threads=1)) as variants:
         assert variants.open(Variant.make("divprune")).generate(picture(1), QUESTION, keep=3, max_new_tokens=2).text
         assert os.listdir(snapshot.parent) == [COMMIT]  # every folder there is a commit to the hub's tools
     assert sorted(os.listdir(snapshot.parent.parent)) == ["blobs", "snapshots"]

@@ -17,6 +17,7 @@ import pytest
 import trtprune
 from tests.kit import eval_kit as kit
 from tests.kit.runtime_kit import Kit, picture, record, same
+from trtprune.backends.running import Running
 from trtprune.errors import BudgetError, InputError
 from trtprune.eval.answering import Answerer, batches
 from trtprune.eval.planning import GREY, WRONG, MethodBudget, fitting, plan_points, subjects
@@ -82,7 +83,7 @@ def test_answers_are_those_of_generate(model: Kit, method: str, positions: Any, 
 def test_builds_with_one_decoder_answer_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers of a batch are those of its builds alone; a picture is cut once where the question is not read."""
     names = ["adafv", "fastervlm", "random", "divprune", "visionzip", "zspaprune", "fastv:k=1"]
-    with Variants(base, threads=1) as variants:
+    with Variants(base, Running(threads=1)) as variants:
         vlms = [variants.open(Variant.parse(name)) for name in names]
         groups = batches(vlms, 40)
         assert [[names[i] for i in group] for group in groups] == [
@@ -185,7 +186,7 @@ def test_a_picture_is_looked_at_once_for_each_vision_graph(base: Path, monkeypat
     look = Vlm.features
     monkeypatch.setattr(Vlm, "features", lambda self, images, clock=None: looked.append(self) or look(self, images))
     questions = [Row(f"{i}", _file(base, i % 2), QUESTIONS[i % 4], ("x",)) for i in range(6)]
-    with Variants(base, threads=1) as variants:
+    with Variants(base, Running(threads=1)) as variants:
         points = plan_points(variants, "adafv,fastervlm,random,fastv:k=1", [8, 6], lambda what, message: None)
         assert (points[0].label, points[0].keep) == ("none", 16)
         configs = [variants.config(p.variant) for p in points]
@@ -256,7 +257,7 @@ def test_unread_pictures_are_left_out_of_all_runs(base: Path, tmp_path: Path) ->
     bad.write_bytes(b"\x89PNG no picture")
     questions = [Row("good", _file(base, 0), "Who ?", ("x",)), Row("bad", bad, "Who ?", ("x",))]
     seen: list[int] = []
-    with Variants(base, threads=1) as variants:
+    with Variants(base, Running(threads=1)) as variants:
         points = plan_points(variants, None, [4], lambda what, message: None)
         builds = Builds(variants, max_new_tokens=2)
         asked = subjects(questions, controls=False, seed=0)

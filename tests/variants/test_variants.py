@@ -10,6 +10,7 @@ import pytest
 import trtprune
 from tests.kit.runtime_kit import Kit, picture
 from trtprune import pruning
+from trtprune.backends.running import Running
 from trtprune.engine_dir import digest_file, open_engine_dir
 from trtprune.errors import BackendError, BudgetError, CheckpointError
 from trtprune.variants import Variant, Variants, parse_variants
@@ -59,7 +60,7 @@ def test_lists_that_are_wrong(text: str, said: str) -> None:
 def test_variants_answer_as_their_own_builds(kit: Kit, base: Path) -> None:
     """Same kept tokens and ids as a build from the checkpoint, with one decoder for all that can share it."""
     opened = []
-    with Variants(base, threads=1) as variants:
+    with Variants(base, Running(threads=1)) as variants:
         assert variants.own == Variant.make("adafv")
         for variant in parse_variants("adafv,zspaprune:core_ratio=0.3,random,none,fastv:k=1"):
             vlm = variants.open(variant)
@@ -84,7 +85,7 @@ def test_variants_answer_as_their_own_builds(kit: Kit, base: Path) -> None:
 
 
 def test_released_sessions_are_closed(base: Path) -> None:
-    with Variants(base, threads=1) as variants:
+    with Variants(base, Running(threads=1)) as variants:
         first, second = Variant.make("random"), Variant.make("fastv", {"k": 1})
         variants.open(first)
         count = len(variants._sessions)
@@ -119,7 +120,7 @@ def test_quantised_weights_cannot_stand_for_the_checkpoint(kit: Kit, tmp_path: P
     with pytest.raises(CheckpointError, match="quantised to int8") as caught:
         trtprune.build(made.root, tmp_path / "x", method="random")
     assert "model=" in str(caught.value.hint)
-    with Variants(made.root, model=kit.path, threads=1) as variants:
+    with Variants(made.root, Running(threads=1), model=kit.path) as variants:
         vlm = variants.open(Variant.make("random"))
         assert vlm.config.weight_dtype == "int8"
         assert vlm.generate(picture(), QUESTION, keep=4, max_new_tokens=2).kept_tokens == 4
@@ -151,7 +152,7 @@ def test_engines_are_not_built_on_the_way(base: Path, tmp_path: Path) -> None:
     ):
         variants.config(Variant.make("random"))
     assert "--with" in str(caught.value.hint)
-    with Variants(root, provider="cpu", threads=1) as variants:
+    with Variants(root, Running(provider="cpu", threads=1)) as variants:
         assert variants.config(Variant.make("random")).pruning.method == "random"
 
 

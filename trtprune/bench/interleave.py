@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.reports.durations import in_words
+from trtprune.reports.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
     from trtprune.bench.cells import Cell, Sample
@@ -31,7 +32,7 @@ def interleave(
     rounds: int,
     warmup: int,
     seed: int,
-    report: Callable[[str, str], None] | None = None,
+    report: Reporter = SILENT,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[list[Sample]]:
@@ -44,7 +45,7 @@ def interleave(
         warmup: Number of rounds before them, which are not counted.
         seed: Seed of the orders.
         report: Called with ("round", "3 of 10, 4 min left") at the begin of a round, and once per minute within a long
-            one; its ``live``, if it has one, with the current run.
+            one; its ``live`` with the current run.
         sleep: Function that pauses between two runs.
         clock: Seconds.
 
@@ -84,9 +85,8 @@ class _Pace:
         clock: Seconds.
     """
 
-    def __init__(self, total: int, report: Callable[[str, str], None] | None, clock: Callable[[], float]) -> None:
+    def __init__(self, total: int, report: Reporter, clock: Callable[[], float]) -> None:
         self._total, self._done, self._report, self._clock = total, 0, report, clock
-        self._live: Callable[[str], None] = getattr(report, "live", lambda text: None)
         self._start = self._reported = clock()
         self._round = ""
 
@@ -98,15 +98,14 @@ class _Pace:
     def next(self, words: str) -> None:
         """Begins a run."""
         prefix = "" if self._round.startswith("warming") else "round "
-        self._live(f"{prefix}{self._round}, {words}{self._left()}")
+        self._report.live(f"{prefix}{self._round}, {words}{self._left()}")
         if self._clock() - self._reported >= LINE_SECONDS:
             self._say(f"{self._round}, {words}{self._left()}")
         self._done += 1
 
     def _say(self, words: str) -> None:
         self._reported = self._clock()
-        if self._report is not None:
-            self._report("round", words)
+        self._report("round", words)
 
     def _left(self) -> str:
         """``, 4 min left``, as soon as it can be estimated."""

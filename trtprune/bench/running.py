@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune.bench.cells import BuildCell, Cell, Sample, Workload
 from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
-from trtprune.bench.floor import CopyProbe, Probe, ProductProbe, ProductProbes
+from trtprune.bench.floor import CopyProbe, ProductProbe, ProductProbes
 from trtprune.bench.interleave import interleave
 from trtprune.bench.memory import measure_peaks
-from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError
+from trtprune.errors import BackendError, BudgetError, CheckpointError
+from trtprune.reports.reporter import SILENT, Report, Reporter, reporter_of
 from trtprune.variants import Variant, Variants, planning, warnings_only
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from trtprune.backends.running import Running
+    from trtprune.bench.settings import BenchSettings
+    from trtprune.engine_dir import EngineDir
     from trtprune.runtime import Vlm
 
-__all__ = ["PEERS", "Measured", "Run", "Settings", "run_bench"]
+__all__ = ["Measured", "Run", "run_bench"]
 
-PEERS = ("transformers", "openvino")
-PROMPT = "What is the color of the largest shape?"
 SCENE = 1000
 """Seed of the generated scene that is used without an image."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a bench; see ``trtprune bench --help``."""
-
-    keeps: Sequence[int] | None = None
-    methods: str | None = None
-    against: Sequence[str] = ()
-    image: str | Path | None = None
-    prompt: str = PROMPT
-    rounds: int = 10
-    warmup: int = 2
-    tokens: int = 16
-    seed: int = 0
-    memory: bool = True
 
 
 @dataclass
@@ -76,121 +61,120 @@ class Run:
     engine: dict[str, str]
     provider: str
     threads: int | None
-    settings: Settings
+    settings: BenchSettings
     cells: list[Measured]
     products: list[ProductProbe]
     copy: CopyProbe | None
     notes: list[str]
 
 
-def run_bench(
-    directory: Path,
-    settings: Settings,
-    *,
-    provider: str | None = None,
-    threads: int | None = None,
-    provider_options: Mapping[str, str] | None = None,
-    verify: str = "auto",
-    checkpoint: str | None = None,
-    others: Sequence[Path] = (),
-    build_options: Mapping[str, Any] | None = None,
-    report: Callable[[str, str], None] | None = None,
-) -> Run:
+def run_bench(directory: Path, settings: BenchSettings, report: Report = SILENT) -> Run:
     """Runs a bench.
 
     Args:
         directory: The engine directory.
         settings: Settings of the bench.
-        provider, threads, provider_options, verify: As for :func:`trtprune.load`.
-        checkpoint: The checkpoint of the peer, or of a directory whose weights differ from it.
-        others: Engine directories of other methods; see :class:`trtprune.variants.Variants`.
-        build_options: Options for the builds of other methods.
         report: Called with (what, message).
 
     Raises:
         BudgetError: for a method or budget that cannot be served.
         BackendError: if a runtime, peer or device is missing.
-        InputError: for an image or setting that cannot be used.
+        InputError: for an image that cannot be used.
     """
-    say = report or (lambda name, text: None)
-    if settings.tokens < 2:
-        raise InputError(
-            f"--max-new-tokens {settings.tokens}: at least 2", hint="the second one is what ms/token is of"
-        )
-    for peer in settings.against:
-        if peer not in PEERS:
-            raise InputError(f"--against {peer}: unknown", hint=f"of {', '.join(PEERS)}")
-    with ExitStack() as stack:
-        variants = Variants(
-            directory,
-            others=others,
-            provider=provider,
-            threads=threads,
-            provider_options=provider_options,
-            verify=verify,
-            model=checkpoint,
-            build_options=build_options,
-            report=warnings_only(say),
-        )
-        stack.enter_context(variants)
-        chosen, named = planning.choose_variants(settings.methods, variants.own)
-        budgets = planning.choose_budgets(settings.keeps, variants.base)
-        plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
-        rules = variants.base.generation.rules()
-        if rules:
-            notes.append(
-                f"answers are greedy, with what the checkpoint's {variants.base.generation.source} asks for: "
-                f"{', '.join(rules)}"
-            )
-        source = None
-        if "openvino" in settings.against:
-            from trtprune.bench.openvino_peer import require_openvino
-
-            require_openvino()
-        if "transformers" in settings.against:
-            from trtprune.bench.transformers_peer import require_transformers
-
-            require_transformers()
-            from trtprune.checkpoint.origin import find_checkpoint
-
-            source = find_checkpoint(variants.base, checkpoint).path
+    say = reporter_of(report)
+    running = settings.running
+    with Variants(
+        directory,
+        running,
+        others=settings.others,
+        model=settings.checkpoint,
+        build_options=settings.build_options,
+        report=warnings_only(say),
+    ) as variants:
+        plan, named, notes = _plan(variants, settings)
+        source = _peer_source(variants.base, settings)
         question = Workload(load_question_image(settings.image), settings.prompt, settings.tokens)
         cells = [_baseline(variants, question, notes)]
-        for variant in dict.fromkeys(variant for variant, _ in plan):
-            say("build", variant.label)
-            try:
-                vlm = variants.open(variant)
-            except BudgetError as error:
-                if named:
-                    raise
-                notes.append(f"{variant.label}: {error.flag_message}")
-                continue
-            for keep in (keep for other, keep in plan if other == variant):
-                cells.append(Measured(BuildCell(vlm, variant.label, vlm.check_keep(keep), question)))
-        threads = _threads(threads, cells[0])
+        cells += _build_cells(variants, plan, named, question, notes, say)
+        threads = _threads(running.threads, cells[0])
         cells += _peers(settings.against, variants, question, threads, source)
-        products, copy = _count(cells, threads, provider_options)
+        products, copy = _count(cells, threads, running.provider_options)
         runs = len(cells) * (settings.warmup + settings.rounds)
         say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds: {runs} answers to measure")
-        probes: list[Probe] = [*products, *([copy] if copy else [])]
-        found = interleave(
+        samples = interleave(
             [measured.cell for measured in cells],
-            probes,
+            [*products, *([copy] if copy else [])],
             rounds=settings.rounds,
             warmup=settings.warmup,
             seed=settings.seed,
-            report=report,
+            report=say,
         )
-        for measured, samples in zip(cells, found, strict=True):
-            measured.samples = samples
+        for measured, found in zip(cells, samples, strict=True):
+            measured.samples = found
         notes += _same_question(cells)
         if settings.memory:
-            notes += _peaks(cells, question, threads, provider, provider_options, source, report)
+            notes += _peaks(cells, question, replace(running, threads=threads), source, say)
         base = variants.base
         engine = {"model": base.model.id, "digest": base.model.digest, "build_digest": base.build_digest}
         engine |= {"method": variants.own.label, "dtype": base.weight_dtype or base.dtype, "backend": base.backend}
         used = _vlm(cells[0]).provider
         return Run(engine, used, threads, settings, cells, products, copy, notes)
+
+
+def _plan(variants: Variants, settings: BenchSettings) -> tuple[list[tuple[Variant, int]], bool, list[str]]:
+    """(method, budget) of every cell, whether the methods were named one by one, and notes for the reader."""
+    chosen, named = planning.choose_variants(settings.methods, variants.own)
+    budgets = planning.choose_budgets(settings.keeps, variants.base)
+    plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
+    generation = variants.base.generation
+    rules = generation.rules()
+    if rules:
+        notes.append(f"answers are greedy, with what the checkpoint's {generation.source} asks for: {', '.join(rules)}")
+    return plan, named, notes
+
+
+def _peer_source(base: EngineDir, settings: BenchSettings) -> Path | None:
+    """The checkpoint for transformers, if that is a peer.
+
+    Raises:
+        BackendError: if a peer is not installed.
+    """
+    if "openvino" in settings.against:
+        from trtprune.bench.openvino_peer import require_openvino
+
+        require_openvino()
+    if "transformers" not in settings.against:
+        return None
+    from trtprune.bench.transformers_peer import require_transformers
+
+    require_transformers()
+    from trtprune.checkpoint.origin import find_checkpoint
+
+    return find_checkpoint(base, settings.checkpoint).path
+
+
+def _build_cells(
+    variants: Variants,
+    plan: Sequence[tuple[Variant, int]],
+    named: bool,
+    question: Workload,
+    notes: list[str],
+    report: Reporter,
+) -> list[Measured]:
+    """The cells of all builds; one that cannot be built is an error if it was named, and else a note."""
+    cells = []
+    for variant in dict.fromkeys(variant for variant, _ in plan):
+        report("build", variant.label)
+        try:
+            vlm = variants.open(variant)
+        except BudgetError as error:
+            if named:
+                raise
+            notes.append(f"{variant.label}: {error.flag_message}")
+            continue
+        for keep in (keep for other, keep in plan if other == variant):
+            cells.append(Measured(BuildCell(vlm, variant.label, vlm.check_keep(keep), question)))
+    return cells
 
 
 def load_question_image(path: str | Path | None) -> Image.Image:
@@ -293,16 +277,10 @@ def _same_question(cells: Sequence[Measured]) -> list[str]:
 
 
 def _peaks(
-    cells: Sequence[Measured],
-    question: Workload,
-    threads: int | None,
-    provider: str | None,
-    options: Mapping[str, str] | None,
-    checkpoint: Path | None,
-    report: Callable[[str, str], None] | None,
+    cells: Sequence[Measured], question: Workload, running: Running, checkpoint: Path | None, report: Reporter
 ) -> list[str]:
     """Runs each build in a process of its own; returns notes about missing measurements."""
-    notes, live = [], getattr(report, "live", lambda text: None)
+    notes = []
     groups: dict[str, list[Measured]] = {}
     for measured in cells:
         groups.setdefault(measured.cell.method, []).append(measured)
@@ -310,25 +288,26 @@ def _peaks(
         picture = Path(folder) / "picture.png"
         question.image.save(picture)
         for number, (label, group) in enumerate(groups.items(), 1):
-            live(f"peak memory, {number} of {len(groups)}: {label}")
-            cell = group[0].cell
+            report.live(f"peak memory, {number} of {len(groups)}: {label}")
             job: dict[str, Any] = {
-                "image": str(picture), "prompt": question.prompt, "tokens": question.tokens, "threads": threads,
-                "keeps": [measured.cell.keep for measured in group],
+                "image": str(picture), "prompt": question.prompt, "tokens": question.tokens,
+                "threads": running.threads, "keeps": [measured.cell.keep for measured in group],
             }  # fmt: skip
-            if not isinstance(cell, BuildCell):
-                job |= {"checkpoint": str(checkpoint), "dtype": label.split()[-1]}
-            elif cell.peer:
-                from trtprune.bench.openvino_peer import PRECISIONS
-
-                job |= {"provider": "openvino", "provider_options": {"precision": PRECISIONS[label]}}
-                job["directory"] = str(cell.vlm.config.root)
-            else:
-                job |= {"provider": provider, "provider_options": dict(options or {})}
-                job["directory"] = str(cell.vlm.config.root)
-            peaks, why = measure_peaks(job)
+            peaks, why = measure_peaks(job | _job_of(group[0].cell, running, checkpoint))
             for measured in group:
                 measured.peak = peaks.get(measured.cell.keep)
             if why:
                 notes.append(f"peak memory of {label}: {why}")
     return notes
+
+
+def _job_of(cell: Cell, running: Running, checkpoint: Path | None) -> dict[str, Any]:
+    """What a process has to know to run a cell: see :func:`trtprune.bench.memory.run_job`."""
+    if not isinstance(cell, BuildCell):
+        return {"checkpoint": str(checkpoint), "dtype": cell.method.split()[-1]}
+    job: dict[str, Any] = {"directory": str(cell.vlm.config.root)}
+    if cell.peer:
+        from trtprune.bench.openvino_peer import PRECISIONS
+
+        return job | {"provider": "openvino", "provider_options": {"precision": PRECISIONS[cell.method]}}
+    return job | {"provider": running.provider, "provider_options": dict(running.provider_options)}

@@ -9,24 +9,27 @@ from typing import Any
 
 import click
 
-from trtprune.cli.console import logger, progress
-from trtprune.cli.flags import Command, option
+from trtprune.backends.running import Running
+from trtprune.bench.settings import PEERS, PROMPT, BenchSettings
+from trtprune.cli.console import log_options, logger, progress
+from trtprune.cli.flags import Command, Gathered, Options, option
 from trtprune.cli.options import (
     CLIP,
+    DIRECTORY,
     OUTPUT,
     PATH,
+    RUN,
     keeps_option,
     methods_option,
     others_option,
     plot_options,
-    run_options,
 )
 from trtprune.errors import InputError
 from trtprune.reports.tables import terminal_width
 
 __all__ = ["bench", "check_writable"]
 
-PEERS, MEASURING = "Peers", "Measuring"
+AGAINST, MEASURING = "Peers", "Measuring"
 
 
 def check_writable(flag: str, path: Path | None) -> None:
@@ -43,75 +46,91 @@ def check_writable(flag: str, path: Path | None) -> None:
         raise InputError(f"{flag} {path}: is a directory", hint="name a file")
 
 
+_SETTINGS: Options = (
+    keeps_option("a third and a ninth of all, and as built"),
+    methods_option("Pruning methods, or all; unpruned is always measured, too."),
+    others_option("measured"),
+    CLIP,
+    option(
+        "--against",
+        type=click.Choice(PEERS),
+        multiple=True,
+        group=AGAINST,
+        help="Another program that is measured in the same run, unpruned; repeatable.",
+    ),
+    option(
+        "--checkpoint",
+        aliases=["--model"],
+        group=AGAINST,
+        help="The checkpoint for transformers: a directory, alias or hub id.  [default: as recorded at build]",
+    ),
+    option("--image", metavar="PICTURE", group=MEASURING, help="The picture.  [default: a generated scene]"),
+    option("--prompt", default=PROMPT, group=MEASURING, help="The question.  [default: one about the generated scene]"),
+    option(
+        "--rounds",
+        type=click.IntRange(1),
+        metavar="N",
+        default=10,
+        show_default=True,
+        group=MEASURING,
+        help="The number of rounds; in each round everything is run once, in random order.",
+    ),
+    option(
+        "--warmup",
+        type=click.IntRange(1),
+        metavar="N",
+        default=2,
+        show_default=True,
+        group=MEASURING,
+        help="The number of rounds before those, which are not counted.",
+    ),
+    option(
+        "--max-new-tokens",
+        "tokens",
+        type=click.IntRange(2),
+        metavar="N",
+        default=16,
+        show_default=True,
+        group=MEASURING,
+        help="The length of every answer in tokens.",
+    ),
+    option(
+        "--seed", type=int, default=0, show_default=True, group=MEASURING, help="The seed of the order in each round."
+    ),
+    option(
+        "--memory/--no-memory",
+        default=True,
+        group=MEASURING,
+        help="Whether each is run once more in a process of its own, for its peak of memory.  [default: memory]",
+    ),
+    option(
+        "--json",
+        "json_file",
+        type=PATH,
+        bare="-",
+        metavar="FILE",
+        group=OUTPUT,
+        help="Print all numbers as JSON on stdout instead of the table; with FILE write them there, beside the table.",
+    ),
+    option(
+        "--report",
+        "report_file",
+        type=PATH,
+        metavar="FILE",
+        group=OUTPUT,
+        help="Write all numbers to this file as JSON.",
+    ),
+    plot_options("Draw the stages of each cell, to FILE or bench.png."),
+    Gathered("running", Running, RUN),
+)
+
+
 @click.command(cls=Command, short_help="Measure time, memory and work with and without pruning.")
-@keeps_option("a third and a ninth of all, and as built")
-@methods_option("Pruning methods, or all; unpruned is always measured, too.")
-@others_option("measured")
-@CLIP
-@option(
-    "--against",
-    type=click.Choice(["transformers", "openvino"]),
-    multiple=True,
-    group=PEERS,
-    help="Another program that is measured in the same run, unpruned; repeatable.",
-)
-@option(
-    "--checkpoint",
-    aliases=["--model"],
-    group=PEERS,
-    help="The checkpoint for transformers: a directory, alias or hub id.  [default: as recorded at build]",
-)
-@option("--image", metavar="PICTURE", group=MEASURING, help="The picture.  [default: a generated scene]")
-@option("--prompt", group=MEASURING, help="The question.  [default: one about the generated scene]")
-@option(
-    "--rounds",
-    type=click.IntRange(1),
-    metavar="N",
-    default=10,
-    show_default=True,
-    group=MEASURING,
-    help="The number of rounds; in each round everything is run once, in random order.",
-)
-@option(
-    "--warmup",
-    type=click.IntRange(1),
-    metavar="N",
-    default=2,
-    show_default=True,
-    group=MEASURING,
-    help="The number of rounds before those, which are not counted.",
-)
-@option(
-    "--max-new-tokens",
-    "tokens",
-    type=click.IntRange(2),
-    metavar="N",
-    default=16,
-    show_default=True,
-    group=MEASURING,
-    help="The length of every answer in tokens.",
-)
-@option("--seed", type=int, default=0, show_default=True, group=MEASURING, help="The seed of the order in each round.")
-@option(
-    "--memory/--no-memory",
-    default=True,
-    group=MEASURING,
-    help="Whether each is run once more in a process of its own, for its peak of memory.  [default: memory]",
-)
-@option(
-    "--json",
-    "json_file",
-    type=PATH,
-    bare="-",
-    metavar="FILE",
-    group=OUTPUT,
-    help="Print all numbers as JSON on stdout instead of the table; with FILE write them there, beside the table.",
-)
-@option("--report", type=PATH, metavar="FILE", group=OUTPUT, help="Write all numbers to this file as JSON.")
-@plot_options("Draw the stages of each cell, to FILE or bench.png.")
-@run_options
+@DIRECTORY
+@Gathered("settings", BenchSettings, _SETTINGS, apart=("json_file", "report_file", "plot"))
+@log_options
 def bench(
-    directory: Path, json_file: Path | None, report: Path | None, plot: Any, others: tuple[Path, ...], **given: Any
+    directory: Path, settings: BenchSettings, json_file: Path | None, report_file: Path | None, plot: Any
 ) -> None:
     """Measure time, memory and work up to the first token and after it, beside unpruned and a peer.
 
@@ -123,32 +142,19 @@ def bench(
     """
     from trtprune.bench.plot import draw_stages
     from trtprune.bench.report import render, to_json, write_json
-    from trtprune.bench.running import PROMPT, Settings, run_bench
+    from trtprune.bench.running import run_bench
     from trtprune.reports.figures import require_matplotlib
 
     picture = Path("bench.png") if plot is True else plot or None
-    for flag, path in (("--json", json_file), ("--report", report), ("--plot", picture)):
+    for flag, path in (("--json", json_file), ("--report", report_file), ("--plot", picture)):
         check_writable(flag, path)
     if picture is not None:
         require_matplotlib("--plot", picture)
     command = shlex.join(["trtprune", *sys.argv[1:]])
-    names = ("keeps", "methods", "against", "image", "rounds", "warmup", "tokens", "seed", "memory")
-    settings = Settings(**{name: given[name] for name in names}, prompt=given["prompt"] or PROMPT)
-    with progress("bench") as say:
-        run = run_bench(
-            directory,
-            settings,
-            provider=given["provider"],
-            threads=given["threads"],
-            provider_options=dict(given["provider_options"]),
-            verify=given["verify"],
-            checkpoint=given["checkpoint"],
-            others=others,
-            build_options={"clip": given["clip"]} if given["clip"] else None,
-            report=say,
-        )
+    with progress("bench") as report:
+        run = run_bench(directory, settings, report)
     result = to_json(run, command)
-    for path in (json_file, report):
+    for path in (json_file, report_file):
         if path is not None:
             write_json(result, path)
     if picture is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import click
 
 from trtprune.backends.opening import PROVIDERS
-from trtprune.cli.flags import Gathered, option
+from trtprune.cli.flags import Gathered, Options, option
 from trtprune.cli.options import CLIP, MODEL, OUTPUT, PATH, PRUNING, KeyValue, as_dict
 from trtprune.compiler.engine_options import (
     ATTENTION_FORMS,
@@ -53,7 +52,7 @@ class PoolLimit(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-_SETTINGS: tuple[Callable[[Any], Any], ...] = (
+_SETTINGS: Options = (
     option(
         "-m",
         "--model",
@@ -181,7 +180,7 @@ _ATTENTION = option(
     help="The form of the decoder's attention for engines: TensorRT's kernels, these in float32, or plain operators.",
 )
 
-_ENGINE: tuple[Callable[[Any], Any], ...] = (
+_ENGINE: Options = (
     _ATTENTION,
     option(
         "--max-batch-size",
@@ -258,7 +257,7 @@ _ENGINE: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def _request(backend_help: str, engine: tuple[Callable[[Any], Any], ...], *, export_only: bool) -> Gathered:
+def _request(backend_help: str, engine: Options, *, export_only: bool) -> Gathered:
     backend = option(
         "--backend",
         type=click.Choice(BACKENDS),
@@ -267,8 +266,8 @@ def _request(backend_help: str, engine: tuple[Callable[[Any], Any], ...], *, exp
         group=GRAPHS,
         help=backend_help,
     )
-    options: list[Callable[[Any], Any]] = [*_SETTINGS, backend, Gathered("engine", EngineOptions, engine)]
-    return Gathered("request", partial(BuildRequest, export_only=export_only), tuple(options))
+    options: Options = (*_SETTINGS, backend, Gathered("engine", EngineOptions, engine))
+    return Gathered("request", partial(BuildRequest, export_only=export_only), options)
 
 
 build_request = _request(

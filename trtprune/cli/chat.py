@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtprune.cli.console import echo, logger, show_error
+from trtprune.cli.console import echo, log_options, logger, show_error
 from trtprune.cli.flags import Command, option
-from trtprune.cli.options import run_options
+from trtprune.cli.options import DIRECTORY, Loading
 from trtprune.cli.run import QUESTION, answer_options
 from trtprune.errors import InputError, TrtpruneError
 
@@ -34,6 +34,7 @@ COMMANDS = {
 
 
 @click.command(cls=Command, short_help="Talk about pictures in the terminal.")
+@DIRECTORY
 @option(
     "--image",
     "images",
@@ -43,8 +44,8 @@ COMMANDS = {
     help="A picture: file or https:// address; repeat it for several.",
 )
 @answer_options
-@run_options
-def chat(directory: Path, images: tuple[str, ...], **given: Any) -> None:
+@log_options
+def chat(directory: Path, images: tuple[str, ...], settings: dict[str, Any], repick: bool, loading: Loading) -> None:
     """Talk about pictures in the terminal.
 
     Answers come as they are made.  /help lists what else can be typed.  Of a pipe, each line is a question.
@@ -59,19 +60,16 @@ def chat(directory: Path, images: tuple[str, ...], **given: Any) -> None:
 
     if "-" in images:
         raise InputError("--image -: standard input holds the questions", hint="give the picture's path")
-    given["stop"] = list(given["stop"]) or None
-    check_settings(given)
+    check_settings(settings)
     made = open_engine_dir(directory, verify="none")
-    check_keep(made, given["keep"])
-    how = {name: given.pop(name) for name in ("provider", "provider_options", "threads", "verify")}
-    reading = {"max_pixels": given["max_pixels"], "strict": given.pop("strict_images")}
+    check_keep(made, settings["keep"])
 
     def load(sources: Sequence[str]) -> list[Any]:
-        return list(pictures(sources, **reading))
+        return list(pictures(sources, loading))
 
     looked_at = load(images)
-    vlm = open_vlm(directory, max_pixels=given.pop("max_pixels"), **how)
-    talk = Talk(vlm, looked_at, given, load)
+    vlm = open_vlm(directory, loading)
+    talk = Talk(vlm, looked_at, {**settings, "repick": repick}, load)
     watched = sys.stdin.isatty()
     if watched:
         logger.info("%s; %s; /help lists what can be typed", vlm.config.model.id, talk.describe())

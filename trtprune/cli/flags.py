@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Gathered", "Option", "grouped", "option"]
+__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Gathered", "Option", "Options", "grouped", "option"]
 
 MORE, OUTPUT, LOGGING = "Options", "Output", "Logging"
 LAST = (OUTPUT, LOGGING)
@@ -60,6 +60,9 @@ class Option(click.Option):
         return record[0].replace(f" {metavar}", f" [{metavar}]"), record[1]
 
 
+Options = tuple[Callable[[Any], Any], ...]
+"""Options of a command, or decorators that bring several, in the order of help."""
+
 option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Option)
 """``click.option`` with what :class:`Option` adds."""
 
@@ -72,11 +75,13 @@ class Gathered:
         name: The command's argument.
         make: Makes the object from the options' values by name, such as a dataclass.
         options: In the order of help; some of them may be gathered among themselves.
+        apart: Names of options that reach the command as they are, though they stand among these.
     """
 
     name: str
     make: Callable[..., Any]
-    options: tuple[Callable[[Any], Any], ...]
+    options: Options
+    apart: tuple[str, ...] = ()
 
     def __call__(self, command: Any) -> Any:
         """The command, with these options in place of its argument :attr:`name`."""
@@ -84,7 +89,7 @@ class Gathered:
 
         @functools.wraps(command)
         def gathering(*arguments: Any, **values: Any) -> Any:
-            own = {name: values.pop(name) for name in names}
+            own = {name: values.pop(name) for name in names if name not in self.apart}
             return command(*arguments, **values, **{self.name: self.make(**own)})
 
         decorated: Any = gathering

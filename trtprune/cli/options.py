@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from trtprune.backends.opening import PROVIDERS
-from trtprune.cli.console import log_options
-from trtprune.cli.flags import OUTPUT, option
+from trtprune.backends.running import Running
+from trtprune.cli.flags import OUTPUT, Options, option
 from trtprune.engine_dir import VERIFY
 
 __all__ = [
     "CLIP",
+    "DIRECTORY",
     "ENGINE_DIRECTORY",
     "JSON",
     "KEEP",
@@ -27,15 +29,16 @@ __all__ = [
     "OUTPUT",
     "PATH",
     "PRUNING",
+    "RUN",
     "RUNNING",
     "Budgets",
     "KeyValue",
+    "Loading",
     "as_dict",
     "keeps_option",
     "methods_option",
     "others_option",
     "plot_options",
-    "run_options",
 ]
 
 PATH = click.Path(path_type=Path)
@@ -179,42 +182,58 @@ def plot_options(text: str) -> Any:
     return decorate
 
 
-def run_options(command: Any) -> Any:
-    options = [
-        click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT"),
-        option(
-            "--provider",
-            type=click.Choice(PROVIDERS),
-            group=RUNNING,
-            help="What runs the graphs: ONNX Runtime on a CPU or a GPU, or OpenVINO; with TensorRT engines, what runs "
-            "the graphs that these were built from.  [default: as built]",
-        ),
-        option(
-            "--provider-option",
-            "provider_options",
-            type=KeyValue(),
-            multiple=True,
-            callback=as_dict,
-            group=RUNNING,
-            help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
-            "(openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
-        ),
-        option(
-            "--threads",
-            type=click.IntRange(1),
-            metavar="N",
-            group=RUNNING,
-            help="The number of CPU threads the provider uses.  [default: all cores]",
-        ),
-        option(
-            "--verify",
-            type=click.Choice(VERIFY),
-            default="auto",
-            show_default=True,
-            group=RUNNING,
-            help="How much of the directory is checked before use.",
-        ),
-    ]
-    for each in reversed(options):
-        command = each(command)
-    return log_options(command)
+DIRECTORY = click.argument("directory", type=ENGINE_DIRECTORY, metavar="OUT")
+"""The engine directory that a command is about."""
+
+RUN: Options = (
+    option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        group=RUNNING,
+        help="What runs the graphs: ONNX Runtime on a CPU or a GPU, or OpenVINO; with TensorRT engines, what runs "
+        "the graphs that these were built from.  [default: as built]",
+    ),
+    option(
+        "--provider-option",
+        "provider_options",
+        type=KeyValue(),
+        multiple=True,
+        callback=as_dict,
+        group=RUNNING,
+        help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
+        "(openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+    ),
+    option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        group=RUNNING,
+        help="The number of CPU threads the provider uses.  [default: all cores]",
+    ),
+    option(
+        "--verify",
+        type=click.Choice(VERIFY),
+        default="auto",
+        show_default=True,
+        group=RUNNING,
+        help="How much of the directory is checked before use.",
+    ),
+)
+"""The fields of :class:`trtprune.backends.running.Running`."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How an engine directory is loaded, and how pictures are read.
+
+    Attributes:
+        running: Provider, threads and checks.
+        max_pixels: The largest picture that is opened, in pixels; None: the default of ``load``.
+        strict_images: Whether animations are refused.
+        urls: Whether pictures may be addresses; on the command line they may.
+    """
+
+    running: Running
+    max_pixels: int | None = None
+    strict_images: bool = False
+    urls: bool = True

@@ -6,16 +6,18 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtprune.cli.console import echo, echo_json, logger
-from trtprune.cli.flags import OUTPUT, Command, option
-from trtprune.cli.options import KEEP, MAX_PIXELS, PATH, PRUNING, run_options
+from trtprune.backends.running import Running
+from trtprune.cli.console import echo, echo_json, log_options, logger
+from trtprune.cli.flags import OUTPUT, Command, Gathered, Options, option
+from trtprune.cli.options import DIRECTORY, KEEP, MAX_PIXELS, PATH, PRUNING, RUN, Loading
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,69 +34,118 @@ QUESTION, ANSWER, FILE = "Question", "Answer", "Request file"
 """Headings in help."""
 
 
+def _texts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
+    """The texts of a repeatable option; None where none is given, which is the checkpoint's own."""
+    return list(value) or None
+
+
+_REPICK = option(
+    "--repick/--no-repick",
+    default=True,
+    group=PRUNING,
+    help="Whether tokens are selected anew for each turn, or as for the first.  [default: repick]",
+)
+_ANSWER: Options = (
+    option("--system", metavar="TEXT", group=QUESTION, help="A system message."),
+    KEEP,
+    _REPICK,
+    option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        metavar="N",
+        group=ANSWER,
+        help="The largest length of an answer in tokens.  [default: the checkpoint's, or 64]",
+    ),
+    option(
+        "--temperature",
+        type=float,
+        metavar="X",
+        group=ANSWER,
+        help="The temperature of draws; 0 is greedy.  [default: the checkpoint's, mostly greedy]",
+    ),
+    option(
+        "--top-k",
+        type=int,
+        metavar="N",
+        group=ANSWER,
+        help="Draw among the N likeliest tokens; 0 is off.  [default: the checkpoint's, or 50 where one is drawn]",
+    ),
+    option(
+        "--top-p",
+        type=float,
+        metavar="X",
+        group=ANSWER,
+        help="Draw among tokens of this probability together; 1 is off.  [default: the checkpoint's, mostly 1]",
+    ),
+    option(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        group=ANSWER,
+        help="Above 1, what was said becomes less likely; 1 is off.  [default: the checkpoint's, mostly 1]",
+    ),
+    option("--seed", type=int, metavar="N", group=ANSWER, help="The seed of draws, and of method random."),
+    option(
+        "--stop", multiple=True, callback=_texts, metavar="TEXT", group=ANSWER, help="End before this text; repeatable."
+    ),
+    option(
+        "--ignore-eos",
+        is_flag=True,
+        group=ANSWER,
+        help="Go on to --max-new-tokens whatever the model says; for measurements.",
+    ),
+)
+_LOADING: Options = (
+    MAX_PIXELS,
+    option("--strict-images", is_flag=True, help="Refuse animations instead of taking their first frame."),
+    Gathered("running", Running, RUN),
+)
+
+
 def answer_options(command: Any) -> Any:
-    """The flags of one answer."""
-    options = [
-        option("--system", metavar="TEXT", group=QUESTION, help="A system message."),
-        KEEP,
-        option(
-            "--repick/--no-repick",
-            default=True,
-            group=PRUNING,
-            help="Whether tokens are selected anew for each turn, or as for the first.  [default: repick]",
-        ),
-        option(
-            "--max-new-tokens",
-            type=click.IntRange(1),
-            metavar="N",
-            group=ANSWER,
-            help="The largest length of an answer in tokens.  [default: the checkpoint's, or 64]",
-        ),
-        option(
-            "--temperature",
-            type=float,
-            metavar="X",
-            group=ANSWER,
-            help="The temperature of draws; 0 is greedy.  [default: the checkpoint's, mostly greedy]",
-        ),
-        option(
-            "--top-k",
-            type=int,
-            metavar="N",
-            group=ANSWER,
-            help="Draw among the N likeliest tokens; 0 is off.  [default: the checkpoint's, or 50 where one is drawn]",
-        ),
-        option(
-            "--top-p",
-            type=float,
-            metavar="X",
-            group=ANSWER,
-            help="Draw among tokens of this probability together; 1 is off.  [default: the checkpoint's, mostly 1]",
-        ),
-        option(
-            "--repetition-penalty",
-            type=float,
-            metavar="X",
-            group=ANSWER,
-            help="Above 1, what was said becomes less likely; 1 is off.  [default: the checkpoint's, mostly 1]",
-        ),
-        option("--seed", type=int, metavar="N", group=ANSWER, help="The seed of draws, and of method random."),
-        option("--stop", multiple=True, metavar="TEXT", group=ANSWER, help="End before this text; repeatable."),
-        option(
-            "--ignore-eos",
-            is_flag=True,
-            group=ANSWER,
-            help="Go on to --max-new-tokens whatever the model says; for measurements.",
-        ),
-        MAX_PIXELS,
-        option("--strict-images", is_flag=True, help="Refuse animations instead of taking their first frame."),
-    ]
-    for each in reversed(options):
-        command = each(command)
-    return command
+    """The flags of an answer: the arguments ``settings``, ``repick`` and ``loading``."""
+    loading = Gathered("loading", Loading, _LOADING)
+    return Gathered("settings", dict, _ANSWER, apart=("repick",))(loading(command))
+
+
+@dataclass(frozen=True)
+class _File:
+    """``--requests``, and what becomes of its answers."""
+
+    requests: Path | None
+    batch_size: int | None
+    strict: bool
+    urls: bool
+    output: Path | None
+    resume: bool
+    force: bool
+
+
+_FILE: Options = (
+    option(
+        "--requests",
+        type=PATH,
+        metavar="FILE",
+        group=FILE,
+        help='JSON lines {"image": …, "prompt": …} to answer in batches; - is stdin.',
+    ),
+    option(
+        "--batch-size",
+        type=click.IntRange(1),
+        metavar="N",
+        group=FILE,
+        help="The number of rows answered together.  [default: 4, or fewer if the engines were built for fewer]",
+    ),
+    option("--strict", is_flag=True, group=FILE, help="End at the first row that cannot be answered."),
+    option("--urls", is_flag=True, group=FILE, help="Fetch pictures that rows name by http(s) address."),
+    option("-o", "--output", type=PATH, metavar="FILE", group=FILE, help="Write the answers there, as JSON lines."),
+    option("--resume", is_flag=True, group=FILE, help="Go on behind the answers that -o holds."),
+    option("--force", is_flag=True, group=FILE, help="Start anew, whatever answers -o holds."),
+)
 
 
 @click.command(cls=Command, short_help="Answer questions about pictures.")
+@DIRECTORY
 @option(
     "--image",
     "images",
@@ -112,31 +163,22 @@ def answer_options(command: Any) -> Any:
     help="The question; repeat it for several turns on the same pictures.",
 )
 @option("--raw-prompt", is_flag=True, group=QUESTION, help="Take the prompt as it is, without the chat template.")
-@option(
-    "--requests",
-    type=PATH,
-    metavar="FILE",
-    group=FILE,
-    help='JSON lines {"image": …, "prompt": …} to answer in batches; - is stdin.',
-)
-@option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    group=FILE,
-    help="The number of rows answered together.  [default: 4, or fewer if the engines were built for fewer]",
-)
-@option("--strict", is_flag=True, group=FILE, help="End at the first row that cannot be answered.")
-@option("--urls", is_flag=True, group=FILE, help="Fetch pictures that rows name by http(s) address.")
-@option("-o", "--output", type=PATH, metavar="FILE", group=FILE, help="Write the answers there, as JSON lines.")
-@option("--resume", is_flag=True, group=FILE, help="Go on behind the answers that -o holds.")
-@option("--force", is_flag=True, group=FILE, help="Start anew, whatever answers -o holds.")
+@Gathered("file", _File, _FILE)
 @answer_options
 @option("--stream", is_flag=True, group=OUTPUT, help="Print the answer as it comes.")
 @option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print results as JSON on stdout, one line an answer.")
-@run_options
+@log_options
 def run(
-    directory: Path, images: tuple[str, ...], prompts: tuple[str, ...], requests: Path | None, **given: Any
+    directory: Path,
+    images: tuple[str, ...],
+    prompts: tuple[str, ...],
+    raw_prompt: bool,
+    file: _File,
+    settings: dict[str, Any],
+    repick: bool,
+    loading: Loading,
+    stream: bool,
+    as_json: bool,
 ) -> None:
     """Answer questions about pictures with an engine directory.
 
@@ -145,77 +187,61 @@ def run(
     trtprune run out --image a.jpg --image b.jpg --prompt "What differs?" --json
     trtprune run out --requests questions.jsonl -o answers.jsonl
     """
-    from trtprune.cli.running import check_settings
+    from trtprune.cli.running import answer_one, answer_turns, check_settings, open_vlm, pictures
     from trtprune.compiler.budget import check_keep
     from trtprune.engine_dir import open_engine_dir
 
-    _check_usage(images, prompts, requests, given)
-    given["stop"] = list(given["stop"]) or None
+    _check_usage(images, prompts, raw_prompt, file)
+    _check_output(file, stream, as_json)
     made = open_engine_dir(directory, verify="none")
-    check_settings(given)
-    check_keep(made, given["keep"])
-    how = {name: given.pop(name) for name in LOADING}
-    what = {name: given.pop(name) for name in PRESENTING}
-    if requests is not None:
-        _answer_file(directory, made, requests, given, how, what)
-    else:
-        _answer_questions(directory, images, prompts, given, how, what)
-
-
-LOADING = ("provider", "provider_options", "threads", "verify", "max_pixels", "strict_images", "urls")
-"""Options of :func:`trtprune.cli.running.open_vlm`."""
-PRESENTING = ("as_json", "stream", "output", "resume", "force", "strict", "batch_size", "repick")
-
-
-def _check_usage(
-    images: tuple[str, ...], prompts: tuple[str, ...], requests: Path | None, given: Mapping[str, Any]
-) -> None:
-    if requests is not None and (images or prompts):
-        raise click.UsageError("--requests replaces --image and --prompt")
-    if requests is None:
-        for name in ("output", "resume", "force", "strict", "urls"):
-            if given[name]:
-                raise click.UsageError(f"--{name} is for --requests")
-        if not images:
-            raise InputError("no image given", hint="--image PICTURE, or --requests FILE.jsonl")
-        if not prompts:
-            raise InputError("no prompt given", hint='--prompt "What is on the table?"')
-        if given["raw_prompt"] and len(prompts) > 1:
-            raise InputError("--raw-prompt takes one --prompt", hint="turns need the chat template")
-    if given["stream"] and (given["as_json"] or requests is not None):
-        raise click.UsageError(f"--stream and {'--json' if given['as_json'] else '--requests'} exclude each other")
-    if given["output"] is None and (given["resume"] or given["force"]):
-        raise click.UsageError("--resume and --force are for -o")
-    if given["resume"] and given["force"]:
-        raise click.UsageError("--resume and --force exclude each other")
-
-
-def _answer_questions(
-    directory: Path,
-    images: tuple[str, ...],
-    prompts: tuple[str, ...],
-    given: dict[str, Any],
-    how: dict[str, Any],
-    what: dict[str, Any],
-) -> None:
-    from trtprune.cli.running import answer_one, answer_turns, open_vlm, pictures
-
-    looked_at = pictures(images, how["max_pixels"], how["strict_images"])
-    vlm = open_vlm(directory, **how)
+    check_settings(settings)
+    check_keep(made, settings["keep"])
+    settings["raw_prompt"] = raw_prompt
+    loading = replace(loading, urls=file.urls)
+    if file.requests is not None:
+        _answer_file(made, directory, file, settings, loading, as_json)
+        return
+    looked_at = pictures(images, loading)
+    vlm = open_vlm(directory, loading)
     results: Iterable[Result]
     if len(prompts) > 1:
-        results = answer_turns(vlm, looked_at, prompts, given, what["repick"])
+        results = answer_turns(vlm, looked_at, prompts, settings, repick)
     else:
-        results = answer_one(vlm, looked_at, prompts[0], given, what["stream"])
+        results = answer_one(vlm, looked_at, prompts[0], settings, stream)
     for result in results:
-        if what["as_json"]:
+        if as_json:
             echo_json(result.to_json())
-        elif not what["stream"] or len(prompts) > 1:
+        elif not stream or len(prompts) > 1:
             echo(result.text)
 
 
+def _check_usage(images: tuple[str, ...], prompts: tuple[str, ...], raw_prompt: bool, file: _File) -> None:
+    if file.requests is not None:
+        if images or prompts:
+            raise click.UsageError("--requests replaces --image and --prompt")
+        return
+    for name in ("output", "resume", "force", "strict", "urls"):
+        if getattr(file, name):
+            raise click.UsageError(f"--{name} is for --requests")
+    if not images:
+        raise InputError("no image given", hint="--image PICTURE, or --requests FILE.jsonl")
+    if not prompts:
+        raise InputError("no prompt given", hint='--prompt "What is on the table?"')
+    if raw_prompt and len(prompts) > 1:
+        raise InputError("--raw-prompt takes one --prompt", hint="turns need the chat template")
+
+
+def _check_output(file: _File, stream: bool, as_json: bool) -> None:
+    if stream and (as_json or file.requests is not None):
+        raise click.UsageError(f"--stream and {'--json' if as_json else '--requests'} exclude each other")
+    if file.output is None and (file.resume or file.force):
+        raise click.UsageError("--resume and --force are for -o")
+    if file.resume and file.force:
+        raise click.UsageError("--resume and --force exclude each other")
+
+
 def _answer_file(
-    directory: Path, made: EngineDir, path: Path, given: dict[str, Any], how: dict[str, Any], what: dict[str, Any]
+    made: EngineDir, directory: Path, file: _File, settings: dict[str, Any], loading: Loading, as_json: bool
 ) -> None:
     """``--requests``: everything that can be judged is judged before the model is loaded."""
     from trtprune.cli.answer_file import AnswerFile, fingerprint
@@ -224,43 +250,44 @@ def _answer_file(
     from trtprune.eval.progress import Meter
     from trtprune.runtime.requests import RequestFile
 
-    output = what["output"]
+    assert file.requests is not None
+    output = file.output
     with contextlib.ExitStack() as stack:
-        rows = stack.enter_context(RequestFile(path, check_keep=partial(check_keep, made), urls=how["urls"]))
-        survey = rows.survey(strict=what["strict"])
+        rows = stack.enter_context(RequestFile(file.requests, check_keep=partial(check_keep, made), urls=file.urls))
+        survey = rows.survey(strict=file.strict)
         if survey.bad:
             logger.warning(
                 "%d of %d rows cannot be answered; the first: %s", survey.bad, survey.rows, survey.first_fault
             )
         if survey.empty_prompts:
             logger.warning("%d of %d rows have an empty prompt", survey.empty_prompts, survey.rows)
-        file = None
+        answers = None
         todo: Iterator[RequestRow] = iter(rows)
         done = 0
         if output is not None:
-            if output.exists() and path.exists() and output.samefile(path):
+            if output.exists() and file.requests.exists() and output.samefile(file.requests):
                 raise InputError(f"-o {output}: is the request file", hint="choose another -o")
-            run = fingerprint({"build": made.build_digest, **given, "provider": how["provider"]})
-            file = stack.enter_context(AnswerFile(output, run, resume=what["resume"], force=what["force"]))
-            todo, done = _behind(todo, file)
+            run = fingerprint({"build": made.build_digest, **settings, "provider": loading.running.provider})
+            answers = stack.enter_context(AnswerFile(output, run, resume=file.resume, force=file.force))
+            todo, done = _behind(todo, answers)
             if done:
                 logger.info("%-9s %d of %d rows were answered before", "answers", done, survey.rows)
         tally = Tally(rows, survey.rows, done)
-        vlm = open_vlm(directory, **how)
+        vlm = open_vlm(directory, loading)
         # On a terminal the answers themselves show how far it is.
         watched = stack.enter_context(Meter(survey.rows, done, terminal=_bar_wanted(output)))
         try:
-            for answered in answer_rows(vlm, todo, what["batch_size"], given):
-                if answered.error and what["strict"]:
+            for answered in answer_rows(vlm, todo, file.batch_size, settings):
+                if answered.error and file.strict:
                     raise InputError(f"{rows.name}:{answered.row.number}: {answered.error}", hint=answered.hint)
-                _write(answered, file, what["as_json"])
+                _write(answered, answers, as_json)
                 tally.count(answered)
                 watched.advance(1)
         except BaseException:
-            if file is not None and tally.done:
+            if answers is not None and tally.done:
                 logger.warning("%d of %d rows are answered; --resume goes on", tally.done, survey.rows)
             raise
-    if output is not None and what["as_json"]:
+    if output is not None and as_json:
         echo_json({"output": str(output), **tally.to_json()})
     elif output is not None:
         click.echo(str(output))

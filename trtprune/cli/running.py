@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune.cli.console import echo, logger, spinner
+from trtprune.cli.options import Loading
 from trtprune.compiler.budget import describe_budget
 from trtprune.errors import BudgetError, InputError, TrtpruneError
 
@@ -33,31 +34,21 @@ BATCH_SIZE = 4
 STDIN = "-"
 
 
-def open_vlm(
-    directory: Path,
-    *,
-    provider: str | None,
-    provider_options: Sequence[tuple[str, str]],
-    threads: int | None,
-    verify: str,
-    max_pixels: int | None,
-    strict_images: bool = False,
-    urls: bool = True,
-) -> Vlm:
-    """Loads an engine directory and says what it is.  Pictures may be addresses: they are on the command line."""
-    start = time.perf_counter()
+def open_vlm(directory: Path, loading: Loading) -> Vlm:
+    """Loads an engine directory and says what it is."""
+    start, running = time.perf_counter(), loading.running
     with spinner(f"loading {directory}"):
         from trtprune.runtime import load
 
         vlm = load(
             directory,
-            provider=provider,
-            provider_options=dict(provider_options),
-            threads=threads,
-            verify=verify,
-            max_pixels=max_pixels,
-            strict_images=strict_images,
-            urls=urls,
+            provider=running.provider,
+            provider_options=running.provider_options,
+            threads=running.threads,
+            verify=running.verify,
+            max_pixels=loading.max_pixels,
+            strict_images=loading.strict_images,
+            urls=loading.urls,
         )
     logger.debug("%s: %s, %s, %s", directory, vlm.config.model.id, vlm.config.pruning.method, vlm.provider)
     logger.debug("loaded in %.1f s", time.perf_counter() - start)
@@ -78,7 +69,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
     check_stop(given.get("stop"))
 
 
-def pictures(sources: Sequence[str], max_pixels: int | None, strict: bool) -> list[Image.Image]:
+def pictures(sources: Sequence[str], loading: Loading) -> list[Image.Image]:
     """The pictures of ``--image``, from files, addresses or standard input: read before the model is loaded.
 
     Raises:
@@ -89,12 +80,12 @@ def pictures(sources: Sequence[str], max_pixels: int | None, strict: bool) -> li
 
     if sources.count(STDIN) > 1:
         raise InputError("--image -: standard input holds one picture", hint="save the others to files")
-    found = []
+    limit, found = max_pixels_from(loading.max_pixels), []
     for source in sources:
         picture: Any = source
         if source == STDIN:
             picture = read_stream(sys.stdin.buffer, "--image -")
-        found.append(load_picture(picture, max_pixels_from(max_pixels), strict=strict, urls=True))
+        found.append(load_picture(picture, limit, strict=loading.strict_images, urls=True))
     return found
 
 

@@ -9,12 +9,15 @@ this package.
 
 from __future__ import annotations
 
-from trtprune.compare.comparing import Question, Running, compare, default_against
+from trtprune.backends.running import Running
+from trtprune.compare.comparing import compare, default_against
 from trtprune.compare.draw import Draw
 from trtprune.compare.results import Comparison, ComponentResult
+from trtprune.compare.settings import CompareSettings, Question
 from trtprune.compare.tolerance import Tolerance
 
 __all__ = [
+    "CompareSettings",
     "Comparison",
     "ComponentResult",
     "Draw",

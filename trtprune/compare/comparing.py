@@ -7,20 +7,22 @@ another engine directory.  Both get the same inputs.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from trtprune import pruning
 from trtprune.compare._require import polygraphy
 from trtprune.compare.checks import check_same_model, choose_components
-from trtprune.compare.draw import Draw, random_feeds, teach_caches
+from trtprune.compare.draw import random_feeds, teach_caches
 from trtprune.compare.inputs import check_feeds, check_keep, fit_profile, load_feeds, narrow
 from trtprune.compare.results import Comparison, ComponentResult
+from trtprune.compare.settings import CompareKeywords, CompareSettings
 from trtprune.compare.tolerance import Tolerance, defaults
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import InputError
+from trtprune.reports.reporter import SILENT, Report
 from trtprune.tensor_names import KEPT_INDICES
 
 if TYPE_CHECKING:
@@ -28,29 +30,9 @@ if TYPE_CHECKING:
     from trtprune.compare.sides import Side
     from trtprune.engine_dir import ComponentInfo
 
-__all__ = ["Question", "Running", "compare", "default_against"]
+__all__ = ["compare", "default_against"]
 
 PRECISION = ("float32", "float16", "bfloat16")
-Report = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class Running:
-    """Settings of runs: provider of ONNX Runtime, its options, CPU threads, checks of the directory."""
-
-    provider: str | None = None
-    provider_options: Mapping[str, str] = field(default_factory=dict)
-    threads: int | None = None
-    verify: str = "auto"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A real input: images and a prompt."""
-
-    images: tuple[str, ...]
-    prompt: str
-    system: str | None = None
 
 
 def default_against(made: EngineDir) -> str:
@@ -61,54 +43,34 @@ def default_against(made: EngineDir) -> str:
 def compare(
     directory: str | Path,
     against: str | None = None,
+    settings: CompareSettings | None = None,
     *,
-    components: Sequence[str] = (),
-    checkpoint: str | None = None,
-    draw: Draw | None = None,
-    question: Question | None = None,
-    load_inputs: Path | None = None,
-    tolerance: Tolerance | None = None,
-    validate: bool = False,
-    layerwise: bool = False,
-    save_inputs: Path | None = None,
-    save_outputs: Path | None = None,
-    allow_other_weights: bool = False,
-    running: Running | None = None,
-    report: Report | None = None,
+    report: Report = SILENT,
+    **keywords: Unpack[CompareKeywords],
 ) -> Comparison:
     """Compares an engine directory with a reference.
 
     Args:
         directory: The candidate.
         against: ``"onnxruntime"``, ``"transformers"``, or another engine directory; None: see :func:`default_against`.
-        components: Names of components; empty: all that both sides have.
-        checkpoint: Directory, alias or hub id of the checkpoint, for transformers; None: as recorded.
-        draw: Settings of random inputs, and the budget and number of decode steps of real ones.
-        question: A real input instead of random ones.
-        load_inputs: Saved inputs of one component instead.
-        tolerance: Replaces the defaults of the dtypes.
-        validate: Whether NaN and infinity in an output fail, too.
-        layerwise: Whether to find the first inner tensor beyond tolerance.
-        save_inputs, save_outputs: Files in Polygraphy's JSON; for several components ``FILE.COMPONENT.json``.
-        allow_other_weights: Whether the reference may have other weights of the same sizes.
-        running: Settings of runs.
+        settings: Components, inputs and tolerances.
         report: Called with (component, message).
+        **keywords: Fields of :class:`~trtprune.compare.settings.CompareSettings` that replace those of ``settings``.
 
     Raises:
         TrtpruneError: naming the flag or file at fault.
     """
-    draw, tolerance, running = draw or Draw(), tolerance or Tolerance(), running or Running()
-    say = report or (lambda component, text: None)
+    settings = replace(settings or CompareSettings(), **keywords)
     polygraphy()
-    made = open_engine_dir(directory, verify=running.verify)
-    check_keep(made, draw.keep)
+    made = open_engine_dir(directory, verify=settings.running.verify)
+    check_keep(made, settings.draw.keep)
     against = against or default_against(made)
-    candidate, reference, other = _sides(made, against, checkpoint, allow_other_weights, running)
+    candidate, reference, other = _sides(made, against, settings)
     if other is not None:
-        check_keep(other, draw.keep if draw.keep is not None else made.pruning.keep)
-    chosen, notes = choose_components(made, candidate, reference, components, other)
+        check_keep(other, settings.draw.keep if settings.draw.keep is not None else made.pruning.keep)
+    chosen, notes = choose_components(made, candidate, reference, settings.components, other)
     dtypes = (candidate.dtype, reference.dtype)
-    feeds, names, source = _feeds(made, chosen, other, draw, question, load_inputs, dtypes, running)
+    feeds, names, source = _feeds(made, chosen, other, dtypes, settings)
     chosen = [component for component in chosen if component.name in feeds]
     for component in chosen:
         for feed in feeds[component.name]:
@@ -116,51 +78,38 @@ def compare(
             if other is not None:
                 fit_profile(other.component(component.name), feed)
     base = defaults(max(dtypes, key=PRECISION.index), made.model.visual_tokens)
-    wanted = tolerance.over(base)
-    _check_names(tolerance, chosen, layerwise=layerwise)
+    tolerance = settings.tolerance.over(base)
+    _check_names(settings.tolerance, chosen, layerwise=settings.layerwise)
     results = []
-    drawn = load_inputs is None and question is None
+    drawn = settings.load_inputs is None and settings.question is None
     for component in chosen:
         if drawn:
             teach_caches(reference.runner(component), feeds[component.name], dtypes)
-        paths = [_path(path, component.name, len(chosen)) for path in (save_inputs, save_outputs)]
-        result = _compare_one(
-            made,
-            component,
-            (candidate, reference),
-            feeds[component.name],
-            names[component.name],
-            wanted,
-            validate=validate,
-            layerwise=layerwise,
-            saved=(paths[0], paths[1]),
-            say=say,
+        work = _Work(made, component, candidate, reference, feeds[component.name], names[component.name], tolerance)
+        save_inputs, save_outputs = (
+            _path(path, component.name, len(chosen)) for path in (settings.save_inputs, settings.save_outputs)
         )
+        own = replace(settings, save_inputs=save_inputs, save_outputs=save_outputs)
+        result = _compare_one(work, own, report)
         results.append(result)
-        say(component.name, _line(result))
+        report(component.name, _line(result))
     return Comparison(str(directory), against, source, dtypes, tuple(results), tuple(notes))
 
 
-def _sides(
-    made: EngineDir, against: str, checkpoint: str | None, allow_other: bool, running: Running
-) -> tuple[Side, Side, EngineDir | None]:
+def _sides(made: EngineDir, against: str, settings: CompareSettings) -> tuple[Side, Side, EngineDir | None]:
     from trtprune.compare.sides import EngineSide, GraphSide, native_side
 
-    how: dict[str, Any] = {
-        "provider": running.provider,
-        "threads": running.threads,
-        "options": running.provider_options,
-    }
+    running, checkpoint = settings.running, settings.checkpoint
     if checkpoint is not None and against != "transformers":
         raise InputError(f"--checkpoint goes with --against transformers, not {against}", hint="leave it out")
     if against == "onnxruntime":
-        return EngineSide(made), GraphSide(made, **how), None
+        return EngineSide(made), GraphSide(made, running), None
     if against == "transformers":
         from trtprune.checkpoint.origin import find_checkpoint
         from trtprune.compare.transformers_side import TransformersSide
 
-        found = find_checkpoint(made, checkpoint, allow_other=allow_other)
-        return GraphSide(made, **how), TransformersSide(made, found.path, running.threads), None
+        found = find_checkpoint(made, checkpoint, allow_other=settings.allow_other_weights)
+        return GraphSide(made, running), TransformersSide(made, found.path, running.threads), None
     path = Path(against)
     if not path.exists():
         raise InputError(
@@ -168,8 +117,8 @@ def _sides(
             hint="onnxruntime, transformers, unpruned, or another engine directory",
         )
     other = open_engine_dir(path, verify=running.verify)
-    check_same_model(made, other, allow_other=allow_other)
-    candidate, reference = native_side(made, **how), native_side(other, **how)
+    check_same_model(made, other, allow_other=settings.allow_other_weights)
+    candidate, reference = native_side(made, running), native_side(other, running)
     if candidate.name == reference.name:  # two builds in directories of the same name
         candidate.name, reference.name = f"{candidate.name} (candidate)", f"{reference.name} (reference)"
     return candidate, reference, other
@@ -179,13 +128,11 @@ def _feeds(
     made: EngineDir,
     chosen: Sequence[ComponentInfo],
     other: EngineDir | None,
-    draw: Draw,
-    question: Question | None,
-    load_inputs: Path | None,
     dtypes: Sequence[str],
-    running: Running,
+    settings: CompareSettings,
 ) -> tuple[dict[str, list[Feed]], dict[str, list[str]], str]:
     """Inputs by component, a description of each, and their origin."""
+    draw, question, load_inputs = settings.draw, settings.question, settings.load_inputs
     if load_inputs is not None:
         loaded = load_feeds(load_inputs)
         fitting = [c for c in chosen if {spec.name for spec in c.inputs} == loaded[0].keys()]
@@ -200,7 +147,7 @@ def _feeds(
         from trtprune.compare.recorded import record
         from trtprune.compare.sides import GraphSide
 
-        side = GraphSide(made, provider=running.provider, threads=running.threads, options=running.provider_options)
+        side = GraphSide(made, settings.running)
         found, labels = record(
             made,
             side.backend,
@@ -245,59 +192,70 @@ def _path(path: Path | None, component: str, count: int) -> Path | None:
     return path.with_name(f"{path.stem}.{component}{path.suffix}")
 
 
-def _compare_one(
-    made: EngineDir,
-    component: ComponentInfo,
-    sides: tuple[Side, Side],
-    feeds: Sequence[Feed],
-    names: Sequence[str],
-    tolerance: Tolerance,
-    *,
-    validate: bool,
-    layerwise: bool,
-    saved: tuple[Path | None, Path | None],
-    say: Report,
-) -> ComponentResult:
+@dataclass(frozen=True)
+class _Work:
+    """One component to compare.
+
+    Attributes:
+        made: The candidate's directory.
+        component: The component.
+        candidate, reference: What runs it.
+        feeds: Its inputs, one a run.
+        names: What each of them is.
+        tolerance: With the defaults of the dtypes.
+    """
+
+    made: EngineDir
+    component: ComponentInfo
+    candidate: Side
+    reference: Side
+    feeds: Sequence[Feed]
+    names: Sequence[str]
+    tolerance: Tolerance
+
+
+def _compare_one(work: _Work, settings: CompareSettings, report: Report) -> ComponentResult:
     from trtprune.compare import numerics
     from trtprune.compare.layerwise import find_layer
 
-    say(component.name, f"{len(feeds)} run{'s' if len(feeds) > 1 else ''} of {sides[0].name} and {sides[1].name}")
+    made, component, feeds = work.made, work.component, work.feeds
+    sides = work.candidate, work.reference
+    report(component.name, f"{len(feeds)} run{'s' if len(feeds) > 1 else ''} of {sides[0].name} and {sides[1].name}")
     runners = [side.runner(component) for side in sides]
-    results = numerics.run_both(runners[0], runners[1], feeds, save_inputs=saved[0], save_outputs=saved[1])
+    saved = {"save_inputs": settings.save_inputs, "save_outputs": settings.save_outputs}
+    results = numerics.run_both(runners[0], runners[1], feeds, **saved)
     times = numerics.runtimes(results)
-    invalid = numerics.validate(results) if validate else ()
+    invalid = numerics.validate(results) if settings.validate else ()
     if any(spec.name == KEPT_INDICES for spec in component.outputs):
         merges = pruning.get(made.pruning.method).merges
         results = numerics.selection_as_mask(results, made.model.visual_tokens, merges=merges)
     results, alone = numerics.in_common(results)
     if alone:
-        say(component.name, f"not compared, since one side only has it: {', '.join(alone)}")
-    outputs = numerics.judge(results, tolerance, names)
+        report(component.name, f"not compared, since one side only has it: {', '.join(alone)}")
+    outputs = numerics.judge(results, work.tolerance, work.names)
     del results  # two copies of every cache; the comparison of layers needs the memory
     layers = None
-    if layerwise:
+    if settings.layerwise:
         layers = find_layer(
-            sides[0],
-            sides[1],
+            *sides,
             component,
             feeds,
-            names,
-            tolerance,
+            work.names,
+            work.tolerance,
             hidden_size=made.model.hidden_size,
-            report=lambda text: say(component.name, text),
+            report=lambda text: report(component.name, text),
         )
-    passed = all(output.passed for output in outputs) and not invalid
     return ComponentResult(
         component.name,
-        passed,
+        all(output.passed for output in outputs) and not invalid,
         tuple(outputs),
-        tuple(names),
+        tuple(work.names),
         times,
         runners[0].name,
         runners[1].name,
         invalid,
         layers,
-        _repeat(made, component, saved, tolerance),
+        _repeat(made, component, (settings.save_inputs, settings.save_outputs), work.tolerance),
     )
 
 

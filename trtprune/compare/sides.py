@@ -6,11 +6,12 @@ so that both sides get the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.backends.opening import open_provider
+from trtprune.backends.running import Running
 from trtprune.compare.points import TensorPoint, find_points, mark
 from trtprune.errors import BackendError, EngineDirError
 
@@ -58,26 +59,18 @@ class GraphSide:
 
     Args:
         made: The directory.
-        provider: ``cpu``, ``cuda`` or ``openvino``; None: the build's, or ``cpu`` for a directory of engines.
-        threads: CPU threads; None: all.
-        options: Options of the provider.
+        running: The provider and its threads; without a provider the build's, or ``cpu`` for a directory of engines.
 
     Raises:
         BackendError: if the provider is missing, or has no kernels for the build's dtype.
     """
 
-    def __init__(
-        self,
-        made: EngineDir,
-        *,
-        provider: str | None = None,
-        threads: int | None = None,
-        options: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, made: EngineDir, running: Running | None = None) -> None:
+        running = running or Running()
         built_for = made.built_with.get("provider", "cpu") if made.backend == "onnxruntime" else "cpu"
         self.made = made
         self.dtype = made.dtype
-        self.backend = open_provider(provider or built_for, threads, options)
+        self.backend = open_provider(running.provider or built_for, running.threads, running.provider_options)
         self.name = f"{'openvino' if self.backend.name == 'openvino' else 'onnxruntime'}:{made.root.name}"
         if made.dtype == "bfloat16":
             # Polygraphy and ONNX Runtime's arrays lack bfloat16, and the CPU has no kernels for it.
@@ -179,10 +172,8 @@ class EngineSide:
         return onnx.load_from_string(read_model(self.made, self.made.component(component.name))).graph
 
 
-def native_side(
-    made: EngineDir, *, provider: str | None, threads: int | None, options: Mapping[str, str] | None
-) -> GraphSide | EngineSide:
+def native_side(made: EngineDir, running: Running) -> GraphSide | EngineSide:
     """The side that ``trtprune run`` runs: the engines if there are any and no provider is given, else the graphs."""
-    if provider is None and any(component.engine for component in made.components):
+    if running.provider is None and any(component.engine for component in made.components):
         return EngineSide(made)
-    return GraphSide(made, provider=provider, threads=threads, options=options)
+    return GraphSide(made, running)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
@@ -122,7 +122,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     info, capacity, engines = limits.decide(spec, clip=clip is not None)
     content = {
         "checkpoint": checkpoint.digest(),
-        "pruning": vars(info) | {"keep_range": list(info.keep_range)},
+        "pruning": asdict(info),
         "backend": [request.backend, request.provider, dtype, request.weight_dtype, capacity, request.export_only],
         "lowering": vars(lowering),
         **({"engines": engines.identity()} if engines is not None else {}),
@@ -163,7 +163,7 @@ class _Limits:
     target: Target | None
 
     @property
-    def method(self) -> Method:
+    def method(self) -> BaseMethod:
         """The pruning method."""
         return pruning.get(self.request.method)
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from trtprune.errors import InputError
 from trtprune.eval.loaders import load_data
-from trtprune.eval.parts import ANSWERS, Share, answer_files, answers_file
+from trtprune.eval.parts import ANSWERS, Files, Share
 from trtprune.eval.planning import MethodBudget, Subject, fitting, plan_points, subjects
 from trtprune.eval.progress import Meter
-from trtprune.eval.report import Evaluation, evaluate_marks, write_files
+from trtprune.eval.report import Evaluation, Figure, evaluate_marks, write_files
 from trtprune.eval.rows import DataSet, Row, collect
 from trtprune.eval.runner import Builds, run
-from trtprune.eval.store import Store, refuse_if_written
+from trtprune.eval.settings import EvalKeywords, EvalSettings
+from trtprune.eval.store import Store
 from trtprune.reports.figures import plot_wanted
+from trtprune.reports.reporter import SILENT, Report
 from trtprune.variants import Variants, warnings_only
-from trtprune.variants.planning import parse_methods
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -33,36 +34,39 @@ LISTED = 10
 """Left-out rows that are named one by one."""
 
 
+@overload
+def evaluate(
+    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[Row] | DataSet,
+    output: str | os.PathLike[str],
+    settings: EvalSettings,
+    *,
+    command: str = "",
+    report: Report = SILENT,
+) -> Evaluation: ...
+
+
+@overload
 def evaluate(
     directory: str | os.PathLike[str],
     data: str | os.PathLike[str] | Sequence[Row] | DataSet,
     output: str | os.PathLike[str],
     *,
-    methods: str | None = None,
-    keeps: Sequence[int] | None = None,
-    metric: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    images: Path | None = None,
-    strict: bool = False,
-    max_new_tokens: int = 16,
-    prompt_suffix: str | None = None,
-    stop: Sequence[str] = (),
-    controls: bool = False,
-    force: bool = False,
-    so_far: bool = False,
-    part: str | None = None,
-    plot: bool | str | os.PathLike[str] | None = None,
-    others: Sequence[str | os.PathLike[str]] = (),
-    model: str | os.PathLike[str] | None = None,
-    clip: str | os.PathLike[str] | None = None,
-    provider: str | None = None,
-    provider_options: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    verify: str = "auto",
-    max_pixels: int | None = None,
     command: str = "",
-    report: Callable[[str, str], None] = lambda what, message: None,
+    report: Report = SILENT,
+    **keywords: Unpack[EvalKeywords],
+) -> Evaluation: ...
+
+
+def evaluate(
+    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[Row] | DataSet,
+    output: str | os.PathLike[str],
+    settings: EvalSettings | None = None,
+    *,
+    command: str = "",
+    report: Report = SILENT,
+    **keywords: Any,
 ) -> Evaluation:
     """Answers every question with all visual tokens and with each method and budget, and compares the marks.
 
@@ -73,27 +77,10 @@ def evaluate(
         directory: Engine directory; methods it was not built with are built from it on the way.
         data: See :func:`trtprune.eval.loaders.load_data`; or the questions.
         output: Directory of results.jsonl (answers), report.json, report.csv and accuracy.png.
-        methods: ``adafv,divprune:center=true``, or ``all``; None: as built.
-        keeps: Budgets; None: a third and a ninth of all tokens, and as built.
-        metric: Instead of the data's own.
-        limit: Questions, drawn with ``seed``.
-        seed: Of that draw, of method ``random``, of wrong pictures and of the bootstrap.
-        images: Folder of the pictures, where it is not the usual one.
-        strict: Rows that cannot be used are an error.
-        max_new_tokens: Longest answer.
-        prompt_suffix: A line behind every question, instead of the one the set has; "" for none.
-        stop: Texts that end an answer.
-        controls: Ask each question about a wrong and about a grey picture, too.
-        force: Start anew where ``output`` holds answers.
-        so_far: Ask nothing, report on the answers that ``output`` holds.
-        part: ``1/2`` asks the first of two shares of the pictures, for processes side by side with one ``output``; its
-            answers go to results-1of2.jsonl. Without it the answers of all parts count, and the report is written.
-        plot: Draw accuracy.png, or this file, which needs matplotlib; None: if that is there.
-        others, model, provider, provider_options, threads, verify, max_pixels: As for
-            :class:`trtprune.variants.Variants`.
-        clip: The CLIP checkpoint of the vision tower, for methods that read its text; see :func:`trtprune.build`.
-        command: For the report.
-        report: Told (what, message).
+        settings: Methods, budgets, and how they are asked.
+        command: The command line that asked for it, for the report.
+        report: Called with (what, message) as work proceeds.
+        **keywords: The fields of :class:`~trtprune.eval.settings.EvalSettings`, in place of ``settings``.
 
     Raises:
         BudgetError: for a method, option or budget that cannot be served, or if nothing is pruned.
@@ -101,93 +88,138 @@ def evaluate(
         InputError: for data that cannot be used, or an ``output`` that holds something else.
         BackendError: if something needed is not installed.
     """
-    folder = Path(output)
-    share = None if part is None else Share.parse(part)
-    picture = folder / PICTURE if plot is None or isinstance(plot, bool) else Path(plot)
-    draw = share is None and plot_wanted(plot if plot is None else plot is not False, "--plot", picture)
-    answers = answers_file(folder, part)
-    beside = [path for path in answer_files(folder) if path != answers]
-    _check_files(folder, answers, beside, share, force, so_far)
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
-    if methods is not None:
-        parse_methods(methods)  # a typo should not cost the reading of a large set
-    questions = _questions(data, metric, limit, seed, strict, prompt_suffix is None, images)
+    if settings is None:
+        settings = EvalSettings(**keywords)
+    elif keywords:
+        raise TypeError("evaluate() takes EvalSettings or keywords; dataclasses.replace() changes the former")
+    files = Files.of(Path(output), settings.share, force=settings.force, so_far=settings.so_far)
+    picture = _picture(files, settings)
+    questions = _questions(data, settings)
     _say_rejected(questions, report)
-
-    def ask(row: Row) -> str:
-        return f"{row.question}\n{prompt_suffix}" if prompt_suffix else row.question
-
-    with Variants(
-        directory,
-        others=others,
-        provider=provider,
-        threads=threads,
-        provider_options=provider_options,
-        verify=verify,
-        max_pixels=max_pixels,
-        model=model,
-        build_options=None if clip is None else {"clip": clip},
-        report=warnings_only(report),
-    ) as variants:
+    with _open_variants(directory, settings, report) as variants:
         report("data", f"{len(questions.rows):,} questions of {questions.name}")
-        points = plan_points(variants, methods, keeps, report)
-        settings: dict[str, Any] = {
-            "metric": questions.metric,
-            "prompt_suffix": prompt_suffix,
-            "max_new_tokens": max_new_tokens,
-            "stop": list(stop),
-            "seed": seed,
-        }
-        rules = variants.base.generation.rules()
-        if rules:
-            settings["generation"] = rules
-            report("answers", f"greedy, with the checkpoint's {', '.join(rules)}")
+        points = plan_points(variants, settings.methods, settings.keeps, report)
+        answering = _answering(variants.base, questions, settings, report)
+        fingerprint = _fingerprint(variants.base, questions, settings, answering, report)
+        with Store(files.answers, fingerprint, force=settings.force, beside=files.beside) as store:
+            figures, notes, left_out = _ask(variants, points, questions, store, settings, report)
         engine = _engine(variants.base)
-        fingerprint = {
-            "engine": engine["build_digest"],
-            "provider": provider or variants.base.built_with.get("provider", variants.base.backend),
-            "data": questions.digest,
-            **settings,
-        }
-        rounding = {name: value for name, value in (provider_options or {}).items() if name in ROUNDING}
-        if rounding:
-            fingerprint["provider_options"] = rounding
-        if clip is not None:
-            fingerprint["clip"] = _digest_of_clip(clip, report)
-        with Store(answers, fingerprint, force=force, beside=beside) as store:
-            usable, unfit = _fitting(variants, points, questions, ask, max_new_tokens, strict)
-            asked = subjects(usable.rows, controls=controls, seed=seed)
-            if share:
-                asked = share.of_subjects(asked)
-                usable = _asked_in(asked, usable, share)
-            missing, total = _count(points, asked, store)
-            report("answers", _plan_line(points, usable, missing, total))
-            if store.dropped:
-                report("answers", f"{store.path}: the last line was cut off and is asked again")
-            unread: dict[str, str] = {}
-            if not so_far:
-                builds = Builds(variants, max_new_tokens=max_new_tokens, stop=stop)
-                with Meter(total, total - missing) as meter:
-                    unread = run(
-                        points, asked, store, builds.open,
-                        ask=ask, metric=usable.metric_of, strict=strict, advance=meter.advance,
-                    )  # fmt: skip
-            figures, notes = evaluate_marks(store, usable, points, seed=seed, unread=unread)
-    if so_far and missing:
-        notes.append(f"{total - missing:,} of {total:,} answers: --so-far asked nothing; n says of how many questions")
-    if share:
+    if files.part:
         notes.append(
-            f"part {share} of the pictures: the same command without --part counts all parts and writes the report"
+            f"part {files.part} of the pictures: the same command without --part counts all parts and writes the report"
         )
-    left_out = unfit | unread
     for key, reason in list(left_out.items())[:LISTED]:
         report("left out", f"{key}: {reason}")
     if left_out:
         notes.append(f"{len(left_out)} questions were left out of all runs")
     if questions.rejected:
         notes.append(f"{len(questions.rejected)} rows of the data could not be used")
-    facts = {
+    facts = _facts(questions, left_out)
+    evaluation = Evaluation(command, engine, facts, answering, tuple(figures), tuple(notes))
+    if files.part is None:
+        write_files(evaluation, files.folder)
+    if picture is not None:
+        from trtprune.eval.plot import draw_accuracy
+
+        draw_accuracy(evaluation, picture)
+    return evaluation
+
+
+def _picture(files: Files, settings: EvalSettings) -> Path | None:
+    """The picture that is to be drawn, if one is; a part has none, since it is no whole evaluation."""
+    plot = settings.plot
+    picture = files.folder / PICTURE if plot is None or isinstance(plot, bool) else Path(plot)
+    wanted = files.part is None and plot_wanted(plot if plot is None else plot is not False, "--plot", picture)
+    return picture if wanted else None
+
+
+def _open_variants(directory: str | os.PathLike[str], settings: EvalSettings, report: Report) -> Variants:
+    return Variants(
+        directory,
+        settings.running,
+        others=settings.others,
+        max_pixels=settings.max_pixels,
+        model=settings.model,
+        build_options=None if settings.clip is None else {"clip": settings.clip},
+        report=warnings_only(report),
+    )
+
+
+def _answering(base: EngineDir, questions: DataSet, settings: EvalSettings, report: Report) -> dict[str, Any]:
+    """What the answers depend on beside build and question, for the report and for telling answers apart."""
+    answering: dict[str, Any] = {
+        "metric": questions.metric,
+        "prompt_suffix": settings.prompt_suffix,
+        "max_new_tokens": settings.max_new_tokens,
+        "stop": list(settings.stop),
+        "seed": settings.seed,
+    }
+    rules = base.generation.rules()
+    if rules:
+        answering["generation"] = rules
+        report("answers", f"greedy, with the checkpoint's {', '.join(rules)}")
+    return answering
+
+
+def _fingerprint(
+    base: EngineDir, questions: DataSet, settings: EvalSettings, answering: dict[str, Any], report: Report
+) -> dict[str, Any]:
+    """What must be the same for answers in one file."""
+    fingerprint = {
+        "engine": base.build_digest,
+        "provider": settings.provider or base.built_with.get("provider", base.backend),
+        "data": questions.digest,
+        **answering,
+    }
+    rounding = {name: value for name, value in (settings.provider_options or {}).items() if name in ROUNDING}
+    if rounding:
+        fingerprint["provider_options"] = rounding
+    if settings.clip is not None:
+        fingerprint["clip"] = _digest_of_clip(settings.clip, report)
+    return fingerprint
+
+
+def _ask(
+    variants: Variants,
+    points: Sequence[MethodBudget],
+    questions: DataSet,
+    store: Store,
+    settings: EvalSettings,
+    report: Report,
+) -> tuple[list[Figure], list[str], dict[str, str]]:
+    """Answers what the store lacks.
+
+    Returns:
+        The figures, notes for the report, and of each question that was left out (by id) why.
+    """
+    usable, unfit = _fitting(variants, points, questions, settings)
+    asked = subjects(usable.rows, controls=settings.controls, seed=settings.seed)
+    share = settings.share
+    if share is not None:
+        asked = share.of_subjects(asked)
+        usable = _asked_in(asked, usable, share)
+    missing, total = _count(points, asked, store)
+    report("answers", _plan_line(points, usable, missing, total))
+    if store.dropped:
+        report("answers", f"{store.path}: the last line was cut off and is asked again")
+    unread: dict[str, str] = {}
+    if not settings.so_far:
+        builds = Builds(variants, max_new_tokens=settings.max_new_tokens, stop=settings.stop)
+        with Meter(total, total - missing) as meter:
+            unread = run(
+                points, asked, store, builds.open,
+                ask=lambda row: settings.ask(row.question), metric=usable.metric_of, strict=settings.strict,
+                advance=meter.advance,
+            )  # fmt: skip
+    figures, notes = evaluate_marks(store, usable, points, seed=settings.seed, unread=unread)
+    if settings.so_far and missing:
+        notes.append(f"{total - missing:,} of {total:,} answers: --so-far asked nothing; n says of how many questions")
+    return figures, notes, unfit | unread
+
+
+def _facts(questions: DataSet, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """The data, for the report."""
+    return {
         "name": questions.name,
         "digest": questions.digest,
         "rows": len(questions.rows),
@@ -195,33 +227,6 @@ def evaluate(
         "rejected": [{"line": item.line, "reason": item.reason} for item in questions.rejected],
         "left_out": left_out,
     }
-    evaluation = Evaluation(command, engine, facts, settings, tuple(figures), tuple(notes))
-    if share is None:
-        write_files(evaluation, folder)
-    if draw:
-        from trtprune.eval.plot import draw_accuracy
-
-        draw_accuracy(evaluation, picture)
-    return evaluation
-
-
-def _check_files(
-    folder: Path, answers: Path, beside: Sequence[Path], share: Share | None, force: bool, so_far: bool
-) -> None:
-    """Refuses what would lose answers, or give some of them twice."""
-    if so_far and (force or share or not (beside or answers.is_file())):
-        if share:
-            raise InputError("--so-far reports on all parts", hint="leave out --part")
-        reason = "--force leaves nothing to report on" if force else f"{folder} holds no answers"
-        raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
-    if force and (share or beside):
-        reason = f"{beside[0]} holds answers of a part" if beside else "a part cannot start the others anew"
-        raise InputError(f"--force: {reason}", hint="choose another -o, or remove the old answers")
-    if not so_far:
-        # Parts are disjoint, a whole run and a part are not.
-        for path in beside:
-            if share is None or path.name == ANSWERS:
-                refuse_if_written(path)
 
 
 def _asked_in(asked: Sequence[Subject], questions: DataSet, share: Share) -> DataSet:
@@ -232,21 +237,21 @@ def _asked_in(asked: Sequence[Subject], questions: DataSet, share: Share) -> Dat
     return replace(questions, rows=tuple(row for row in questions.rows if row.id in mine))
 
 
-def _questions(
-    data: Any, metric: str | None, limit: int | None, seed: int, strict: bool, suffix: bool, images: Path | None
-) -> DataSet:
+def _questions(data: Any, settings: EvalSettings) -> DataSet:
+    metric, limit, seed, strict = settings.metric, settings.limit, settings.seed, settings.strict
     if isinstance(data, str | os.PathLike):
+        suffix = settings.prompt_suffix is None
         return load_data(
-            os.fspath(data), metric=metric, limit=limit, seed=seed, strict=strict, suffix=suffix, images=images
+            os.fspath(data), metric=metric, limit=limit, seed=seed, strict=strict, suffix=suffix, images=settings.images
         )
     if isinstance(data, DataSet):
-        found = replace(data, metric=metric) if metric else data
+        questions = replace(data, metric=metric) if metric else data
     else:
-        found = collect("questions", enumerate(data, 1), metric=metric or "exact", strict=strict)
-    return found.sample(limit, seed)
+        questions = collect("questions", enumerate(data, 1), metric=metric or "exact", strict=strict)
+    return questions.sample(limit, seed)
 
 
-def _say_rejected(questions: DataSet, report: Callable[[str, str], None]) -> None:
+def _say_rejected(questions: DataSet, report: Report) -> None:
     if questions.rejected:
         report("data", f"{len(questions.rejected)} rows cannot be used (--strict makes that an error)")
     for item in questions.rejected[:LISTED]:
@@ -255,7 +260,7 @@ def _say_rejected(questions: DataSet, report: Callable[[str, str], None]) -> Non
         report("data", f"… and {len(questions.rejected) - LISTED} more, all of them in report.json")
 
 
-def _digest_of_clip(clip: str | os.PathLike[str], report: Callable[[str, str], None]) -> str:
+def _digest_of_clip(clip: str | os.PathLike[str], report: Report) -> str:
     from trtprune.models.clip_text import open_clip
     from trtprune.reports.downloads import progress_of
 
@@ -270,27 +275,25 @@ def _fitting(
     variants: Variants,
     points: Sequence[MethodBudget],
     questions: DataSet,
-    ask: Callable[[Row], str],
-    max_new_tokens: int,
-    strict: bool,
+    settings: EvalSettings,
 ) -> tuple[DataSet, dict[str, str]]:
     """The questions that can be answered unpruned, and why the others cannot."""
     base = points[0].variant
     vlm = variants.open(base)
     rows, bad = fitting(
         questions.rows,
-        ask,
+        lambda row: settings.ask(row.question),
         vlm.encoder,
         visual_tokens=vlm.config.model.visual_tokens,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         capacity=min(variants.config(point.variant).kv.capacity for point in points),
         positions=vlm.config.model.max_positions,
     )
     # The run opens what it needs, in its own order.
     variants.release(base)
-    if bad and (strict or not rows):
+    if bad and (settings.strict or not rows):
         key, error = next(iter(bad.items()))
-        count = f"{'--strict: ' if strict else ''}{len(bad)} of {len(questions.rows)} questions"
+        count = f"{'--strict: ' if settings.strict else ''}{len(bad)} of {len(questions.rows)} questions"
         raise InputError(
             f"{count} cannot be asked without pruning, first {key}: {error.marked_message}",
             hint=error.marked_hint,

@@ -11,13 +11,14 @@ point is not installed.  One request at a time: pruning with padded batches is w
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trtprune.backends.running import Running
 from trtprune.errors import BudgetError, InputError, one_line
 from trtprune.installer import to_install
+from trtprune.log import logger
 
 try:
     _model = importlib.import_module("lmms_eval.api.model")
@@ -33,8 +34,6 @@ except ImportError as error:
     raise missing from None
 
 __all__ = ["TrtPrune", "main", "manifest"]
-
-logger = logging.getLogger("trtprune")
 
 NAME = "trtprune"
 MAX_NEW_TOKENS = 1024
@@ -97,7 +96,9 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
 
         chosen = None if method is None else Variant.parse(str(method))  # before anything is opened
         self._variants = Variants(
-            str(directory), provider=provider, threads=threads, build_options=None if clip is None else {"clip": clip}
+            str(directory),
+            Running(provider, threads=threads),
+            build_options=None if clip is None else {"clip": clip},
         )
         self.variant = chosen or self._variants.own
         base = self._variants.base.pruning

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtprune.errors import InputError
+from trtprune.eval.store import refuse_if_written
 
 if TYPE_CHECKING:
     from trtprune.eval.planning import Subject
 
-__all__ = ["ANSWERS", "Share", "answer_files", "answers_file"]
+__all__ = ["ANSWERS", "Files", "Share", "answer_files"]
 
 ANSWERS = "results.jsonl"
 PARTS = re.compile(r"results-\d+of\d+\.jsonl")
@@ -54,16 +55,60 @@ class Share:
         return pictures[mine] + [replace(subject, asked=subject.asked[mine]) for subject in grey]
 
 
-def answers_file(folder: Path, part: str | None) -> Path:
-    """Where a run's answers go.
-
-    Raises:
-        InputError: for a ``part`` that is none.
-    """
-    return folder / (ANSWERS if part is None else Share.parse(part).file)
-
-
 def answer_files(folder: Path) -> list[Path]:
     """The files of answers in a folder, of a whole run and of parts."""
     parts = sorted(path for path in folder.glob("results-*.jsonl") if PARTS.fullmatch(path.name))
     return [path for path in (folder / ANSWERS, *parts) if path.is_file()]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run's answers go, and where others are.
+
+    Attributes:
+        folder: The folder of an evaluation.
+        part: The share of the pictures that is asked; None: all.
+        answers: The file of this run.
+        beside: The other files of answers in the folder.
+    """
+
+    folder: Path
+    part: Share | None
+    answers: Path
+    beside: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, folder: Path, part: Share | None, *, force: bool, so_far: bool) -> Files:
+        """The files of a run.
+
+        Args:
+            folder: The folder of the evaluation.
+            part: The share that is asked; None: all.
+            force: Whether it starts anew.
+            so_far: Whether it only reports.
+
+        Raises:
+            InputError: for what would lose answers, or give some of them twice.
+        """
+        answers = folder / (ANSWERS if part is None else part.file)
+        beside = tuple(path for path in answer_files(folder) if path != answers)
+        files = cls(folder, part, answers, beside)
+        files._check(force, so_far)
+        return files
+
+    def _check(self, force: bool, so_far: bool) -> None:
+        if so_far and (force or self.part or not (self.beside or self.answers.is_file())):
+            if self.part:
+                raise InputError("--so-far reports on all parts", hint="leave out --part")
+            reason = "--force leaves nothing to report on" if force else f"{self.folder} holds no answers"
+            raise InputError(f"--so-far: {reason}", hint="leave out --so-far")
+        if force and (self.part or self.beside):
+            reason = "a part cannot start the others anew"
+            if self.beside:
+                reason = f"{self.beside[0]} holds answers of a part"
+            raise InputError(f"--force: {reason}", hint="choose another -o, or remove the old answers")
+        if not so_far:
+            # Parts are disjoint, a whole run and a part are not.
+            for path in self.beside:
+                if self.part is None or path.name == ANSWERS:
+                    refuse_if_written(path)

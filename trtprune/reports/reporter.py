@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from trtprune.log import logger
 
-__all__ = ["LogReporter", "Report", "Reporter", "reporter_of"]
+__all__ = ["SILENT", "LogReporter", "Report", "Reporter", "reporter_of"]
 
 Report = Callable[[str, str], None]
 """What callers may give: a function of a component and a message."""
@@ -46,19 +46,37 @@ class LogReporter:
         """Nothing."""
 
 
+class _Silence:
+    """Takes what nobody wants to hear."""
+
+    moving = False
+
+    def __call__(self, component: str, message: str) -> None:
+        """Nothing."""
+
+    def live(self, text: str) -> None:
+        """Nothing."""
+
+
+SILENT: Reporter = _Silence()
+"""The reporter of who wants none."""
+
+
 class _FunctionReporter:
-    """A caller's function, which takes lines only."""
+    """A caller's function, which takes lines; if it has a method ``live``, that takes what is being done now."""
 
     moving = False
 
     def __init__(self, report: Report) -> None:
         self._report = report
+        self._live: Callable[[str], None] = getattr(report, "live", SILENT.live)
 
     def __call__(self, component: str, message: str) -> None:
         self._report(component, message)
 
     def live(self, text: str) -> None:
-        """Nothing."""
+        """To the function's own, if it has one."""
+        self._live(text)
 
 
 def reporter_of(report: Report | None) -> Reporter:

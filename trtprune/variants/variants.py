@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
+from trtprune.backends.running import Running
 from trtprune.engine_dir.graphs import graph_digest
 from trtprune.engine_dir.paths import hub_blobs
 from trtprune.errors import BackendError, BudgetError, EngineDirError
@@ -98,9 +99,10 @@ class Variants:
 
     Args:
         directory: The base, an engine directory.
+        running: Provider, threads and checks, the same for all methods.
         others: Engine directories of the same model with other methods; needed if a build is impossible here or takes
             too long, such as TensorRT engines.
-        provider, threads, provider_options, verify, max_pixels: As for :func:`trtprune.runtime.load`.
+        max_pixels: As for :func:`trtprune.runtime.load`.
         model: The checkpoint, if the base cannot replace it (quantised weights).
         build_options: Further arguments of :func:`trtprune.build` for the builds, e.g. ``clip``.
         report: Called with (component, message) during builds.
@@ -113,12 +115,9 @@ class Variants:
     def __init__(
         self,
         directory: str | os.PathLike[str],
+        running: Running | None = None,
         *,
         others: Sequence[str | os.PathLike[str]] = (),
-        provider: str | None = None,
-        threads: int | None = None,
-        provider_options: Mapping[str, str] | None = None,
-        verify: str = "auto",
         max_pixels: int | None = None,
         model: str | os.PathLike[str] | None = None,
         build_options: Mapping[str, Any] | None = None,
@@ -127,8 +126,8 @@ class Variants:
         from trtprune.engine_dir import open_engine_dir
         from trtprune.runtime.pictures import max_pixels_from
 
-        self.base = open_engine_dir(directory, verify=verify)
-        self._provider, self._threads, self._provider_options = provider, threads, provider_options
+        self._running = running or Running()
+        self.base = open_engine_dir(directory, verify=self._running.verify)
         self._max_pixels = max_pixels_from(max_pixels)
         self._model = model
         self._build_options = dict(build_options or {})
@@ -142,7 +141,7 @@ class Variants:
         self._users: dict[tuple[str, ...], set[Variant]] = {}
         self._backend: Backend | None = None
         for path in others:
-            other = open_engine_dir(path, verify=verify)
+            other = open_engine_dir(path, verify=self._running.verify)
             if (other.model.digest, other.dtype, other.backend) != (
                 self.base.model.digest,
                 self.base.dtype,
@@ -223,7 +222,7 @@ class Variants:
         from trtprune.compiler.building import build
 
         base = self.base
-        if base.backend != "onnxruntime" and self._provider is None:
+        if base.backend != "onnxruntime" and self._running.provider is None:
             raise BackendError(
                 f"{base.root}: holds {base.backend} engines of method {base.pruning.method}, not of {variant.method}",
                 hint=f"trtprune build --method {variant.method} … -o OTHER, and --with OTHER",
@@ -240,7 +239,7 @@ class Variants:
         own = pruning.get(variant.method).own_positions(dict(variant.options))
         positions = base.pruning.positions if variant.method == base.pruning.method and own is None else None
         built_for = base.built_with.get("provider", "cpu")
-        provider = provider or self._provider or built_for
+        provider = provider or self._running.provider or built_for
         self._count += 1
         return build(
             self._model if self._model is not None else base.root,
@@ -273,10 +272,11 @@ class Variants:
         """The backend of a directory: one for all directories, unless it belongs to a single one."""
         from trtprune.backends.opening import open_backend
 
-        engines = config.backend != "onnxruntime" and self._provider is None
+        engines = config.backend != "onnxruntime" and self._running.provider is None
         if self._backend is not None and not engines:
             return self._backend
-        backend = open_backend(config, provider=self._provider, threads=self._threads, options=self._provider_options)
+        how = self._running
+        backend = open_backend(config, provider=how.provider, threads=how.threads, options=how.provider_options)
         if not engines:
             self._backend = backend
         return backend
