@@ -1,7 +1,8 @@
 """LLaVA checkpoints of the real shapes with made-up weights, written without torch; shared by the scripts here.
 
 ``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``tiny`` is
-for tests.
+for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has its crops and pinpoints, and a tower and a decoder
+that two cores get through in seconds.
 """
 
 from __future__ import annotations
@@ -34,12 +35,22 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
     }  # fmt: skip
 
 
+def _mistral(*sizes: int) -> dict[str, Any]:
+    return {**_llama(*sizes), "model_type": "mistral", "sliding_window": None}
+
+
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (_clip(48, 80, 3, 4, 56), _llama(64, 96, 2, 4, 2, 164, 512)),
     "1b": (_clip(1024, 4096, 24, 16, 336), _llama(2048, 5632, 22, 32, 4, 32064, 2048)),
     "7b": (_clip(1024, 4096, 24, 16, 336), _llama(4096, 11008, 32, 32, 32, 32064, 4096)),
     "13b": (_clip(1024, 4096, 24, 16, 336), _llama(5120, 13824, 40, 40, 40, 32064, 4096)),
+    "next-7b": (_clip(1024, 4096, 24, 16, 336), _mistral(4096, 14336, 32, 32, 8, 32064, 32768)),
+    "next-small": (_clip(256, 1024, 6, 4, 336), _llama(768, 2048, 12, 12, 4, 8064, 4096)),
+    "next-tiny": (_clip(48, 80, 3, 4, 336), _llama(64, 96, 2, 4, 2, 164, 4096)),
 }
+TILED = ("next-7b", "next-small", "next-tiny")
+"""Shapes of LLaVA-NeXT."""
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 """Name → vision and text section of ``config.json``."""
 
 
@@ -51,7 +62,15 @@ def config(shape: str) -> dict[str, Any]:
         "image_token_index": text["vocab_size"] - 64, "projector_hidden_act": "gelu", "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default", "vision_config": vision, "text_config": text,
         "torch_dtype": "float16", "tie_word_embeddings": False,
-    }  # fmt: skip
+    } | _tiles(shape)  # fmt: skip
+
+
+def _tiles(shape: str) -> dict[str, Any]:
+    """What LLaVA-NeXT's ``config.json`` has beside LLaVA's."""
+    if shape not in TILED:
+        return {}
+    architecture = {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
+    return architecture | {"image_grid_pinpoints": PINPOINTS, "use_image_newline_parameter": True}
 
 
 def tensors(shape: str) -> dict[str, list[int]]:
@@ -86,6 +105,8 @@ def tensors(shape: str) -> dict[str, list[int]]:
         shapes |= {f"{layer}mlp.{name}_proj.weight": [ffn, hidden] for name in ("gate", "up")}
         shapes |= {f"{layer}mlp.down_proj.weight": [hidden, ffn]}
         shapes |= {f"{layer}{norm}.weight": [hidden] for norm in ("input_layernorm", "post_attention_layernorm")}
+    if shape in TILED:
+        shapes["image_newline"] = [hidden]
     shapes |= {
         "language_model.model.embed_tokens.weight": [text["vocab_size"], hidden],
         "language_model.model.norm.weight": [hidden],
@@ -219,6 +240,8 @@ def _write_texts(folder: Path, settings: dict[str, Any]) -> None:
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
     }
+    if "image_grid_pinpoints" in settings:
+        processor |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINPOINTS}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
