@@ -1,13 +1,13 @@
-"""How many visual tokens a decoder that prunes between its layers keeps, and where: data, and the rules that read it.
+"""Places and token counts of pruning between the decoder's layers, as data and rules.
 
-A method writes a :class:`ScheduleInfo` when a directory is built, ``config.json`` holds it as ``pruning.schedule``, and
-whoever runs the directory computes the counts from it for an image of any number of tokens, without knowing the method.
-``docs/engine-directory.md`` states the rules for other runtimes.  Whole numbers are exact; where a rule takes ratios
-they are float64, computed in the order written here, and rounded half to even.
+A method writes a :class:`ScheduleInfo` at build, ``config.json`` has it as ``pruning.schedule``, and a runtime computes
+the counts from it for an image with any number of tokens, without knowing the method.  ``docs/engine-directory.md`` has
+the rules for other runtimes.  Whole numbers are exact; ratios are float64, computed in the order written here, and
+rounded half to even.
 
-Two averages over the layers are told apart.  A pruning layer runs on all its tokens and cuts its output, so the tokens
-*processed* (and cached) fall one layer later than the *nominal* count of the literature, which books the pruning layer
-itself with its pruned tokens: SparseVLM's "192 tokens" are 192.03 nominally and 206.50 processed.
+There are two averages over the layers.  A pruning layer runs on all its tokens and prunes its output, so the number of
+*processed* (and cached) tokens falls one layer later than the *nominal* count of the literature, which counts the
+pruning layer itself with its pruned tokens: SparseVLM's "192 tokens" are 192.03 nominally and 206.50 processed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class Schedule:
         points: Layers behind which tokens are pruned, ascending from 0.
         kept: Tokens kept at each point.
         after: Tokens behind each point: the kept ones and the vectors that pruned ones were merged into.
-        nominal_shift: 0 where the method's literature books a pruning layer with its pruned tokens, 1 where it does
-            not.
+        nominal_shift: 0 if the method's literature counts a pruning layer with its pruned tokens, 1 if not.
     """
 
     visual_tokens: int
@@ -58,8 +57,8 @@ class Schedule:
 
     @property
     def nominal(self) -> float:
-        """The average as the method's literature counts it; this is what ``keep`` asks for."""
-        # Summed by stretches: a hostile config can name thousands of layers, and a search asks often.
+        """The average as the method's literature counts it, the meaning of ``keep``."""
+        # Summed by ranges of layers: a hostile config can have thousands of layers, and a search calls this often.
         edges = [0, *(point + self.nominal_shift for point in self.points), self.depth]
         counts = (self.visual_tokens, *self.after)
         return sum(count * (stop - first) for count, (first, stop) in zip(counts, pairwise(edges), strict=True)) / (
@@ -75,7 +74,7 @@ class Schedule:
         return tuple(counts)
 
     def describe(self) -> str:
-        """For the line a command prints, e.g. ``576 → 82, 32, 18 behind layers 2, 6, 15; …``."""
+        """The schedule in a command's line, e.g. ``576 → 82, 32, 18 behind layers 2, 6, 15; …``."""
         after, points = ", ".join(map(str, self.after)), ", ".join(map(str, self.points))
         return (
             f"{self.visual_tokens} → {after} behind layers {points}; "
@@ -105,7 +104,7 @@ class ScheduleInfo:
         depth: Layers of the decoder.
         points: Layers behind which tokens are pruned, ascending from 0.
         rule, counts, ratios, ratio_tokens, exact: See above.
-        nominal_shift: As of :class:`Schedule`.
+        nominal_shift: As in :class:`Schedule`.
         recycled: (p, q): of m removed tokens, min(m, ⌊m · p/q⌋ + 1) are merged; p = 0: none.
         per_vector: v: M merged tokens become ⌊M / v⌋ + 1 vectors.
         ranked: Whether the counts follow the rank of each point's attention block (raters × visual tokens).
@@ -131,13 +130,13 @@ class ScheduleInfo:
 
     @property
     def meets_keep(self) -> bool:
-        """Whether the average over the layers is the budget; False: the prompt alone decides how many tokens stay."""
+        """Whether the average over the layers is the budget; False if the prompt alone decides the number of tokens."""
         return not self.scales
 
     # -- the counts of an image ---------------------------------------------------------------------------------
 
     def schedule(self, keep: int, visual_tokens: int) -> Schedule:
-        """The counts for an average of ``keep`` tokens of ``visual_tokens``; where ranks decide, those of equal ranks.
+        """The counts for an average of ``keep`` of ``visual_tokens`` tokens; for a ranked schedule, with equal ranks.
 
         Raises:
             BudgetError: if the average cannot be reached.
@@ -169,7 +168,7 @@ class ScheduleInfo:
         return nearest(make, keep, visual_tokens)
 
     def kept(self, keep: int, visual_tokens: int) -> tuple[int, ...]:
-        """Tokens kept at each point; all of them where the image has no more than ``keep``.
+        """Tokens kept at each point; all of them if the image has at most ``keep``.
 
         Raises:
             BudgetError: as :meth:`schedule`.
@@ -181,7 +180,7 @@ class ScheduleInfo:
         return self.schedule(keep, visual_tokens).kept
 
     def rank_counts(self, ranks: Sequence[int], keep: int, visual_tokens: int) -> tuple[int, ...]:
-        """How many tokens of an image are kept at each point reached so far, where :attr:`ranked`.
+        """Tokens of an image that are kept at each point so far, for a :attr:`ranked` schedule.
 
         Without :attr:`scales` all tokens are kept where the image has no more than ``keep``; else the counts are
         max(1, ⌊f · rank / largest rank⌋), f from 1 to below N · largest rank found as in :meth:`schedule`.  Points that
@@ -189,10 +188,10 @@ class ScheduleInfo:
 
         Args:
             ranks: The ranks of the attention blocks of these points; at least one.
-            keep, visual_tokens: As for :meth:`schedule`.
+            keep, visual_tokens: As in :meth:`schedule`.
 
         Returns:
-            One count for each rank.  What an earlier point keeps may change with the ranks of later ones.
+            One count for each rank.  The count of an earlier point may change with the ranks of later ones.
         """
         if not self.scales and keep >= visual_tokens:
             return (visual_tokens,) * len(ranks)
@@ -204,26 +203,26 @@ class ScheduleInfo:
             def make(largest: int) -> Schedule:
                 return self.with_counts(visual_tokens, [max(1, largest * rank // most) for rank in expected])
 
-            # Up to where even the lowest rank asks for all tokens.
+            # Up to the number at which even the lowest rank keeps all tokens.
             return nearest(make, keep, visual_tokens * most).kept[: len(ranks)]
         scale, bias = self._scale(keep)
         before, counts = visual_tokens, []
         for rank in ranks:
-            # All stay where the rank is full.
+            # All tokens stay if the rank is full.
             count = before if rank >= before else int(max(1, min(rank * scale + bias, before - 1)))
             before = count + self.merged_counts(before - count)[1]
             counts.append(count)
         return tuple(counts)
 
     def merged_counts(self, removed: int) -> tuple[int, int]:
-        """Of ``removed`` tokens, how many are merged and how many vectors they become; (0, 0) if they are dropped."""
+        """The numbers of merged tokens and of their vectors for ``removed`` tokens; (0, 0) if they are dropped."""
         return merged_counts(removed, self.recycled, self.per_vector)
 
     def with_counts(self, visual_tokens: int, counts: Sequence[int]) -> Schedule:
-        """The schedule that keeps ``counts``, each limited to what a point can keep."""
+        """The schedule with ``counts``, each limited to the possible ones at its point."""
         before, kept, after = visual_tokens, [], []
         for count in counts:
-            # Something is removed at every point, unless there is nothing left to remove.
+            # At least one token is removed at every point, if there is one.
             count = max(1, min(count, before - 1))
             before = count + self.merged_counts(before - count)[1]
             kept.append(count)
@@ -244,15 +243,15 @@ class ScheduleInfo:
         """
         reached = self.served(visual_tokens)
         if not reached:
-            self.schedule(visual_tokens, visual_tokens)  # says why
+            self.schedule(visual_tokens, visual_tokens)  # raises with the reason
         return reached[0], reached[-1]
 
     def entering(self, keep: int, visual_tokens: int) -> tuple[int, ...] | None:
-        """The tokens of an image that enter each segment; None where only the run will tell."""
+        """The tokens of an image that enter each segment; None if they are known only in the run."""
         return (visual_tokens, *self.schedule(keep, visual_tokens).after) if self.meets_keep else None
 
     def describe(self, keep: int, visual_tokens: int) -> str:
-        """What becomes of an image, for the line a command prints."""
+        """The schedule of an image in a command's line."""
         if not self.meets_keep:
             layers = ", ".join(map(str, self.points))
             return f"{visual_tokens} visual tokens, cut behind layers {layers} to what the rank of the attention says"
@@ -278,7 +277,7 @@ class ScheduleInfo:
         return lambda f: self.with_counts(visual_tokens, [f, *(max(1, round(ratio * f)) for ratio in others)])
 
     def _ratios(self, average: float) -> list[float]:
-        """The counts of all points but the first over that of the first."""
+        """The counts of all points but the first, divided by that of the first."""
         low = max((row for row in self.ratios if row[0] <= average), default=self.ratios[0])
         high = min((row for row in self.ratios if row[0] >= average), default=self.ratios[-1])
         share = 0.0 if low[0] == high[0] else (average - low[0]) / (high[0] - low[0])
@@ -306,7 +305,7 @@ class ScheduleInfo:
 
 
 def merged_counts(removed: int, share: tuple[int, int], per_vector: int) -> tuple[int, int]:
-    """Of ``removed`` tokens, how many are merged and how many vectors they become; see :class:`ScheduleInfo`."""
+    """The numbers of merged tokens and of their vectors for ``removed`` tokens; see :class:`ScheduleInfo`."""
     numerator, denominator = share
     if removed < 1 or numerator == 0:
         return 0, 0
@@ -315,11 +314,11 @@ def merged_counts(removed: int, share: tuple[int, int], per_vector: int) -> tupl
 
 
 def nearest(make: Callable[[int], Schedule], keep: int, limit: int) -> Schedule:
-    """The schedule whose nominal average comes nearest to ``keep``, however far; see :class:`ScheduleInfo`.
+    """The schedule with the nominal average nearest to ``keep``, at any distance; see :class:`ScheduleInfo`.
 
     Args:
-        make: The schedule for a number from 1 to below ``limit``; its average must not fall with it.
-        keep: The average that is asked for.
+        make: Function of a number from 1 to below ``limit`` to a schedule whose average does not fall with it.
+        keep: The requested average.
         limit: One more than the largest number.
     """
     low, high = 1, limit - 1
@@ -334,7 +333,7 @@ def nearest(make: Callable[[int], Schedule], keep: int, limit: int) -> Schedule:
 
 
 def wrong_schedule(info: ScheduleInfo) -> Iterator[str]:
-    """What is wrong with a schedule that was read from a file, a line each, which begins with the field."""
+    """The faults of a schedule from a file, one line each, which begins with the field."""
     points, many = info.points, len(info.points)
     if list(points) != sorted(set(points)) or not points or points[0] < 0 or points[-1] >= info.depth - 1:
         yield f"points must be ascending layers from 0 to {info.depth - 2}"

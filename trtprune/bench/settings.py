@@ -1,4 +1,4 @@
-"""What a bench measures: the flags of ``trtprune bench``."""
+"""The settings of a bench: the flags of ``trtprune bench``."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ PROMPT = "What is the color of the largest shape?"
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is measured, against what, and how often.
+    """The settings of a bench.
 
     Attributes:
         keeps: Budgets; None: a third and a ninth of all tokens, and as built.
         methods: ``adafv,divprune:center=true``, or ``all``; None: as built.
         others: Engine directories of other methods; see :class:`trtprune.variants.Variants`.
         clip: The CLIP checkpoint of the vision tower, for methods that read its text.
-        against: Peers that are measured in the same run: some of :data:`PEERS`.
-        checkpoint: The checkpoint of the peer, or where the directory's weights cannot stand for it.
-        image: The picture; None: a generated scene.
+        against: Peers in the same run, names of :data:`PEERS`.
+        checkpoint: The checkpoint of the peer, or of a directory whose weights differ from it.
+        image: The image; None: a generated scene.
         prompt: The question.
-        rounds: Rounds that count; in each round everything is run once.
-        warmup: Rounds before those.
+        rounds: Number of counted rounds; every cell runs once per round.
+        warmup: Number of rounds before these.
         tokens: The length of every answer in tokens.
         seed: The seed of the order in each round.
-        memory: Whether each is run once more in a process of its own, for its peak of memory.
+        memory: Whether each build also runs in a process of its own, for its peak of memory.
         running: Provider, threads and checks.
 
     Raises:
@@ -68,5 +68,5 @@ class BenchSettings:
 
     @property
     def build_options(self) -> Mapping[str, Any] | None:
-        """What the builds of other methods are to have beside their method."""
+        """Options of the builds of other methods, beside the method."""
         return {"clip": self.clip} if self.clip else None

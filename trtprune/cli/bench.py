@@ -1,4 +1,4 @@
-"""The command ``trtprune bench``: what every method and budget takes, and how fast that makes it."""
+"""The command ``trtprune bench``: time, memory and work of every method and budget."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAINST, MEASURING = "Peers", "Measuring"
 
 
 def check_writable(flag: str, path: Path | None) -> None:
-    """Refuses a file that could not be written, before there is anything to write.
+    """Refuses a file that cannot be written, before any work.
 
     Raises:
         InputError: naming the flag.

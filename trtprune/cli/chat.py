@@ -1,4 +1,4 @@
-"""``trtprune chat``: a conversation about pictures in the terminal, or a question a line from a pipe."""
+"""``trtprune chat``: a conversation about images in the terminal, or with one question per line from a pipe."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _piped() -> str | None:
     """The next line of a pipe; None at its end.
 
     Raises:
-        InputError: for a line that is no text, or without end.
+        InputError: for a line that is not text, or too long.
     """
     line = sys.stdin.buffer.readline(MAX_LINE + 1)
     if len(line) > MAX_LINE:
@@ -104,13 +104,13 @@ def _piped() -> str | None:
 
 
 class Talk:
-    """One session: what is typed, and what is said to it.
+    """One session: the user's lines and the answers.
 
     Args:
-        vlm: What answers.
-        images: Pictures to begin with; none is a start, too.
-        settings: Of :meth:`trtprune.runtime.conversation.Conversation.ask`, and ``system``.
-        load: Gives the pictures of ``/image``.
+        vlm: The model.
+        images: Images of the first conversation; may be empty.
+        settings: Arguments of :meth:`trtprune.runtime.conversation.Conversation.ask`, and ``system``.
+        load: Function that loads the images of ``/image``.
     """
 
     def __init__(
@@ -128,18 +128,18 @@ class Talk:
         self.ended = False
 
     def describe(self) -> str:
-        """Pictures and budget, in a few words."""
+        """Images and budget, in a few words."""
         count = len(self._images)
         pictures = "no picture yet: /image FILE" if not count else f"{count} picture{'s' * (count > 1)}"
         info, keep = self._vlm.config, self._settings["keep"]
         return f"{pictures}, {keep or info.pruning.keep} of {info.model.visual_tokens} visual tokens each"
 
     def run(self, read: Callable[[], str | None], *, patient: bool) -> bool:
-        """Takes lines until they end; whether all of them were answered.
+        """Processes lines until they end; whether all of them were answered.
 
         Args:
-            read: Gives the next line, None at the end.
-            patient: Somebody types: an interrupt ends an answer or a line, and not the session.
+            read: Returns the next line, None at the end.
+            patient: Whether a person types: an interrupt then ends an answer or a line, not the session.
         """
         good = True
         while not self.ended:
@@ -158,7 +158,7 @@ class Talk:
         return good or patient
 
     def take(self, line: str) -> None:
-        """One line: a question, or a command.  A space in front makes a question of what begins with a slash."""
+        """Processes one line, a question or a command.  A question that begins with a slash needs a space in front."""
         if line.startswith("/"):
             self._command(line)
         elif line.strip():
@@ -208,5 +208,5 @@ class Talk:
                 raise InputError(f"/keep {text[:50]}: must be a whole number", hint="such as /keep 64") from None
             self._settings["keep"] = self._vlm.check_keep(keep)
             if not self._settings["repick"]:
-                self._chat = None  # a selection that stays is made anew with a new conversation only
+                self._chat = None  # only a new conversation selects again
         logger.info("%s", self.describe())

@@ -259,7 +259,7 @@ def compare(directory: Path, flags: _Flags, report: Path | None, plot: Any, as_j
         passed = _numbers(directory, flags, out)
     runtime = time.perf_counter() - start
     if passed:
-        # Answers are compared with those of other settings: without a bar that they must reach, nothing was asserted.
+        # Answers are compared with those of other settings: without a required agreement, nothing was asserted.
         asserted = flags.against != UNPRUNED or flags.min_agreement is not None
         logger.info("[I] %s | Runtime: %.3fs | Command: %s", "PASSED" if asserted else "DONE", runtime, command)
     else:
@@ -315,7 +315,7 @@ def _numbers(directory: Path, flags: _Flags, out: _Output) -> bool:
 
 
 def _question(flags: _Flags) -> Question | None:
-    """The real input, if one was given."""
+    """The real input, if given."""
     if not flags.images and not flags.prompts:
         return None
     if not flags.images or len(flags.prompts) != 1:

@@ -1,4 +1,4 @@
-"""What the commands share: logging to stderr, results to stdout, errors as one line and a hint."""
+"""The common part of the commands: logging to stderr, results to stdout, errors as one line and a hint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = [
 INTERRUPTED = "trtprune: interrupted; nothing was left half-written"
 
 BUILD_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "huggingface_hub", "gguf")
-"""What an installation that only runs engine directories may lack, such as the runtime image's."""
+"""Packages that an installation for running only, such as the runtime image's, may lack."""
 PACKAGES = {name: name.replace("_", "-") for name in BUILD_PACKAGES} | {
     "numpy": "numpy",
     "PIL": "Pillow",
@@ -66,11 +66,11 @@ PACKAGES = {name: name.replace("_", "-") for name in BUILD_PACKAGES} | {
     "tensorrt_rtx": "trtprune[tensorrt-rtx]",
     "lmms_eval": "trtprune[lmms]",
 }
-"""Module → what brings it, a package or an extra of this one."""
+"""Module → the package that brings it, or an extra of this one."""
 
 
 class Group(click.Group):
-    """A click group whose commands end in exit code 1 and one clear line on an expected failure.
+    """A click group whose commands end an expected failure with one clear line and exit code 1.
 
     Errors of usage look like all others, and exit with 2.
     """
@@ -78,7 +78,7 @@ class Group(click.Group):
     command_class = Command
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """As click's."""
+        """As in click, with our errors."""
         with _usage_errors():
             return super().make_context(*args, **extra)
 
@@ -108,7 +108,7 @@ class Group(click.Group):
         except (OSError, UnicodeEncodeError) as error:
             fault = output_fault(error)
             drop_stdout()
-            if fault is None:  # The reader of our output (head, less) has gone; that is its right.
+            if fault is None:  # The reader of our output (head, less) has closed the pipe, which is fine.
                 sys.exit(1)
             fail(fault, error)
         finally:
@@ -117,7 +117,7 @@ class Group(click.Group):
 
 
 class _Usage(click.UsageError):
-    """An error of usage that is printed as our errors are."""
+    """An error of usage, printed like our errors."""
 
     def __init__(self, error: click.UsageError, command: click.Context | None) -> None:
         context = error.ctx or command
@@ -132,7 +132,7 @@ class _Usage(click.UsageError):
             self._hint = f"did you mean {' or '.join(possible)}?  See {asked}" if possible else asked
 
     def format_message(self) -> str:
-        """Without the possibilities, which are in the hint."""
+        """The message without click's suggestions, which are in the hint."""
         return self._message
 
     def show(self, file: Any = None) -> None:
@@ -143,7 +143,7 @@ class _Usage(click.UsageError):
 
 
 def _commands_with(flag: str, context: click.Context | None) -> str:
-    """The other commands that have a flag, such as ``trtprune build or export``; a method, for example, is built in."""
+    """The other commands with a flag, for instance ``trtprune build or export`` for ``--method``."""
     if not flag or context is None:
         return ""
     root = context.find_root()
@@ -159,13 +159,13 @@ def _usage_errors() -> Iterator[None]:
     except _Usage:
         raise
     except click.UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # No error: the help, asked for by giving nothing.
+        if type(error).__name__ == "NoArgsIsHelpError":  # Not an error: the help, without arguments.
             raise
         raise _Usage(error, click.get_current_context(silent=True)) from None
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
-    # As an exception, so that staging directories and locks are cleaned up on the way out.
+    # As an exception, so that staging directories and locks are cleaned up.
     raise SystemExit(128 + signum)
 
 
@@ -249,7 +249,7 @@ def _configure(level: int, log_file: Path | None) -> None:
 
 
 class TerminalReporter:
-    """``report(component, message)`` logs a line; ``report.live(text)`` changes the text behind the spinner."""
+    """``report(component, message)`` logs a line; ``report.live(text)`` changes the text beside the spinner."""
 
     def __init__(self, title: str, status: Any = None) -> None:
         self._title, self._status = title, status
@@ -257,14 +257,14 @@ class TerminalReporter:
 
     @property
     def moving(self) -> bool:
-        """Whether there is a line on a terminal that :meth:`live` changes."""
+        """Whether :meth:`live` has a line on a terminal."""
         return self._status is not None
 
     def __call__(self, component: str, message: str) -> None:
         logger.info("%-9s %s", component, message)
 
     def live(self, text: str) -> None:
-        """Says what is being done now; often called, seldom shown. An empty text leaves the title."""
+        """Shows the current step; often called, seldom shown. An empty text leaves the title."""
         if self._status is not None and (not text or time.perf_counter() - self._shown > 0.1):
             self._shown = time.perf_counter()
             self._status.update(one_line(f"{self._title}: {text}" if text else self._title, 100))
@@ -272,7 +272,7 @@ class TerminalReporter:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[TerminalReporter]:
-    """Yields ``report(component, message)``: a line a component, behind a live spinner on a terminal."""
+    """Yields ``report(component, message)``: one line per component, with a live spinner on a terminal."""
     start = time.perf_counter()
     with spinner(title) as reporter:
         yield reporter
@@ -281,7 +281,7 @@ def progress(title: str) -> Iterator[TerminalReporter]:
 
 @contextlib.contextmanager
 def spinner(title: str) -> Iterator[TerminalReporter]:
-    """A spinner on a terminal while something takes its time, and nothing elsewhere or with ``--quiet``."""
+    """A spinner on a terminal during slow work, and nothing elsewhere or with ``--quiet``."""
     if sys.stderr.isatty() and not is_quiet():
         with stderr_console().status(title) as status:
             yield TerminalReporter(title, status)

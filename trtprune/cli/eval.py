@@ -1,4 +1,4 @@
-"""The command ``trtprune eval``: what a method and a budget cost in right answers."""
+"""The command ``trtprune eval``: the cost of a method and a budget in right answers."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def evaluate(directory: Path, data: str, output: Path | None, as_json: bool, set
     from trtprune.eval.table import describe_examples, show_evaluation
 
     folder = output or Path(f"{directory.resolve().name}-eval")
-    # Starting anew is meant once: the command that goes on must not throw away what this one answered.
+    # --force is meant once: the command to continue must not discard this run's answers.
     again = shlex.join(["trtprune", *(word for word in sys.argv[1:] if word != "--force")])
     try:
         command = shlex.join(["trtprune", *sys.argv[1:]])

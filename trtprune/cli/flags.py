@@ -1,5 +1,7 @@
-"""click as this command line uses it: other spellings of a flag that help does not list, flags with an optional value,
-options in groups.  No command, no heavy import."""
+"""Additions to click: aliases of flags that help does not list, flags with an optional value, options in groups.
+
+No command, no heavy import.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,10 @@ class Option(click.Option):
     """A click option.
 
     Args:
-        aliases: Further spellings that are taken and not listed in help.
-        group: The heading it stands under in help.
-        bare: The flag's value where none is given with it, which makes one optional. An engine directory is never taken
-            for the value, so that ``--json OUT`` is the flag and the argument.
+        aliases: Further accepted spellings, not listed in help.
+        group: Its heading in help.
+        bare: The flag's value if none is given, which makes the value optional. An engine directory is never taken for
+            the value, so that ``--json OUT`` is the flag and the argument.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Option(click.Option):
         super().__init__(declarations, **settings)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """As click's, with the aliases."""
+        """As in click, with the aliases."""
         listed, self.opts = self.opts, [*self.opts, *self.aliases]
         try:
             super().add_to_parser(parser, ctx)
@@ -52,7 +54,7 @@ class Option(click.Option):
             self.opts = listed
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """As click's, with an optional value in brackets."""
+        """As in click, with an optional value in brackets."""
         record = super().get_help_record(ctx)
         if record is None or self.bare is None:
             return record
@@ -64,7 +66,7 @@ Options = tuple[Callable[[Any], Any], ...]
 """Options of a command, or decorators that bring several, in the order of help."""
 
 option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Option)
-"""``click.option`` with what :class:`Option` adds."""
+"""``click.option`` with :class:`Option`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Command(click.Command):
     """A click command whose help lists its options in groups."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click's; see ``bare`` of :class:`Option`."""
+        """As in click; see ``bare`` of :class:`Option`."""
         optional = {
             name
             for parameter in self.params
@@ -113,22 +115,22 @@ class Command(click.Command):
         end = args.index("--") if "--" in args else len(args)
         pairs = list(enumerate(itertools.pairwise(args[:end])))
         alone = [at for at, (word, after) in pairs if word in optional and (Path(after) / "config.json").is_file()]
-        # With nothing behind it a flag is not given a value.
+        # A flag at the end has no value.
         kept = [word for place, word in enumerate(args[:end]) if place not in alone]
         return super().parse_args(ctx, [*kept, *(args[place] for place in alone), *args[end:]])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options, a section a group, in the order in which groups first occur; output and logging last."""
+        """Writes the options, one section per group in the order of the groups; output and logging last."""
         for group, options in grouped(self, ctx).items():
             with formatter.section("Logging and help" if group == LOGGING else group):
                 formatter.write_dl([record for each in options if (record := each.get_help_record(ctx)) is not None])
 
 
 def grouped(command: click.Command, ctx: click.Context) -> dict[str, list[click.Option]]:
-    """Heading → the options that help lists under it."""
+    """Heading → its options in help."""
     groups: dict[str, list[click.Option]] = {}
     for parameter in command.get_params(ctx):
-        # Newer releases of click have records of arguments, too, which the usage line names.
+        # Newer releases of click also have records of arguments; the usage line names those.
         if isinstance(parameter, click.Option) and not parameter.hidden:
             group = LOGGING if "--help" in parameter.opts else getattr(parameter, "group", MORE)
             groups.setdefault(group, []).append(parameter)

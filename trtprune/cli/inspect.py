@@ -1,4 +1,4 @@
-"""``inspect``: what an engine directory holds, as facts and as text."""
+"""``inspect``: the content of an engine directory, as facts and as text."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _pictures(made: EngineDir) -> dict[str, Any]:
-    """What a picture takes of the cache at the build's own budget, and how many of them a prompt can hold.
+    """An image's room in the cache at the build's own budget, and the largest number of images in a prompt.
 
     ``tokens_by_segment`` are its tokens in each segment of a decoder that is cut, and None where they are not known
     before the run.  A prompt holds as many pictures as leave it a token of text; what is left is
@@ -106,7 +106,7 @@ def _pictures(made: EngineDir) -> dict[str, Any]:
     layers: list[int] = [kv.num_layers]
     tokens: list[int] | None = [pruning.keep]
     if pruning.schedule is not None:
-        # All of a picture enters the first segment, and that is what a prompt has to have room for.
+        # A whole image enters the first segment, so a prompt needs room for that.
         entering = pruning.schedule.entering(pruning.keep, total)
         layers, tokens, held = list(kv.segment_layers), None if entering is None else list(entering), total
     places = total if pruning.positions == "original" else held
@@ -132,7 +132,7 @@ def render(facts: dict[str, Any]) -> str:
     from rich.console import Console
 
     out = StringIO()
-    # Not on a terminal there is no width to keep to, and a path cut in two is of no use to grep.
+    # Outside of a terminal there is no width, and grep could not find a wrapped path.
     columns = shutil.get_terminal_size((160, 0)).columns
     console = Console(file=out, width=max(80, columns), highlight=False, markup=False, emoji=False)
     for table in _tables(facts):
@@ -237,18 +237,18 @@ def _count(number: int, noun: str) -> str:
 
 
 def _ranges(profile: dict[str, list[list[int]]]) -> str:
-    """One line a tensor, smallest, typical and largest shape; all layers' caches are one line."""
+    """One line per tensor with its smallest, typical and largest shape; all layers' caches are one line."""
     lines: dict[str, str] = {}
     for name, shapes in profile.items():
         short = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        # Of three sizes that are one, one is enough.
+        # Three equal sizes are printed once.
         sizes = dict.fromkeys("x".join(map(str, shape)) for shape in shapes)
         lines.setdefault(short, f"{short} {' '.join(sizes)}")
     return "\n".join(lines.values())
 
 
 def _specs(specs: list[dict[str, Any]]) -> str:
-    """One line a tensor; the two caches of 32 layers are one line."""
+    """One line per tensor; the two caches of all layers are one line."""
     lines, seen = [], set()
     for spec in specs:
         name = ".".join("*" if part.isdigit() else part for part in spec["name"].split("."))

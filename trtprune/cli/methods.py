@@ -1,4 +1,4 @@
-"""``trtprune methods``: what each pruning method needs, takes and returns."""
+"""``trtprune methods``: inputs, options and outputs of each pruning method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 118
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """A method a row, for ``--json``."""
+    """One entry per method, for ``--json``."""
     return [
         {
             "name": method.name,

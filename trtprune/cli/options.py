@@ -1,6 +1,6 @@
-"""The options that commands share, under one spelling each, and the types of their values; no command, no heavy import.
+"""Options of several commands, with one spelling each, and the types of their values; no command, no heavy import.
 
-A spelling that was once used is kept as an alias, which help does not list.
+Earlier spellings are kept as aliases, which help does not list.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MODEL, PRUNING, RUNNING = "Model", "Pruning", "Running"
 
 
 class _EngineDirectory(click.Path):
-    """A path, or the hub's ``owner/name``, which ``./owner/name`` is not: a :class:`Path` forgets the difference."""
+    """A path, or the hub's ``owner/name``; ``./owner/name`` is a path, but a :class:`Path` loses the difference."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
@@ -108,10 +108,10 @@ CLIP = option(
 
 
 def keeps_option(default: str) -> Any:
-    """``--keep 64,16`` or ``--keep 64 --keep 16``: a tuple of budgets, None where none is given.
+    """``--keep 64,16`` or ``--keep 64 --keep 16``: a tuple of budgets; None without the flag.
 
     Args:
-        default: What is taken then, for the help.
+        default: The default in words, for the help.
     """
 
     def join(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int, ...], ...]) -> Any:
@@ -122,7 +122,7 @@ def keeps_option(default: str) -> Any:
 
 
 def others_option(verb: str) -> Any:
-    """``--with DIRECTORY``, repeatable: engine directories that are ``verb``, such as "asked", beside the first."""
+    """``--with DIRECTORY``, repeatable: further engine directories that are ``verb``, e.g. "asked"."""
     return option(
         "--with",
         "others",
@@ -134,7 +134,7 @@ def others_option(verb: str) -> Any:
 
 
 def methods_option(text: str) -> Any:
-    """``--methods A,B`` or ``--methods A --methods B``: one text ``A,B``, None where none is given.
+    """``--methods A,B`` or ``--methods A --methods B``: one text ``A,B``; None without the flag.
 
     Args:
         text: Help.
@@ -155,7 +155,7 @@ def methods_option(text: str) -> Any:
 
 
 class Picture(click.ParamType):
-    """A file; True stands for the flag alone."""
+    """A file; True for the flag alone."""
 
     name = "file"
 
@@ -164,7 +164,7 @@ class Picture(click.ParamType):
 
 
 def plot_options(text: str) -> Any:
-    """``--plot``, ``--plot FILE`` and ``--no-plot``: ``plot`` is True, a path or False; None where neither is given.
+    """``--plot``, ``--plot FILE`` and ``--no-plot``: ``plot`` is True, a path or False; None without a flag.
 
     Args:
         text: Help of ``--plot``.

@@ -1,6 +1,6 @@
-"""The command line. Commands only: parsing, and printing what the library returns.
+"""The command line. Commands only: parsing, and printing of the library's results.
 
-Every import that costs time is inside a command, so that ``--help`` is instant.
+Slow imports are inside the commands, so that ``--help`` is instant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``trtprune run``: questions about pictures, one by one or from a file."""
+"""``trtprune run``: questions about images, one by one or from a file."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def _check_output(file: _File, stream: bool, as_json: bool) -> None:
 def _answer_file(
     made: EngineDir, directory: Path, file: _File, settings: dict[str, Any], loading: Loading, as_json: bool
 ) -> None:
-    """``--requests``: everything that can be judged is judged before the model is loaded."""
+    """``--requests``: all possible checks come before the model is loaded."""
     from trtprune.cli.answer_file import AnswerFile, fingerprint
     from trtprune.cli.running import answer_rows, open_vlm
     from trtprune.compiler.budget import check_keep
@@ -274,7 +274,7 @@ def _answer_file(
                 logger.info("%-9s %d of %d rows were answered before", "answers", done, survey.rows)
         tally = Tally(rows, survey.rows, done)
         vlm = open_vlm(directory, loading)
-        # On a terminal the answers themselves show how far it is.
+        # On a terminal the answers themselves show the progress.
         watched = stack.enter_context(Meter(survey.rows, done, terminal=_bar_wanted(output)))
         try:
             for answered in answer_rows(vlm, todo, file.batch_size, settings):
@@ -295,7 +295,7 @@ def _answer_file(
 
 
 def _behind(rows: Iterator[RequestRow], file: AnswerFile) -> tuple[Iterator[RequestRow], int]:
-    """The rows that have no answer yet, and how many have."""
+    """The rows without an answer, and the number of answered ones."""
     done = 0
     for row in rows:
         if not file.has(row.id):
@@ -314,12 +314,12 @@ def _write(answered: Answered, file: AnswerFile | None, as_json: bool) -> None:
     elif as_json:
         echo_json(answered.to_json())
     else:
-        # A line in its place, so that answers and requests stay side by side.
+        # An empty line in its place, so that answers and requests have the same line numbers.
         echo(answered.result.text if answered.result is not None else "")
 
 
 class Tally:
-    """What was answered of a request file, and how it ends."""
+    """Counts of a request file's answers and errors, for the closing line."""
 
     def __init__(self, rows: RequestFile, total: int, done: int) -> None:
         self._rows, self.total, self.done = rows, total, done
@@ -328,7 +328,7 @@ class Tally:
         self._tokens = self._visual = self._kept = 0
 
     def count(self, answered: Answered) -> None:
-        """One more row."""
+        """Counts one more row."""
         self.done += 1
         if answered.result is None:
             self._failed += 1
@@ -339,11 +339,11 @@ class Tally:
             self._kept += answered.result.kept_tokens
 
     def to_json(self) -> dict[str, int]:
-        """Rows of the file, those that have a line by now, and of those written now the ones that are errors."""
+        """Numbers of rows in the file, of rows with a line, and of errors in this run."""
         return {"rows": self.total, "done": self.done, "failed": self._failed}
 
     def close(self) -> None:
-        """Says what it came to; raises InputError if a row was not answered."""
+        """Prints the closing line; raises InputError if a row was not answered."""
         from trtprune.compiler.budget import describe_budget
 
         fresh, seconds = self.done - self._before, time.perf_counter() - self._start

@@ -1,4 +1,4 @@
-"""What ``trtprune run`` does, between the command line and the runtime."""
+"""The work of ``trtprune run``, between the command line and the runtime."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def open_vlm(directory: Path, loading: Loading) -> Vlm:
 
 
 def check_settings(given: Mapping[str, Any]) -> None:
-    """Judges settings of an answer before a model is loaded.
+    """Checks settings of an answer before a model is loaded.
 
     Raises:
         InputError: naming the flag.
@@ -70,10 +70,10 @@ def check_settings(given: Mapping[str, Any]) -> None:
 
 
 def pictures(sources: Sequence[str], loading: Loading) -> list[Image.Image]:
-    """The pictures of ``--image``, from files, addresses or standard input: read before the model is loaded.
+    """The images of ``--image``, from files, addresses or standard input, read before the model is loaded.
 
     Raises:
-        InputError: naming the first that cannot be read.
+        InputError: naming the first unreadable one.
     """
     from trtprune.runtime.pictures import load_picture, max_pixels_from
     from trtprune.runtime.sources import read_stream
@@ -105,7 +105,7 @@ def _said(vlm: Vlm, results: Sequence[Result]) -> None:
 
 
 def describe_speed(result: Result) -> str:
-    """Such as ``12 tokens: the first after 210 ms, then 35.1 a second``."""
+    """The speed in words: ``12 tokens: the first after 210 ms, then 35.1 a second``."""
     count = len(result.token_ids)
     first = f"the first after {result.time_to_first_token_ms:.0f} ms"
     if count < 2:
@@ -114,7 +114,7 @@ def describe_speed(result: Result) -> str:
 
 
 def _closing(vlm: Vlm, result: Result) -> None:
-    """What one answer took, on stderr."""
+    """Prints the time of one answer on stderr."""
     _said(vlm, [result])
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in result.timings.items())
     logger.debug("ms: %s; %d tokens of prompt", stages, result.prompt_tokens)
@@ -124,7 +124,7 @@ def _closing(vlm: Vlm, result: Result) -> None:
 def answer_one(
     vlm: Vlm, images: Sequence[Any], prompt: str, arguments: Mapping[str, Any], stream: bool
 ) -> Iterator[Result]:
-    """One question; with ``stream`` the pieces are printed as they come."""
+    """Answers one question; with ``stream`` the pieces are printed at once."""
     if stream:
         pieces = vlm.stream(list(images), prompt, **arguments)
         for piece in pieces:
@@ -140,7 +140,7 @@ def answer_one(
 def answer_turns(
     vlm: Vlm, images: Sequence[Any], prompts: Sequence[str], arguments: Mapping[str, Any], repick: bool
 ) -> Iterator[Result]:
-    """Several questions about the same pictures, one after the other."""
+    """Answers several questions about the same images, one after another."""
     settings = dict(arguments)
     settings.pop("raw_prompt", None)
     chat = vlm.chat(list(images), system=settings.pop("system", None))
@@ -152,7 +152,7 @@ def answer_turns(
 
 @dataclass(frozen=True)
 class Answered:
-    """A row of a request file and its answer, or why there is none."""
+    """A row of a request file and its answer, or the reason without one."""
 
     row: RequestRow
     result: Result | None
@@ -170,13 +170,13 @@ class Answered:
 def answer_rows(
     vlm: Vlm, rows: Iterable[RequestRow], batch_size: int | None, arguments: Mapping[str, Any]
 ) -> Iterator[Answered]:
-    """The rows of a request file, in its order, ``batch_size`` of them at a time.
+    """Answers the rows of a request file in order, ``batch_size`` of them at a time.
 
-    None takes :data:`BATCH_SIZE`, or as many as the engines were built for, if that is fewer.  A row that cannot be
-    answered gives its error; the others of its batch are answered all the same.
+    None means :data:`BATCH_SIZE`, or the engines' limit, if that is lower.  A row that cannot be answered gives its
+    error; the others of its batch are answered all the same.
 
     Raises:
-        InputError: for a ``batch_size`` above what the engines were built for, before any row is answered.
+        InputError: for a ``batch_size`` above the engines' limit, before any row is answered.
     """
     if batch_size is not None:
         vlm.pipeline.check_batch(batch_size)
@@ -210,7 +210,7 @@ def _answer(
         except (InputError, BudgetError) as error:
             if len(good) == 1:
                 found[good[0].number] = error
-            else:  # which of them it is, and the others' answers
+            else:  # one by one: finds the failing row, and answers the others
                 for row, request in zip(good, requests, strict=True):
                     try:
                         found[row.number] = vlm.generate_batch([request], **settings)[0]

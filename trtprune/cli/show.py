@@ -1,4 +1,4 @@
-"""The command ``trtprune show``: what methods keep of a picture, and what is answered then."""
+"""The command ``trtprune show``: pictures of kept tokens, with the answers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def show(directory: Path, flags: _Flags, output: Path | None, font: Path | None,
     from trtprune.show.fonts import check_font
     from trtprune.variants import Variants, split_methods, warnings_only
 
-    # A name, font or picture that is wrong should not cost the loading of a model.
+    # A wrong name, font or image is reported before a model is loaded.
     path = output or DEFAULT
     drawing.check_output(path)
     check_font(font)

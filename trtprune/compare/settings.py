@@ -24,7 +24,7 @@ class Question:
 
 
 class CompareKeywords(TypedDict, total=False):
-    """The settings of a comparison as keyword arguments; :class:`CompareSettings` says what each is."""
+    """The settings of a comparison as keyword arguments; :class:`CompareSettings` describes them."""
 
     components: Sequence[str]
     checkpoint: str | None
@@ -46,7 +46,7 @@ class CompareSettings:
 
     Attributes:
         components: Names of components; empty: all that both sides have.
-        checkpoint: Directory, alias or hub id of the checkpoint, for transformers; None: as recorded.
+        checkpoint: Directory, alias or hub id of the checkpoint, for transformers; None: the recorded one.
         draw: Settings of random inputs, and the budget and number of decode steps of real ones.
         question: A real input instead of random ones.
         load_inputs: Saved inputs of one component instead.

@@ -79,8 +79,8 @@ def build(
         model: Alias (``"llava-1.5-7b"``, ``"demo"``), hub id, or directory of a transformers checkpoint; or, alone, a
             :class:`~trtprune.compiler.request.BuildRequest`.
         output: The directory to write; it appears whole or not at all.
-        report: Called with (component, what happened) as work proceeds; by default these lines go to the logger
-            ``trtprune``, and downloads draw a bar where stderr is a terminal or a notebook.
+        report: Called with (component, message) during the work; by default these lines go to the logger ``trtprune``,
+            and downloads draw a bar in a terminal or notebook.
         **settings: The other fields of :class:`~trtprune.compiler.request.BuildRequest`, which says what each of them
             is: ``keep``, ``keep_range``, ``method``, ``options``, ``backend``, ``dtype``, ``force``, …
 
@@ -126,7 +126,7 @@ def _build(request: BuildRequest, report: Reporter) -> EngineDir:
 
 
 def _reusable(target: Path, plan: Plan) -> EngineDir | None:
-    """The finished build at ``target``, if it is this one; None if the place is free."""
+    """The finished build at ``target``, if it is the same one; None if the place is free."""
     if not (target / CONFIG_NAME).exists():
         return None
     try:
@@ -203,7 +203,7 @@ def _write_graphs(
         name = part.name
         relative = f"onnx/{name}.onnx"
         describe(graph, plan, name)
-        # OpenVINO has no functions in its graphs; TensorRT finds its plugins by theirs.
+        # OpenVINO's graphs cannot have functions; TensorRT finds its plugins by the functions' names.
         graph.save(staging / relative, inline=plan.backend == "onnxruntime" and plan.provider == "openvino")
         inputs, outputs, locations, nodes = _read_back(staging / relative)
         used |= locations
@@ -289,7 +289,7 @@ def _built_with(plan: Plan) -> dict[str, str]:
 
 
 def _read_back(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], set[str], int]:
-    """What the file itself says: the config cannot disagree with the graph it describes."""
+    """Facts from the written file itself, so that the config cannot differ from its graph."""
     import onnx
 
     model = read_graph(path)
@@ -310,14 +310,14 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], report: Repo
         if not location.startswith("weights/") or "/" in name:
             raise BuildError(f"graph refers to {location!r}, which is not in weights/", hint="report this as a bug")
     folder = staging / WEIGHTS
-    # The files of a quantised build are there already.
+    # The files of a quantised build exist already.
     missing = {name: _weight_file(plan, name) for name in names if not (folder / name).exists()}
     outcome = place_weights(missing, folder, plan.request.weights)
     size = sum((folder / name).stat().st_size for name in names)
     files = {}
     for name in names:
         files[f"{WEIGHTS}/{name}"] = digest_weights(folder / name)
-        # Beyond this, hashing would take longer than the build; files says which kind it holds.
+        # Above this, hashing would take longer than the build; the digest names its kind.
         if size <= FULL_CHECK_BYTES:
             files[f"{WEIGHTS}/{name}"] += " " + digest_file(folder / name)
     report("weights", f"{size / 1e6:,.0f} MB {outcome or 'in all'}")
@@ -325,14 +325,14 @@ def _place_weights(plan: Plan, staging: Path, locations: list[str], report: Repo
 
 
 def _weight_file(plan: Plan, name: str) -> Path:
-    """Where the file lies that a graph calls ``name``."""
+    """The path of the weight file that graphs call ``name``."""
     if plan.clip is not None and name in plan.clip.files:
         return plan.clip.checkpoint.weight_file(plan.clip.files[name])
     return plan.checkpoint.weight_file(name)
 
 
 def _place_texts(plan: Plan, staging: Path) -> dict[str, str]:
-    # With the model's own config beside its weights a build can be built from: with another method, say.
+    # With the model's own config beside its weights a build can be the source of another build.
     (staging / MODEL_CONFIG).write_text(json.dumps(plan.checkpoint.config, indent=2) + "\n", encoding="utf-8")
     files = {MODEL_CONFIG: digest_file(staging / MODEL_CONFIG)}
     if plan.clip is not None:

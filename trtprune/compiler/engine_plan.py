@@ -1,4 +1,4 @@
-"""What TensorRT engines must serve: the GPUs, the limits of every input, and a decoder's stages.  Builds nothing."""
+"""The plan of TensorRT engines: GPUs, limits of every input, and a decoder's stages.  Builds nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Target:
     """The library that builds, and the GPUs it builds for.
 
     Attributes:
-        version: Of the library.
-        build: For the builder, ``("sm89",)`` or ``("current",)``.
-        names: For the config: the same, with the GPU that is current by its capability.
-        plugins: Name → version of the plugins that its parser takes where a graph has their operator.
+        version: Version of the library.
+        build: Targets for the builder, ``("sm89",)`` or ``("current",)``.
+        names: The same for ``config.json``, with the current GPU's capability.
+        plugins: Name → version of the plugins that its parser uses for operators of a graph.
     """
 
     version: str
@@ -41,7 +41,7 @@ class EnginePlan:
     limits: Limits
 
     def identity(self) -> dict[str, Any]:
-        """What the engines depend on beyond the graphs, for the digest of a build."""
+        """The facts behind the engines beyond the graphs, for the digest of a build."""
         return {
             "options": self.options.identity(),
             "target": vars(self.target),
@@ -50,7 +50,7 @@ class EnginePlan:
 
 
 def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: str | None = None) -> Target:
-    """The installed library and what it is to build for.
+    """The installed library and its targets.
 
     Raises:
         BackendError: if the library or a GPU it needs is missing, or a plugin library does not fit.
@@ -67,14 +67,14 @@ def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: 
     build = resolve_targets(options.compute_capability, backend, served_capabilities(trt), gpus, library)
     names = (f"sm{gpus[0].sm}",) if build == ("current",) and gpus[0].sm else build
     check_dtype(dtype, weight_dtype, options.attention, names, backend)
-    get_log(trt)  # the first logger TensorRT is given stays, so let it be this one
+    get_log(trt)  # TensorRT keeps its first logger, so this one must be first
     return Target(trt.__version__, build, names, register_plugins(trt))
 
 
 def plan_engines(
     options: EngineOptions, target: Target, spec: ModelSpec, info: PruningInfo, max_seq_len: int | None
 ) -> EnginePlan:
-    """The limits of the engines; the capacity is ``max_seq_len``, or follows from them.
+    """The limits of the engines; the capacity is ``max_seq_len``, or follows from the limits.
 
     Raises:
         BuildError, BudgetError: for limits no engine can serve.
@@ -102,7 +102,7 @@ def plan_engines(
 
 
 def find_stages(info: PruningInfo, visual_tokens: int) -> tuple[Stage, ...]:
-    """What becomes of an image in the segments of a decoder that prunes, over all budgets; empty for other methods."""
+    """The ranges of an image's tokens in the segments of a decoder, over all budgets; empty for other methods."""
     schedule = info.schedule
     if schedule is None:
         return ()
@@ -113,7 +113,7 @@ def find_stages(info: PruningInfo, visual_tokens: int) -> tuple[Stage, ...]:
         merged = zip(names, schedule.merged_counts(before - kept), strict=True)
         return {"keep": kept, **{name: n for name, n in merged if n}}
 
-    # Each budget's way through the segments: tokens that enter, and what the point behind is told.
+    # Each budget's numbers in the segments: entering tokens, and the inputs of the prune point behind.
     ways: list[list[tuple[int, dict[str, int]]]] = []
     if schedule.ranked:  # anything from one token on, one less at each point at the most
         for before, kept in ((visual_tokens, visual_tokens // 4), (visual_tokens, 1), (2, 1)):

@@ -1,4 +1,4 @@
-"""The TensorRT half of ``build``: an engine for every graph of the chain, as ``engine_plan`` decided.
+"""The TensorRT half of ``build``: an engine for every graph of the chain, by the plan of ``engine_plan``.
 
 Orchestrates ``backends.tensorrt``; knows no model and no method.
 """
@@ -35,16 +35,16 @@ def build_engines(
     """An engine for each component, in ``staging/engines/``.
 
     Args:
-        plan: With ``engines``.
-        components: Of the graphs in ``staging/onnx/``.
-        staging: The directory being written.
+        plan: A plan with ``engines``.
+        components: Components of the graphs in ``staging/onnx/``.
+        staging: The directory that is written.
         report: Takes a line an engine, and what is being done now.
 
     Returns:
-        The components with their engines, the digests of the engine files, and how they were built.
+        The components with their engines, the digests of the engine files, and their build settings.
 
     Raises:
-        BackendError, BuildError: naming the component and what TensorRT says.
+        BackendError, BuildError: naming the component, with TensorRT's message.
     """
     from trtprune.backends.tensorrt.building import BuilderSettings, TimingCache, build_engine
     from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
@@ -64,7 +64,7 @@ def build_engines(
         start = time.perf_counter()
         relative = f"engines/{component.name}.engine"
         proto = read_onnx(staging / component.onnx, {"capacity": limits.capacity_of(component.segment)})
-        # Turing; TensorRT-RTX refuses bfloat16 for it even where it is cast to float16 at once.
+        # Turing; TensorRT-RTX refuses bfloat16 for it even if it is cast to float16 at once.
         old = plan.backend == "tensorrt-rtx" and "sm75" in target.names
         network = Network(trt, log, proto, staging / "onnx", component.name, without_bfloat16=old)
         network.check(**_expected(plan, component, proto))
@@ -82,13 +82,13 @@ def build_engines(
         report(component.name, f"engine for {', '.join(target.names)}: {size / 1e6:,.1f} MB in {seconds:.1f} s")
         return replace(component, engine=relative, profiles=tuple(map(dict, profiles)))
 
-    # One after the other, and nothing kept but the description: builder, parser and mapped weights go with each.
+    # One after another, and only descriptions are kept: builder, parser and mapped weights are released each time.
     built = tuple(build_one(component) for component in components)
     cache.save()
     paths = {made.engine: staging / made.engine for made in built if made.engine is not None}
     files = {name: digest_head(path) for name, path in paths.items()}
     for name, path in paths.items():
-        # As of weights: beyond this, hashing at every load would cost more than it is worth.
+        # As for weights: above this, hashing at every load would take too long.
         if path.stat().st_size <= FULL_CHECK_BYTES:
             files[name] += " " + digest_file(path)
     info = EngineInfo(
@@ -109,10 +109,10 @@ def build_engines(
 
 
 def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int]:
-    """How many attention operators and cache writes the network of a component must have.
+    """The required numbers of attention operators and cache writes in the network of a component.
 
-    Of a component with a cache, as many as it has cached layers, whatever its graph says; of another, as many as the
-    graph has, so that none is lost in parsing.
+    With a cache, the number of cached layers, whatever the graph says; otherwise the graph's number, so that none is
+    lost in parsing.
     """
     layers = cached_layers(spec.name for spec in component.inputs)
     if layers:
@@ -124,7 +124,7 @@ def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int
 
 
 def _plugins_used(network: Network, proto: Any, known: Mapping[str, str]) -> dict[str, str]:
-    """The plugins that the parser took for operators of a graph; without them it inlines the operators' bodies."""
+    """The plugins that the parser used for operators of a graph; without them it inlines the operators' bodies."""
     kind = getattr(network.trt.LayerType, "PLUGIN_V3", None)
     if kind is None or kind not in network.layer_types():
         return {}

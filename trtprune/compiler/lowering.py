@@ -1,4 +1,4 @@
-"""How a build's graphs are written out: the backend's choice, what the request changes, and what engines allow."""
+"""The lowering of a build's graphs: the backend's choice, the request's changes, and the engines' limits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def choose_lowering(request: BuildRequest, target: Target | None) -> Lowering:
 
     Args:
         request: Backend, provider and ``lowering``, the changes to their choice.
-        target: Where engines are built, their library and GPUs.
+        target: Library and GPUs of the engines; None without engines.
 
     Raises:
-        BuildError: for a form that does not exist or that the engines cannot have.
+        BuildError: for an unknown form, or one that the engines cannot have.
     """
     from trtprune.graph import Lowering
 
-    # The GPU and OpenVINO run other spellings fast than ONNX Runtime's CPU kernels do.
+    # The fast forms on a GPU and in OpenVINO differ from those of ONNX Runtime's CPU kernels.
     graphs_alone = request.backend == "onnxruntime" and request.provider != "cpu"
     lowering = Lowering.for_backend(request.provider if graphs_alone else request.backend)
     lowering = replace(lowering, **_changes(request))

@@ -2,8 +2,8 @@
 one matrix at a time from the memory-mapped checkpoint.
 
 * ``decoder.int8.safetensors`` (or ``int4``): integers and scales of the decoder's matrices.
-* ``rest.safetensors``: copies of what else is used of checkpoint files that are mostly not used any more.  The other
-  files are linked as in any build; one of which a few norms are used would otherwise stay in the directory whole.
+* ``rest.safetensors``: copies of the other used tensors of checkpoint files that are mostly unused.  The remaining
+  files are linked as in any build; without the copies a file with a few used norms would be kept as a whole.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedWeights", "plan_quantized"]
 
 REST = "rest.safetensors"
-# Weights worked on at a time; each costs about 12 bytes while it is.
+# Number of weights that are processed at a time; each takes about 12 bytes.
 CHUNK = 1 << 21
-# Long work says how far it is at most this often, in seconds.
+# Shortest time between two progress lines, in seconds.
 REPORT_EVERY = 10.0
 SCALE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """What a quantised build stores instead of the checkpoint's tensors.
+    """The stored tensors of a quantised build, instead of the checkpoint's.
 
     Attributes:
-        matrices: Canonical name → where integers and scales will lie.
-        moved: Canonical name → where the copy will lie, for tensors that are copied as they are.
+        matrices: Canonical name → places of integers and scales.
+        moved: Canonical name → place of the copy, for tensors that are copied unchanged.
     """
 
     matrices: dict[str, QuantizedMatrix]
@@ -50,13 +50,13 @@ class QuantizedWeights:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Base names of the files that :meth:`write` makes."""
+        """Base names of the files of :meth:`write`."""
         return tuple(layout.file for layout in self._layouts)
 
     def write(self, checkpoint: Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
         """Writes the files into ``folder``.
 
-        Needs memory for the integers of the largest matrix, a byte a weight, and some 30 MB.
+        Needs memory for the integers of the largest matrix, one byte per weight, and some 30 MB.
 
         Raises:
             CheckpointError: naming a tensor with a NaN, an infinity or a value beyond the scales' range.
@@ -102,7 +102,7 @@ class QuantizedWeights:
             integers[:, start:stop], scales[:, start:stop] = values.T, steps.T
             start = stop
         writer.append(matrix.scales.name, scales)
-        # An even number of rows at a time: a byte holds two weights, and a row may end in the middle of one.
+        # An even number of rows at a time: a byte has two weights, and a row may end in the middle of one.
         for chunk in _chunks(integers, multiple=2):
             writer.append(matrix.integers.name, chunk if matrix.bits == 8 else pack_int4(np.ascontiguousarray(chunk)))
 
@@ -120,13 +120,13 @@ def plan_quantized(
 
     Args:
         linears: Canonical name → matrix to quantise, [out, in].
-        used: All tensors that the graphs use, ``linears`` included.
-        int8_only: Those of ``linears`` that are int8 in an int4 build too.
-        dtype: Compute dtype, that of the scales.
+        used: All tensors of the graphs, with ``linears``.
+        int8_only: Names of ``linears`` that are int8 in an int4 build, too.
+        dtype: Compute dtype, also of the scales.
         weight_dtype: ``"int8"`` or ``"int4"``; a matrix whose width no int4 block divides is int8 as well.
 
     Raises:
-        BuildError: if int4 blocks fit no matrix, or the checkpoint has a file by the name of one of ours.
+        BuildError: if int4 blocks fit no matrix, or a file of the checkpoint has the name of one of these files.
     """
     from trtprune.compiler.rounding import BLOCKS, int4_block
 
@@ -173,7 +173,7 @@ def plan_quantized(
 
 
 def _sparse(linears: Mapping[str, TensorInfo], used: Mapping[str, TensorInfo]) -> set[str]:
-    """Files of which less is still used than is quantised now."""
+    """Files whose quantised part is larger than their otherwise used part."""
     balance: dict[str, int] = {}
     for key, info in used.items():
         balance[info.file] = balance.get(info.file, 0) + (-info.nbytes if key in linears else info.nbytes)
@@ -181,7 +181,7 @@ def _sparse(linears: Mapping[str, TensorInfo], used: Mapping[str, TensorInfo]) -
 
 
 def _chunks(array: np.ndarray, multiple: int = 1) -> Iterator[np.ndarray]:
-    """Slices of about ``CHUNK`` items along the first axis, each but the last a ``multiple`` long."""
+    """Slices of about ``CHUNK`` items along the first axis; all but the last have a multiple of ``multiple`` rows."""
     rows = max(1, CHUNK // max(1, array[:1].size) // multiple) * multiple
     for start in range(0, len(array), rows):
         yield array[start : start + rows]

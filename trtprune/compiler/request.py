@@ -1,5 +1,4 @@
-"""A build as it is asked for: what ``trtprune.build`` takes, one field for each setting, and what is wrong with it
-whatever the model."""
+"""The request of a build: the arguments of ``trtprune.build``, one field each, with all checks that need no model."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ GENERATION_CONFIGS = ("checkpoint", "ignore")
 
 
 class BuildSettings(TypedDict, total=False):
-    """The settings of a build that have a default, as keyword arguments; :class:`BuildRequest` says what each is."""
+    """The settings of a build with a default, as keyword arguments; :class:`BuildRequest` describes them."""
 
     keep: int | None
     keep_range: tuple[int, int] | None
@@ -56,40 +55,39 @@ class BuildSettings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build, from what, and where to; checked when it is made, as far as no model is needed for that.
+    """The source, the settings and the place of a build; all checks that need no model are done at its creation.
 
     Attributes:
         model: Alias (``"llava-1.5-7b"``, ``"demo"``), hub id, or directory of a transformers checkpoint.
-        output: The directory to write; it appears whole or not at all.  Where it is a symbolic link, the folder that
-            the link leads to.
+        output: The directory to write; it appears completely or not at all.  For a symbolic link, its target.
         keep: Default budget, visual tokens kept per image (default 64, or all of them for ``none``).
         keep_range: Inclusive limits of the budget at run time (default: 1 to all).
         method: A name from ``trtprune.pruning.names()``.
-        options: Options of the method by name; those that are left out have the method's defaults.
+        options: Options of the method by name; the method's defaults for missing ones.
         positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
         backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        provider: What the graphs are written for and run on by default: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
+        provider: Target of the graphs and default of runs: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
-        weight_dtype: ``"int8"`` or ``"int4"`` stores the decoder's matrices quantised; None as in the checkpoint.
+        weight_dtype: ``"int8"`` or ``"int4"`` for quantised matrices of the decoder; None: as in the checkpoint.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of
             engines the longest prompt they serve, and 256 tokens or more for the answer).
         weights: ``"copy"``, ``"link"`` (hard links where possible), or ``"auto"``: reflinks, else copies of up to 4 GB,
             else links, which ``onnx`` refuses to load (``trtprune.compiler.weights``).
         revision: Branch, tag or commit of a hub model (default: its main branch).
-        allow_extra_tensors: Warn of tensors that the architecture does not use, instead of refusing the checkpoint.
-        lowering: How attention, norm and rotary are written out, over the backend's choice.
-        engine: How the TensorRT backends build their engines, and for which GPUs (default: ``EngineOptions()``).
+        allow_extra_tensors: Whether unused tensors only give a warning, instead of refusing the checkpoint.
+        lowering: Forms of attention, norm and rotary embedding, instead of the backend's choice.
+        engine: Options of the TensorRT backends, and their GPUs (default: ``EngineOptions()``).
         clip: The CLIP checkpoint that the model's vision tower was taken from, for methods that read CLIP's text;
             alias, hub id or directory.  With another method it is only kept in the build, for ``eval`` and ``bench``.
         generation_config: ``"checkpoint"`` takes the settings of the checkpoint's ``generation_config.json`` as
             defaults of every answer; ``"ignore"`` leaves them out, but for the tokens that end an answer.
-        force: Build even if the same build is there, and replace another engine directory at ``output``; one that
-            holds other files than those of its build is refused.
-        export_only: Write the graphs in the spelling of the backend, and no engines.
+        force: Whether to build even if the same build exists, and to replace another engine directory at ``output``; a
+            directory with other files than those of its build is refused.
+        export_only: Whether to write only the backend's graphs, without engines.
 
     Raises:
-        BudgetError: for an unknown method, or an option it does not have.
-        BuildError: naming the setting that has no such value, or does not go with another.
+        BudgetError: for an unknown method or option.
+        BuildError: naming a setting with an invalid value, or two that exclude each other.
     """
 
     model: str | os.PathLike[str]
@@ -116,7 +114,7 @@ class BuildRequest:
     export_only: bool = False
 
     def __post_init__(self) -> None:
-        # Imports every method, which the options of the command line have no need of.
+        # Imports every method; the options of the command line do not need that.
         from trtprune import pruning
 
         check_way(self.weights)
@@ -133,7 +131,7 @@ class BuildRequest:
 
     @property
     def compute_dtype(self) -> str:
-        """What the graphs compute in: one of :data:`DTYPES`."""
+        """The graphs' compute dtype, one of :data:`DTYPES`."""
         if self.dtype is None:
             return "float16" if self._on_gpu else "float32"
         return DTYPE_ALIASES.get(self.dtype, self.dtype)

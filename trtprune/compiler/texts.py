@@ -1,6 +1,6 @@
-"""The text files of a checkpoint at build: tokenizer, chat template and image processor, tried before work begins.
+"""The text files of a checkpoint at build: tokenizer, chat template and image processor, tried before the work.
 
-What a run would refuse is refused here, by the objects a run makes of the same files.
+The same objects as in a run are created from the files, so that a build refuses whatever a run would refuse.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["check_texts", "read_texts"]
 
 TOKENIZER = "tokenizer.json"
-"""The one text that no run can do without."""
+"""The one required text file."""
 
 
 def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
-    """Content by name of those of :data:`trtprune.checkpoint.SIDE_FILES` that the checkpoint has.
+    """Content by name of the checkpoint's :data:`trtprune.checkpoint.SIDE_FILES`.
 
     Raises:
         CheckpointError: if a file cannot be read, or there is no tokenizer.
@@ -40,17 +40,17 @@ def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> None:
     """Asks one question and a second one, and reads the image processor's settings.
 
     Args:
-        checkpoint: Whose files they are.
-        model: The checkpoint, opened.
-        say: Called with what users of the build should know.
+        checkpoint: The checkpoint with the files.
+        model: The opened checkpoint.
+        say: Called with notes for users of the build.
 
     Raises:
-        CheckpointError: naming the file at fault, if a run of the build could not answer a question.
+        CheckpointError: naming the faulty file, if a run of the build could not answer a question.
     """
     from trtprune.runtime.prompt import PromptEncoder
 
     files, spec = read_texts(checkpoint), model.spec
-    assert model.processor is not None  # raises where a run could not prepare an image
+    assert model.processor is not None  # raises if a run could not prepare an image
     try:
         encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
         notes = encoder.rehearse()

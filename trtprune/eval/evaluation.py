@@ -1,4 +1,4 @@
-"""``trtprune eval`` from Python: questions, methods and budgets in, figures out, and every answer on disk."""
+"""``trtprune eval`` from Python: from questions, methods and budgets to figures, with every answer on disk."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 
 PICTURE = "accuracy.png"
 ROUNDING = ("activations", "precision")
-"""Options of providers that change answers, and not only where they are computed."""
+"""Options of providers that change answers."""
 LISTED = 10
-"""Left-out rows that are named one by one."""
+"""The largest number of rejected rows that are named one by one."""
 
 
 @overload
@@ -70,23 +70,23 @@ def evaluate(
 ) -> Evaluation:
     """Answers every question with all visual tokens and with each method and budget, and compares the marks.
 
-    What ``output`` holds already is not asked again, whatever methods and budgets it is of: a run that was ended goes
-    on where it was, and further methods can be added.
+    Answers in ``output`` are not asked again, whatever their methods and budgets: an interrupted run continues, and
+    further methods can be added.
 
     Args:
         directory: Engine directory; methods it was not built with are built from it on the way.
         data: See :func:`trtprune.eval.loaders.load_data`; or the questions.
         output: Directory of results.jsonl (answers), report.json, report.csv and accuracy.png.
-        settings: Methods, budgets, and how they are asked.
-        command: The command line that asked for it, for the report.
-        report: Called with (what, message) as work proceeds.
+        settings: Methods, budgets, and settings of the answers.
+        command: The command line, for the report.
+        report: Called with (what, message) during the work.
         **keywords: The fields of :class:`~trtprune.eval.settings.EvalSettings`, in place of ``settings``.
 
     Raises:
         BudgetError: for a method, option or budget that cannot be served, or if nothing is pruned.
-        CheckpointError: for a ``clip`` that is none, or none of this model's tower.
-        InputError: for data that cannot be used, or an ``output`` that holds something else.
-        BackendError: if something needed is not installed.
+        CheckpointError: for a ``clip`` that is not CLIP, or not the one of this model's tower.
+        InputError: for data that cannot be used, or an ``output`` with other content.
+        BackendError: if a required package is not installed.
     """
     if settings is None:
         settings = EvalSettings(**keywords)
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _picture(files: Files, settings: EvalSettings) -> Path | None:
-    """The picture that is to be drawn, if one is; a part has none, since it is no whole evaluation."""
+    """The file of the plot; None without a plot, and for a part, which is not a whole evaluation."""
     plot = settings.plot
     picture = files.folder / PICTURE if plot is None or isinstance(plot, bool) else Path(plot)
     wanted = files.part is None and plot_wanted(plot if plot is None else plot is not False, "--plot", picture)
@@ -146,7 +146,7 @@ def _open_variants(directory: str | os.PathLike[str], settings: EvalSettings, re
 
 
 def _answering(base: EngineDir, questions: DataSet, settings: EvalSettings, report: Report) -> dict[str, Any]:
-    """What the answers depend on beside build and question, for the report and for telling answers apart."""
+    """The facts behind the answers beside build and question, for the report and the fingerprint."""
     answering: dict[str, Any] = {
         "metric": questions.metric,
         "prompt_suffix": settings.prompt_suffix,
@@ -164,7 +164,7 @@ def _answering(base: EngineDir, questions: DataSet, settings: EvalSettings, repo
 def _fingerprint(
     base: EngineDir, questions: DataSet, settings: EvalSettings, answering: dict[str, Any], report: Report
 ) -> dict[str, Any]:
-    """What must be the same for answers in one file."""
+    """The facts that must be equal for answers in one file."""
     fingerprint = {
         "engine": base.build_digest,
         "provider": settings.provider or base.built_with.get("provider", base.backend),
@@ -187,10 +187,10 @@ def _ask(
     settings: EvalSettings,
     report: Report,
 ) -> tuple[list[Figure], list[str], dict[str, str]]:
-    """Answers what the store lacks.
+    """Asks the questions without an answer in the store.
 
     Returns:
-        The figures, notes for the report, and of each question that was left out (by id) why.
+        The figures, notes for the report, and the reasons of excluded questions by id.
     """
     usable, unfit = _fitting(variants, points, questions, settings)
     asked = subjects(usable.rows, controls=settings.controls, seed=settings.seed)
@@ -277,7 +277,7 @@ def _fitting(
     questions: DataSet,
     settings: EvalSettings,
 ) -> tuple[DataSet, dict[str, str]]:
-    """The questions that can be answered unpruned, and why the others cannot."""
+    """The questions that can be answered unpruned, and the reasons of the others."""
     base = points[0].variant
     vlm = variants.open(base)
     rows, bad = fitting(
@@ -289,7 +289,7 @@ def _fitting(
         capacity=min(variants.config(point.variant).kv.capacity for point in points),
         positions=vlm.config.model.max_positions,
     )
-    # The run opens what it needs, in its own order.
+    # The run opens its builds in its own order.
     variants.release(base)
     if bad and (settings.strict or not rows):
         key, error = next(iter(bad.items()))
@@ -302,7 +302,7 @@ def _fitting(
 
 
 def _count(points: Sequence[MethodBudget], asked: Sequence[Subject], store: Store) -> tuple[int, int]:
-    """Answers that are missing, and all."""
+    """Numbers of missing answers and of all answers."""
     keys = [
         (question.row.id, point.label, point.keep, question.control)
         for point in points

@@ -1,7 +1,7 @@
-"""The usual sets as they lie on disk after the download: VQAv2, GQA, POPE, TextVQA, ScienceQA.
+"""The usual sets in their downloaded form: VQAv2, GQA, POPE, TextVQA, ScienceQA.
 
-Each reader yields (entry number, row or why there is none); nothing is fetched.  The request for the answer's form is
-the one lmms-eval's task of the set ends the question with, which is also LLaVA's.
+Each reader yields (entry number, row or reason); nothing is fetched.  The request for the answer's form is the one at
+the end of the question in lmms-eval's task, which is also LLaVA's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class SetLayout:
     """A set on disk.
 
     Attributes:
-        read: (folder, request for the answer's form, folder of the pictures or None) to entries.
-        metric: How it is marked.
+        read: Function of (folder, request for the answer's form, folder of the images or None) to entries.
+        metric: Its metric.
         suffix: The request for the answer's form.
-        source: Where it is to be had.
-        files: What must be in the folder, for messages and help.
+        source: The place of the download.
+        files: The required files of the folder, for messages and help.
     """
 
     read: Callable[[Path, str, Path | None], Entries]
@@ -45,7 +45,7 @@ class SetLayout:
 
 
 class _Folder:
-    """Finds a set's files; every error says where the set is to be had."""
+    """Finds a set's files; every error names the place of the download."""
 
     def __init__(self, name: str, root: Path) -> None:
         self.name, self.root = name, root
@@ -58,7 +58,7 @@ class _Folder:
         return InputError(f"--data {self.name}:{self.root}: {what}", hint=hint)
 
     def find(self, *names: str) -> Path:
-        """The first of ``names`` that is in the folder or one below."""
+        """The first of ``names`` in the folder or in a folder below."""
         for name in names:
             for pattern in (name, f"*/{name}"):
                 found = sorted(self.root.glob(pattern))
@@ -91,7 +91,7 @@ class _Folder:
         return table
 
     def pictures(self, given: Path | None, folders: Sequence[str], some: Iterable[str]) -> Path:
-        """The folder that has at least one of the pictures ``some``."""
+        """The folder with at least one of the images ``some``."""
         some = list(some)[:50]
         candidates = [given] if given is not None else [self.root / folder for folder in folders]
         for folder in candidates:
@@ -112,7 +112,7 @@ def _checked(entries: Iterable[Any], make: Callable[[Any], Row]) -> Iterator[tup
 
 
 def _name(text: Any) -> str:
-    """A file name out of a file: it must not lead elsewhere."""
+    """A file name from a file: it must not lead to another folder."""
     name = str(text)
     if not name or Path(name).name != name:
         raise ValueError(f"{name[:50]!r} is no file name")
@@ -197,7 +197,7 @@ def _pope(root: Path, suffix: str, images: Path | None) -> Entries:
     def make(item: tuple[str, Any]) -> Row:
         part, entry = item
         question = entry["text"].strip() + suffix
-        # The three parts count their questions from 1 each.
+        # Each of the three parts counts its questions from 1.
         return Row(
             f"{part}-{entry['question_id']}", place / _name(entry["image"]), question, _texts([entry["label"]]), part
         )
@@ -215,7 +215,7 @@ def _textvqa(root: Path, suffix: str, images: Path | None) -> Entries:
     place = folder.pictures(images, ("train_images", "images/train_images", "images", "."), _names(entries, picture))
 
     def make(entry: Any) -> Row:
-        # lmms-eval's task writes the question as a sentence: the first letter large, all others small.
+        # lmms-eval's task writes the question as a sentence: an upper-case first letter, lower case for the rest.
         question = entry["question"].capitalize() + suffix
         return Row(str(entry["question_id"]), place / picture(entry), question, _texts(entry["answers"]))
 
@@ -231,7 +231,7 @@ def _scienceqa(root: Path, suffix: str, images: Path | None) -> Entries:
         return f"{_name(key)}/{_name(problems[key]['image'])}"
 
     def has_picture(key: Any) -> bool:
-        # Questions without a picture are none for a vision model: half of the set.  What is broken is left to make().
+        # Questions without an image, half of the set, are not for a vision model.  make() reports broken entries.
         entry = problems.get(key) if isinstance(key, str) else None
         return not isinstance(entry, Mapping) or bool(entry.get("image"))
 

@@ -1,11 +1,11 @@
-"""Engine directories as a model of lmms-eval, the harness most pruning papers report with.
+"""Engine directories as a model of lmms-eval, the harness of most pruning papers.
 
     pip install 'trtprune[lmms]'
     python -m lmms_eval --model trtprune --model_args out=OUT,keep=64,method=divprune --tasks gqa --batch_size 1
 
-``python -m trtprune.eval.lmms`` is the same command with the model named already; it works where the package's entry
-point is not installed.  One request at a time: pruning with padded batches is where published figures went wrong
-(github.com/EvolvingLMMs-Lab/lmms-eval/issues/236).  This module needs lmms-eval; nothing else of trtprune does.
+``python -m trtprune.eval.lmms`` is the same command with this model as the default; it also works without the package's
+entry point.  Requests run one at a time: pruning with padded batches has led to wrong published figures
+(github.com/EvolvingLMMs-Lab/lmms-eval/issues/236).  Only this module needs lmms-eval.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["TrtPrune", "main", "manifest"]
 
 NAME = "trtprune"
 MAX_NEW_TOKENS = 1024
-"""Where a task says nothing, as lmms-eval's other adapters; cut to what fits into the cache."""
+"""The longest answer of a task without a limit, as in lmms-eval's other adapters; at most the room in the cache."""
 
 
 @_registry.register_model(NAME)
@@ -51,14 +51,14 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         clip: The CLIP checkpoint of the vision tower, for a method that reads its text.
         provider: Execution provider of ONNX Runtime.
         threads: Processor threads.
-        max_new_tokens: Goes before what tasks ask for.
+        max_new_tokens: Longest answer, with priority over the tasks' limits.
         system: A system prompt.
-        seed: Of method ``random``; every question has the same.
-        batch_size: 1; anything else is refused.
-        device, max_batch_size: What lmms-eval passes to every model; not used, the build says where it runs.
+        seed: Seed of method ``random``, the same for every question.
+        batch_size: 1; other values are refused.
+        device, max_batch_size: Arguments that lmms-eval passes to every model; not used, because the build decides.
 
     Raises:
-        InputError: for an argument that does not exist, or a batch.
+        InputError: for an unknown argument, or a batch.
         BudgetError: for a method or budget that the model cannot serve.
     """
 
@@ -103,7 +103,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         self.variant = chosen or self._variants.own
         base = self._variants.base.pruning
         if keep is None and self.variant not in (self._variants.own, Variant.make("none")):
-            # What a variant is built with is every token: without a budget, a method would be marked unpruned.
+            # A variant's default budget is all tokens: without ``keep``, a method would be marked unpruned.
             if base.method == "none":
                 raise BudgetError(f"--model_args: method={method} without keep", hint="keep=64, for instance")
             keep = base.keep
@@ -111,12 +111,12 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         self.keep = self.vlm.check_keep(keep)
         self._longest, self._system, self._seed = max_new_tokens, system, seed
         self.visual_tokens = 0
-        """Visual tokens of all pictures so far."""
+        """Number of visual tokens of all images so far."""
         self.kept_tokens = 0.0
-        """Of those, what the decoder's layers processed, on average over layers."""
+        """Number of these that the decoder's layers processed, on average over the layers."""
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The greedy (or, where a task asks for a temperature, drawn) answers, in the requests' order."""
+        """The greedy answers (drawn ones for a task with a temperature), in the requests' order."""
         from rich.progress import track
 
         answers = []
@@ -143,14 +143,14 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         )
 
     def clean(self) -> None:
-        """Closes the sessions and removes what was built for ``method``."""
+        """Closes the sessions and removes the build for ``method``."""
         self._variants.close()
 
     def _answer(self, context: str, pictures: Any, settings: Mapping[str, Any]) -> str:
         images = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
         if not images or any(image is None for image in images):
             raise InputError("a question without a picture", hint="take the task's form with images only")
-        # Tasks that place pictures in the text write "<image>"; the chat template puts them first.
+        # Tasks with images in the text write "<image>"; the chat template puts the images first.
         question = context.replace(self.vlm.config.model.image_token, "").replace("<image>", "").strip()
         if int(settings.get("num_beams") or 1) != 1:
             raise InputError("num_beams: there is no beam search", hint="--gen_kwargs num_beams=1")
@@ -173,7 +173,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         return result.text.strip()
 
     def _room(self, question: str, images: int) -> int:
-        """How long an answer may get: what the cache and the positions leave."""
+        """The longest possible answer, by the room in the cache and the positions."""
         from trtprune.runtime.pipeline import turns_of
 
         prompt = self.vlm.encoder.encode(turns_of(question, images, self._system))
@@ -181,7 +181,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
 
 
 def manifest() -> Any:
-    """What lmms-eval's entry-point group ``lmms_eval.models`` takes."""
+    """The manifest for lmms-eval's entry-point group ``lmms_eval.models``."""
     registry = importlib.import_module("lmms_eval.models.registry_v2")
     return registry.ModelManifest(model_id=NAME, simple_class_path="trtprune.eval.lmms.TrtPrune")
 

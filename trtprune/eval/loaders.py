@@ -1,4 +1,4 @@
-"""What ``--data`` takes: a JSON-lines file, a set as downloaded, or one of the three sets that need no download."""
+"""Data of ``--data``: a JSON-lines file, a downloaded set, or one of the three sets without a download."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ DATA_HELP = f"FILE.jsonl, easy-vqa, scenes, signs, or {', '.join(f'{name}:DIR' f
 
 DRAWN_QUESTIONS = 2000
 FIRST_SCENE = 1000
-"""The training log looks at held-out scenes below this number; marks are taken above it."""
+"""First seed of evaluated scenes: the training log used the held-out scenes below it."""
 SCENE_TURN = ("non-salient", "salient", "non-salient", "count", "yes/no")
-"""What is asked about one scene.  Twice about objects that are not the largest: what saliency overlooks."""
+"""Kinds of questions about one scene.  Two are about objects that are not the largest, which saliency overlooks."""
 SIGN_TURN = ("non-salient", "salient", "non-salient", "by number")
-"""What is asked about one picture of signs."""
+"""Kinds of questions about one image of signs."""
 
 
 @dataclass(frozen=True)
 class ScenePicture:
-    """A held-out scene, drawn when looked at.
+    """A held-out scene, drawn on demand.
 
     Attributes:
         number: Seed of the scene.
-        style: Digest of a picture by the same drawing code, so that answers to other pictures are not taken up.
+        style: Digest of an image by the same drawing code, so that answers about other images are not reused.
     """
 
     number: int
@@ -53,7 +53,7 @@ class ScenePicture:
 
 @dataclass(frozen=True)
 class SignsPicture:
-    """A held-out picture of signs, drawn when looked at; the same two attributes."""
+    """A held-out image of signs, drawn on demand; the same two attributes."""
 
     number: int
     style: str
@@ -77,18 +77,18 @@ def load_data(
     """Reads a set of questions.
 
     Args:
-        spec: As :data:`DATA_HELP` says.
+        spec: A value as in :data:`DATA_HELP`.
         metric: Instead of the set's own; see ``scoring.METRICS``.
-        limit: At most so many questions, drawn with ``seed``; of ``scenes`` and ``signs``, exactly so many (2,000 if
-            None).
-        seed: Of the draw; of ``scenes`` and ``signs``, of which questions are asked about each picture.
-        strict: A row that cannot be used is an error.
-        suffix: End questions as the set's standard evaluation does ("Answer the question using a single word …").
+        limit: Largest number of questions, drawn with ``seed``; for ``scenes`` and ``signs``, the exact number
+            (2,000 if None).
+        seed: Seed of the draw; for ``scenes`` and ``signs``, of the questions about each image.
+        strict: Whether an unusable row is an error.
+        suffix: Whether questions end as in the set's standard evaluation ("Answer the question using a single word …").
         images: Folder of the pictures, where it is not the usual one.
 
     Raises:
-        InputError: ``spec`` names nothing, files are missing (saying where the set is to be had), no row can be
-            used, or (``strict``) one cannot.
+        InputError: for an unknown ``spec``, missing files (with the place of the download), no usable row, or with
+            ``strict`` an unusable one.
     """
     if limit is not None and not 1 <= limit <= MAX_ROWS:
         raise InputError(f"--limit {limit}: must be 1 to {MAX_ROWS}")
@@ -131,7 +131,7 @@ def _easy_vqa(metric: str, limit: int | None, seed: int) -> DataSet:
 
 
 def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
-    """Held-out scenes of ``trtprune.demo``, five questions a scene in the order of :data:`SCENE_TURN`."""
+    """Held-out scenes of ``trtprune.demo``, with five questions per scene in the order of :data:`SCENE_TURN`."""
 
     def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, scenes.SceneQuestion]]]:
         from trtprune.demo import scenes
@@ -144,7 +144,7 @@ def _scenes(metric: str, limit: int | None, seed: int) -> DataSet:
 
 
 def _signs(metric: str, limit: int | None, seed: int) -> DataSet:
-    """Held-out signs of ``trtprune.demo``, four questions a picture in the order of :data:`SIGN_TURN`."""
+    """Held-out signs of ``trtprune.demo``, with four questions per image in the order of :data:`SIGN_TURN`."""
 
     def make(number: int) -> tuple[Image.Image, Iterable[tuple[str, signs.SignQuestion]]]:
         from trtprune.demo import signs
@@ -173,7 +173,7 @@ def _drawn_rows(
     make: Callable[[int], tuple[Image.Image, Iterable[tuple[str, _Question]]]],
     picture: Callable[[int, str], Drawn],
 ) -> Iterator[Row]:
-    """Rows about one drawn picture after the other, from number ``first``: of each group in ``turns`` a question."""
+    """Rows about drawn images, from number ``first``, with one question for each group in ``turns``."""
     rng = random.Random(seed)
     count = DRAWN_QUESTIONS if limit is None else limit
     number, done, style = first, 0, ""

@@ -1,4 +1,4 @@
-"""Shares of an evaluation, so that several processes can answer it side by side, each into a file of its own."""
+"""Shares of an evaluation for several processes, each with a file of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = re.compile(r"results-\d+of\d+\.jsonl")
 
 @dataclass(frozen=True)
 class Share:
-    """One of ``of`` shares, the first is number 1."""
+    """One of ``of`` shares; the first is number 1."""
 
     number: int
     of: int
@@ -44,11 +44,11 @@ class Share:
 
     @property
     def file(self) -> str:
-        """Where its answers go, beside those of the others."""
+        """The name of its file of answers."""
         return f"results-{self.number}of{self.of}.jsonl"
 
     def of_subjects(self, subjects: Sequence[Subject]) -> list[Subject]:
-        """Every ``of``-th picture; the grey one, which all questions are asked about, is everybody's in part."""
+        """Every ``of``-th image; the questions about the grey one, all questions, are shared out."""
         pictures = [subject for subject in subjects if subject.source is not None]
         grey = [subject for subject in subjects if subject.source is None]
         mine = slice(self.number - 1, None, self.of)
@@ -63,11 +63,11 @@ def answer_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run's answers go, and where others are.
+    """The file of a run's answers, and those of other runs.
 
     Attributes:
         folder: The folder of an evaluation.
-        part: The share of the pictures that is asked; None: all.
+        part: The share of the images; None: all.
         answers: The file of this run.
         beside: The other files of answers in the folder.
     """
@@ -83,12 +83,12 @@ class Files:
 
         Args:
             folder: The folder of the evaluation.
-            part: The share that is asked; None: all.
-            force: Whether it starts anew.
-            so_far: Whether it only reports.
+            part: The share of the images; None: all.
+            force: Whether existing answers are discarded.
+            so_far: Whether the run only reports.
 
         Raises:
-            InputError: for what would lose answers, or give some of them twice.
+            InputError: for a run that would lose or duplicate answers.
         """
         answers = folder / (ANSWERS if part is None else part.file)
         beside = tuple(path for path in answer_files(folder) if path != answers)
@@ -108,7 +108,7 @@ class Files:
                 reason = f"{self.beside[0]} holds answers of a part"
             raise InputError(f"--force: {reason}", hint="choose another -o, or remove the old answers")
         if not so_far:
-            # Parts are disjoint, a whole run and a part are not.
+            # Parts are disjoint; a whole run and a part are not.
             for path in self.beside:
                 if self.part is None or path.name == ANSWERS:
                     refuse_if_written(path)

@@ -1,6 +1,6 @@
-"""What is asked of which build: points (a method at a budget), and pictures with the questions about them.
+"""The plan of an evaluation: points (a method at a budget), and images with the questions about them.
 
-All that can be refused is refused here, before any work.
+All refusals come from here, before any work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 UNPRUNED = "none"
 WRONG, GREY = "wrong", "grey"
 CONTROLS = (WRONG, GREY)
-"""Blind controls: the question with another question's picture, and with a grey one."""
+"""Blind controls: the question with another question's image, and with a grey one."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class MethodBudget:
     """A method at a budget.
 
     Attributes:
-        variant: What is built.
+        variant: The build's method and options.
         keep: The budget.
-        label: What results call it; the unpruned run is called "none", whatever build it takes.
+        label: Its name in results; the unpruned run is "none", whatever its build.
     """
 
     variant: Variant
@@ -58,13 +58,13 @@ class MethodBudget:
 
     @property
     def inside(self) -> bool:
-        """Whether it prunes inside the decoder, and so has a decoder of its own."""
+        """Whether it prunes inside the decoder, and therefore has a decoder of its own."""
         return pruning.get(self.variant.method).inside
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A question about a picture, and whether that is the question's own (empty) or a control's."""
+    """A question about an image, and the kind of a control; empty for the question's own image."""
 
     row: Row
     control: str = ""
@@ -72,11 +72,11 @@ class Trial:
 
 @dataclass
 class Subject:
-    """A picture with all that is asked about it.
+    """An image with all questions about it.
 
     Attributes:
-        source: A row that shows it; None is the grey picture.
-        seed: For methods that draw: a picture's tokens are drawn once, for all questions about it.
+        source: A row with this image; None for the grey image.
+        seed: Seed of methods that draw at random: an image's tokens are drawn once, for all questions about it.
         asked: The questions.
     """
 
@@ -88,13 +88,13 @@ class Subject:
 def plan_points(
     variants: Variants, methods: str | None, keeps: Sequence[int] | None, report: Callable[[str, str], None]
 ) -> list[MethodBudget]:
-    """The unpruned run first, then those that share its decoder, then those that prune inside theirs.
+    """The points: the unpruned run first, then those with the same decoder, then those that prune inside theirs.
 
     Args:
-        variants: Of the engine directory.
+        variants: Variants of the engine directory.
         methods: ``a,b:option=value``; ``all``; None: as built.
         keeps: Budgets; None: a third and a ninth of all tokens, and as built.
-        report: Told (what, message) of what is left out of ``all``.
+        report: Called with (what, message) about methods that are missing in ``all``.
 
     Raises:
         BudgetError: for an unknown method, an option or a budget that cannot be served, or if nothing is pruned.
@@ -113,7 +113,7 @@ def plan_points(
     cells, left_out = plan_cells(variants, chosen, budgets, named=named)
     unable = set()
     wanted = list(dict.fromkeys(variant for variant, _ in cells))
-    # Seconds each; without a line a terminal would stay empty for as long as there are methods.
+    # Each takes seconds; without lines a terminal would stay empty for a long time.
     new = [variant.label for variant in wanted if not variants.there(variant)]
     if new:
         report("build", f"{len(new)} more on these weights: {', '.join(new)}")
@@ -136,7 +136,7 @@ def plan_points(
 
 
 def _unpruned(variants: Variants) -> Variant:
-    """What answers with all tokens: method none; where that cannot be built, the base, if it serves all of them."""
+    """The variant with all tokens: method none; if that cannot be built, the base, if it serves all tokens."""
     base, none = variants.base, Variant.make("none")
     try:
         variants.config(none)
@@ -150,12 +150,12 @@ def _unpruned(variants: Variants) -> Variant:
 
 
 def subjects(rows: Sequence[Row], *, controls: bool, seed: int) -> list[Subject]:
-    """Pictures in the order the rows bring them up; the grey one last.
+    """Images in the order of the rows; the grey one last.
 
     Args:
         rows: The questions.
-        controls: Ask each once more about another picture and about a grey one.
-        seed: Of the draw of other pictures and of the subjects' seeds.
+        controls: Whether each is also asked about another image and about a grey one.
+        seed: Seed of the choice of other images and of the subjects' seeds.
     """
     found: dict[Any, Subject] = {}
     for row in rows:
@@ -168,7 +168,7 @@ def subjects(rows: Sequence[Row], *, controls: bool, seed: int) -> list[Subject]
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         keys = list(dict.fromkeys(row.picture_key for row in members))
-        # Pictures of the same part of the set, so that only the picture is wrong and not its kind.
+        # Images from the same part of the set, so that only the image is wrong and not its kind.
         if len(keys) < 2:
             keys = list(found)
         if len(keys) < 2:
@@ -191,17 +191,17 @@ def fitting(
     capacity: int,
     positions: int,
 ) -> tuple[list[Row], dict[str, InputError]]:
-    """The rows whose prompt can be answered without pruning, and of the others (by id) why not.
+    """The rows whose prompt can be answered without pruning, and the reasons of the others by id.
 
-    A row that only fits when pruned cannot be paired; it is left out of all runs.
+    A row that only fits when pruned cannot be paired; it is missing in all runs.
 
     Args:
         rows: The questions.
-        ask: What the model is asked for a row.
+        ask: Function of a row to the question.
         encoder: Tokenizer and chat template.
-        visual_tokens, max_new_tokens: Of a picture and an answer.
-        capacity: Of the KV cache.
-        positions: Of the model.
+        visual_tokens, max_new_tokens: Tokens of an image and of an answer.
+        capacity: Capacity of the KV cache.
+        positions: Number of positions of the model.
     """
     good, bad = [], {}
     for row in rows:

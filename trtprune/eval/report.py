@@ -1,4 +1,4 @@
-"""From marks to figures: accuracy with its interval, and what the pruning broke and repaired, question by question."""
+"""From marks to figures: accuracy with its interval, and the questions that pruning broke and repaired."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ALL", "Evaluation", "Example", "Figure", "evaluate_marks", "write_fi
 ALL = "all"
 """The set of all rows, beside the groups."""
 EXAMPLES = 5
-"""Of each kind in the report's JSON, the first ones in the data's order."""
+"""Number of examples of each kind in the report's JSON, in the data's order."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Figure:
     Attributes:
         method, keep: Which; "none" is the unpruned run.
         set: A group of the data, or "all".
-        n: Questions both it and the unpruned run answered.
-        pictures: Different pictures they are about; the intervals take questions about one picture as dependent.
+        n: Number of questions that both it and the unpruned run answered.
+        pictures: Number of different images of these; intervals treat questions about one image as dependent.
         accuracy, low, high: Mean mark and its 95 % interval: Wilson's, or the bootstrap's for soft marks.
         unpruned: Mean mark of the unpruned run on the same questions.
         mcnemar_p: Two-sided exact p of "as many broken as repaired"; for soft marks that is the sign test.
-        broken, repaired: Questions with a lower and a higher mark than unpruned.
+        broken, repaired: Numbers of questions with a lower and a higher mark than unpruned.
         change, change_low, change_high: accuracy - unpruned and its 95 % paired interval.
-        kept: Visual tokens a layer processed, on average over layers and questions.
-        visual: Visual tokens of a picture.
-        cut: Answers that --max-new-tokens ended.
-        controls: Mean mark with a wrong and a grey picture, where that was asked.
-        yes_no: Where every question is of metric pope: precision, recall and F1 of the answer yes, and how often the
-            model gave it (yes_ratio); see :class:`trtprune.eval.scoring.YesNo`.
+        kept: Visual tokens per layer, on average over layers and questions.
+        visual: Visual tokens of an image.
+        cut: Number of answers that --max-new-tokens ended.
+        controls: Mean mark with a wrong and a grey image, if asked.
+        yes_no: If every question has metric pope: precision, recall and F1 of the answer yes, and its frequency
+            (yes_ratio); see :class:`trtprune.eval.scoring.YesNo`.
         broken_examples, repaired_examples: The first few.
     """
 
@@ -83,21 +83,21 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """Part of the visual tokens that was kept."""
+        """Fraction of the visual tokens that was kept."""
         return self.kept / self.visual
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``trtprune eval`` found.
+    """The result of ``trtprune eval``.
 
     Attributes:
-        command: That was run; empty from Python.
+        command: The command line; empty from Python.
         engine: Model and build.
-        data: Name, digest, counts and metric of the questions, with what was left out and why.
-        settings: Of the answers.
+        data: Name, digest, counts and metric of the questions, with the rejected ones and the reasons.
+        settings: Settings of the answers.
         figures: The unpruned run first in each set.
-        notes: What a reader must know.
+        notes: Notes for the reader.
     """
 
     command: str
@@ -109,11 +109,11 @@ class Evaluation:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The sets there are figures of."""
+        """The sets with figures."""
         return tuple(dict.fromkeys(figure.set for figure in self.figures))
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json`` and report.json."""
+        """The data of ``--json`` and report.json."""
         rows = [asdict(figure) | {"share": figure.share} for figure in self.figures]
         return {
             "schema": 1,
@@ -134,14 +134,14 @@ def evaluate_marks(
     seed: int = 0,
     unread: Mapping[str, str] | None = None,
 ) -> tuple[list[Figure], list[str]]:
-    """The figures of all points on all sets, and what is to be said about them.
+    """The figures of all points on all sets, with notes.
 
     Args:
-        store: The answers; rows without an answer of both runs of a pair do not count.
+        store: The answers; rows without answers of both runs of a pair do not count.
         data: The questions.
         points: The unpruned run and others.
-        seed: Of the bootstrap.
-        unread: Of rows that could not be asked, by id, why.
+        seed: Seed of the bootstrap.
+        unread: Reasons by id for rows that could not be asked.
 
     Raises:
         BudgetError: if none of the runs dropped a single token of any picture.

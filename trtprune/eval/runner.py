@@ -1,4 +1,4 @@
-"""Asks everything that was not answered yet: method by method where memory demands it, else picture by picture."""
+"""Asks all unanswered questions: method by method if memory requires it, otherwise image by image."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GREY_LEVEL = 127
 
 
 class Responder(Protocol):
-    """What answers, for the points of one group."""
+    """The source of answers for the points of one group."""
 
     def ask(self, points: Sequence[MethodBudget], subject: Subject, question: str) -> Sequence[Result]:
-        """Answers to a question about a picture, of points with one budget.
+        """Answers to a question about an image, for points with one budget.
 
-        Questions about one picture come together, and those to points of one budget among them.
+        Questions about one image are consecutive, and among them those to points of one budget.
         """
 
 
@@ -38,7 +38,7 @@ Opener = Callable[[Sequence["MethodBudget"]], "contextlib.AbstractContextManager
 
 
 def sessions_of(points: Sequence[MethodBudget]) -> list[list[MethodBudget]]:
-    """Points that are in memory together: all that share the whole decoder, then each in-LLM method alone."""
+    """Groups of points in memory at the same time: all with the whole decoder, then each in-LLM method alone."""
     together = [point for point in points if not point.inside]
     inside: dict[Variant, list[MethodBudget]] = {}
     for point in points:
@@ -58,23 +58,23 @@ def run(
     strict: bool = False,
     advance: Callable[[int], None] = lambda answers: None,
 ) -> dict[str, str]:
-    """Answers what the store has no answer to.
+    """Answers the questions without an answer in the store.
 
     Args:
         points: Methods and budgets.
-        subjects: Pictures with their questions.
-        store: Takes each answer as soon as it is there.
-        opener: Opens what answers for the points of a group.
-        ask: What the model is asked for a row.
-        metric: How a row is marked.
-        strict: A picture that cannot be read is an error.
-        advance: Told of answers given, or not to be had.
+        subjects: Images with their questions.
+        store: Receives each answer at once.
+        opener: Function that opens the source of answers for the points of a group.
+        ask: Function of a row to the question.
+        metric: Function of a row to its metric.
+        strict: Whether an unreadable image is an error.
+        advance: Called with the number of finished, or impossible, answers.
 
     Returns:
-        Of each row that could not be asked (by id), why.
+        The reason of each row that could not be asked, by id.
 
     Raises:
-        InputError: with ``strict``, for a picture that cannot be read; if the disk is full.
+        InputError: with ``strict``, for an unreadable image; if the disk is full.
     """
     unread: dict[str, str] = {}
     for group in sessions_of(points):
@@ -136,7 +136,7 @@ def _answer(
                         keep=point.keep,
                         answer=result.text,
                         score=mark,
-                        # An in-LLM method's last segment says little of the work: the average over the layers does.
+                        # For an in-LLM method the average over the layers counts, not the last segment.
                         kept=result.tokens_per_layer or result.kept_tokens,
                         visual=result.visual_tokens,
                         finish=result.finish_reason,
@@ -152,8 +152,8 @@ class Builds:
     Args:
         variants: The builds.
         max_new_tokens: Longest answer.
-        stop: Texts that end one.
-        reuse: As for :class:`Answerer`.
+        stop: Texts that end an answer.
+        reuse: As in :class:`Answerer`.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Builds:
 
     @contextlib.contextmanager
     def open(self, points: Sequence[MethodBudget]) -> Iterator[Builds]:
-        """Holds the builds of these points in memory."""
+        """A block with the builds of these points in memory."""
         try:
             for variant in dict.fromkeys(point.variant for point in points):
                 self._vlms[variant] = self._variants.open(variant)
@@ -186,7 +186,7 @@ class Builds:
         if self._at is None or self._at[0] is not subject:
             self._looks.clear()
         if self._at is None or self._at[0] is not subject or self._at[1] != keep:
-            # What the caches hold is of no more use; other batches can have the memory.
+            # The caches' content is not needed any more; other batches can use the memory.
             self._close()
         self._at = subject, keep
         vlms = [self._vlms[point.variant] for point in points]
@@ -216,7 +216,7 @@ class Builds:
         self._answerers.clear()
 
     def _look(self, vlm: Vlm, subject: Subject) -> Features:
-        """A picture's features; builds whose vision graphs are the same file look at it once together."""
+        """An image's features; builds with equal vision graphs share them."""
         config = vlm.config
         graph = self._variants.graph_digest_of(config, config.part(VISION))
         if graph not in self._looks:

@@ -1,4 +1,4 @@
-"""What an evaluation asks, and how: the keywords of ``evaluate``, and the flags of ``trtprune eval``."""
+"""The settings of an evaluation: the keywords of ``evaluate``, and the flags of ``trtprune eval``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["EvalKeywords", "EvalSettings"]
 
 
 class EvalKeywords(TypedDict, total=False):
-    """The settings of an evaluation as keyword arguments; :class:`EvalSettings` says what each is."""
+    """The settings of an evaluation as keyword arguments; :class:`EvalSettings` describes them."""
 
     methods: str | None
     keeps: Sequence[int] | None
@@ -50,28 +50,28 @@ class EvalSettings:
     Attributes:
         methods: ``adafv,divprune:center=true``, or ``all``; None: as built.
         keeps: Budgets; None: a third and a ninth of all tokens, and as built.
-        metric: How answers are marked, instead of the data's own metric.
+        metric: The metric, instead of the data's own.
         limit: The largest number of questions, drawn with ``seed``; None: all.
         seed: The seed of that draw, of method ``random``, of wrong pictures and of the bootstrap.
-        images: The folder of the pictures, where it is not the usual one.
+        images: The folder of the images, if it is not the usual one.
         strict: Whether a row that cannot be used is an error.
         max_new_tokens: The largest length of an answer in tokens.
-        prompt_suffix: A line behind every question, instead of the one the set has; "" for none.
+        prompt_suffix: A line behind every question, instead of the set's own; "" for none.
         stop: Texts that end an answer.
         controls: Whether each question is also asked about a wrong and about a grey picture.
-        force: Start anew where the output holds answers.
-        so_far: Ask nothing, report on the answers that the output holds.
+        force: Whether answers in the output are discarded.
+        so_far: Whether to report on the answers in the output without asking more.
         part: ``1/2`` asks the first of two shares of the pictures, for processes side by side with one output; its
             answers go to results-1of2.jsonl. Without it the answers of all parts count, and the report is written.
-        plot: Draw accuracy.png, or this file, which needs matplotlib; None: if that is there.
+        plot: Whether to draw accuracy.png, or another file; needs matplotlib; None: if that is installed.
         others: Engine directories of other methods; see :class:`trtprune.variants.Variants`.
-        model: The checkpoint, where the directory's weights cannot stand for it (quantised ones).
+        model: The checkpoint, if the directory's weights differ from it (quantised ones).
         clip: The CLIP checkpoint of the vision tower, for methods that read its text; see :func:`trtprune.build`.
         provider, provider_options, threads, verify: See :class:`trtprune.backends.running.Running`.
-        max_pixels: The largest picture that is opened, in pixels; None: the default of ``load``.
+        max_pixels: Limit of an image's pixels; None: the default of ``load``.
 
     Raises:
-        InputError: for a length or a part that is none.
+        InputError: for an invalid length or part.
         BudgetError: for an unknown method or option.
     """
 
@@ -101,7 +101,7 @@ class EvalSettings:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        # Imports every method, which the options of the command line have no need of.
+        # Imports every method; the options of the command line do not need that.
         from trtprune.variants.planning import parse_methods
 
         _ = self.share
@@ -112,14 +112,14 @@ class EvalSettings:
 
     @property
     def share(self) -> Share | None:
-        """The share of the pictures that is asked; None: all."""
+        """The share of the images; None: all."""
         return None if self.part is None else Share.parse(self.part)
 
     @property
     def running(self) -> Running:
-        """How the builds are run."""
+        """Settings of the builds' runs."""
         return Running(self.provider, self.provider_options or {}, self.threads, self.verify)
 
     def ask(self, question: str) -> str:
-        """What the model is asked for a question of the data."""
+        """The text for the model, for a question of the data."""
         return f"{question}\n{self.prompt_suffix}" if self.prompt_suffix else question

@@ -60,7 +60,7 @@ class Panel:
     Attributes:
         method, keep: Method and budget.
         kept_indices: int64, ascending; for a method inside the decoder, the tokens in its last segment.
-        merged_into: As of :func:`trtprune.show.references.merged_into`.
+        merged_into: As in :func:`trtprune.show.references.merged_into`.
         answer: The answer; None if not requested or not possible here.
         segment_tokens: Tokens in each segment of a segmented decoder.
     """

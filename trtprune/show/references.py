@@ -1,4 +1,4 @@
-"""Methods by their NumPy references: what one that was not built keeps of an image, and where merged tokens went."""
+"""Methods by their NumPy references: the selection of a method without a build, and the places of merged tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
 def _reference_inputs(
     vlm: Vlm, view: View, method: BaseMethod, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a method's reference reads of a viewed image and its prompt, on the host."""
+    """The inputs of a method's reference from a viewed image and its prompt, on the host."""
     with vlm.using():
         fetch = vlm.chain.memory.to_host
         extras = {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)}
@@ -60,16 +60,16 @@ def _reference_inputs(
 def picture_inputs(
     config: EngineDir, method: BaseMethod, features: Features, fetch: Callable[[Array], np.ndarray]
 ) -> dict[str, Any]:
-    """Everything the method needs but text and seed, on the host.
+    """The method's inputs except text and seed, on the host.
 
     Args:
-        config: The build that made the features.
-        method: With its default options.
-        features: Of the picture.
-        fetch: Brings an array to the host.
+        config: The build of the features.
+        method: The method, with its default options.
+        features: The image's features.
+        fetch: Function that copies an array to the host.
 
     Raises:
-        BudgetError: naming what this build's vision graph does not return.
+        BudgetError: naming a missing output of this build's vision graph.
     """
     hint = f"trtprune build --method {method.name}, and take that build"
     needs = f"{arg('method', method.name)} needs"
@@ -113,16 +113,16 @@ def picture_inputs(
 def merged_into(
     vlm: Vlm, view: View, *, keep: int, seed: int | None = None, name: str | None = None
 ) -> np.ndarray | None:
-    """Where each visual token of a viewed image went, int64 [N]; None if the method merges nothing.
+    """The row of each visual token of a viewed image, int64 [N]; None if the method does not merge.
 
-    The number of a token of the same row, one for all of a row; -1 where it went into none.  Of a method inside the
-    decoder: of the rows that its last segment gets.  Found in NumPy from what the graphs read and returned.
+    A row is named by one of its tokens, the same for all of its tokens; -1 for a token in no row.  For a method inside
+    the decoder the rows are those of its last segment.  Computed in NumPy from inputs and outputs of the graphs.
 
     Args:
         vlm: The build.
         view: The image, as it sees it.
-        keep, seed: As for :meth:`trtprune.runtime.Vlm.select`.
-        name: Another method than the build's, with its default options.
+        keep, seed: As in :meth:`trtprune.runtime.Vlm.select`.
+        name: A method other than the build's, with its default options.
     """
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
