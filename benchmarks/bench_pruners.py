@@ -32,6 +32,7 @@ import trtprune
 from trtprune import pruning
 from trtprune.graph import Lowering
 from trtprune.pruning.graph import build_pruner
+from trtprune.pruning.grids import full_grid
 from trtprune.variants import Variant, parse_variants
 
 PROMPT = "What is the color of the small shape below the largest one?"
@@ -77,10 +78,10 @@ class Pruner:
     def __init__(self, variant: Variant, inputs: Mapping[str, np.ndarray], threads: int) -> None:
         tokens, width = inputs["image_features"].shape[1:]
         rows = max(n for n in range(1, tokens + 1) if tokens % n == 0 and n * n <= tokens)
-        needs = pruning.get(variant.method).needs
+        given = {**inputs, "grid": full_grid(rows, tokens // rows)[None]}
         graph = build_pruner(
             variant.method, width, "float32", Lowering.for_backend("onnxruntime"), dict(variant.options),
-            num_tokens=tokens, grid=(rows, tokens // rows) if "grid" in needs else None,
+            num_tokens=tokens, most_crops=1,
             widths={"C": inputs["vision_features"].shape[2], "K": KEY_WIDTH, "P": CLIP_WIDTH},
         )  # fmt: skip
         options = onnxruntime.SessionOptions()
@@ -90,7 +91,7 @@ class Pruner:
         options.enable_mem_pattern = False
         self.label = variant.label
         self.session = onnxruntime.InferenceSession(graph.to_bytes(), options, providers=["CPUExecutionProvider"])
-        self.feed = {i.name: inputs[i.name] for i in self.session.get_inputs() if i.name != "keep"}
+        self.feed = {i.name: given[i.name] for i in self.session.get_inputs() if i.name != "keep"}
 
     def time(self, keep: int) -> float:
         """Milliseconds of one run."""

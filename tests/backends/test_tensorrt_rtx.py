@@ -95,8 +95,7 @@ def test_decoder(built) -> None:
 @pytest.mark.parametrize("name", pruning.names(inside=False))
 def test_pruner(name: str, num_tokens: int | None) -> None:
     """``keep`` is a run-time value with a range, and the engine builds for all of it."""
-    grid = (24, 24) if "grid" in pruning.get(name).needs else None
-    graph = build_pruner(name, hidden_size=64, dtype="float16", lowering=LOWERING, num_tokens=num_tokens, grid=grid)
+    graph = build_pruner(name, hidden_size=64, dtype="float16", lowering=LOWERING, num_tokens=num_tokens)
     network = rtx.Network(graph.to_bytes(), None)
     if name != "none":
         assert "keep" in network.shape_inputs()

@@ -52,13 +52,13 @@ def test_every_need_has_words() -> None:
     class Everything(pruning.Method):
         name = "everything"
         summary = ""
-        needs = frozenset({*INPUTS, "seed", "grid"})
+        needs = frozenset({*INPUTS, "seed"})
 
         def select(self, image_features, *, keep, **inputs):  # type: ignore[no-untyped-def]
             raise NotImplementedError
 
     found = Everything().describe_needs()
-    assert len(found) == len(INPUTS) + 3  # and the flag for CLIP
+    assert len(found) == len(INPUTS) + 2  # and the flag for CLIP
     assert "--clip" in found[-1]
 
 

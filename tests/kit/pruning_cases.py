@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from trtprune import pruning
 from trtprune.graph import Graph
+from trtprune.pruning import grids as grids_of
 from trtprune.pruning.graph import build_pruner
 
 WIDTH = 12
@@ -137,20 +137,8 @@ def session(
     options: tuple[tuple[str, Any], ...] = (),
     dtype: str = "float32",
     width: int = WIDTH,
-    grid: tuple[int, int] | None = None,
 ) -> onnxruntime.InferenceSession:
-    return open_graph(build_pruner(method, width, dtype, options=dict(options), grid=grid))
-
-
-def session_for(
-    case: dict[str, Any], method: str, options: tuple[tuple[str, Any], ...] = (), dtype: str = "float32"
-) -> onnxruntime.InferenceSession:
-    """The session of ``method`` that ``case`` runs on: with its grid, where the method needs one."""
-    return session(method, options, dtype, grid=grid_for(case, method))
-
-
-def grid_for(case: dict[str, Any], method: str) -> tuple[int, int] | None:
-    return case["grid"] if "grid" in pruning.get(method).needs else None
+    return open_graph(build_pruner(method, width, dtype, options=dict(options)))
 
 
 def open_graph(g: Graph) -> onnxruntime.InferenceSession:
@@ -162,6 +150,8 @@ def open_graph(g: Graph) -> onnxruntime.InferenceSession:
 def run(pruner: onnxruntime.InferenceSession, case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """kept_indices and pruned_features of the graph."""
     feed = {i.name: np.asarray(case[i.name]) for i in pruner.get_inputs()}
+    if "grid" in feed and feed["grid"].ndim == 1:  # rows and columns of one crop
+        feed["grid"] = np.tile(grids_of.full_grid(*case["grid"]), (len(case["image_features"]), 1, 1))
     for name in ("seed", "keep"):
         if name in feed:
             feed[name] = feed[name].reshape(1).astype(np.int64)

@@ -139,7 +139,7 @@ def test_batch_is_rows(method: str) -> None:
     for number in range(60):
         keep = 17 if method == "none" else 1 + number % 17
         case = pc.make(number, 4, 17, 5, keep, "integer")
-        session = pc.session_for(case, method)
+        session = pc.session(method)
         indices, _ = pc.run(session, case)
         reference = pruning.get(method).reference(**pc.arguments(case))
         permuted = {k: v[order] if isinstance(v, np.ndarray) else v for k, v in case.items()}
@@ -174,24 +174,22 @@ def test_padding_does_not_matter(method: str) -> None:
 def test_every_lowering(backend: str) -> None:
     """The opset differs; the answer does not."""
     for method in pruning.names(inside=False):
-        grid = pc.grid_for({"grid": (4, 5)}, method)
-        other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend), grid=grid))
+        other = pc.open_graph(build_pruner(method, pc.WIDTH, lowering=Lowering.for_backend(backend)))
         for number in range(10):
             case = pc.make(number, 2, 20, 4, 20 if method == "none" else 1 + number, "integer", (4, 5))
-            np.testing.assert_array_equal(pc.run(other, case)[0], pc.run(pc.session_for(case, method), case)[0])
+            np.testing.assert_array_equal(pc.run(other, case)[0], pc.run(pc.session(method), case)[0])
 
 
 def test_fixed_token_count_changes_nothing() -> None:
     for method in pruning.names(inside=False):
         case = pc.make(5, 3, 20, 4, 20 if method == "none" else 7, "integer")
-        grid = pc.grid_for(case, method)
-        fixed = pc.open_graph(build_pruner(method, pc.WIDTH, num_tokens=20, grid=grid, widths=pc.WIDTHS))
-        np.testing.assert_array_equal(pc.run(fixed, case)[0], pc.run(pc.session_for(case, method), case)[0])
+        fixed = pc.open_graph(build_pruner(method, pc.WIDTH, num_tokens=20, most_crops=1, widths=pc.WIDTHS))
+        np.testing.assert_array_equal(pc.run(fixed, case)[0], pc.run(pc.session(method), case)[0])
 
 
 @pytest.mark.parametrize("method", pruning.names(inside=False))
 def test_inputs_and_outputs(method: str) -> None:
-    session = pc.session_for({"grid": (2, 3)}, method)
+    session = pc.session(method)
     needs = pruning.get(method).needs
     wanted = ["image_features", *(name for name in INPUTS if name in needs)]
     wanted += ["text_mask"] if "text_embeds" in needs else []

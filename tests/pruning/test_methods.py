@@ -31,7 +31,7 @@ def test_registry() -> None:
     for method in pruning.all_methods():
         assert pruning.get(method.name) is method
         assert method.summary
-        assert method.needs <= {*INPUTS, "seed", "grid"}
+        assert method.needs <= {*INPUTS, "seed"}
         assert method.positions == ("original" if method.name == "fastv" else "compact")
         assert method.text_span() in TEXT_SPANS
         names = [option.name for option in method.options]

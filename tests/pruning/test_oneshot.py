@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from tests.kit import pruning_cases as pc
 from trtprune import pruning
-from trtprune.errors import BudgetError, InputError
+from trtprune.errors import InputError
 from trtprune.graph import Lowering
 from trtprune.pruning.graph import build_pruner
 
@@ -49,12 +49,12 @@ def test_graph_is_reference(method: str, options: dict[str, Any]) -> None:
     count: Counter[str] = Counter()
     merges = pruning.get(method).merges
 
-    @settings(max_examples=100, **QUICK)
+    @settings(max_examples=130, **QUICK)
     @given(pc.cases(max_tokens=30))
     @example(pc.make(0, 1, 1, 1, 1, "integer"))
     @example(pc.make(1, 2, 2, 3, 1, "holes"))
     def check(case: dict[str, Any]) -> None:
-        indices, rows = pc.run(pc.session_for(case, method, tuple(options.items())), case)
+        indices, rows = pc.run(pc.session(method, tuple(options.items())), case)
         expected, expected_rows = pruned(method, case, options)
         assert indices.shape == expected.shape == (len(case["image_features"]), case["keep"])
         assert indices.dtype == expected.dtype == np.int64
@@ -254,9 +254,9 @@ def test_half_precision_and_products(method: str) -> None:
     for number in range(6):
         case = pc.make(number, 2, 24, 2, 1 + 4 * number, "integer")
         case |= {n: (case[n] / 3).astype(np.float16) for n in ("image_features", "vision_features", "cls_feature")}
-        graph = build_pruner(method, pc.WIDTH, "float16", plain, grid=pc.grid_for(case, method))
+        graph = build_pruner(method, pc.WIDTH, "float16", plain)
         expected, rows = pruned(method, case, {})
-        for pruner in (pc.open_graph(graph), pc.session_for(case, method, dtype="float16")):
+        for pruner in (pc.open_graph(graph), pc.session(method, dtype="float16")):
             indices, got = pc.run(pruner, case)
             assert got.dtype == np.float16
             np.testing.assert_array_equal(indices, expected)
@@ -264,9 +264,9 @@ def test_half_precision_and_products(method: str) -> None:
 
 
 def test_a_missing_grid_or_input_is_named() -> None:
-    with pytest.raises(BudgetError, match=r"hiprune.* needs the grid"):
-        build_pruner("hiprune", 8)
-    with pytest.raises(InputError, match="needs grid"):
+    with pytest.raises(InputError, match="uniform needs grid"):
+        pruning.get("uniform").reference(np.ones((6, 2)), keep=2)
+    with pytest.raises(InputError, match="grid has 2 rows and 4 columns; there are 6 visual tokens"):
         pruning.get("uniform").reference(np.ones((6, 2)), keep=2, grid=(2, 4))
     with pytest.raises(InputError, match="vispruner needs vision_features"):
         pruning.get("vispruner").reference(np.ones((6, 2)), keep=2, cls_attention=np.ones(6))
@@ -292,8 +292,7 @@ def test_builds_in_tensorrt_rtx(method: str, options: dict[str, Any], products: 
     """In float32, for every budget; float16 and a run-time N are built with all other methods."""
     rtx = pytest.importorskip("tests.kit.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
     lowering = Lowering(products="op" if products == "op" else "primitives")
-    grid = pc.grid_for({"grid": (24, 24)}, method)
-    graph = build_pruner(method, 64, "float32", lowering, options, num_tokens=576, grid=grid)
+    graph = build_pruner(method, 64, "float32", lowering, options, num_tokens=576)
     network = rtx.Network(graph.to_bytes(), None)
     assert "keep" in network.shape_inputs()
     assert network.build(values={"keep": (1, 64, 576)}, targets=("sm89" if products == "op" else "sm75",)) > 0

@@ -102,7 +102,7 @@ def test_selecting_with_what_the_build_returns(vlm: Vlm) -> None:
             return np.arange(keep)
 
     found = picture_inputs(vlm.config, Wanting(), view.features, np.asarray)
-    assert found["grid"] == (4, 4)
+    assert found["grid"].tolist() == [[0, row, column] for row in range(4) for column in range(4)]
     np.testing.assert_array_equal(found["cls_attention"], view.features.cls)
     for name in ("vision_keys", "shallow_attention", "clip_text_embeds"):
         Wanting.needs = frozenset({name})

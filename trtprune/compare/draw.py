@@ -10,6 +10,7 @@ run has another run's error in its input, and each can be repeated alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -25,6 +26,7 @@ from trtprune.errors import EngineDirError, InputError
 from trtprune.tensor_names import (
     CLS_ATTENTION,
     DEEP_ATTENTION,
+    GRID,
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS_INDEX,
@@ -147,6 +149,8 @@ def _value(
     if spec.name == INPUT_IDS:
         return rng.randint(0, vocab, shape).astype(np.int64)
     steps = np.broadcast_to(np.arange(shape[-1]), shape)
+    if spec.name == GRID:
+        return np.array(np.broadcast_to(_one_crop(shape[-2]), shape), np.int64)
     values: dict[str, Any] = {
         TEXT_MASK: 1,
         "keep": facts["keep"],
@@ -161,6 +165,13 @@ def _value(
     if spec.name not in values:
         raise InputError(f"no random values are known for input {spec.name}", hint="--load-inputs FILE")
     return np.array(np.broadcast_to(values[spec.name], shape), np.int64)
+
+
+def _one_crop(tokens: int) -> np.ndarray:
+    """Crop, row and column [N, 3] of one crop, as square as whole rows make it."""
+    rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    row, column = np.divmod(np.arange(tokens), tokens // rows)
+    return np.stack([np.zeros_like(row), row, column], axis=1)
 
 
 def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> None:

@@ -162,12 +162,10 @@ class TransformersSide:
         return found
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        info, model = self.made.pruning, self.made.model
+        info = self.made.pruning
         given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, TEXT_MASK) if name in feed}
         if "seed" in feed:
             given["seed"] = int(feed["seed"][0])
-        if "grid" in info.needs:
-            given["grid"] = model.patch_grid
         keep = int(feed["keep"][0])
         kept, rows = pruning.get(info.method).pruned(feed[IMAGE_FEATURES], keep=keep, **given, **info.options)
         return {KEPT_INDICES: kept, PRUNED_FEATURES: rows}

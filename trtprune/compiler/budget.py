@@ -109,7 +109,7 @@ def _missing(method: BaseMethod, spec: ModelSpec, clip: bool) -> str | None:
             return f"{words}; the vision tower of this model has none"
         if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
             return f"{words}; this model uses none of the tower's layers"
-    if "grid" in method.needs and not spec.tokens_are_patches:
+    if "grid" in method.needs and spec.first_patch != 0:
         first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"
         return f"an image feature for each patch of the grid; in this model {first}"
     return None

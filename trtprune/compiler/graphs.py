@@ -79,7 +79,7 @@ def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) 
         depth=spec.num_layers,
         layer_access=plan.model.layer_access,
         num_tokens=spec.visual_tokens if plan.model.processor.fixed_tokens else None,
-        grid=spec.patch_grid if spec.tokens_are_patches else None,
+        most_crops=plan.model.processor.crops_range[1],
         widths={"C": spec.vision_width, "K": spec.key_width} | ({"P": clip.width} if clip else {}),
         float64=plan.backend == "onnxruntime",
     )

@@ -289,7 +289,12 @@ def _build_vision(
     for name, entry in INPUTS.items():
         if name in found:
             dtype = g.dtype_name if entry.dtype == "model" else entry.dtype
-            g.output(found[name], name, dtype, ["batch", *(widths[dim] for dim in entry.dims)])
+            g.output(
+                found[name],
+                name,
+                dtype,
+                ["batch", *entry.shape(widths)],
+            )
 
 
 def _build_pack(g: Graph, vision: Graph, newline: str, taps: int) -> None:

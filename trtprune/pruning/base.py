@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
+from trtprune.pruning.grids import MOST_CROPS
 from trtprune.pruning.options import PROMPT_TOKENS, Option, OptionValue
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class BuildContext:
         depth: Layers of the decoder, for a method that cuts it.
         layer_access: Number of a layer → the place behind it, likewise.
         num_tokens: N, where the model fixes it.
-        grid: Rows and columns of patches, where the model has one visual token for each.
+        most_crops: Crops that an image can have.
         widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where the model fixes them.
         float64: Whether the backend computes in float64.
     """
@@ -72,7 +73,7 @@ class BuildContext:
     depth: int = 0
     layer_access: Callable[[int], LayerAccess] | None = None
     num_tokens: int | None = None
-    grid: tuple[int, int] | None = None
+    most_crops: int = MOST_CROPS
     widths: Mapping[str, int] = field(default_factory=dict)
     float64: bool = True
 
@@ -85,7 +86,7 @@ class BaseMethod(ABC):
         summary: What it selects, in a few words.
         paper, source: Addresses of the paper and of the authors' code.
         needs: What it reads beside the image features: keys of :data:`trtprune.pruning.inputs.INPUTS` (``text_embeds``
-            brings ``text_mask`` with it), ``seed`` and ``grid``.
+            brings ``text_mask`` with it), and ``seed``.
         cost: What the selection takes, in a few words.
         merges: Whether the rows it returns are not all rows of the image features.
         inside: Whether it prunes between decoder layers.

@@ -9,6 +9,7 @@ import numpy as np
 
 from trtprune.arguments import arg
 from trtprune.errors import InputError
+from trtprune.pruning.grids import MOST_CROPS, full_grid
 from trtprune.pruning.inputs import INPUTS
 
 __all__ = ["read_images"]
@@ -46,7 +47,9 @@ def read_images(
     sizes: dict[str, int] = {"N": tokens, "D": width}
     for name, entry in INPUTS.items():
         if name in needs:
-            give(name, inputs.get(name), tuple(sizes.get(dim, dim) for dim in entry.dims), np.float32)
+            dtype = np.int64 if entry.dtype == "int64" else np.float32
+            array = _grid(inputs.get(name), features.shape) if name == "grid" else inputs.get(name)
+            give(name, array, entry.shape(sizes), dtype)
     if "text_embeds" in needs and inputs.get("text_mask") is not None:
         give("text_mask", inputs["text_mask"], (images[0]["text_embeds"].shape[0],), np.bool_)
         for image in images:
@@ -55,13 +58,26 @@ def read_images(
         seed = _seed(inputs.get("seed"))
         for image in images:
             image["seed"] = seed
-    if "grid" in needs:
-        grid = inputs.get("grid")
-        if grid is None or int(grid[0]) * int(grid[1]) != tokens or min(grid) < 1:
-            raise InputError(f"method {method} needs grid, (rows, columns) of patches with {tokens} in all")
-        for image in images:
-            image["grid"] = (int(grid[0]), int(grid[1]))
     return images
+
+
+def _grid(grid: Any, features: tuple[int, ...]) -> np.ndarray | None:
+    r"""A grid as int64 [\*batch, N, 3]; rows and columns of patches stand for that of one whole crop."""
+    if grid is None:
+        return None
+    array = np.asarray(grid)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"grid is {array.dtype.name}; crop, row and column are whole numbers")
+    if array.shape == (2,):
+        rows, columns = (int(side) for side in array)
+        if min(rows, columns) < 1 or rows * columns != features[-2]:
+            raise InputError(f"grid has {rows} rows and {columns} columns; there are {features[-2]} visual tokens")
+        array = full_grid(rows, columns)
+    if array.ndim == 2:
+        array = np.broadcast_to(array, (*features[:-2], *array.shape))
+    if array.size and not (array.min() >= -1 and array.max() < 1 << 20 and array[..., 0].max() < MOST_CROPS):
+        raise InputError(f"grid: crop, row and column must lie between -1 and {1 << 20}, crops below {MOST_CROPS}")
+    return array.astype(np.int64)
 
 
 def _fitting(method: str, name: str, array: Any, dims: tuple[int | str, ...], features: tuple[int, ...]) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
 from trtprune.pruning.base import BaseMethod, BuildContext
+from trtprune.pruning.grids import MOST_CROPS
 from trtprune.pruning.inputs import INPUTS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def build_pruner(
     options: Mapping[str, object] | None = None,
     *,
     num_tokens: int | None = None,
-    grid: tuple[int, int] | None = None,
+    most_crops: int = MOST_CROPS,
     widths: Mapping[str, int] | None = None,
 ) -> Graph:
     """The graph of ``method`` for features of width ``hidden_size``.
@@ -66,7 +67,7 @@ def build_pruner(
         lowering: How the backend wants operators spelled.
         options: Method options; what is left out has its default.
         num_tokens: N, where the model fixes it; left out, N is a run-time dimension.
-        grid: Rows and columns of patches, for a method that needs them.
+        most_crops: Crops that an image can have, for a method that needs the grid.
         widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where known; left out, run-time dimensions.
 
     Raises:
@@ -79,7 +80,7 @@ def build_pruner(
     values = chosen.validate_options(options)
     context = BuildContext(
         lambda name: Graph(name, dtype=dtype, lowering=lowering), hidden_size,
-        num_tokens=num_tokens, grid=grid, widths=widths or {},
+        num_tokens=num_tokens, most_crops=most_crops, widths=widths or {},
     )  # fmt: skip
     if chosen.inside:
         raise BudgetError(f"{arg('method', chosen.name)} prunes inside the decoder and has no graph before it")
@@ -93,7 +94,7 @@ def write_pruner(
     options: Mapping[str, Any],
     *,
     num_tokens: int | None,
-    grid: tuple[int, int] | None,
+    most_crops: int,
     widths: Mapping[str, int],
 ) -> None:
     """:func:`build_pruner` into an empty graph, in its dtype; ``options`` are all of the method's, validated."""
@@ -107,7 +108,7 @@ def write_pruner(
     for name, entry in INPUTS.items():
         if name in method.needs:
             kind = dtype if entry.dtype == "model" else entry.dtype
-            inputs[name] = g.input(name, kind, ["batch", *(sizes[dim] for dim in entry.dims)])
+            inputs[name] = g.input(name, kind, ["batch", *entry.shape(sizes)])
     if "text_embeds" in method.needs:
         inputs["text_mask"] = g.input("text_mask", "int64", ["batch", sizes["T"]])
     if "seed" in method.needs:
@@ -115,11 +116,7 @@ def write_pruner(
     keep = g.input("keep", "int64", [1])
     fixed: dict[str, Any] = dict(options)
     if "grid" in method.needs:
-        if grid is None:
-            raise BudgetError(
-                f"{arg('method', method.name)} needs the grid of patches", hint="pass grid=(rows, columns)"
-            )
-        fixed["grid"] = grid
+        fixed["most_crops"] = most_crops
 
     if method.merges:
         indices, rows = method.build_merged(g, inputs, keep=keep, **fixed)

@@ -1,21 +1,25 @@
-"""A grid of patches cut into exactly ``keep`` cells, for any ``keep``; in whole numbers, NumPy and graph side by side.
+"""Where the visual tokens of an image lie, and the image cut into ``keep`` cells; NumPy and graph side by side.
 
-For R rows, C columns and K cells:
+A *grid* is int64 [N, 3]: crop, row and column of each visual token.  Rows and columns count over the plane that the
+crop lies on, so that the tokens of a crop fill a rectangle of it.  A token with a row below 0 (a newline, a CLS token)
+is never a candidate.
 
-    r       = the whole number nearest sqrt(K · R / C) (halves up), at least 1 and ceil(K / C), at most R and K
+Cells are cut crop by crop, in the order of the crops' numbers, in whole numbers.  For S candidates in all, A of them in
+front of a crop of R rows and C columns, the crop gets K = floor((A + R C) · keep / S) - floor(A · keep / S) cells:
+
+    r       = the whole number nearest sqrt(K · R / C) (halves up), at least 1 and ceil(K / C), at most K
     band    = floor(y · r / R) of patch row y                       r bands of whole rows
     first_i = floor(i · K / r)                                      band i has first_{i+1} - first_i cells
     cell    = first_band + floor(x · cells_band / C) of column x
 
-Cells are about square.  None is empty: r <= R gives every band a row, r <= K a cell, and r >= K / C no more cells than
-columns.  With K = R · C every patch is a cell.
+Cells are about square.  None is empty: K <= R C makes r <= R, so that every band has a row, r <= K gives it a cell, and
+r >= K / C no more cells than columns.  With keep = S every patch is a cell.  A crop that gets no cell is in none.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
-
-from trtprune.pruning import ops
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,89 +27,148 @@ if TYPE_CHECKING:
 
     from trtprune.graph import Graph
 
-__all__ = ["cells", "middles", "write_cells", "write_middles"]
+__all__ = ["MOST_CROPS", "candidates", "cells", "full_grid", "write_candidates", "write_cells"]
+
+MOST_CROPS = 64
+"""Crops of an image, where the build does not know a smaller number."""
 
 
-def _bands(keep: int, grid: tuple[int, int]) -> int:
-    rows, columns = grid
-    near = sum((2 * m - 1) ** 2 * columns <= 4 * keep * rows for m in range(1, rows + 1))  # (m - 1/2)^2 <= K R / C
-    return max(1, min(near, keep), -(-keep // columns))
-
-
-def cells(keep: int, grid: tuple[int, int]) -> np.ndarray:
-    """int64 [N]: the cell, 0 to keep - 1, of each patch."""
+def full_grid(rows: int, columns: int) -> np.ndarray:
+    """The grid of one crop with a visual token for each patch, row by row: int64 [rows · columns, 3]."""
     import numpy as np
 
-    y, x = np.divmod(np.arange(grid[0] * grid[1], dtype=np.int64), grid[1])
-    bands = _bands(keep, grid)
-    band = y * bands // grid[0]
-    first = band * keep // bands
-    return first + x * ((band + 1) * keep // bands - first) // grid[1]
+    y, x = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
+    return np.stack([np.zeros_like(y), y, x], axis=1)
 
 
-def middles(keep: int, grid: tuple[int, int]) -> np.ndarray:
-    """int64 [keep]: the patch in the middle of each cell, the upper left one of two or four; ascending."""
+def candidates(grid: np.ndarray) -> np.ndarray:
+    """bool [N]: which tokens of a grid may be chosen."""
+    chosen: np.ndarray = grid[:, 1] >= 0
+    return chosen
+
+
+def cells(keep: int, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cell of each visual token, and whether it lies in the middle of it.
+
+    Args:
+        keep: Number of cells, at most that of candidates.
+        grid: int64 [N, 3].
+
+    Returns:
+        int64 [N], 0 to keep - 1 or -1 for a token in none, and bool [N]: the patch in the middle of its cell, the upper
+        left one of two or four.
+    """
     import numpy as np
 
-    rows, columns = grid
-    bands = _bands(keep, grid)
-    cell = np.arange(keep, dtype=np.int64)
-    band = ((cell + 1) * bands - 1) // keep
-    first = band * keep // bands
-    count = (band + 1) * keep // bands - first
-    y = _middle(band, rows, bands)
-    return y * columns + _middle(cell - first, columns, count)
+    crop, row, column = grid.T
+    chosen = candidates(grid)
+    cell, middle = np.full(len(grid), -1, np.int64), np.zeros(len(grid), np.bool_)
+    tokens = [np.flatnonzero(chosen & (crop == number)) for number in np.unique(crop[chosen])]
+    tops, lefts = ([int(axis[own].min()) for own in tokens] for axis in (row, column))
+    heights = [int(row[own].max()) - top + 1 for own, top in zip(tokens, tops, strict=True)]
+    widths = [int(column[own].max()) - left + 1 for own, left in zip(tokens, lefts, strict=True)]
+    total, before = sum(h * w for h, w in zip(heights, widths, strict=True)), 0
+    for own, top, left, height, width in zip(tokens, tops, lefts, heights, widths, strict=True):
+        start = before * keep // total
+        before += height * width
+        count = before * keep // total - start
+        if not count:
+            continue
+        bands = _bands(count, height, width)
+        y, x = row[own] - top, column[own] - left
+        band = y * bands // height
+        first = band * count // bands
+        across = (band + 1) * count // bands - first
+        part = x * across // width
+        cell[own] = start + first + part
+        middle[own] = (y == _middle(band, height, bands)) & (x == _middle(part, width, across))
+    return cell, middle
 
 
-def _middle(part: Any, size: int, parts: Any) -> Any:
+def _bands(count: int, height: int, width: int) -> int:
+    # The largest m with (m - 1/2)^2 <= count · height / width.
+    near = (math.isqrt(4 * count * height // width) + 1) // 2
+    return max(1, min(near, count), -(-count // width))
+
+
+def _middle(part: Any, size: Any, parts: Any) -> Any:
     """The middle, rounded down, of the ``part``-th stretch where floor(z · parts / size) is the same."""
     first = (part * size + parts - 1) // parts
     last = ((part + 1) * size + parts - 1) // parts - 1
     return (first + last) // 2
 
 
-def _write_bands(g: Graph, keep: ir.Value, grid: tuple[int, int]) -> ir.Value:
-    """int64 [1]."""
+# -- graph ------------------------------------------------------------------------------------------------------
+
+
+def write_candidates(g: Graph, grid: ir.Value) -> ir.Value:
+    """:func:`candidates` of int64 [batch, N, 3]: bool [batch, N]."""
+    return g.op.GreaterOrEqual(_column(g, grid, 1), g.ints(0))
+
+
+def _column(g: Graph, grid: ir.Value, axis: int) -> ir.Value:
+    """Crop (0), row (1) or column (2) of each token, int64 [batch, N]."""
+    return g.op.Squeeze(g.op.Slice(grid, g.ints(axis), g.ints(axis + 1), g.ints(2)), g.ints(2))
+
+
+def write_cells(g: Graph, keep: ir.Value, grid: ir.Value, most_crops: int) -> tuple[ir.Value, ir.Value]:
+    """:func:`cells` for int64 ``keep`` [1] and ``grid`` [batch, N, 3] of crops below ``most_crops``."""
+    op = g.op
+    zero, one = g.ints(0), g.ints(1)
+    crop, row, column = (_column(g, grid, axis) for axis in range(3))
+    chosen = op.GreaterOrEqual(row, zero)
+    number = op.Unsqueeze(g.ints(*range(most_crops)), one)
+    own = op.And(op.Equal(op.Unsqueeze(crop, one), number), op.Unsqueeze(chosen, one))  # [batch, crops, N]
+
+    def extent(axis: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """First place and length of each crop, [batch, crops]; length 0 for a crop without tokens."""
+        places = op.Unsqueeze(axis, one)
+        start = op.ReduceMin(op.Where(own, places, g.ints(1 << 30)), g.ints(2), keepdims=0)
+        stop = op.ReduceMax(op.Where(own, places, g.ints(-1)), g.ints(2), keepdims=0)
+        return start, op.Max(op.Sub(op.Add(stop, one), start), zero)
+
+    (top, height), (left, width) = extent(row), extent(column)
+    behind = op.CumSum(op.Mul(height, width), one)
+    total = op.Max(op.ReduceMax(behind, one, keepdims=1), one)
+    start = op.Div(op.Mul(op.Sub(behind, op.Mul(height, width)), keep), total)
+    count = op.Sub(op.Div(op.Mul(behind, keep), total), start)
+    bands = _write_bands(g, count, height, width)
+    place = op.Max(crop, zero)
+
+    def of_token(table: ir.Value) -> ir.Value:
+        return op.GatherElements(table, place, axis=1)
+
+    tall, wide, cut, many = (of_token(op.Max(table, one)) for table in (height, width, bands, count))
+    y, x = op.Sub(row, of_token(top)), op.Sub(column, of_token(left))
+    band = op.Div(op.Mul(y, cut), tall)
+    first = op.Div(op.Mul(band, many), cut)
+    across = op.Max(op.Sub(op.Div(op.Mul(op.Add(band, one), many), cut), first), one)
+    part = op.Div(op.Mul(x, across), wide)
+
+    def middle(part: ir.Value, size: ir.Value, parts: ir.Value) -> ir.Value:
+        def begin(part: ir.Value) -> ir.Value:
+            return op.Div(op.Sub(op.Add(op.Mul(part, size), parts), one), parts)
+
+        return op.Div(op.Sub(op.Add(begin(part), begin(op.Add(part, one))), one), g.ints(2))
+
+    inside = op.And(chosen, op.Greater(of_token(count), zero))
+    central = op.And(op.Equal(y, middle(band, tall, cut)), op.Equal(x, middle(part, wide, across)))
+    cell = op.Add(op.Add(of_token(start), first), part)
+    return op.Where(inside, cell, g.ints(-1)), op.And(inside, central)
+
+
+def _write_bands(g: Graph, count: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
+    """Bands of each crop, int64 [batch, crops]."""
     import onnx_ir as ir
 
-    op = g.op
-    rows, columns = grid
-    odd = op.Add(op.Mul(ops.iota(g, g.ints(rows)), g.ints(2)), g.ints(1))
-    bounds = op.Mul(op.Mul(odd, odd), g.ints(columns))
-    within = op.Cast(op.LessOrEqual(bounds, op.Mul(keep, g.ints(4 * rows))), to=int(ir.DataType.INT64))
-    near = op.ReduceSum(within, g.ints(0), keepdims=1)
-    least = op.Div(op.Add(keep, g.ints(columns - 1)), g.ints(columns))
-    return op.Max(op.Max(op.Min(near, keep), least), g.ints(1))
-
-
-def write_cells(g: Graph, keep: ir.Value, grid: tuple[int, int]) -> ir.Value:
-    """:func:`cells` for int64 ``keep`` [1]."""
-    op = g.op
-    rows, columns = grid
-    bands = _write_bands(g, keep, grid)
-    place = ops.iota(g, g.ints(rows * columns))
-    band = op.Div(op.Mul(op.Div(place, g.ints(columns)), bands), g.ints(rows))
-    first = op.Div(op.Mul(band, keep), bands)
-    count = op.Sub(op.Div(op.Mul(op.Add(band, g.ints(1)), keep), bands), first)
-    return op.Add(first, op.Div(op.Mul(op.Mod(place, g.ints(columns)), count), g.ints(columns)))
-
-
-def write_middles(g: Graph, keep: ir.Value, grid: tuple[int, int]) -> ir.Value:
-    """:func:`middles` for int64 ``keep`` [1]."""
-    op = g.op
-    rows, columns = grid
-    one = g.ints(1)
-    bands = _write_bands(g, keep, grid)
-
-    def middle(part: ir.Value, size: int, parts: ir.Value) -> ir.Value:
-        def start(part: ir.Value) -> ir.Value:
-            return op.Div(op.Sub(op.Add(op.Mul(part, g.ints(size)), parts), one), parts)
-
-        return op.Div(op.Sub(op.Add(start(part), start(op.Add(part, one))), one), g.ints(2))
-
-    cell = ops.iota(g, keep)
-    band = op.Div(op.Sub(op.Mul(op.Add(cell, one), bands), one), keep)
-    first = op.Div(op.Mul(band, keep), bands)
-    count = op.Sub(op.Div(op.Mul(op.Add(band, one), keep), bands), first)
-    y = middle(band, rows, bands)
-    return op.Add(op.Mul(y, g.ints(columns)), middle(op.Sub(cell, first), columns, count))
+    op, one = g.op, g.ints(1)
+    width = op.Max(width, one)
+    square = op.Div(op.Mul(op.Mul(count, height), g.ints(4)), width)
+    root = op.Cast(op.Sqrt(op.Cast(square, to=int(ir.DataType.FLOAT))), to=int(ir.DataType.INT64))
+    # float32 can be one off where the number is large.
+    root = op.Where(op.Greater(op.Mul(root, root), square), op.Sub(root, one), root)
+    more = op.Add(root, one)
+    root = op.Where(op.LessOrEqual(op.Mul(more, more), square), more, root)
+    near = op.Div(op.Add(root, one), g.ints(2))
+    least = op.Div(op.Sub(op.Add(count, width), one), width)
+    return op.Max(op.Max(op.Min(near, count), least), one)

@@ -5,7 +5,9 @@ One table for the references, the pruner graphs, the vision graphs that must ret
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "INPUT_NAMES", "Input"]
 
@@ -23,10 +25,14 @@ class Input:
         words: What it is, for ``trtprune methods`` and errors.
     """
 
-    dims: tuple[str, ...]
+    dims: tuple[str | int, ...]
     dtype: str
     source: str
     words: str
+
+    def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The dimensions with their sizes, numbers or names of run-time dimensions; a letter without one stays."""
+        return tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.dims)
 
 
 INPUTS = {
@@ -39,9 +45,10 @@ INPUTS = {
     "clip_image_embeds": Input(("N", "P"), "float32", "vision", "patches in CLIP's joint space"),
     "clip_text_embeds": Input(("M", "P"), "float32", "clip_text", "the question in CLIP's joint space"),
     "text_embeds": Input(("T", "D"), "model", "embed", "the prompt's token embeddings"),
+    "grid": Input(("N", 3), "int64", "", "the grid of patches"),
 }
-"""Name → input, of those that are arrays. ``seed`` (an integer), ``text_mask`` (beside ``text_embeds``) and ``grid``
-(rows and columns of patches, fixed when the graph is built) are the other words in ``Method.needs``.
+"""Name → input, of those that are arrays. ``seed`` (an integer) and ``text_mask`` (beside ``text_embeds``) are the
+other words in ``Method.needs``.
 
 * ``cls_attention``: row of the CLS query in the last layer that is used, mean over heads, the CLS column dropped.
 * ``vision_features``: what enters the projector.
@@ -51,10 +58,11 @@ INPUTS = {
   attention, columns of the patches. The early layer is ``Method.tower_layer``, counted from 1; the deep one is that of
   ``cls_attention``.
 * ``clip_image_embeds``: CLIP's ``visual_projection(post_layernorm(·))`` of the hidden state that feeds the projector.
+* ``grid``: crop, row and column of each visual token, see :mod:`trtprune.pruning.grids`.
 * ``clip_text_embeds``: CLIP's ``text_embeds`` of the question, one row for each segment of up to 77 tokens.
 """
 
-INPUT_NAMES = frozenset({*INPUTS, "text_mask", "seed", "grid"})
+INPUT_NAMES = frozenset({*INPUTS, "text_mask", "seed"})
 """Every name a reference takes beside the image features and the budget; all others are options of its method."""
 FROM_VISION = tuple(name for name, entry in INPUTS.items() if entry.source == "vision")
 FROM_CLIP = ("clip_image_embeds", "clip_text_embeds")

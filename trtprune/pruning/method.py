@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Method"]
 
-OTHER_WORDS = {"seed": "a seed", "grid": "the grid of patches"}
-
 
 class Method(BaseMethod):
     """A way to choose visual tokens before the decoder.
@@ -35,7 +33,7 @@ class Method(BaseMethod):
 
     def describe_needs(self) -> list[str]:
         words = [entry.words for name, entry in INPUTS.items() if name in self.needs]
-        words += [text for name, text in OTHER_WORDS.items() if name in self.needs]
+        words += ["a seed"] if "seed" in self.needs else []
         if self.needs & set(FROM_CLIP):
             words.append("a build with CLIP's text tower (--clip)")
         return words
@@ -52,7 +50,7 @@ class Method(BaseMethod):
         g = context.make("pruner")
         write_pruner(
             g, self, context.hidden_size, options,
-            num_tokens=context.num_tokens, grid=context.grid, widths=context.widths,
+            num_tokens=context.num_tokens, most_crops=context.most_crops, widths=context.widths,
         )  # fmt: skip
         return {("pruner", None): g}
 
@@ -64,8 +62,8 @@ class Method(BaseMethod):
             keep: Tokens to keep of each image, 1 ≤ keep ≤ N.
             inputs: What the method needs, by the names of :data:`trtprune.pruning.inputs.INPUTS`, each without or with
                 the dimension B; ``text_mask`` [T] or [B, T] beside ``text_embeds``, where 0 marks padding (left out:
-                no padding); ``seed``, an integer (left out: 0); ``grid``, rows and columns of patches, N together.
-                What the method does not need is ignored.  Other names are its options; strings are parsed.
+                no padding); ``seed``, an integer (left out: 0).  ``grid`` may be the rows and columns of patches of
+                one crop.  What the method does not need is ignored.  Other names are its options; strings are parsed.
 
         Returns:
             int64 [keep], or [B, keep] for a batch; ascending in each row.
@@ -114,7 +112,8 @@ class Method(BaseMethod):
 
         options = self.validate_options({name: value for name, value in inputs.items() if name not in INPUT_NAMES})
         images = read_images(self.name, self.needs, image_features, inputs)
-        keep = self.check_keep(keep, np.shape(image_features)[-2])
+        allowed = [int((image["grid"][:, 1] >= 0).sum()) for image in images if "grid" in image]
+        keep = self.check_keep(keep, min([np.shape(image_features)[-2], *allowed]))
         with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they lose
             return [choose(keep=keep, **image, **options) for image in images]
 
@@ -141,7 +140,7 @@ class Method(BaseMethod):
             g: The graph; only ``op``, ``constant``, ``scalar``, ``ints`` and ``builder.subgraph`` are used.
             inputs: ``image_features`` [batch, N, D] and what the method needs, by name.
             keep: int64 [1], a run-time value.
-            options: All of the method's options, validated; and ``grid``, where the method needs it.
+            options: All of the method's options, validated; and ``most_crops``, where the method needs the grid.
 
         Returns:
             int64 [batch, keep], ascending in each row.

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtprune.engine_dir.roles import CLIP_TEXT, EMBED, PRUNER, VISION
-from trtprune.tensor_names import IMAGE_FEATURES, KEEP, KEPT_INDICES, PRUNED_FEATURES, SEED, TEXT_EMBEDS, TEXT_MASK
+from trtprune.tensor_names import (
+    GRID,
+    IMAGE_FEATURES,
+    KEEP,
+    KEPT_INDICES,
+    PRUNED_FEATURES,
+    SEED,
+    TEXT_EMBEDS,
+    TEXT_MASK,
+)
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
@@ -89,6 +98,8 @@ class Pruner:
         if len(candidates) < len(every):
             inputs |= {name: inputs[name][candidates] for name in self._by_token}
         inputs |= {name: inputs[name][None] for name in (IMAGE_FEATURES, *self._image_inputs)}
+        if GRID in self._inputs:
+            inputs[GRID] = features.plan.grid[candidates].astype(np.int64)[None]
         inputs |= {name: array[None] for name, array in (given or {}).items() if name in self._inputs}
         if self.reads_embeds:
             assert text is not None

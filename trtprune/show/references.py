@@ -75,7 +75,7 @@ def picture_inputs(
     needs = f"{arg('method', method.name)} needs"
     found: dict[str, Any] = {}
     for name, entry in INPUTS.items():
-        if name not in method.needs or entry.source == "embed":
+        if name not in method.needs or entry.source in ("embed", ""):
             continue
         if name in features.extras:
             found[name] = fetch(features.extras[name])
@@ -100,13 +100,12 @@ def picture_inputs(
                 hint=hint,
             )
     if "grid" in method.needs:
-        rows, columns = config.model.patch_grid
-        if config.model.first_patch != 0 or rows * columns != config.model.visual_tokens:
+        if config.model.first_patch != 0:
             raise BudgetError(
                 f"{needs} the grid of patches; this model's image features are not one a patch",
                 hint="trtprune methods says what each needs",
             )
-        found["grid"] = (rows, columns)
+        found["grid"] = features.plan.grid
     return found
 
 

@@ -1,8 +1,8 @@
 """The grid of patches pooled to ``keep`` rows: a baseline that merges instead of dropping.
 
-The grid is cut into ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`); row i is the mean of the projected
-features in cell i.  ``kept_indices`` names the patch in the middle of each cell, what ``uniform`` keeps.  Features that
-are not finite are left out of the mean, and a cell of nothing else is a row of zeros.
+The grid of each crop is cut into its share of ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`); a row is
+the mean of the projected features in a cell.  ``kept_indices`` names the patch in the middle of each cell, what
+``uniform`` keeps.  Features that are not finite are left out of the mean, and a cell of nothing else is a row of zeros.
 """
 
 from __future__ import annotations
@@ -34,25 +34,36 @@ class Downsample(Method):
     merges = True
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        return grids.middles(keep, inputs["grid"])
+        return self._rows_of(keep, inputs["grid"])[0]
 
     def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        import numpy as np
-
-        members = grids.cells(keep, inputs["grid"]) == np.arange(keep)[:, None]
-        return self.select(image_features, keep=keep, **inputs), merging.means(members, image_features)[0]
+        kept, cell = self._rows_of(keep, inputs["grid"])
+        return kept, merging.means((cell[kept][:, None] == cell) & (cell >= 0), image_features)[0]
 
     def assign(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        return grids.middles(keep, inputs["grid"])[grids.cells(keep, inputs["grid"])]
+        import numpy as np
+
+        kept, cell = self._rows_of(keep, inputs["grid"])
+        named = np.full(keep + 1, -1, np.int64)  # the last one is that of cell -1
+        named[cell[kept]] = kept
+        return named[cell]
+
+    @staticmethod
+    def _rows_of(keep: int, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The patch in the middle of each cell, ascending, and the cell of each token."""
+        import numpy as np
+
+        cell, middle = grids.cells(keep, grid)
+        scores = np.where(grids.candidates(grid), middle, np.float32(-1))
+        return np.sort(ops.descending(scores)[:keep]), cell
 
     def build_merged(
         self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
     ) -> tuple[ir.Value, ir.Value]:
-        op = g.op
-        features = inputs["image_features"]
-        batch = op.Shape(features, start=0, end=1)
-        indices = grids.write_middles(g, keep, options["grid"])
-        cells = grids.write_cells(g, keep, options["grid"])
-        members = op.Unsqueeze(op.Equal(op.Unsqueeze(ops.iota(g, keep), g.ints(1)), cells), g.ints(0))
-        rows, _ = merging.write_means(g, members, features)
-        return op.Expand(op.Unsqueeze(indices, g.ints(0)), op.Concat(batch, keep, axis=0)), rows
+        op, grid = g.op, inputs["grid"]
+        cell, middle = grids.write_cells(g, keep, grid, options["most_crops"])
+        chosen = op.Where(grids.write_candidates(g, grid), ops.f32(g, 0.0), ops.f32(g, -1.0))
+        kept = ops.ascending(g, ops.top(g, op.Where(middle, ops.f32(g, 1.0), chosen), keep)[1], keep)
+        own, other = op.Unsqueeze(op.GatherElements(cell, kept, axis=1), g.ints(2)), op.Unsqueeze(cell, g.ints(1))
+        members = op.And(op.Equal(own, other), op.GreaterOrEqual(other, g.ints(0)))
+        return kept, merging.write_means(g, members, inputs["image_features"])[0]

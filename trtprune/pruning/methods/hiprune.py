@@ -6,7 +6,8 @@ Vision-Language Models").  Code: https://github.com/Danielement321/HiPrune @ 6e8
     s, d    = attention each patch receives in the object layer and in the last used one: mean over heads and over all
               queries, CLS included
     anchors = the a = round(keep · alpha / 5) patches of largest s
-    buffers = their neighbours j - 1, j + 1, j - columns, j + columns, clamped to 0..N-1
+    buffers = their neighbours j - 1, j + 1, j - columns, j + columns, clamped to 0..P-1; j counts the P patches of a
+              crop row by row
     selection = anchors and buffers, completed to keep by the largest d
 
 Python's ``round`` (halves to even) is reproduced in whole numbers, alpha being read as a fraction with a denominator
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning import ops
+from trtprune.pruning import grids, ops
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HiPrune"]
 
-_ANCHOR, _BUFFER = 3.0e38, 2.0e38
-"""Scores of anchors and buffers, above every attention."""
+_ANCHOR, _BUFFER, _NEVER = 3.0e38, 2.0e38, -3.0e38
+"""Scores of anchors and buffers, above every attention, and of tokens that are no candidates, below NaN."""
 
 
 def _share(alpha: float) -> tuple[int, int]:
@@ -70,19 +71,20 @@ class HiPrune(Method):
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
-        tokens, columns = len(image_features), inputs["grid"][1]
+        grid = inputs["grid"]
         count = round(Fraction(*_share(inputs["alpha"])) * keep)
-        anchors = ops.descending(ops.clean(inputs["shallow_attention"]))[:count]
-        steps = np.array([-1, 1, -columns, columns])
-        scores = ops.clean(inputs["deep_attention"])
-        scores[np.clip(anchors[:, None] + steps, 0, tokens - 1)] = _BUFFER
+        shallow, deep = (
+            np.where(grids.candidates(grid), ops.clean(inputs[name]), np.float32(_NEVER))
+            for name in ("shallow_attention", "deep_attention")
+        )
+        anchors = ops.descending(shallow)[:count]
+        scores = np.where(_neighbours(grid, anchors), np.float32(_BUFFER), deep)
         scores[anchors] = _ANCHOR
         return np.sort(ops.descending(scores)[:keep])
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         op = g.op
         p, q = _share(options["alpha"])
-        columns = options["grid"][1]
         twice = op.Mul(keep, g.ints(2 * p))
         up = op.Div(op.Add(twice, g.ints(q)), g.ints(2 * q))
         # Halves to even: rounded up from a half to an odd number is one too many.
@@ -90,17 +92,60 @@ class HiPrune(Method):
         odd = op.Equal(op.Mod(up, g.ints(2)), g.ints(1))
         count = op.Where(op.And(half, odd), op.Sub(up, g.ints(1)), up)
 
-        scores = ops.write_clean(g, inputs["deep_attention"])
+        chosen = grids.write_candidates(g, inputs["grid"])
+        shallow, scores = (
+            op.Where(chosen, ops.write_clean(g, inputs[name]), ops.f32(g, _NEVER))
+            for name in ("shallow_attention", "deep_attention")
+        )
         # No anchor at all is served by taking one that stays without effect: no dimension may become 0.
-        _, anchors = ops.top(g, ops.write_clean(g, inputs["shallow_attention"]), op.Max(count, g.ints(1)))
-        last = op.Sub(op.Shape(scores, start=1, end=2), g.ints(1))
-        around = op.Concat(*(op.Add(anchors, g.ints(step)) for step in (-1, 1, -columns, columns)), axis=1)
-        around = op.Min(op.Max(around, g.ints(0)), last)
+        _, anchors = ops.top(g, shallow, op.Max(count, g.ints(1)))
+        any_anchor = op.Greater(count, g.ints(0))
+        one = op.Expand(ops.f32(g, 1.0), op.Shape(anchors))
+        marks = op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(scores)), anchors, one, axis=1)
+        around = op.And(_write_neighbours(g, inputs["grid"], anchors), any_anchor)
+        scores = op.Where(around, ops.f32(g, _BUFFER), scores)
+        return op.Where(op.And(op.Greater(marks, ops.f32(g, 0.5)), any_anchor), ops.f32(g, _ANCHOR), scores)
 
-        def mark(indices: ir.Value) -> ir.Value:
-            one = op.Expand(ops.f32(g, 1.0), op.Shape(indices))
-            marks = op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(scores)), indices, one, axis=1)
-            return op.And(op.Greater(marks, ops.f32(g, 0.5)), op.Greater(count, g.ints(0)))
 
-        scores = op.Where(mark(around), ops.f32(g, _BUFFER), scores)
-        return op.Where(mark(anchors), ops.f32(g, _ANCHOR), scores)
+def _neighbours(grid: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """bool [N]: the tokens beside, above and below the ``anchors`` int64 [A] in their crops, by index."""
+    import numpy as np
+
+    crop, row, column = grid.T
+    if not len(anchors):
+        return np.zeros(len(grid), np.bool_)
+    same = (crop[anchors][:, None] == crop) & grids.candidates(grid)
+    far = np.int64(1) << 30
+    top, left = (np.where(same, axis, far).min(axis=1, keepdims=True) for axis in (row, column))
+    bottom, right = (np.where(same, axis, -1).max(axis=1, keepdims=True) for axis in (row, column))
+    width = right - left + 1
+    place = (row - top) * width + column - left
+    own = (row[anchors][:, None] - top) * width + column[anchors][:, None] - left
+    last = (bottom - top + 1) * width - 1
+    around = [np.clip(own + step, 0, last) == place for step in (-1, 1, -width, width)]
+    return np.any(same & np.logical_or.reduce(around), axis=0)
+
+
+def _write_neighbours(g: Graph, grid: ir.Value, anchors: ir.Value) -> ir.Value:
+    """:func:`_neighbours` for int64 [batch, N, 3] and [batch, A]: bool [batch, N]."""
+    import onnx_ir as ir
+
+    op = g.op
+    zero, one = g.ints(0), g.ints(1)
+    crop, row, column = (op.Squeeze(op.Slice(grid, g.ints(i), g.ints(i + 1), g.ints(2)), g.ints(2)) for i in range(3))
+    mine = [op.Unsqueeze(op.GatherElements(axis, anchors, axis=1), g.ints(2)) for axis in (crop, row, column)]
+    crops, rows, columns = (op.Unsqueeze(axis, one) for axis in (crop, row, column))
+    same = op.And(op.Equal(mine[0], crops), op.Unsqueeze(op.GreaterOrEqual(row, zero), one))
+    top, left = (op.ReduceMin(op.Where(same, x, g.ints(1 << 30)), g.ints(2), keepdims=1) for x in (rows, columns))
+    bottom, right = (op.ReduceMax(op.Where(same, x, g.ints(-1)), g.ints(2), keepdims=1) for x in (rows, columns))
+    width = op.Sub(op.Add(right, one), left)
+    place = op.Sub(op.Add(op.Mul(op.Sub(rows, top), width), columns), left)
+    own = op.Sub(op.Add(op.Mul(op.Sub(mine[1], top), width), mine[2]), left)
+    last = op.Sub(op.Mul(op.Sub(op.Add(bottom, one), top), width), one)
+    near = None
+    for step in (g.ints(-1), one, op.Neg(width), width):
+        hit = op.Equal(op.Min(op.Max(op.Add(own, step), zero), last), place)
+        near = hit if near is None else op.Or(near, hit)
+    assert near is not None
+    hits = op.Cast(op.And(same, near), to=int(ir.DataType.FLOAT))
+    return op.Greater(op.ReduceMax(hits, one, keepdims=0), ops.f32(g, 0.5))

@@ -1,8 +1,8 @@
 """An even sample of the grid of patches: a baseline that looks at nothing.
 
-The grid is cut into ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`) and the patch in the middle of each
-is kept.  Nothing of the picture and nothing of the question plays a part, so a method that does not beat this one
-earns nothing by its looking.
+The grid of each crop is cut into its share of ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`) and the
+patch in the middle of each is kept.  Nothing of the picture and nothing of the question plays a part, so a method that
+does not beat this one earns nothing by its looking.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning import grids
+from trtprune.pruning import grids, ops
 from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
@@ -30,13 +30,16 @@ class Uniform(Method):
     name = "uniform"
     summary = "an even sample of the grid, the same for every picture"
     needs = frozenset({"grid"})
-    cost = "whole-number arithmetic on keep numbers"
+    cost = "whole-number arithmetic on N numbers and one TopK"
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        return grids.middles(keep, inputs["grid"])
+        import numpy as np
 
-    def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        op = g.op
-        batch = op.Shape(inputs["image_features"], start=0, end=1)
-        indices = grids.write_middles(g, keep, options["grid"])
-        return op.Expand(op.Unsqueeze(indices, g.ints(0)), op.Concat(batch, keep, axis=0))
+        _, middle = grids.cells(keep, inputs["grid"])
+        return np.sort(ops.descending(np.where(grids.candidates(inputs["grid"]), middle, np.float32(-1)))[:keep])
+
+    def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
+        op, grid = g.op, inputs["grid"]
+        _, middle = grids.write_cells(g, keep, grid, options["most_crops"])
+        chosen = op.Where(grids.write_candidates(g, grid), ops.f32(g, 0.0), ops.f32(g, -1.0))
+        return op.Where(middle, ops.f32(g, 1.0), chosen)
