@@ -1,4 +1,4 @@
-"""Which method and which budget a model can serve: decided, and refused, before anything is written."""
+"""The method and the budget of a build, checked against the model before anything is written."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CLIP_TOWER = "clip_vision_model"
 
 
 def describe_budget(tokens: int, kept: int) -> str:
-    """The one line every command that prunes prints, e.g. ``576 → 64 visual tokens (11.1 % kept)``."""
+    """The line of every command that prunes, e.g. ``576 → 64 visual tokens (11.1 % kept)``."""
     return f"{tokens} → {kept} visual tokens ({100 * kept / tokens:.1f} % kept)"
 
 
 def describe_build(made: EngineDir) -> str:
-    """What a build does with an image's tokens: the budget, and where the decoder prunes, its schedule."""
+    """A build's pruning in words: the budget, and for a pruning decoder its schedule."""
     info, tokens = made.pruning, made.model.visual_tokens
     if info.schedule is None:
         return describe_budget(tokens, info.keep)
@@ -44,7 +44,7 @@ def describe_build(made: EngineDir) -> str:
 
 
 def describe_served(made: EngineDir) -> str:
-    """The budgets a build serves, e.g. ``any budget from 1 to 576``, or each where it is only some; empty for one."""
+    """The budgets of a build, e.g. ``any budget from 1 to 576``, or a list if there are few; empty for one."""
     info = made.pruning
     low, high = info.keep_range
     if low == high:
@@ -57,10 +57,10 @@ def describe_served(made: EngineDir) -> str:
 
 
 def check_keep(made: EngineDir, keep: int | None) -> int:
-    """The budget, as the build serves it; None: as built.
+    """The budget of a run; None: the build's default.
 
     Raises:
-        BudgetError: for one that it does not.
+        BudgetError: for a budget that the build does not serve.
     """
     low, high = made.pruning.keep_range
     if keep is None:
@@ -125,12 +125,12 @@ def resolve_budget(
     positions: str | None,
     clip: bool = False,
 ) -> PruningInfo:
-    """The pruning part of the config, or the reason why this model cannot serve it.
+    """The pruning part of ``config.json``.
 
     Args:
-        method: With validated ``options``.
-        spec: Of the model.
-        keep, keep_range, positions: As given; None: by default.
+        method: The method; ``options`` are validated.
+        spec: Facts of the model.
+        keep, keep_range, positions: The user's values; None: defaults.
         clip: Whether the build has CLIP's text tower.
 
     Raises:

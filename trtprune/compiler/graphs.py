@@ -1,8 +1,8 @@
 """The graphs of a build, in the order of its chain: from a family's components and a method's own.
 
 ``vision, embed``, ``clip_text`` if the method reads CLIP's text, ``pruner, decoder`` for one that prunes before the
-decoder; for one that prunes inside it ``vision, embed``, ``raters`` if it asks for them, ``rank`` if the rank of the
-attention decides how many tokens stay, and ``decoder.0, pruner.0, decoder.1, …``.
+decoder; for one that prunes inside it ``vision, embed``, ``raters`` if it needs them, ``rank`` if the rank of the
+attention decides the number of tokens, and ``decoder.0, pruner.0, decoder.1, …``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) 
 
 
 def describe(graph: Graph, plan: Plan, name: str) -> None:
-    """Lets a graph's file say what it is: component, model, method, and how its numbers are stored."""
+    """Writes a graph's description into its file: component, model, method, and number formats."""
     model, revision = plan.checkpoint.id, plan.checkpoint.revision
     of = f"{model} at revision {revision}" if revision else model
     stored = f"{plan.dtype}, {plan.weight_dtype} weights" if plan.weight_dtype else plan.dtype
