@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from trtprune.checkpoint.checkpoint import SIDE_FILES, Checkpoint, TensorInfo, open_checkpoint, resolve
+from trtprune.checkpoint.checkpoint import SIDE_FILES, Checkpoint, TensorInfo, open_checkpoint
+from trtprune.checkpoint.resolving import resolve
 
 __all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]

@@ -1,6 +1,6 @@
 """A transformers checkpoint on disk: its config, and the place of each tensor.  No weight is loaded, no torch is used.
 
-    checkpoint = resolve("llava-hf/llava-1.5-7b-hf")     # alias, hub id, directory, or "demo"
+    checkpoint = open_checkpoint("llava-1.5-7b-hf")       # a directory; resolve() takes aliases and hub ids, too
     checkpoint.tensors["lm_head.weight"].offset           # bytes from the start of its file
     checkpoint.read("multi_modal_projector.linear_1.bias")   # a memory map, for small tensors
 
@@ -12,25 +12,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.arguments import arg
-from trtprune.checkpoint.aliases import ALIASES, DEMOS
 from trtprune.checkpoint.files import plain_name, read_text, weight_path
 from trtprune.checkpoint.of_build import origin_of_build
 from trtprune.checkpoint.safetensors import Header, TensorInfo, parse_json
-from trtprune.checkpoint.shards import INDEX, SINGLE, file_names, no_config, no_weights, read_weights
+from trtprune.checkpoint.shards import file_names, no_config, read_weights
 from trtprune.errors import CheckpointError
 from trtprune.files.reading import SMALL_JSON_BYTES, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SIDE_FILES", "Checkpoint", "TensorInfo", "open_checkpoint", "resolve"]
+__all__ = ["SIDE_FILES", "Check", "Checkpoint", "TensorInfo", "open_checkpoint", "read_config"]
 
 MAX_TEXT_BYTES = 64_000_000
 """Size limit of tokenizer.json in bytes; with a vocabulary of 256,000 it has about 35 MB. Other texts are small."""
@@ -222,6 +219,7 @@ class Checkpoint:
 
 
 Check = Callable[["Checkpoint"], None]
+"""What is called with a checkpoint before its weights are looked for; what it raises is the end."""
 
 
 def open_checkpoint(
@@ -244,7 +242,7 @@ def open_checkpoint(
     if not root.is_dir():
         what = "is a file, not a checkpoint directory" if root.exists() else "no such checkpoint directory"
         raise CheckpointError(f"{root}: {what}", hint="give the directory that holds config.json")
-    config = _read_config(root)
+    config = read_config(root)
     name = id or root.resolve().name or "checkpoint"
     if "build_digest" in config:
         found = _of_build(root)
@@ -257,7 +255,8 @@ def open_checkpoint(
     return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
 
 
-def _read_config(root: Path) -> dict[str, Any]:
+def read_config(root: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a directory; raises CheckpointError if there is none, or it is damaged."""
     path = root / "config.json"
     text = read_text(root, path.name, SMALL_JSON_BYTES)
     if text is None:
@@ -281,108 +280,10 @@ def _of_build(root: Path) -> Checkpoint:
     )
 
 
-def resolve(
-    model: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | None = None,
-    offline: bool | None = None,
-    progress: Callable[[str], None] | None = None,
-    aliases: Mapping[str, str] | None = None,
-    check: Check | None = None,
-    argument: str = "model",
-) -> Checkpoint:
-    """Finds a checkpoint, and downloads it if necessary.
-
-    Args:
-        model: A directory; else an alias; else ``"demo"`` or ``"demo-signs"``; else a hub id ``owner/name``.  Alias
-            and hub id may carry ``@revision``.
-        revision: Branch, tag or commit on the hub.
-        cache_dir: Folder of downloads; the hub's own default otherwise (``HF_HOME``).
-        token: Access token; the logged-in one otherwise.
-        offline: Use only what is cached; ``None`` follows ``HF_HUB_OFFLINE``.
-        progress: Receiver of a download's lines and bars (:mod:`trtprune.reports.downloads`); by default bars in a
-            terminal or notebook.
-        aliases: Short names to hub ids; those of :mod:`trtprune.checkpoint.aliases` by default.
-        check: As in :func:`open_checkpoint`; for a model on the hub it is called before the weights are fetched.
-        argument: Name of ``model`` in errors.
-
-    Raises:
-        CheckpointError: one line that names the fault, with a hint.
-    """
-    text = os.fspath(model)
-    if not text.strip():
-        raise CheckpointError(f"{arg(argument)} is empty", hint="a directory, an alias, a hub id, or demo")
-    if "\0" in text or "\n" in text:
-        raise CheckpointError(f"{arg(argument, text)}: not a name", hint="a directory, a hub id or an alias")
-    if not isinstance(model, str) or _is_path(text):
-        if revision is not None:
-            raise CheckpointError(
-                f"{arg('revision', revision)}: {text} is a directory, it has no revisions",
-                hint=f"leave {arg('revision')} out",
-            )
-        return open_checkpoint(text, check=check)
-    if aliases is None:
-        aliases = ALIASES
-    name, at, tag = text.partition("@")
-    if at and (not tag or revision not in (None, tag)):
-        raise CheckpointError(f"{arg(argument, text)}: the revision is unclear", hint="write owner/name@revision")
-    revision = tag if at else revision
-    if name not in aliases and name in DEMOS:
-        if revision is not None:
-            raise CheckpointError(f"{arg(argument, name)} has no revisions", hint=f"leave {arg('revision')} out")
-        from trtprune.demo.assemble import assemble
-
-        return open_checkpoint(assemble(name=name, progress=progress), id=name, check=check)
-    hub_id = aliases.get(name, name)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is None:
-        if "/" in name:
-            raise CheckpointError(
-                f"{arg(argument, text)}: no such directory, and not a hub id", hint="a hub id is owner/name[@revision]"
-            )
-        raise CheckpointError(
-            f"{arg(argument, name)}: no such alias or directory",
-            hint=_closest(name, (*DEMOS, *aliases), everything=True),
-        )
-    from trtprune.checkpoint.hub import download
-
-    def look(path: Path, commit: str | None, names: Sequence[str] | None) -> None:
-        """Checks the small files, and the names of the others."""
-        where = arg(argument, text)
-        if "config.json" not in (file_names(path) if names is None else names):
-            raise no_config(where, list(names or ()))
-        lacking = names is not None and not {SINGLE, INDEX} & set(names)
-        if check is not None:
-            check(Checkpoint(path, _read_config(path), {}, (), hub_id, commit, remote=not lacking))
-        if lacking:
-            raise no_weights(where, sorted(names or ()))
-
-    path, commit = download(
-        hub_id,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        offline=offline,
-        progress=progress,
-        look=look,
-        argument=argument,
-    )
-    return open_checkpoint(path, id=hub_id, revision=commit)
-
-
-def _is_path(text: str) -> bool:
-    # "owner/name" has a slash, too: it is a path only if it exists or begins like one.
-    return text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.count("/") > 1
-
-
-def _closest(name: str, known: Any, everything: bool = False) -> str:
-    names = list(dict.fromkeys(known))
+def _closest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else ""
-    if everything:
-        hint += f"{' ' if hint else ''}known: {', '.join(names)}; or a directory, or a hub id owner/name"
-    return hint or f"it has {len(names)} tensors"
+    return f"did you mean {near[0]}?" if near else f"it has {len(names)} tensors"
 
 
 def equal_values(a: np.ndarray, b: np.ndarray) -> bool:

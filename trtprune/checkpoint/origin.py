@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trtprune.checkpoint.aliases import DEMOS
-from trtprune.checkpoint.checkpoint import Checkpoint, open_checkpoint, resolve
+from trtprune.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trtprune.checkpoint.resolving import resolve
 from trtprune.demo.assemble import assemble
 from trtprune.engine_dir import EngineDir
 from trtprune.errors import CheckpointError, InputError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from trtprune.compiler.budget import describe_build, describe_served
-from trtprune.engine_dir import CONFIG_NAME, EngineDir, TensorSpec, open_engine_dir
+from trtprune.engine_dir import CONFIG_NAME, EngineDir, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
 from trtprune.engine_dir.roles import VISION
 
@@ -25,56 +25,19 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
     """
     made = engine_dir if isinstance(engine_dir, EngineDir) else open_engine_dir(engine_dir)
     files = [_file(made.root, name) for name in (CONFIG_NAME, *sorted(made.files))]
-    model, pruning, kv = made.model, made.pruning, made.kv
-    total = model.visual_tokens
+    config, kv = json.loads(made.to_json()), made.kv
     return {
         "path": str(made.root),
-        "backend": made.backend,
-        "dtype": made.dtype,
-        "weight_dtype": made.weight_dtype,
-        "lowering": dict(made.lowering),
-        "model": {
-            "id": model.id,
-            "revision": model.revision,
-            "digest": model.digest,
-            "family": model.family,
-            "image_size": list(model.image_size),
-            "patch_grid": list(model.patch_grid),
-            "visual_tokens": total,
-            "hidden_size": model.hidden_size,
-            "vocab_size": model.vocab_size,
-            "max_positions": model.max_positions,
-        },
-        "pruning": {
-            "method": pruning.method,
-            "keep": pruning.keep,
-            "keep_range": list(pruning.keep_range),
-            "options": dict(pruning.options),
-            "positions": pruning.positions,
-            "needs": list(pruning.needs),
-            "text_span": pruning.text_span,
-            "budget": describe_build(made),
-            "served": describe_served(made),
-        },
-        "chain": list(made.chain),
+        **{name: config[name] for name in ("backend", "dtype", "weight_dtype", "lowering", "model")},
+        "pruning": config["pruning"] | {"budget": describe_build(made), "served": describe_served(made)},
+        "chain": config["chain"],
         "components": [
-            {
-                "name": component.name,
-                "role": component.role,
-                "segment": component.segment,
-                "onnx": component.onnx,
-                "engine": component.engine,
+            facts
+            | {
                 "engine_bytes": made.path(component.engine).stat().st_size if component.engine else None,
-                "profiles": [
-                    {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
-                    for profile in component.profiles
-                ],
-                "dtype": component.dtype,
-                "inputs": [_tensor(spec) for spec in component.inputs],
-                "outputs": [_tensor(spec) for spec in component.outputs],
                 "ops": count_operators(read_graph(made.path(component.onnx))),
             }
-            for component in made.components
+            for facts, component in zip(config["components"], made.components, strict=True)
         ],
         "kv": {
             "capacity": kv.capacity,
@@ -86,9 +49,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
             "bytes_at_capacity": kv.capacity * kv.bytes_per_token,
             **_pictures(made),
         },
-        "engines": dataclasses.asdict(made.engines) if made.engines is not None else None,
-        "built_with": dict(made.built_with),
-        "build_digest": made.build_digest,
+        **{name: config[name] for name in ("engines", "built_with", "build_digest")},
         "files": files,
         "bytes": sum(file["bytes"] for file in files),
     }
@@ -256,10 +217,6 @@ def _specs(specs: list[dict[str, Any]]) -> str:
             seen.add(name)
             lines.append(f"{name} {spec['dtype']} [{', '.join(map(str, spec['shape']))}]")
     return "\n".join(lines)
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
 def _file(root: Path, name: str) -> dict[str, Any]:

@@ -85,12 +85,8 @@ def build_engines(
     # One after another, and only descriptions are kept: builder, parser and mapped weights are released each time.
     built = tuple(build_one(component) for component in components)
     cache.save()
-    paths = {made.engine: staging / made.engine for made in built if made.engine is not None}
-    files = {name: digest_head(path) for name, path in paths.items()}
-    for name, path in paths.items():
-        # As for weights: above this, hashing at every load would take too long.
-        if path.stat().st_size <= FULL_CHECK_BYTES:
-            files[name] += " " + digest_file(path)
+    if plugins:
+        report("plugins", f"needed to run: {', '.join(f'{name} {version}' for name, version in plugins.items())}")
     info = EngineInfo(
         version=target.version,
         targets=target.names,
@@ -103,9 +99,20 @@ def build_engines(
         weight_streaming=options.weight_streaming,
         plugins=plugins,
     )
-    if plugins:
-        report("plugins", f"needed to run: {', '.join(f'{name} {version}' for name, version in plugins.items())}")
-    return built, files, info
+    return built, _digests(built, staging), info
+
+
+def _digests(components: Sequence[ComponentInfo], staging: Path) -> dict[str, str]:
+    """The digest of each engine file."""
+    files = {}
+    for name in (component.engine for component in components):
+        if name is not None:
+            path = staging / name
+            files[name] = digest_head(path)
+            # As for weights: above this, hashing at every load would take too long.
+            if path.stat().st_size <= FULL_CHECK_BYTES:
+                files[name] += " " + digest_file(path)
+    return files
 
 
 def _expected(plan: Plan, component: ComponentInfo, proto: Any) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.backends.batches import VISION_BATCH
 from trtprune.backends.binding import numpy_dtype
 from trtprune.engine_dir.roles import DECODER, EMBED, PACK, VISION, Part
 from trtprune.errors import InputError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain"]
 
-# Crops in one vision run: more would only add activations, the work for each crop is the same.
-VISION_BATCH = 8
 PACKED = "packed_"
 """Prefix of the pack graph's outputs."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtprune.backends.batches import TEXT_BATCH
 from trtprune.engine_dir.roles import CLIP_TEXT
 from trtprune.errors import EngineDirError
 from trtprune.runtime.kv_cache import check_length
@@ -28,8 +29,6 @@ __all__ = ["ClipText"]
 TOKENIZER = "clip_tokenizer.json"
 OUTPUT = CLIP_TEXT_EMBEDS
 AGAIN = "build the directory again"
-# Segments in one run: a question has one, and a text of many pages must not take memory for all of them at once.
-BATCH = 8
 
 
 class ClipText:
@@ -63,7 +62,7 @@ class ClipText:
         # Before minutes are spent on what will be refused anyway.
         check_length(len(prompt.ids), 1, chain.config.kv.capacity)
         ids, session = self.segments(prompt.text), chain.session(CLIP_TEXT)
-        size = min(BATCH, session.max_batch)
+        size = min(TEXT_BATCH, session.max_batch)
         found = [session.run({INPUT_IDS: ids[i : i + size]})[OUTPUT] for i in range(0, len(ids), size)]
         return {OUTPUT: found[0] if len(found) == 1 else chain.memory.join([found], len(ids))[0]}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trtprune.backends.batches import TEXT_BATCH, VISION_BATCH
 from trtprune.engine_dir import EngineDir, Part, TensorSpec
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, PRUNER, RATERS, VISION
 from trtprune.errors import BudgetError, BuildError
@@ -33,14 +34,9 @@ Profile = dict[str, Range]
 MAX_TOPK = 3840
 """The largest number of entries of TensorRT's TopK; an engine with more builds, but fails at run time."""
 
-VISION_BATCH = 8
-"""The largest number of images in one vision run: more would add memory for activations and no speed."""
-
 # A lower bound of text tokens in one segment of CLIP's text tower: it has 77, and one token of the language model can
 # be several of CLIP's.
 SEGMENT_TOKENS = 16
-# The largest number of segments in one run of CLIP's text tower.
-SEGMENT_BATCH = 8
 # Text tokens of the typical prompt, for which the prefill is tuned.
 TYPICAL_TEXT = 64
 # Room for an answer without --max-seq-len, and the step of capacities (the tiles of kernels).
@@ -207,7 +203,7 @@ def _ranges(part: Part, limits: Limits) -> dict[str, tuple[int, int, int]]:
     rows, text = limits.max_batch_size, limits.max_text
     pictures = min(VISION_BATCH, rows * limits.max_images)
     segments = -(-text // SEGMENT_TOKENS)
-    texts = min(SEGMENT_BATCH, segments)
+    texts = min(TEXT_BATCH, segments)
     batch = {VISION: pictures, CLIP_TEXT: texts, PRUNER: 1, RATERS: 1}.get(part.role, rows)
     tokens = limits.visual_tokens
     return {
