@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 import trtprune
 from trtprune import pruning
 from trtprune.backends.running import Running
-from trtprune.engine_dir import WEIGHTS, Part
+from trtprune.engine_dir import WEIGHTS
 from trtprune.eval.loaders import load_data
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime import Vlm
@@ -57,7 +57,7 @@ MMTok's code drops, listed here anew."""
 
 
 class Listener:
-    """A session that remembers what it was last given and what it returned."""
+    """A session with the inputs and outputs of its last run."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
@@ -78,10 +78,9 @@ def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str,
     from trtprune.runtime.pipeline import turns_of
 
     listener = Listener(vlm.chain.session("pruner"))
-    vlm.chain._sessions[Part("pruner")] = listener  # type: ignore[assignment]
     prompt, clock = vlm.encoder.encode(turns_of(question, 1, None)), Clock()
-    vlm.pipeline.select(prompt, vlm.pipeline.embed(prompt, clock), [features], keep, 0, clock)
-    vlm.chain._sessions[Part("pruner")] = listener.session
+    with vlm.chain.wrapped(lambda component, session: listener if component.role == "pruner" else session):
+        vlm.pipeline.select(prompt, vlm.pipeline.embed(prompt, clock), [features], keep, 0, clock)
     wanted = {"image_features", "text_mask", *INPUTS}
     given = {name: value[0] for name, value in listener.inputs.items() if name in wanted}
     given["grid"] = vlm.config.model.patch_grid

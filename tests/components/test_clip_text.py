@@ -186,7 +186,9 @@ def test_patches(pair: Pair, tmp_path: Path, strategy: str, layer: int) -> None:
     with torch.no_grad():
         states = kit.model.model.vision_tower(torch.from_numpy(pixels), output_hidden_states=True).hidden_states
     want = clip.image_embeds(states[layer])[:, strategy == "default" :].numpy()
-    for found, expected in zip(vlm.chain.look(list(pixels)), want, strict=True):
+    prepared = vlm.pipeline.processor.prepare(picture(0))
+    crops = [dataclasses.replace(prepared, pixel_values=crop[None]) for crop in pixels]
+    for found, expected in zip(vlm.chain.look(crops), want, strict=True):
         assert found.extras["clip_image_embeds"].dtype == np.float32
         np.testing.assert_allclose(found.extras["clip_image_embeds"], expected, atol=2e-4)
 

@@ -10,18 +10,20 @@ are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trtprune.backends.binding import numpy_dtype, resolve_shape
+from trtprune.backends.observed import ObservedSession
 from trtprune.bench.flops import COUNTS, Counted, count_products
 from trtprune.engine_dir.graphs import read_graph
 from trtprune.engine_dir.roles import DECODER, EMBED, RANK, RATERS, VISION, Part
 from trtprune.tensor_names import WRITE_INDEX, is_past, is_present
 
 if TYPE_CHECKING:
+    from trtprune.backends.base import Session
     from trtprune.engine_dir import ComponentInfo, EngineDir
     from trtprune.runtime import Vlm
 
@@ -75,33 +77,25 @@ def stage_of(part: Part) -> str:
 def listen(vlm: Vlm) -> Iterator[list[Call]]:
     """Yields a list, to which every run of a component of ``vlm`` is added."""
     calls: list[Call] = []
-    components = [vlm.config.component(name) for name in vlm.config.chain]
-    sessions = [(component, vlm.chain.session(component.role, component.segment)) for component in components]
-    for component, session in sessions:
-        # On the object, so that earlier references to it are recorded, too.
-        setattr(session, "run", _noted(component, session.run, calls))  # noqa: B010
-    try:
+
+    def observed(component: ComponentInfo, session: Session) -> ObservedSession:
+        return ObservedSession(session, lambda inputs, cache: calls.append(_call(component, inputs)))
+
+    with vlm.chain.wrapped(observed):
         yield calls
-    finally:
-        for _, session in sessions:
-            del session.run
 
 
-def _noted(component: ComponentInfo, run: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
-    def noted(inputs: Mapping[str, Any], cache: Any = None) -> Any:
-        dims: dict[str, int] = {}
-        for spec in component.inputs:
-            if spec.name in inputs:
-                pairs = zip(spec.shape, inputs[spec.name].shape, strict=True)
-                dims |= {name: size for name, size in pairs if isinstance(name, str)}
-                if spec.name in COUNTS:
-                    dims[spec.name] = int(inputs[spec.name][0])
-        if WRITE_INDEX in inputs:  # the attended tokens, not the capacity
-            dims["capacity"] = int(max(inputs[WRITE_INDEX])) + dims["sequence"]
-        calls.append(Call(component.part, tuple(sorted(dims.items()))))
-        return run(inputs, cache)
-
-    return noted
+def _call(component: ComponentInfo, inputs: Mapping[str, Any]) -> Call:
+    dims: dict[str, int] = {}
+    for spec in component.inputs:
+        if spec.name in inputs:
+            pairs = zip(spec.shape, inputs[spec.name].shape, strict=True)
+            dims |= {name: size for name, size in pairs if isinstance(name, str)}
+            if spec.name in COUNTS:
+                dims[spec.name] = int(inputs[spec.name][0])
+    if WRITE_INDEX in inputs:  # the attended tokens, not the capacity
+        dims["capacity"] = int(max(inputs[WRITE_INDEX])) + dims["sequence"]
+    return Call(component.part, tuple(sorted(dims.items())))
 
 
 def token_calls(calls: list[Call]) -> list[Call]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtprune.backends.observed import ObservedSession
 from trtprune.compare.numerics import Feed
 from trtprune.engine_dir.roles import DECODER, VISION
 
@@ -21,26 +22,6 @@ if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir
 
 __all__ = ["record"]
-
-
-class _Session:
-    """A session that records its inputs."""
-
-    def __init__(self, session: Any, seen: list[Feed]) -> None:
-        self._session = session
-        self._seen = seen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run(self, inputs: Mapping[str, np.ndarray], cache: Any = None) -> dict[str, np.ndarray]:
-        """Copies the inputs and the cache, and runs."""
-        feed = {name: np.array(array) for name, array in inputs.items()}
-        if cache is not None:
-            feed |= {pair.past: cache.read(pair.past) for pair in self._session.pairs}
-        self._seen.append(feed)
-        found: dict[str, np.ndarray] = self._session.run(inputs, cache)
-        return found
 
 
 class _Backend:
@@ -53,9 +34,18 @@ class _Backend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def session(self, component: ComponentInfo, root: Path) -> _Session:
-        """A recording session."""
-        return _Session(self._backend.session(component, root), self.seen.setdefault(component.name, []))
+    def session(self, component: ComponentInfo, root: Path) -> ObservedSession:
+        """A session that copies its inputs and its cache before every run."""
+        session: Any = self._backend.session(component, root)
+        seen = self.seen.setdefault(component.name, [])
+
+        def copy(inputs: Mapping[str, Any], cache: Any) -> None:
+            feed = {name: np.array(array) for name, array in inputs.items()}
+            if cache is not None:
+                feed |= {pair.past: cache.read(pair.past) for pair in session.pairs}
+            seen.append(feed)
+
+        return ObservedSession(session, copy)
 
 
 def record(

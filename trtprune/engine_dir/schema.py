@@ -44,6 +44,13 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Smallest, typical and largest shape of an input of an engine; for a shape input, its values."""
+
+Profile = dict[str, Range]
+"""The range of each input whose shape is not fixed: one optimisation profile."""
+
+
 @dataclass(frozen=True)
 class ComponentInfo:
     """One graph of the chain.
@@ -59,7 +66,7 @@ class ComponentInfo:
     engine: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+    profiles: tuple[Profile, ...]
     dtype: str
 
     @property

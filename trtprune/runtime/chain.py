@@ -6,7 +6,8 @@ that of ``decoder``; ``pipeline`` puts all of it together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from trtprune.tensor_names import IMAGE_FEATURES, INPUT_IDS, PIXEL_VALUES, TEXT_
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
-    from trtprune.engine_dir import EngineDir
+    from trtprune.engine_dir import ComponentInfo, EngineDir
     from trtprune.runtime.images import Prepared, TokenPlan
 
 __all__ = ["Chain"]
@@ -54,6 +55,18 @@ class Chain:
     def step(self, cache: Any) -> Step:
         """The decode step of a whole decoder over ``cache``, as the backend makes it."""
         return self._backend.step(self.session(EMBED), self.session(DECODER), cache)
+
+    @contextmanager
+    def wrapped(self, wrap: Callable[[ComponentInfo, Session], Any]) -> Iterator[None]:
+        """Runs each component of the chain in the session that ``wrap`` makes of its own, while the block lasts."""
+        own = {}
+        for component in map(self.config.component, self.config.chain):
+            own[component.part] = self.session(component.role, component.segment)
+            self._sessions[component.part] = wrap(component, own[component.part])
+        try:
+            yield
+        finally:
+            self._sessions |= own
 
     def close(self) -> None:
         """Lets go of the sessions."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from trtprune.backends.tensorrt.flavour import Log, MessageRecord, one_line
 from trtprune.backends.tensorrt.network import Network
-from trtprune.backends.tensorrt.profiles import Profile
+from trtprune.engine_dir.schema import Profile
 from trtprune.errors import BuildError
 
 __all__ = ["BuilderSettings", "TimingCache", "build_engine", "served_capabilities"]

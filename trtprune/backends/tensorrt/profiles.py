@@ -12,24 +12,18 @@ from dataclasses import dataclass, field
 from trtprune.backends.batches import TEXT_BATCH, VISION_BATCH
 from trtprune.engine_dir import EngineDir, Part, TensorSpec
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, PRUNER, RATERS, VISION
+from trtprune.engine_dir.schema import Profile
 from trtprune.errors import BudgetError, BuildError
 
 __all__ = [
     "MAX_TOPK",
     "Limits",
-    "Profile",
-    "Range",
     "Stage",
     "check_limits",
     "component_profiles",
     "default_capacity",
     "limits_of",
 ]
-
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, typical and largest shape of an input; for a shape input, its values."""
-
-Profile = dict[str, Range]
 
 MAX_TOPK = 3840
 """The largest number of entries of TensorRT's TopK; an engine with more builds, but fails at run time."""
