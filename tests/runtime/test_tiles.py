@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record
 from tests.models.test_tiles import CASES, POINTS
-from trtprune import Request
+from trtprune import BuildError, CheckpointError, Request
 
 TOKENS = 32
 TOLERANCE = 1e-4
@@ -109,18 +108,38 @@ def test_a_budget_above_what_an_image_has(kit: Kit) -> None:
     assert (two.kept_tokens, two.visual_tokens > 40) == (40, True)
 
 
-def test_newline_tokens_of_kept_lines_stay(kit: Kit, tmp_path: Path) -> None:
+def test_newline_tokens_of_kept_lines_stay(kit: Kit) -> None:
     """newlines=keep: those of lines with a kept token, in their places, beside the budget."""
-    vlm = kit.load("newlines", method="random", keep=9)
-    dropped = vlm.generate(picture(0, (90, 70)), "Why?", max_new_tokens=8, seed=1)
-    vlm.pipeline.pruner._newlines = "keep"
-    kept = vlm.generate(picture(0, (90, 70)), "Why?", max_new_tokens=8, seed=1)
-    plan = vlm.pipeline.processor.plan(70, 90)
-    (chosen,), (all_kept,) = dropped.kept_indices, kept.kept_indices
-    ends = sorted({int(plan.newline[i]) for i in chosen if plan.newline[i] >= 0})
-    assert all_kept == sorted([*chosen, *ends])
-    inputs = kit.inputs([picture(0, (90, 70))], "Why?")
-    rows = rows_left(inputs["input_ids"][0].numpy(), [all_kept], [plan.tokens])
-    embeds = kit.embeds(inputs)[:, rows]
-    expected, _ = kit.generate(8, inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long))
-    assert kept.token_ids == expected
+    image = picture(0, (90, 70))
+    dropping = kit.load("dropped", method="random", keep=9)
+    keeping = kit.load("newlines", method="random", keep=9, newlines="keep")
+    (chosen,) = dropping.generate(image, "Why?", max_new_tokens=1, seed=1).kept_indices
+    result = keeping.generate(image, "Why?", max_new_tokens=TOKENS, seed=1)
+    inputs = kit.inputs([image], "Why?")
+    total = int((inputs["input_ids"] == tiny.IMAGE_TOKEN_ID).sum())
+    plan = dropping.pipeline.processor.plan(70, 90)
+    ends = {int(plan.newline[i]) for i in chosen if plan.newline[i] >= 0}
+    assert ends
+    assert result.kept_indices == [sorted({*chosen, *ends})]
+    embeds = kit.embeds(inputs)[:, rows_left(inputs["input_ids"][0].numpy(), result.kept_indices, [total])]
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    assert result.token_ids == kit.generate(TOKENS, inputs_embeds=embeds, attention_mask=mask)[0]
+
+
+def test_the_layout_of_papers(kit: Kit) -> None:
+    """Every crop gives all of its patches, and there is no newline token."""
+    if kit.tiny.family != "llava-next":
+        with pytest.raises(CheckpointError, match="layout='paper': not offered for this model"):
+            kit.load("paper", method="none", layout="paper")
+        return
+    vlm = kit.load("paper", method="none", layout="paper")
+    assert vlm.config.vision.tokens == (3 * 16, 5 * 16)
+    result = vlm.generate(picture(0, (90, 70)), "Why?", max_new_tokens=2)
+    assert result.visual_tokens == result.kept_tokens == 5 * 16
+    with pytest.raises(BuildError, match="newlines='keep': this model has no newline tokens"):
+        kit.load("no-newlines", method="random", keep=9, layout="paper", newlines="keep")
+
+
+def test_newlines_of_a_method_inside_the_decoder(kit: Kit) -> None:
+    with pytest.raises(BuildError, match="newlines='drop': fastv prunes inside the decoder"):
+        kit.load("inside", method="fastv", options={"k": 1}, keep=40, newlines="drop")

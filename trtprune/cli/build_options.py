@@ -17,7 +17,7 @@ from trtprune.compiler.engine_options import (
     EngineOptions,
     parse_pool_limit,
 )
-from trtprune.compiler.request import BACKENDS, GENERATION_CONFIGS, WEIGHT_DTYPES, BuildRequest
+from trtprune.compiler.request import BACKENDS, GENERATION_CONFIGS, LAYOUTS, NEWLINES, WEIGHT_DTYPES, BuildRequest
 from trtprune.compiler.weights import WAYS
 from trtprune.engine_dir import POSITIONS
 
@@ -128,6 +128,20 @@ _SETTINGS: Options = (
         type=click.Choice(POSITIONS),
         group=PRUNING,
         help="The position ids of kept tokens: renumbered, or those of the whole image.  [default: the method's]",
+    ),
+    option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        group=PRUNING,
+        help="The visual tokens of an image of several crops: as the model has them, or as in papers, without "
+        "unpadding and newline tokens.  [default: model]",
+    ),
+    option(
+        "--newlines",
+        type=click.Choice(NEWLINES),
+        group=PRUNING,
+        help="What happens to the newline tokens of a pruned image: all are dropped, or those of lines with a kept "
+        "token are kept beside the budget.  [default: drop]",
     ),
     option(
         "--provider",

@@ -266,8 +266,7 @@ def _vision_info(plan: Plan) -> VisionInfo:
         settings=processor.settings(),
         tokens=processor.tokens_range,
         crops=processor.crops_range,
-        # Inside the decoder newline tokens take part like any visual token, as in the authors' codes.
-        newlines="candidates" if plan.method.inside else "drop",
+        newlines=plan.newlines,
     )
 
 

@@ -16,6 +16,7 @@ from trtprune import pruning
 from trtprune._version import __version__
 from trtprune.arguments import arg
 from trtprune.compiler.lowering import choose_lowering
+from trtprune.compiler.request import NEWLINES
 from trtprune.compiler.texts import check_texts
 from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
@@ -67,6 +68,7 @@ class Plan:
     engines: EnginePlan | None
     clip: Clip | None
     generation: GenerationInfo
+    newlines: str
     digest: str
 
     @property
@@ -102,7 +104,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
 
     def judge(checkpoint: Checkpoint) -> None:
         """Checks that need the config only, so that an error comes before a download."""
-        model = open_model(checkpoint)
+        model = open_model(checkpoint, request.layout)
         spec = model.spec
         limits.decide(spec, clip=request.clip is not None or checkpoint.weights is not None)
         if checkpoint.remote:
@@ -113,13 +115,14 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     checkpoint = resolve(
         os.fspath(request.model), revision=request.revision, progress=progress_of(report, "model"), check=judge
     )
-    model = open_model(checkpoint)
+    model = open_model(checkpoint, request.layout)
     spec = model.spec
     for warning in model.check_weights(allow_extra=request.allow_extra_tensors):
         report("model", f"warning: {warning}")
     generation = _generation(checkpoint, spec, request.generation_config, report)
     clip = _find_clip(checkpoint, model, request.clip, report)
     info, capacity, engines = limits.decide(spec, clip=clip is not None)
+    newlines = _newlines(request, model, limits.method)
     content = {
         "checkpoint": checkpoint.digest(),
         "pruning": asdict(info),
@@ -127,6 +130,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         "lowering": vars(lowering),
         **({"engines": engines.identity()} if engines is not None else {}),
         **({"clip": clip.digest} if clip is not None else {}),
+        **({"tokens": [request.layout, newlines]} if model.processor.has_newlines else {}),
         **({"generation": request.generation_config} if request.generation_config != "checkpoint" else {}),
     }
     return Plan(
@@ -142,8 +146,28 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         engines=engines,
         clip=clip,
         generation=generation,
+        newlines=newlines,
         digest=_digest(content),
     )
+
+
+def _newlines(request: BuildRequest, model: Model, method: BaseMethod) -> str:
+    """The newline rule of the build: ``keep``, ``drop`` or ``candidates``.
+
+    Raises:
+        BuildError: naming ``--newlines``, for a model without newline tokens, or a method that leaves no choice.
+    """
+    flag = arg("newlines", request.newlines)
+    if request.newlines is not None and not model.processor.has_newlines:
+        raise BuildError(f"{flag}: this model has no newline tokens", hint=f"leave out {arg('newlines')}")
+    if method.inside:
+        if request.newlines is not None:
+            raise BuildError(
+                f"{flag}: {method.name} prunes inside the decoder, where newline tokens take part like the rest",
+                hint=f"leave out {arg('newlines')}",
+            )
+        return "candidates"
+    return request.newlines or NEWLINES[0]
 
 
 def _unsaid(component: str, message: str) -> None:

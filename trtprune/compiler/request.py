@@ -17,6 +17,8 @@ __all__ = [
     "BACKENDS",
     "DTYPES",
     "GENERATION_CONFIGS",
+    "LAYOUTS",
+    "NEWLINES",
     "WEIGHT_DTYPES",
     "BuildRequest",
     "BuildSettings",
@@ -27,6 +29,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHT_DTYPES = ("int8", "int4")
 GENERATION_CONFIGS = ("checkpoint", "ignore")
+LAYOUTS = ("model", "paper")
+NEWLINES = ("drop", "keep")
 
 
 class BuildSettings(TypedDict, total=False):
@@ -37,6 +41,8 @@ class BuildSettings(TypedDict, total=False):
     method: str
     options: Mapping[str, Any] | None
     positions: str | None
+    layout: str | None
+    newlines: str | None
     backend: str
     provider: str
     dtype: str | None
@@ -65,6 +71,10 @@ class BuildRequest:
         method: A name from ``trtprune.pruning.names()``.
         options: Options of the method by name; the method's defaults for missing ones.
         positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
+        layout: Layout of an image's visual tokens: ``"model"``, the checkpoint's own, or ``"paper"``, without unpadding
+            and newline tokens, for models of several crops an image (default: ``"model"``).
+        newlines: What happens to the newline tokens of a pruned image: ``"drop"``, or ``"keep"`` those of lines with a
+            kept token, beside the budget (default: ``"drop"``; a method inside the decoder treats them like the rest).
         backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
         provider: Target of the graphs and default of runs: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
@@ -98,6 +108,8 @@ class BuildRequest:
     method: str = "adafv"
     options: Mapping[str, Any] | None = None
     positions: str | None = None
+    layout: str | None = None
+    newlines: str | None = None
     backend: str = "onnxruntime"
     provider: str = "cpu"
     dtype: str | None = None
@@ -121,6 +133,10 @@ class BuildRequest:
         pruning.get(self.method).validate_options(dict(self.options or {}))
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("provider", self.provider, PROVIDERS)
+        if self.layout is not None:
+            _check_choice("layout", self.layout, LAYOUTS)
+        if self.newlines is not None:
+            _check_choice("newlines", self.newlines, NEWLINES)
         self._check_dtype()
         self._check_weight_dtype()
         if self.generation_config not in GENERATION_CONFIGS:

@@ -28,13 +28,17 @@ def _families() -> list[Family]:
     return [LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily()]
 
 
-def open_model(checkpoint: Checkpoint) -> Model:
+def open_model(checkpoint: Checkpoint, layout: str | None = None) -> Model:
     """The checkpoint as a model of its family, parsed once.
+
+    Args:
+        checkpoint: The checkpoint.
+        layout: Layout of an image's visual tokens; None: the model's own.
 
     Raises:
         CheckpointError: for an architecture that no family serves, or a part of it that is not supported.
     """
-    return get_family(checkpoint.config).open(checkpoint)
+    return get_family(checkpoint.config).open(checkpoint, layout)
 
 
 def get_family(config: Mapping[str, Any]) -> Family:

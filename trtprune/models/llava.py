@@ -22,13 +22,13 @@ class LlavaFamily:
     architecture = "LlavaForConditionalGeneration"
     model_type = "llava"
 
-    def open(self, checkpoint: Checkpoint) -> ProjectedTowerModel:
+    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> ProjectedTowerModel:
         """The checkpoint as a model of this family.
 
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name)
+        return ProjectedTowerModel(checkpoint, self.name, layout=layout)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

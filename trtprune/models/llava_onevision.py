@@ -45,13 +45,13 @@ class LlavaOnevisionFamily:
     architecture = "LlavaOnevisionForConditionalGeneration"
     model_type = "llava_onevision"
 
-    def open(self, checkpoint: Checkpoint) -> ProjectedTowerModel:
+    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> ProjectedTowerModel:
         """The checkpoint as a model of this family.
 
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name, DEFAULTS)
+        return ProjectedTowerModel(checkpoint, self.name, DEFAULTS, layout=layout)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

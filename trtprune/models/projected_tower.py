@@ -88,9 +88,11 @@ class ProjectedTowerModel:
         CheckpointError: for a tower, decoder, rope type or activation that is not supported.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: str, defaults: Defaults = LLAVA_DEFAULTS) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, family: str, defaults: Defaults = LLAVA_DEFAULTS, *, layout: str | None = None
+    ) -> None:
         self.family = family
-        self._checkpoint = checkpoint
+        self._checkpoint, self._layout = checkpoint, layout
         self._parsed = parse(checkpoint, defaults)
 
     @cached_property
@@ -160,7 +162,7 @@ class ProjectedTowerModel:
         shape = CropShape(*m.vision.image_size, m.vision.patch_size, m.selection.drop_first - m.tower.HAS_CLS)
         files = {name: text for name in PROCESSOR_FILES if (text := checkpoint.text_file(name)) is not None}
         try:
-            return processor_from_files(files, shape, checkpoint.config, m.processors)
+            return processor_from_files(files, shape, checkpoint.config, m.processors, self._layout)
         except EngineDirError as error:
             raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
 

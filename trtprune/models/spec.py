@@ -97,7 +97,7 @@ class Family(Protocol):
     """Entry of ``architectures`` in ``config.json``."""
     model_type: str
 
-    def open(self, checkpoint: Checkpoint) -> Model:
+    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> Model:
         """Parses a checkpoint's configuration, once; raises CheckpointError for what is not supported."""
 
     def describe(self) -> dict[str, Any]:

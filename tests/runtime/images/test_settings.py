@@ -56,10 +56,10 @@ def test_the_layout_is_kept() -> None:
     assert processor_from_settings(NEXT, ours.settings(), "config.json") == ours
     assert opened(NEXT_FILE, layout="paper") == ours
     assert opened(NEXT_FILE) != ours
-    with pytest.raises(EngineDirError, match="layout 'papers' is not offered") as caught:
+    with pytest.raises(EngineDirError, match="layout='papers': not offered") as caught:
         opened(NEXT_FILE, layout="papers")
     assert caught.value.hint == "one of model, paper"
-    with pytest.raises(EngineDirError, match="layout 'paper' is not offered"):
+    with pytest.raises(EngineDirError, match="layout='paper': not offered"):
         opened(ONEVISION_FILE, name=ONEVISION, layout="paper")
 
 

@@ -118,7 +118,7 @@ def test_the_checkpoints_file() -> None:
     assert processor_from_files({"preprocessor_config.json": text}, SHAPE, {}, ["single"]) == made("clip")
     with pytest.raises(EngineDirError, match="image processor 'CLIPImageProcessorFast' does not fit this model"):
         processor_from_files({"preprocessor_config.json": text}, SHAPE, {}, ["llava_next"])
-    with pytest.raises(EngineDirError, match="layout 'paper' is not offered"):
+    with pytest.raises(EngineDirError, match="layout='paper': not offered"):
         processor_from_files({"preprocessor_config.json": text}, SHAPE, {}, ["single"], "paper")
 
 

@@ -189,6 +189,11 @@ class AnyRes:
         return min(counts), max(counts)
 
     @property
+    def has_newlines(self) -> bool:
+        """Whether the layout has newline tokens."""
+        return self.layout == MODEL
+
+    @property
     def fixed_tokens(self) -> bool:
         """Images differ."""
         return False

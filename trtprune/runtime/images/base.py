@@ -200,6 +200,10 @@ class Processor(Protocol):
         """What the vision graph takes for one crop."""
 
     @property
+    def has_newlines(self) -> bool:
+        """Whether some images have newline tokens."""
+
+    @property
     def fixed_tokens(self) -> bool:
         """Whether the pruner chooses from the same number of visual tokens for every image."""
 

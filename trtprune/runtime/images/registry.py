@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from trtprune.arguments import arg
 from trtprune.errors import EngineDirError, shown
 from trtprune.runtime.images.base import CropShape, Processor
 from trtprune.runtime.images.llava_next import LlavaNext
@@ -44,7 +45,7 @@ def processor_from_files(
         model = processor.model_settings(config)
     if layout is not None and layout not in processor.layouts:
         raise EngineDirError(
-            f"layout {shown(layout)} is not offered for this model", hint=f"one of {', '.join(processor.layouts)}"
+            f"{arg('layout', layout)}: not offered for this model", hint=f"one of {', '.join(processor.layouts)}"
         )
     return processor.from_settings({**values, **model, **shape.settings(), "layout": layout}, where)
 

@@ -129,6 +129,11 @@ class Single:
         return 1, 1
 
     @property
+    def has_newlines(self) -> bool:
+        """No image has them."""
+        return False
+
+    @property
     def fixed_tokens(self) -> bool:
         """Whether no image is padded: padding is not chosen from."""
         return self.background is None
