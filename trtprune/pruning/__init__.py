@@ -1,9 +1,9 @@
-"""Visual-token pruning methods: one file a method, NumPy reference and graph builder side by side.
+"""Visual-token pruning methods: one file per method, NumPy reference and graph builder side by side.
 
     >>> import trtprune
     >>> trtprune.pruning.get("adafv").reference(image_features, cls_attention=cls, text_embeds=text, keep=64)
 
-Importing this package imports neither NumPy nor ONNX, and no method before it is asked for.
+Importing this package imports neither NumPy nor ONNX, and a method only when it is used.
 """
 
 from __future__ import annotations

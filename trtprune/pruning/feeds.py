@@ -1,4 +1,4 @@
-"""What a reference is given: checked, one image at a time, in float32."""
+"""The inputs of a reference: checked, one image at a time, in float32."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["read_images"]
 def read_images(
     method: str, needs: frozenset[str], image_features: Any, inputs: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The images of a batch, each with what the method needs.
+    """The images of a batch, each with the inputs that the method needs.
 
     Args:
         method: The method's name, for errors.
-        needs: As of :attr:`trtprune.pruning.Method.needs`.
+        needs: :attr:`trtprune.pruning.Method.needs`.
         image_features: [N, D] or [B, N, D].
-        inputs: By name; what is not needed is left alone.
+        inputs: Inputs by name; others are ignored.
 
     Returns:
-        For each image ``image_features`` float32 [N, D] and each need by name; text rows that the mask leaves out are
-        gone.
+        For each image ``image_features`` float32 [N, D] and each needed input by name, without the text rows that the
+        mask excludes.
 
     Raises:
         InputError: for a missing input or one of the wrong shape.
@@ -81,7 +81,7 @@ def _grid(grid: Any, features: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _fitting(method: str, name: str, array: Any, dims: tuple[int | str, ...], features: tuple[int, ...]) -> np.ndarray:
-    r"""``array`` as [B, \*dims], if it fits to image features of that shape."""
+    r"""``array`` as [B, \*dims], if it fits image features of that shape."""
     if array is None:
         raise InputError(f"method {method} needs {name}")
     array = np.asarray(array)

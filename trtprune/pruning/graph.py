@@ -1,9 +1,9 @@
 """The pruner graph of the chain: a method's selection and the gather of the kept features.
 
-Inputs ``image_features`` [batch, N, D]; what the method needs of :data:`trtprune.pruning.inputs.INPUTS`, each with
-``batch`` before its dimensions; ``text_mask`` int64 [batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64
-[1]; ``keep`` int64 [1].  Outputs ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep,
-D].
+Inputs ``image_features`` [batch, N, D]; those of :data:`trtprune.pruning.inputs.INPUTS` that the method needs, each
+with ``batch`` before its dimensions; ``text_mask`` int64 [batch, T] (1 = a real token) with ``text_embeds``; ``seed``
+int64 [1]; ``keep`` int64 [1].  Outputs ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch,
+keep, D].
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Selection(Protocol):
     merges: ClassVar[bool]
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
-        """Scores whose ``keep`` largest are the selection, if there are."""
+        """Scores whose ``keep`` largest are the selection; None for a method without such scores."""
 
     def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         """The selected indices."""
@@ -63,12 +63,12 @@ def build_pruner(
     Args:
         method: A method or its name.
         hidden_size: D.
-        dtype: Of features and text embeddings; the selection is computed in float32 in any case.
-        lowering: How the backend wants operators spelled.
-        options: Method options; what is left out has its default.
-        num_tokens: N, where the model fixes it; left out, N is a run-time dimension.
-        most_crops: Crops that an image can have, for a method that needs the grid.
-        widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where known; left out, run-time dimensions.
+        dtype: Dtype of features and text embeddings; the selection is always computed in float32.
+        lowering: The forms of operators that the backend reads.
+        options: Method options; omitted ones have their defaults.
+        num_tokens: N, if the model fixes it; None: a run-time dimension.
+        most_crops: Largest number of crops of an image, for a method that needs the grid.
+        widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, if known; otherwise run-time dimensions.
 
     Raises:
         BudgetError: for an unknown method or option, or a missing ``grid``.

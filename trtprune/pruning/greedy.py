@@ -18,12 +18,12 @@ TAKEN = 3.0e38
 LAST = 1e30
 """Closeness of a token that is not finite."""
 RESIDUAL = 1e-5
-"""What is left of a token counts as nothing below this share of √(its own · the largest) diagonal element."""
+"""Lowest remainder of a diagonal element that counts, as a share of √(its own value · the largest one)."""
 
 
 def least_close(matrix: np.ndarray, close: np.ndarray, steps: int) -> list[int]:
-    """Pick ``steps`` times the token with the smallest ``close`` [N], which goes on as the maximum with
-    ``matrix`` [N, N] row by row."""
+    """Pick ``steps`` times the token with the smallest ``close`` [N]; after each pick ``close`` becomes its maximum
+    with the token's row of ``matrix`` [N, N]."""
     import numpy as np
 
     picks: list[int] = []
@@ -38,10 +38,10 @@ def least_close(matrix: np.ndarray, close: np.ndarray, steps: int) -> list[int]:
 def most_covering(
     cover: np.ndarray, keep: int, good: np.ndarray, weight: np.ndarray | None = None, added: bool = False
 ) -> list[int]:
-    """Pick ``keep`` times the token that adds most to what is covered.
+    """Pick ``keep`` times the token that adds most coverage.
 
     Args:
-        cover: float32 [N, R], how well each token covers each of R things, ≥ 0 where it counts.
+        cover: float32 [N, R], coverage of each of R things by each token; only values ≥ 0 count.
         keep: Tokens to pick.
         good: bool [N].
         weight: float32 [N], ≥ 0: a factor of the gain, or a term where ``added``.
@@ -71,8 +71,8 @@ def determinant(similarity: np.ndarray, factor: np.ndarray, keep: int, good: np.
         j = argmax d;   e = (L[j] - C[:, j]ᵀ C) / √d[j];   C gains the row e;   d -= e²
 
     A diagonal element that falls to ``RESIDUAL · √(L[i, i] · max L[i, i])`` is set to 0: rounding leaves noise of about
-    that size, and a kernel whose rank is below ``keep`` has nothing but noise left.  When only zeros remain, they are
-    picked in index order and change nothing any more.
+    that size, and of a kernel whose rank is below ``keep`` only noise would remain.  When only zeros remain, they are
+    picked in index order and change nothing.
     """
     import numpy as np
 

@@ -1,8 +1,8 @@
 """Greedy selections as ONNX loops; :mod:`trtprune.pruning.greedy` has the same in NumPy.
 
-:func:`maxmin_select` is a call that a TensorRT plugin can take over.  A step of a loop costs ONNX Runtime less than a
-microsecond for each small node, so what counts is how many bytes a step touches: matrices stay outside the loop, a
-step reads one row of them, and its state is a few vectors.
+:func:`maxmin_select` is a call that a TensorRT plugin can replace.  A small node costs ONNX Runtime less than a
+microsecond per step of a loop, so the time of a step depends on the bytes it touches: matrices stay outside the loop,
+a step reads one row of them, and its state is a few vectors.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ TAKEN = 3.0e38
 """Closeness of a token that is already selected: above every other."""
 MODES = ("maxmin", "meansim")
 BLOCK = 32
-"""Gains that a step of the lazy loop brings up to date.  Measured with 576 tokens: 16 takes more steps and 64 more work
-in each, either for about the same time."""
+"""Gains that a step of the lazy loop updates.  Measured with 576 tokens: 16 needs more steps and 64 more work per
+step, both for about the same time."""
 _FLOAT, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
 def maxmin_select(g: Graph, similarity: ir.Value, close: ir.Value, steps: ir.Value, mode: str) -> ir.Value:
-    """Pick, ``steps`` times, the token least close to those picked before; the lowest index of equals.
+    """Pick ``steps`` times the token least close to those picked before; of equals the one with the lowest index.
 
-    A call of the local function ``trtprune::MaxMinSelect``: a Loop, which costs several launches a step, or the
-    one-block kernel of ``plugins/`` where TensorRT has it registered.
+    A call of the local function ``trtprune::MaxMinSelect``: a Loop with several launches per step, or the one-block
+    kernel of ``plugins/`` if it is registered with TensorRT.
 
     Args:
         g: The graph.
         similarity: float32 [batch, N, N].
-        close: float32 [batch, N], the closeness to what was picked before; :data:`TAKEN` for that itself.
+        close: float32 [batch, N], the closeness to the tokens picked before; :data:`TAKEN` for these tokens.
         steps: int64 [1], 0 ≤ steps.
-        mode: How closeness goes on: ``maxmin``, the largest similarity to a picked token, or ``meansim``, their sum.
+        mode: Definition of closeness: ``maxmin``, the largest similarity to a picked token, or ``meansim``, the sum.
 
     Returns:
-        ``close`` after the last step.  It alone says what was picked, so nothing is collected on the way, and no
-        step at all leaves no tensor without elements behind.
+        ``close`` after the last step.  The picks follow from it alone, so nothing is collected during the loop, and
+        0 steps leave no empty tensor.
     """
 
     def body(op: Any, similarity: ir.Value, close: ir.Value, steps: ir.Value) -> ir.Value:
@@ -90,10 +90,10 @@ def start_at(g: Graph, matrix: ir.Value, first: ir.Value, good: ir.Value, last: 
 
     Args:
         g: The graph.
-        matrix: float32 [batch, N, N], what ``maxmin_select`` gets.
+        matrix: float32 [batch, N, N], the matrix for ``maxmin_select``.
         first: int64 [batch, 1].
         good: bool [batch, N].
-        last: Closeness of what is not good.
+        last: Closeness of tokens that are not good.
     """
     op = g.op
     close = op.Where(good, op.GatherND(matrix, first, batch_dims=1), g.scalar(last, _FLOAT))
@@ -101,7 +101,7 @@ def start_at(g: Graph, matrix: ir.Value, first: ir.Value, good: ir.Value, last: 
 
 
 def _loop(g: Graph, body: Any, trips: ir.Value, states: list[tuple[str, ir.Value, ir.DataType, list[str]]]) -> Any:
-    """A Loop of ``body(op, step, *states)``, which returns whether to go on and the states, for up to ``trips``."""
+    """A Loop of at most ``trips`` times ``body(op, step, *states)``; each returns whether to go on, and the states."""
 
     def step(op: Any, step: ir.Value, go_on: ir.Value, *values: ir.Value) -> list[ir.Value]:
         go_on_out, *out = body(op, step, go_on, *values)
@@ -140,12 +140,12 @@ def coverage_select(
     *,
     added: bool = False,
 ) -> ir.Value:
-    """Pick ``keep`` times the token that adds most to what is covered: :func:`trtprune.pruning.greedy.most_covering`.
+    """Pick ``keep`` times the token that adds most coverage: :func:`trtprune.pruning.greedy.most_covering`.
 
-    The gain of a token, ``Σ_r max(0, cover[j, r] - covered[r])``, can only fall as more is covered.  So a gain from an
+    The gain of a token, ``Σ_r max(0, cover[j, r] - covered[r])``, can only fall from step to step.  So a gain from an
     earlier step is an upper bound, and ``lowering.coverage == "lazy"`` (Minoux 1978) brings only the :data:`BLOCK`
     largest up to date: if the best of all is one of these, it is the pick; otherwise the next block follows.  Rounding
-    does not spoil the bounds: a sum of smaller terms in the same order is not larger.
+    keeps the bounds valid: a sum of smaller terms in the same order is not larger.
 
     Args:
         g: The graph.
@@ -212,16 +212,16 @@ def coverage_select(
 
 
 def take_in_turns(g: Graph, cost: ir.Value, first: ir.Value, quota: ir.Value) -> ir.Value:
-    """Rows of ``cost`` take, one after the other, the cheapest tokens that are not yet taken.
+    """An assignment in turns: each row of ``cost``, one after the other, takes the cheapest tokens that remain.
 
     Args:
         g: The graph.
         cost: float32 [batch, P, N].
-        first: int64 [batch, F], tokens that are taken before, in order.
-        quota: int64 [batch, P], how many each row takes, if there are so many.
+        first: int64 [batch, F], tokens that are taken in advance, in order.
+        quota: int64 [batch, P], number of tokens for each row, if so many remain.
 
     Returns:
-        float32 [batch, N], the place of each token in the order of taking; a large number for those not taken.
+        float32 [batch, N], the place of each token in the order; a large number for the others.
     """
     op = g.op
     late = g.scalar(1e9, _FLOAT)

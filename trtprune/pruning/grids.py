@@ -1,4 +1,4 @@
-"""Where the visual tokens of an image lie, and the image cut into ``keep`` cells; NumPy and graph side by side.
+"""The positions of an image's visual tokens, and the image cut into ``keep`` cells; NumPy and graph side by side.
 
 A *grid* is int64 [N, 3]: crop, row and column of each visual token.  Rows and columns count over the plane that the
 crop lies on, so that the tokens of a crop fill a rectangle of it.  A token with a row below 0 (a newline, a CLS token)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_CROPS", "candidates", "cells", "full_grid", "write_candidates", "write_cells"]
 
 MOST_CROPS = 64
-"""Crops of an image, where the build does not know a smaller number."""
+"""Largest number of crops of an image, if the build has no smaller one."""
 
 
 def full_grid(rows: int, columns: int) -> np.ndarray:
@@ -42,13 +42,13 @@ def full_grid(rows: int, columns: int) -> np.ndarray:
 
 
 def candidates(grid: np.ndarray) -> np.ndarray:
-    """bool [N]: which tokens of a grid may be chosen."""
+    """bool [N]: whether each token of a grid may be chosen."""
     chosen: np.ndarray = grid[:, 1] >= 0
     return chosen
 
 
 def cells(keep: int, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cell of each visual token, and whether it lies in the middle of it.
+    """The cell of each visual token, and whether the token is the cell's middle.
 
     Args:
         keep: Number of cells, at most that of candidates.

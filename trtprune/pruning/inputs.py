@@ -1,6 +1,6 @@
-"""What a pruning method can ask for beside the image features, and where it comes from.
+"""The inputs that a pruning method can have beside the image features, and their sources.
 
-One table for the references, the pruner graphs, the vision graphs that must return it, and the help texts.
+One table for the references, the pruner graphs, the vision graphs that return them, and the help texts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Input:
     """One input of a pruner.
 
     Attributes:
-        dims: Of one image. N visual tokens, D the width of the language model, C that of the tower, K that of one of
-            its heads, T text tokens, M text segments, P the width of CLIP's joint space. A graph's input has ``batch``
-            before them.
-        dtype: ``model`` is that of the build.
-        source: The component that returns it: ``vision``, ``embed`` or ``clip_text``; empty for what the run sets.
-        words: What it is, for ``trtprune methods`` and errors.
+        dims: Dimensions for one image: N visual tokens, D the width of the language model, C that of the tower, K that
+            of one of its heads, T text tokens, M text segments, P the width of CLIP's joint space. A graph's input has
+            ``batch`` before them.
+        dtype: The dtype; ``model``: the build's.
+        source: The component that returns it: ``vision``, ``embed`` or ``clip_text``; empty: the run sets it.
+        words: Its description, for ``trtprune methods`` and errors.
     """
 
     dims: tuple[str | int, ...]
@@ -31,7 +31,7 @@ class Input:
     words: str
 
     def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The dimensions with their sizes, numbers or names of run-time dimensions; a letter without one stays."""
+        """The dimensions as numbers or names of run-time dimensions; a letter without a size stays."""
         return tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.dims)
 
 
@@ -63,6 +63,6 @@ other words in ``Method.needs``.
 """
 
 INPUT_NAMES = frozenset({*INPUTS, "text_mask", "seed"})
-"""Every name a reference takes beside the image features and the budget; all others are options of its method."""
+"""All names that a reference takes beside the image features and the budget; others are options of its method."""
 FROM_VISION = tuple(name for name, entry in INPUTS.items() if entry.source == "vision")
 FROM_CLIP = ("clip_image_embeds", "clip_text_embeds")

@@ -1,7 +1,7 @@
-"""What the methods that merge tokens share: means of rows, once in NumPy and once as graph nodes.
+"""The shared part of methods that merge tokens: means of rows, once in NumPy and once as graph nodes.
 
-A row of features that is not finite is in no mean: it would spoil the whole row, and under a matrix product every
-other row as well.  The mean of nothing is 0.
+A row of features that is not finite is in no mean: it would make the whole mean NaN, and in a matrix product every
+other mean as well.  The mean of no rows is 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def half_up(share: float) -> tuple[int, int, int]:
 
 
 def means(members: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For bool ``members`` [P, M] of float32 ``rows`` [M, D]: their means [P, D], and of how many [P, 1]."""
+    """For bool ``members`` [P, M] of float32 ``rows`` [M, D]: their means [P, D] and numbers [P, 1]."""
     import numpy as np
 
     safe, _, good = ops.norms(rows)

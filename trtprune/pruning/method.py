@@ -25,8 +25,8 @@ __all__ = ["Method"]
 class Method(BaseMethod):
     """A way to choose visual tokens before the decoder.
 
-    A method that ``merges`` has :meth:`merge` and :meth:`build_merged`, and its ``kept_indices`` name for each row a
-    token it stands for.
+    A method that ``merges`` has :meth:`merge` and :meth:`build_merged`, and its ``kept_indices`` name one token of each
+    row.
     """
 
     inside: ClassVar[bool] = False
@@ -59,31 +59,32 @@ class Method(BaseMethod):
 
         Args:
             image_features: [N, D], or [B, N, D] for a batch of images; any float dtype.
-            keep: Tokens to keep of each image, 1 ≤ keep ≤ N.
-            inputs: What the method needs, by the names of :data:`trtprune.pruning.inputs.INPUTS`, each without or with
-                the dimension B; ``text_mask`` [T] or [B, T] beside ``text_embeds``, where 0 marks padding (left out:
-                no padding); ``seed``, an integer (left out: 0).  ``grid`` may be the rows and columns of patches of
-                one crop.  What the method does not need is ignored.  Other names are its options; strings are parsed.
+            keep: Tokens to keep per image, 1 ≤ keep ≤ N.
+            inputs: The inputs that the method needs, by the names of :data:`trtprune.pruning.inputs.INPUTS`, each with
+                or without the dimension B; ``text_mask`` [T] or [B, T] beside ``text_embeds``, where 0 marks padding
+                (default: no padding); ``seed``, an integer (default: 0).  ``grid`` may be the rows and columns of
+                patches of one crop.  Inputs that the method does not need are ignored.  Other names are its options;
+                strings are parsed.
 
         Returns:
             int64 [keep], or [B, keep] for a batch; ascending in each row.
 
         Raises:
-            BudgetError: for a budget or option that cannot be served.
+            BudgetError: for an impossible budget or an invalid option.
             InputError: for a missing input or one of the wrong shape.
         """
         return self._stack(image_features, self._rows(image_features, keep, inputs, self.select))
 
     def pruned(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`reference`, with what the decoder gets: (indices, float32 [keep, D] or [B, keep, D])."""
+        """As :meth:`reference`, with the decoder's rows: (indices, float32 [keep, D] or [B, keep, D])."""
         indices, features = zip(*self._rows(image_features, keep, inputs, self.merge), strict=True)
         return self._stack(image_features, indices), self._stack(image_features, features)
 
     def merged_into(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """Where each token went: int64 [N] or [B, N], the kept token whose row it is a part of, -1 for none.
+        """The row of each token: int64 [N] or [B, N], the kept token whose row it is a part of, -1 for none.
 
-        Arguments and errors as for :meth:`reference`. A kept token is a part of its own row; of a method that does not
-        merge, no other token is a part of any.
+        Arguments and errors as for :meth:`reference`. A kept token is a part of its own row; if the method does
+        not merge, all other tokens are part of none.
         """
         return self._stack(image_features, self._rows(image_features, keep, inputs, self.assign))
 
@@ -105,7 +106,7 @@ class Method(BaseMethod):
     def _rows(
         self, image_features: np.ndarray, keep: int, inputs: Mapping[str, Any], choose: Callable[..., Any]
     ) -> list[Any]:
-        """``choose`` of each image, with its inputs checked and in float32."""
+        """``choose`` for each image, with checked inputs in float32."""
         import numpy as np
 
         from trtprune.pruning.feeds import read_images
@@ -114,12 +115,12 @@ class Method(BaseMethod):
         images = read_images(self.name, self.needs, image_features, inputs)
         allowed = [int((image["grid"][:, 1] >= 0).sum()) for image in images if "grid" in image]
         keep = self.check_keep(keep, min([np.shape(image_features)[-2], *allowed]))
-        with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they lose
+        with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they come last
             return [choose(keep=keep, **image, **options) for image in images]
 
     @abstractmethod
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """The reference for one image; inputs are checked and float32, masked text rows are already gone."""
+        """The reference for one image, with checked float32 inputs and without masked text rows."""
 
     def merge(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`select` and the rows that the decoder gets, float32 [keep, D]; for one image."""
@@ -129,7 +130,7 @@ class Method(BaseMethod):
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
         """Write float32 scores [batch, N] whose ``keep`` largest are the selection, or return None.
 
-        A method that can say its choice this way shares the one top-k-and-gather of :mod:`trtprune.pruning.graph`.
+        A method with such scores uses the shared top-k and gather of :mod:`trtprune.pruning.graph`.
         """
         return None
 
@@ -138,9 +139,9 @@ class Method(BaseMethod):
 
         Args:
             g: The graph; only ``op``, ``constant``, ``scalar``, ``ints`` and ``builder.subgraph`` are used.
-            inputs: ``image_features`` [batch, N, D] and what the method needs, by name.
+            inputs: ``image_features`` [batch, N, D] and the inputs that the method needs, by name.
             keep: int64 [1], a run-time value.
-            options: All of the method's options, validated; and ``most_crops``, where the method needs the grid.
+            options: All options of the method, validated; and ``most_crops`` for a method that needs the grid.
 
         Returns:
             int64 [batch, keep], ascending in each row.
@@ -154,5 +155,5 @@ class Method(BaseMethod):
     def build_merged(
         self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any
     ) -> tuple[ir.Value, ir.Value]:
-        """As :meth:`build`, of a method that ``merges``: indices and float32 rows [batch, keep, D]."""
+        """As :meth:`build`, for a method that ``merges``: indices and float32 rows [batch, keep, D]."""
         raise NotImplementedError(f"{self.name} does not merge")

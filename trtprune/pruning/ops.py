@@ -1,4 +1,4 @@
-"""What several methods compute, each piece once in NumPy and once as graph nodes, in the same order of operations.
+"""Computations shared by methods, each once in NumPy and once as graph nodes, in the same order of operations.
 
 The order matters: add, multiply, divide and square root are correctly rounded on both sides, so scores made of them
 agree bit for bit, and ties with them, as long as the sums inside are exact or summed in the same order.
@@ -40,7 +40,7 @@ LIMIT = 1e30
 NAN_SCORE = -2e30
 """… and NaN becomes this: after every number, -inf included."""
 BAR = 1e30
-"""Magnitude put on the cosine of a token whose features are not finite, to bring it last."""
+"""Magnitude for the cosine of a token whose features are not finite, so that it comes last."""
 _FINITE = 3.0e38
 
 
@@ -63,7 +63,7 @@ def clean(scores: np.ndarray) -> np.ndarray:
 
 
 def norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For float32 ``vectors`` [M, D]: themselves with bad rows zeroed, their norms [M] (≥ eps), which are good [M].
+    """For float32 ``vectors`` [M, D]: the vectors with bad rows zeroed, norms [M] (≥ eps), good rows as bool [M].
 
     A row is bad when its norm is not finite.
     """

@@ -18,7 +18,7 @@ TEXT_SPANS = {
     "after_image": "every token after the image: question and template (e.g. ' ASSISTANT:')",
     "all": "every text token of the prompt, system prompt and template included",
 }
-"""Which of the prompt's tokens the runtime passes as ``text_embeds``."""
+"""Spans of the prompt's tokens that the runtime can pass as ``text_embeds``."""
 
 PROMPT_TOKENS = {"question": "question", "after_image": "after_image", "all_text": "all"}
 """Choices of the option ``prompt_tokens`` → key of :data:`TEXT_SPANS`."""
@@ -28,8 +28,8 @@ PROMPT_TOKENS = {"question": "question", "after_image": "after_image", "all_text
 class Option:
     """A setting of a method that is fixed when the graph is built.
 
-    Either ``choices`` (a string out of a few), text that matches ``pattern``, or a number within
-    ``minimum``..``maximum``; the type of ``default`` decides whether that is a whole one.
+    Either ``choices`` (a string from a list), text that matches ``pattern``, or a number within
+    ``minimum``..``maximum``, whole if ``default`` is.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Option:
 
     @property
     def valid(self) -> str:
-        """What may be given, for help texts and errors."""
+        """The valid values in words, for help texts and errors."""
         if self.pattern:
             return f"text of the form {self.pattern}"
         if self.choices:
@@ -54,7 +54,7 @@ class Option:
         """``value`` (text of a command line, or a Python value) as the option's type.
 
         Raises:
-            BudgetError: naming the option, what was given and what is valid.
+            BudgetError: naming the option, its value and the valid values.
         """
         if self.pattern:
             value = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value

@@ -3,8 +3,8 @@
 ``raters``: ``image_features`` [1, N, D], ``text_embeds`` [1, T, D] → ``raters`` bool [1, T].
 
 A point: ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N] (the rows of S that are the image), ``keep`` int64
-[1]; and of ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights`` float32 [1, R] (1 = a rater
-of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S] what the method needs.  Outputs
+[1]; and, if the method needs them, ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights``
+float32 [1, R] (1 = a rater of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S].  Outputs
 ``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep, D].  Where removed tokens are merged,
 ``recycled`` int64 [1] says how many of them and ``merged`` int64 [1] into how many vectors, ``merged_features``
 [1, merged, D].
@@ -30,7 +30,7 @@ class PointForm(Protocol):
     point_needs: ClassVar[frozenset[str]]
 
     def attention(self, options: Mapping[str, Any]) -> str | None:
-        """How much of the raters' attention there is."""
+        """The form of the raters' attention."""
 
     def recycles(self, options: Mapping[str, Any]) -> bool:
         """Whether removed tokens are merged."""
@@ -38,7 +38,7 @@ class PointForm(Protocol):
     def build_raters(
         self, g: Graph, image_features: ir.Value, text_embeds: ir.Value, **options: Any
     ) -> ir.Value | None:
-        """Which text tokens rate."""
+        """The raters among the text tokens."""
 
     def build_point(
         self, g: Graph, inputs: Mapping[str, ir.Value], layer: LayerAccess, **options: Any
@@ -49,7 +49,7 @@ class PointForm(Protocol):
 def build_raters(
     method: PointForm, make: Callable[[str], Graph], hidden_size: int, options: Mapping[str, Any]
 ) -> Graph | None:
-    """The graph that names the raters; None where the last token alone rates.
+    """The graph that chooses the raters; None if only the last token rates.
 
     Args:
         method: The method.

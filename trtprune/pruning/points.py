@@ -1,4 +1,4 @@
-"""Where a method may cut the decoder: layers out of its options, checked."""
+"""The layers at which a method cuts the decoder: read from its options and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["check_points", "parse_schedule", "scale_points"]
 
 
 def scale_points(points: Sequence[int], depth: int, of: int = 32) -> tuple[int, ...]:
-    """Points of a decoder of ``of`` layers, at the same share of ``depth`` layers; a point stays behind layer 0."""
+    """Points of a decoder of ``of`` layers, moved to the same share of ``depth`` layers, at least behind layer 0."""
     return tuple(max(0, round(point * depth / of)) for point in points)
 
 
@@ -33,7 +33,7 @@ def parse_schedule(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """``"2:66,6:30,15:17"``: layers, and the tokens kept behind each.
 
     Raises:
-        BudgetError: if it is not of that form, or the counts do not fall.
+        BudgetError: for text of another form, or counts that do not fall.
     """
     hint = "for example schedule=2:66,6:30,15:17"
     try:

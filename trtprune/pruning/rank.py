@@ -8,10 +8,10 @@ takes ``torch.linalg.matrix_rank`` of the raters × visual tokens block: the num
     lambda_max by squaring G over and over: trace(G^(2^k))^(1 / 2^k) falls to it
     by Sylvester's law of inertia, G - tau · I has as many positive pivots as G has eigenvalues above tau
 
-so the rank is the number of positive pivots of a symmetric elimination, one step a row.  The largest remaining
-diagonal entry is the pivot, which keeps the elimination from dividing by almost nothing.
+so the rank is the number of positive pivots of a symmetric elimination, one step per row.  The largest remaining
+diagonal entry is the pivot, so that the elimination does not divide by almost 0.
 
-float64 is what makes it exact enough: tau is about 5e-9 · lambda_max.  TensorRT has no float64; there the runtime
+The elimination needs float64: tau is about 5e-9 · lambda_max.  TensorRT has no float64; there the runtime
 computes the rank on the host, with :func:`trtprune.runtime.rank.matrix_rank`.
 """
 
@@ -69,7 +69,7 @@ def build_rank() -> Graph:
     shifted = op.Sub(gram, op.Mul(op.Where(eye, one, zero), tau))
 
     def body(op: Any, step: ir.Value, go_on: ir.Value, m: ir.Value, left: ir.Value, found: ir.Value) -> list[Any]:
-        # The pivot: the largest magnitude on the diagonal of what is left.
+        # The pivot: the largest magnitude on the remaining diagonal.
         diagonal = op.ReduceSum(op.Where(eye, m, zero), g.ints(0), keepdims=0)
         size = op.Where(left, op.Abs(diagonal), number(-1.0))
         best = op.ArgMax(size, axis=0, keepdims=1)

@@ -1,4 +1,4 @@
-"""Token recycling: what was pruned, merged into a few vectors.
+"""Token recycling: pruned tokens, merged into a few vectors.
 
 SparseVLM (https://arxiv.org/abs/2410.04417, section 3.4): of the removed tokens the best-rated ``tau`` are clustered by
 density peaks (Rodriguez & Laio 2014, with k nearest neighbours) and each cluster becomes one vector.  As in the
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["ASSIGN", "REDUCE", "cluster", "merge", "merged_counts", "share_of", "write_merge"]
 
 ASSIGN = ("l2", "cosine")
-"""How a token finds its cluster: the nearest centre (code) or the most similar one (paper)."""
+"""A token's cluster: that of the nearest centre (code) or of the most similar one (paper)."""
 REDUCE = ("mean", "sum")
-"""What a cluster becomes: its mean (code) or its sum (paper)."""
+"""The vector of a cluster: its mean (code) or its sum (paper)."""
 THETA = 10
 """One vector for every ten recycled tokens (rounded down, plus one)."""
 EPS = 1e-6
@@ -49,7 +49,7 @@ def share_of(recycle: float) -> tuple[int, int]:
 
 
 def merged_counts(removed: int, recycle: float) -> tuple[int, int]:
-    """(M, C): how many of ``removed`` tokens are recycled and how many vectors they become; (0, 0) if none."""
+    """(M, C): the number of recycled tokens out of ``removed``, and the number of their vectors; (0, 0) if none."""
     return schedules.merged_counts(removed, share_of(recycle), THETA)
 
 

@@ -1,13 +1,13 @@
 """The methods by name: the package's own, those of other installed packages, and those that a program registers.
 
-A package of its own adds a method with an entry point in the group :data:`GROUP`, whose name is the method's and
+Another package adds a method with an entry point in the group :data:`GROUP`, whose name is the method's and
 whose value its class::
 
     [project.entry-points."trtprune.methods"]
     mymethod = "my_package.mymethod:MyMethod"
 
-A program without a package calls :func:`register`, which is also a class decorator.  Nothing is imported before
-somebody asks for it: a name imports one module, a list of all methods every module.
+A program without a package calls :func:`register`, which is also a class decorator.  Modules are imported when they are
+needed: one for a name, all for a list of methods.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MODULES = (
     "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr",
     "sparsevlm", "fastv", "pyramiddrop",
 )  # fmt: skip
-"""The methods of this package, in the order of the help texts; each is a file of its name in ``methods``."""
+"""The methods of this package, in the order of the help texts; each is a file of the same name in ``methods``."""
 GROUP = "trtprune.methods"
 """The entry-point group of other packages' methods."""
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-"""A method's name; lists of methods on the command line are split by it."""
+"""The pattern of a method's name; it also splits lists of methods on the command line."""
 
 AnyMethod = TypeVar("AnyMethod", bound=type[BaseMethod])
 _methods: dict[str, BaseMethod] = {}
@@ -44,16 +44,16 @@ _lock = threading.Lock()
 
 
 def register(cls: AnyMethod) -> AnyMethod:
-    """Adds a method, under the name that its class has.
+    """Adds a method under its class's name.
 
     Args:
         cls: A class that can be called without arguments.
 
     Returns:
-        ``cls``, so that this is a class decorator.
+        ``cls``, for use as a class decorator.
 
     Raises:
-        BudgetError: for a name that another method has, or that is none.
+        BudgetError: for a name that another method has, or that is invalid.
     """
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -94,7 +94,7 @@ def get(name: str) -> BaseMethod:
     """The method called ``name``.
 
     Raises:
-        BudgetError: if there is none, with a hint that lists the names; as :func:`names`.
+        BudgetError: for an unknown name, with a hint that lists the names; and as :func:`names`.
     """
     foreign = _foreign()
     if name not in _methods:
@@ -116,7 +116,7 @@ def _module(name: str) -> str:
 
 @cache
 def _foreign() -> dict[str, EntryPoint]:
-    """Other packages' methods by name.  Reads what is installed, once, and imports none of it."""
+    """Other packages' methods by name, read once from the installed packages, without importing them."""
     points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if not NAME.fullmatch(point.name):

@@ -1,14 +1,14 @@
-"""Cosines between the tokens of one image, plain or mean-centred, and what is made of scores beside them.
+"""Cosines between the tokens of one image, plain or mean-centred, and scores that are combined with them.
 
 Mean-centred features (Cen-Prune): tokens of one image share a large common part, so that their cosines crowd near 1;
 without the mean the cosines use their whole range.  The paper also weights a token by how little it resembles the
 others, :func:`rarity`; its mean cosine is one product with the sum of the unit vectors, no matrix.
 
-A range of values that is no wider than rounding makes it counts as none: where all tokens are alike, or there are two,
-their mean cosines are equal in exact arithmetic.
+A range of values no wider than rounding errors counts as 0: if all tokens are alike, or if there are two, their mean
+cosines are equal in exact arithmetic.
 
-Tokens whose features are not finite have cosine 0 with everything and no part in the mean.  A token that is left with
-rounding noise when the mean is taken off counts as the zero vector.
+Tokens whose features are not finite have cosine 0 with all others and are not in the mean.  A token that is only
+rounding noise after centring counts as the zero vector.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOISE = 1e-5
 
 
 def cosines(features: np.ndarray, center: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """For float32 ``features`` [N, D]: cosines [N, N], and which tokens are finite [N]."""
+    """For float32 ``features`` [N, D]: cosines [N, N], and finite tokens as bool [N]."""
     import numpy as np
 
     vectors, norm, good = ops.norms(features)

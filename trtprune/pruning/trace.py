@@ -1,4 +1,4 @@
-"""Where the visual tokens of an image went on their way through a decoder that prunes and merges them."""
+"""The rows that an image's visual tokens end up in, in a decoder that prunes and merges them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Trace"]
 
 
 class Merging(Protocol):
-    """The part of :class:`trtprune.pruning.InLlmMethod` that a trace needs."""
+    """The part of :class:`trtprune.pruning.InLlmMethod` that a trace uses."""
 
     def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
         """Scores of the tokens."""
 
     def clusters(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
-        """Which merged vector each token went into."""
+        """The merged vector of each token."""
 
 
 class Trace:
@@ -26,7 +26,7 @@ class Trace:
 
     Args:
         method: The method that prunes there.
-        options: All of its options, validated.
+        options: All options of the method, validated.
         tokens: N, the image's tokens in front of the first point.
     """
 
@@ -35,10 +35,10 @@ class Trace:
 
         self._method, self._options, self._tokens = method, options, tokens
         self._members = [np.array([token]) for token in range(tokens)]
-        """Which tokens of the image are in each row, at present."""
+        """The image's tokens in each present row."""
 
     def __call__(self, states: np.ndarray, attention: np.ndarray, kept: np.ndarray) -> None:
-        """One prune point: states [n, D] of the image's rows, what raters gave them, and the kept rows."""
+        """One prune point: states [n, D] of the image's rows, the raters' attention to them, and the kept rows."""
         import numpy as np
 
         scores = self._method.rate(attention.astype(np.float32), **self._options)
@@ -49,7 +49,7 @@ class Trace:
             self._members.append(np.concatenate([before[place] for place in np.flatnonzero(cluster == number)]))
 
     def merged_into(self) -> np.ndarray:
-        """int64 [N]: a token of the row that each token is a part of now, one for all of a row; -1 for none."""
+        """int64 [N]: for each token the representative of its row, one token per row; -1 for a token in no row."""
         import numpy as np
 
         places = np.full(self._tokens, -1, np.int64)

@@ -12,22 +12,22 @@ For K = keep, image features v_j after the projector and text embeddings t_i of 
     k1   = argmax over k = 0..K' of P1[k] · P2[K' - k]         the first maximum wins
     T2I picks = first q + k1 of A;   CLS picks = first K - q - k1 of C
 
-Options for what the code leaves open:
+Options for points that the code does not settle:
 
-* ``mode=official`` is the concatenation of both picks, sorted.  A token picked by both lists is there twice, side by
+* ``mode=official`` is the concatenation of both picks, sorted.  A token picked by both lists occurs twice, side by
   side, so fewer than K different tokens are kept.
-* ``mode=distinct`` (default) keeps exactly K different tokens: the T2I picks as above, then C from its start, passing
-  over what is already chosen, until K are reached.  A CLS pick that the T2I list has already made is thus replaced by
+* ``mode=distinct`` (default) keeps exactly K different tokens: the T2I picks as above, then C from its start without
+  tokens already chosen, until there are K.  A CLS pick that the T2I list has already made is thus replaced by
   the next best of the CLS list; the T2I/CLS split k1 is the official one.
-* An odd K is used as it is.  The authors' script halves the budget it reads and doubles it again, which rounds down to
-  even; the formulas do not need that.  ``keep=2*(K//2)`` gives the authors' result for an odd K.
+* An odd K is used as it is.  The authors' script halves the budget and doubles it again, which rounds down to an
+  even number; the formulas do not need that.  ``keep=2*(K//2)`` gives the authors' result for an odd K.
 * ``temperature`` (100) and ``quota`` (0.25) are the constants of the code.  ``quota`` is read as the fraction
   nearest to its decimal spelling, denominator up to 10000, so that floor(quota · K) is exact.
 * ``prompt_tokens``: the code takes every token after the image (question and template; in a conversation the text of
   all turns), ``after_image``; ``question`` is the last turn's question alone, ``all_text`` takes the text before the
   image in.
-* Several crops of one image (LLaVA-NeXT) add their own ambiguity in the code (``base_indices`` adds the crop number
-  where it should add crop · 576).  Here one row is one image and that does not arise.
+* For several crops of one image (LLaVA-NeXT) ``base_indices`` in the code adds the crop number instead of
+  crop · 576.  Here one row is one image, with all of its crops.
 
 Arithmetic (float32, both forms): s is ranked by its logarithm, 100 · cos - logsumexp, with the maximum over i taken
 there.  The order is the same, but scores that the softmax would underflow to 0 keep their order instead of falling
@@ -76,14 +76,14 @@ def text_scores(image_features: np.ndarray, text_embeds: np.ndarray, temperature
     text, text_norm, text_good = ops.norms(text_embeds)
     cosine = ops.cosine(text, text_norm, image, image_norm)
     logits = np.where(image_good, cosine, -np.float32(ops.BAR)) * np.float32(temperature)
-    # Below the peak first: where one token takes nearly all of a row, the differences that remain are tiny.
+    # The peak is subtracted first: if one token has nearly all of a row, the remaining differences are tiny.
     below = logits - logits.max(axis=1, keepdims=True)
     log_softmax = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
     return np.where(text_good[:, None], log_softmax, np.float32(_NO_SCORE)).max(axis=0, initial=np.float32(_NO_SCORE))
 
 
 def split(text_sorted: np.ndarray, cls_sorted: np.ndarray, quota: int) -> int:
-    """How many tokens the T2I list gives (q + k1) of the K = len(lists) to keep.
+    """The number of tokens from the T2I list, q + k1, of the K = len(lists) to keep.
 
     Args:
         text_sorted: float32 [K], the K largest log s, falling.
@@ -103,7 +103,7 @@ def split(text_sorted: np.ndarray, cls_sorted: np.ndarray, quota: int) -> int:
 
 @register
 class AdaFv(Method):
-    """Text-to-image similarity and CLS attention, shared out by their geometric mean."""
+    """Text-to-image similarity and CLS attention, the budget divided between them by their geometric mean."""
 
     name = "adafv"
     summary = "text similarity and CLS attention, mixed for each question (the authors' own form: mode=official)"

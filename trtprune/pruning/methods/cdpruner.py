@@ -7,16 +7,16 @@ Paper: https://arxiv.org/abs/2506.10967 (NeurIPS 2025).  Code: Theia-4869/CDPrun
     r  = (r - min + 1e-6) / (max - min)
     L  = diag(r) S diag(r);   choose ``keep`` tokens greedily for the largest determinant of their part of L
 
-The minus sign is the code's: it prefers patches that CLIP finds *unlike* the question, and its authors' numbers come
-from it; ``relevance=positive`` leaves it out.  The code takes min and max over its whole batch, which for one image is
-the image; here it is always the image.  ``theta`` is the code's own knob, off in it: r becomes exp(θ / (2 (1 - θ)) · r)
-(exponents are cut at 40, where squares still fit float32).
+The minus sign is in the authors' code: it prefers patches that CLIP finds *unlike* the question, and their numbers come
+from it; ``relevance=positive`` omits it.  The code takes min and max over its whole batch, here they are those of one
+image.  ``theta`` is an option of the code, off by default: r becomes exp(θ / (2 (1 - θ)) · r) (exponents are cut at 40,
+where squares still fit float32).
 
 ``center=true`` is Cen-Prune's kernel (2026), diag(r g) S̄ diag(r g): S̄ of mean-centred features, g = min-max(-mean
 cosine to the other tokens).
 
-A kernel whose rank is below ``keep``, and duplicates of chosen tokens, have determinants of rounding noise, whose
-square root the code takes; how that is handled here is said at :func:`trtprune.pruning.greedy.determinant`.  Where all
+For a kernel whose rank is below ``keep``, and for duplicates of chosen tokens, determinants are rounding noise, whose
+square root the code takes; :func:`trtprune.pruning.greedy.determinant` describes the rule used here.  Where all
 r are within 1e-6, r = 1.
 """
 

@@ -1,4 +1,4 @@
-"""DivPrune: tokens that are as far apart as a greedy choice makes them.
+"""DivPrune: a greedy choice of tokens that are far apart.
 
 Paper: https://arxiv.org/abs/2503.02175 (CVPR 2025).  Code: vbdi/divprune@799e2d9, CC BY-NC 4.0: only facts about it
 were used.
@@ -8,8 +8,8 @@ were used.
     s_k  = argmax_j min_{i ∈ S} D_ij                         max-min diversity, until ``keep`` are chosen
 
 Here the cosines themselves are compared, in float32: 1 - cos orders the same and rounds once more.  The code relies on
-D_jj = 0 to not choose a token twice, which fails when all that is left are duplicates of chosen tokens; here a chosen
-token is out.
+D_jj = 0 to not choose a token twice, which fails when only duplicates of chosen tokens remain; here a chosen token is
+excluded.
 
 ``center=true`` is Cen-Prune's form (2026): cosines of mean-centred features, and each distance times how rare the token
 is, ``g_j · min_{i ∈ S} (1 - cos_ij)`` with g = min-max(-mean_{i ≠ j} of the uncentred cosines).  Its source gives no
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DivPrune"]
 
 _APART = -4.0
-"""Closeness to what does not count as a neighbour: below any other."""
+"""Closeness of a token that does not count as a neighbour: below any other."""
 
 
 @register

@@ -2,7 +2,8 @@
 
 The grid of each crop is cut into its share of ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`); a row is
 the mean of the projected features in a cell.  ``kept_indices`` names the patch in the middle of each cell, what
-``uniform`` keeps.  Features that are not finite are left out of the mean, and a cell of nothing else is a row of zeros.
+``uniform`` keeps.  Features that are not finite are not in the mean, and a cell without finite features is a
+row of zeros.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Code: https://github.com/Theia-4869/FasterVLM @ f5d5f12.
     selection = top-keep of a,   a_j = mean over heads of softmax(q_CLS · K^T / sqrt(d))_j, CLS column dropped
 
 ``a`` comes from the layer whose output feeds the projector (for LLaVA-1.5 the last but one) and is not renormalised.
-The text plays no part.  Nothing is ambiguous but the order of equal scores, which torch.topk
-leaves open: by index here.
+The text is not used.  The only ambiguity is the order of equal scores, which torch.topk does not define: by index
+here.
 The paper keeps all 32 decoder layers at the pruned length with positions 0..n-1.
 """
 

@@ -1,8 +1,9 @@
 """FastV: after the first layers, the visual tokens that the prompt's last token attends to.
 
-Paper: https://arxiv.org/abs/2403.06764.  Code: pkunlp-icler/FastV.  Once, behind the first ``k`` layers (2): the score
-of a visual token is the mean over heads of the attention that the last token of the prompt gave it in layer ``k - 1``
-(the code; the paper speaks of the average over all queries).  The best stay, in their order and with their positions.
+Paper: https://arxiv.org/abs/2403.06764.  Code: pkunlp-icler/FastV.  One cut, behind the first ``k`` layers (2): the
+score of a visual token is the mean over heads of the attention that the last token of the prompt gave it in layer
+``k - 1`` (the code; the paper speaks of the average over all queries).  The best are kept, in their order and with
+their positions.
 
 ``keep`` is the average over the layers, (k · N + (L - k) · T) / L, so that methods are compared at equal averages; the
 paper's ratio R is 1 - T / N.

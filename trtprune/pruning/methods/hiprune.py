@@ -1,4 +1,4 @@
-"""HiPrune: anchors of an early layer with their neighbours, and for the rest what the last layer attends to.
+"""HiPrune: anchors of an early layer with their neighbours, completed by the tokens that the last layer attends to.
 
 Paper: https://arxiv.org/abs/2508.00553 ("HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in
 Vision-Language Models").  Code: https://github.com/Danielement321/HiPrune @ 6e83a12 (MIT).
@@ -14,8 +14,8 @@ Python's ``round`` (halves to even) is reproduced in whole numbers, alpha being 
 up to 10000.  As in the code, a neighbour is a neighbour by index: at the right end of a row that is the first patch of
 the next row, and clamping brings the first and last patch in.
 
-``object_layer`` counts the tower's layers from 1.  Open in the sources: what happens when anchors and buffers exceed
-the budget, possible from alpha = 0.5 or so, where the code stops with an error; here anchors come before buffers and
+``object_layer`` counts the tower's layers from 1.  The sources do not define the selection when anchors and buffers
+exceed the budget, possible from about alpha = 0.5; the code stops with an error.  Here anchors come before buffers and
 lower indices before higher ones.
 """
 
@@ -97,7 +97,7 @@ class HiPrune(Method):
             op.Where(chosen, ops.write_clean(g, inputs[name]), ops.f32(g, _NEVER))
             for name in ("shallow_attention", "deep_attention")
         )
-        # No anchor at all is served by taking one that stays without effect: no dimension may become 0.
+        # Without anchors, one is taken that has no effect: no dimension may become 0.
         _, anchors = ops.top(g, shallow, op.Max(count, g.ints(1)))
         any_anchor = op.Greater(count, g.ints(0))
         one = op.Expand(ops.f32(g, 1.0), op.Shape(anchors))

@@ -1,13 +1,13 @@
-"""MMR: important tokens that repeat nothing chosen before (maximal marginal relevance).
+"""MMR: important tokens that are unlike those chosen before (maximal marginal relevance).
 
 Paper: https://arxiv.org/abs/2602.13315 (IDPruner).  Code: Tencent/AngelSlim@67394ce (Apache-2.0), where the importance
-comes from a trained selector.  Here it is the CLS attention, so that nothing needs training:
+comes from a trained selector.  Here it is the CLS attention, which needs no training:
 
     imp = (cls - min) / (max - min + 1e-6)
     s_0 = argmax imp;   s_k = argmax_j λ · imp_j - (1 - λ) · max_{i ∈ S} cos(v_i, v_j)
 
 with λ = ``importance`` (0.5) and v the projected tokens.  The reference chooses ``parallel_k`` = 1 token a step too.
-``center=true`` takes the image's mean off the features before the cosines.
+``center=true`` subtracts the image's mean from the features before the cosines.
 
 The largest of ``(1 - λ) cos(v_i, v_j) - λ imp_j`` over i is what DivPrune's loop computes: rounding keeps the order of
 numbers, so the factor and the term may go in first.

@@ -12,13 +12,14 @@ projector.  The temperatures (``text_temperature``, ``vision_temperature``) and 
 those of the code's core; a function in it has 0.01 as its own default for the first, which the core overrides.
 
 Not done: the code drops some forty words (articles, auxiliary verbs, pronouns, question words, a few prepositions) and
-two fixed prompt sentences from the question before it looks up embeddings, word by word.  A pruner gets embeddings, no
-words, so all tokens of the span count; ``prompt_tokens`` chooses the span, ``question`` being nearest to the code.
+two fixed prompt sentences from the question before it looks up embeddings, word by word.  A pruner's inputs are
+embeddings, not words, so all tokens of the span count; ``prompt_tokens`` chooses the span, ``question`` being nearest
+to the code.
 
-``center=true`` takes the mean off c before its cosines.  v stays as it is: the text's embeddings have no part in the
+``center=true`` subtracts the mean from c before its cosines.  v is unchanged: the text's embeddings are not part of the
 image's mean.
 
-Text tokens that are not finite cover nothing and are not counted; visual ones are nothing to be covered either.
+Text tokens that are not finite cover nothing and are not counted; visual ones also do not count as things to cover.
 """
 
 from __future__ import annotations

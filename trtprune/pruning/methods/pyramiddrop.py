@@ -1,13 +1,13 @@
-"""PyramidDrop: the visual tokens thin out in stages, by the last instruction token's attention.
+"""PyramidDrop: fewer visual tokens in each stage, by the last instruction token's attention.
 
 Paper: https://arxiv.org/abs/2410.17247.  Code: Cooperx521/PyramidDrop.  Before layers 8, 16 and 24 of 32 (the same
-share of another depth) the share r of what is left stays: a half in the paper.  The score of a token is the mean over
-heads of the attention the prompt's last token would give it in the layer *behind* the cut: that layer's norm, query and
-key projections are applied to the states that enter it, before anything is dropped.  The kept tokens keep their order
-and are numbered anew.
+share of another depth) the share r of the remaining tokens is kept: a half in the paper.  The score of a token is the
+mean over heads of the attention the prompt's last token would give it in the layer *behind* the cut: that layer's norm,
+query and key projections are applied to the states that enter it, before anything is dropped.  The kept tokens keep
+their order and are numbered anew.
 
 ``keep`` is the average over the layers and decides r: N/4 · (1 + r + r² + r³) with the paper's layers, 270 of 576 for
-r = 1/2, and no less than 144; ``first`` moves the first stage to the front, the others following in equal steps.  That
+r = 1/2, and no less than 144; ``first`` moves the first stage to the front, and the others follow in equal steps.  That
 is an extension: a schedule with another ``first`` than a quarter of the layers is published nowhere.
 """
 

@@ -1,11 +1,11 @@
-"""A random subset, the control every method has to beat.
+"""A random subset: the control that every method has to beat.
 
 The selection depends on the seed and N alone: all rows of a batch, every backend and the NumPy reference get the same
 one, and the selection of a smaller budget is a subset of that of a larger one.
 
 Token i scores ``mix(mix(mix(s + i))) >> 7`` (24 bits, exact in float32; the few equal ones fall to the lower index),
 where ``s`` is the mixed seed and ``mix(x) = b * (x + a)^5 mod p`` with p = 2^31 - 1 and different constants a, b in
-each round.  x^5 permutes the residues mod p because 5 does not divide p - 1.  Every product is below 2^62, so plain
+each round.  x^5 permutes the residues mod p because 5 does not divide p - 1.  Every product is below 2^62, so
 int64 multiplication and Mod give the same bits everywhere; shifts and exclusive-or on unsigned integers, the usual
 ingredients of a hash, are not available in TensorRT.
 """

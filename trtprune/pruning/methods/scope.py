@@ -1,18 +1,18 @@
 """SCOPE: tokens that cover the others, weighted by CLS attention.
 
-Paper: https://arxiv.org/abs/2510.24214 (NeurIPS 2025).  Code: commit 6bf7306, which imports a path of its authors and
-does not run as released; Tencent/AngelSlim@67394ce (Apache-2.0) holds the same loop.
+Paper: https://arxiv.org/abs/2510.24214 (NeurIPS 2025).  Code: commit 6bf7306, which imports a path on its authors'
+machine and does not run as released; Tencent/AngelSlim@67394ce (Apache-2.0) holds the same loop.
 
     gain_j = Σ_i max(0, cos(f_i, f_j) - c_i),   c_i = the largest cosine of i to a chosen token so far, 0 at first
     choose argmax_j gain_j · cls_j^alpha, ``keep`` times
 
-f are the features before the projector and cls the attention of the CLS token; the code sums it over heads, of which
-the mean here is a fixed share, so that the choice is the same.  ``combine=add`` is the code's other mode, gain_j +
+f are the features before the projector and cls the attention of the CLS token; the code sums it over heads; the mean
+used here is a fixed share of that sum, so the choice is the same.  ``combine=add`` is the code's other mode, gain_j +
 cls_j^alpha, where that share does matter.  AngelSlim's form takes projected features instead; the paper's are taken
 here.  The code computes in the model's dtype, this file in float32.
 
-``center=true`` takes the mean off the features before the cosines; c still starts at 0, which then is the mean's side
-of the sphere and not an empty bar.
+``center=true`` subtracts the mean from the features before the cosines; c still starts at 0, which for centred features
+is no longer the least similarity.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the default and the paper's an option.
     raters    m = mean over visual tokens of softmax over text (V Tᵀ), from the input embeddings;
               the text tokens behind the image with m > mean(m)                     (``rater=ge``: ≥, the paper)
     scores    mean over heads and raters of the pruning layer's attention to each visual token
-    keep      the best of them, in their order; the pruning layer itself still runs on all
+    keep      the best of them, in their order; the pruning layer itself still reads all
     recycling the best-rated 30 % of the removed become a tenth as many vectors, put behind the kept tokens
               (see ``recycling``; ``assign=cosine`` and ``reduce=sum`` are the paper's)
 
@@ -18,12 +18,12 @@ Budget.  ``keep`` is the average over the layers as the authors count it.  For 5
 64 the counts are the code's tables; any other case takes the same three points at the same share of the depth, the
 ratio of the counts interpolated between the tables, and the level that brings the average nearest to ``keep``.
 
-``ratio=rank`` sizes each point at run time, as the first release did: ``rank(A) · scale + bias`` tokens stay, A being
+``ratio=rank`` decides the counts at run time, as the first release did: ``rank(A) · scale + bias`` tokens stay, A being
 the raters × visual tokens block of the attention, behind layers 2, 6, 15 and 19 of 32.  With ``scale=budget`` the scale
-is chosen for each image so that the average over the layers is ``keep``; the ranks share that out.  ``scale=published``
-are the constants of the first release's scripts, whose average depends on the prompt.
+is chosen for each image so that the average over the layers is ``keep``; the ranks decide each point's share.
+``scale=published`` are the constants of the first release's scripts, whose average depends on the prompt.
 
-The code cuts behind layers 2, 6 and 15 whatever the depth; ``layers=published`` does so, too.
+The code cuts behind layers 2, 6 and 15 for any depth; ``layers=published`` does the same.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class SparseVlm(InLlmMethod):
 
     @staticmethod
     def _scales(options: Mapping[str, Any]) -> tuple[tuple[float, float, float], ...]:
-        """Scale and bias of ``ratio=rank``, by budget; none where they follow from the budget and the ranks."""
+        """Scale and bias of ``ratio=rank`` by budget; none if they follow from the budget and the ranks."""
         if options["scale"] == "budget":
             return ()
         if options["scale"] != "published" and float(options["scale"]):
@@ -175,7 +175,7 @@ class SparseVlm(InLlmMethod):
         mean = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0, dtype=np.float32)
         bar = mean.mean(dtype=np.float32)
         chosen = mean >= bar if options.get("rater") == "ge" else mean > bar
-        # All alike (one token, say): none is above the mean, and none is better than another.
+        # All equal (for example one token): none is above the mean, and none is better than another.
         return chosen if chosen.any() else np.ones_like(chosen)
 
     def rate(self, attention: np.ndarray, **context: Any) -> np.ndarray:
@@ -215,7 +215,7 @@ class SparseVlm(InLlmMethod):
     def _recycled(
         self, scores: np.ndarray, kept: int, options: Mapping[str, Any]
     ) -> tuple[np.ndarray, int, dict[str, Any]]:
-        """The removed tokens that are merged, best first; into how many vectors; and all options."""
+        """The removed tokens that are merged, best first; the number of their vectors; and all options."""
         import numpy as np
 
         values = {option.name: option.default for option in self.options} | dict(options)
@@ -272,7 +272,7 @@ class SparseVlm(InLlmMethod):
         layer: LayerAccess,
         heads: int,
     ) -> ir.Value:
-        """Version 2.0's attention [1, R, N]: without the pull of distance, averaged over the heads that look most."""
+        """Version 2.0's attention [1, R, N]: without the effect of distance, averaged over the chosen heads."""
         import onnx_ir as ir
 
         op, f32 = g.op, ir.DataType.FLOAT

@@ -7,7 +7,7 @@ Multi-modal LLMs").  Code: https://github.com/FreedomIntelligence/TRIM @ f5a232d
     p    = softmax(-s)
     rows = the keep - 1 patches of largest p in image order, then the mean of all others
 
-The minus is the code's: CLIP's patches are less like the text that describes them, not more.  The softmax changes no
+The minus is in the code: in CLIP, patches are less like the text that describes them, not more.  The softmax changes no
 order (but can make equal in float32 what is not) and is left out.  The code takes a fixed share of the patches, or as
 many as p has upper outliers (Tukey's fences; the paper's way), which depends on the picture.  Only the first is here.
 
@@ -18,10 +18,10 @@ What the sources leave open, or where this differs:
 * The code cuts the question after 77 tokens.  Here each segment of 77 tokens is one embedding and their similarities
   are added up; one segment is the code.
 * The code takes the mean before the projector, this after it.
-* With keep = N there is nothing to merge: all rows, as they are.
+* With keep = N nothing is merged: all rows are unchanged.
 
-``kept_indices`` are the ``keep`` patches of largest p: those that are rows, and the best one of the merged.  Patches
-whose embedding is not finite come last; features that are not finite are left out of the mean.
+``kept_indices`` are the ``keep`` patches of largest p: those that are rows of their own, and the best of the merged
+ones.  Patches whose embedding is not finite come last; features that are not finite are left out of the mean.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["Trim"]
 
 @register
 class Trim(Method):
-    """The patches CLIP's text is least like, and one row for all others."""
+    """The patches least like CLIP's text, and one row for all others."""
 
     name = "trim"
     summary = "patches by CLIP's image-text similarity, and the mean of all others as one more row"
@@ -120,7 +120,7 @@ class Trim(Method):
         total = op.Min(op.Max(op.Neg(total), ops.f32(g, -ops.LIMIT)), ops.f32(g, ops.LIMIT))
         scores = op.Where(op.Squeeze(good, g.ints(2)), total, ops.f32(g, ops.NAN_SCORE))
 
-        # The last of the best: it stands for the rest, unless there is no rest.
+        # The last of the best: it represents the rest, if there is a rest.
         _, best = ops.top(g, scores, keep)
         last = op.And(op.Equal(ops.iota(g, keep), op.Sub(keep, g.ints(1))), op.Less(keep, tokens))
         order = op.Mod(ops.ascending(g, op.Add(best, op.Where(last, tokens, g.ints(0))), keep), tokens)

@@ -1,8 +1,8 @@
-"""An even sample of the grid of patches: a baseline that looks at nothing.
+"""An even sample of the grid of patches: a baseline that ignores the content.
 
 The grid of each crop is cut into its share of ``keep`` cells (the rule is in :mod:`trtprune.pruning.grids`) and the
-patch in the middle of each is kept.  Nothing of the picture and nothing of the question plays a part, so a method that
-does not beat this one earns nothing by its looking.
+patch in the middle of each is kept.  Neither the image nor the question is used, so a method has to beat this one to be
+worth its cost.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ the diversity stage could not be read; third-party re-implementations disagree w
     s_j = cos(t, v_j);   core = the k_c tokens with the largest s
     repeat K - k_c times: add the token most dissimilar to all tokens selected so far
 
-For K = keep this file computes k_c = round(core_ratio · K), halves up, but at least 1 (so that there is something to be
-dissimilar to), core_ratio being read as a fraction with a denominator up to 10000, and leaves what is open to options:
+For K = keep this file computes k_c = round(core_ratio · K), halves up, but at least 1 (so that the first dissimilarity
+is defined), core_ratio being read as a fraction with a denominator up to 10000.  Open points are options:
 
 * ``core_ratio`` (0.5): set by hand for each data set in the paper.  1 is relevance alone.
 * ``diversity``: "most dissimilar to all" as ``maxmin``, the token whose *largest* cosine to the selected ones is the
@@ -16,8 +16,8 @@ dissimilar to), core_ratio being read as a fraction with a denominator up to 100
   the smallest.  The mean has the same divisor for every candidate, so sums are compared; the cosine to the mean of the
   selected unit vectors, a third reading, orders the candidates as ``meansim`` does.
 * ``prompt_tokens``: ``question`` (default), ``after_image`` or ``all_text``.
-* ``center=true`` (Cen-Prune, not of this paper) takes the image's mean off the features in the diversity stage; the
-  relevance to the prompt stays as it is.
+* ``center=true`` (Cen-Prune, not of this paper) subtracts the image's mean from the features in the diversity stage;
+  the relevance to the prompt is unchanged.
 
 Arithmetic (float32, both forms): t enters as the sum, not the mean, which changes no cosine.  The core is ordered by s,
 and the greedy sums add the core's rows in that order, then one row for each pick.  Tokens whose features are not
@@ -64,7 +64,7 @@ def prompt_scores(image_features: np.ndarray, text_embeds: np.ndarray) -> np.nda
 
 
 def greedy(image_features: np.ndarray, core: np.ndarray, keep: int, diversity: str, center: bool = False) -> np.ndarray:
-    """``core`` completed to ``keep`` tokens by the diversity rule; in order of selection."""
+    """``core`` completed to ``keep`` tokens by the diversity rule, in order of selection."""
     import numpy as np
 
     similarity, good = cosines(image_features, center)
@@ -115,7 +115,7 @@ class ZspaPrune(Method):
         return np.sort(greedy(image_features, core, keep, inputs["diversity"], inputs["center"] == "true"))
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        """Closeness after the last step: ``TAKEN`` for the selected tokens, and those are exactly ``keep``."""
+        """Closeness after the last step: ``TAKEN`` for the selected tokens, exactly ``keep`` of them."""
         import onnx_ir as ir
 
         from trtprune.pruning.greedy_graph import maxmin_select
