@@ -17,6 +17,12 @@ INPUT_IDS = "input_ids"
 TEXT_EMBEDS = "text_embeds"
 CLIP_TEXT_EMBEDS = "clip_text_embeds"
 
+# -- pack
+PACKED = "packed_"
+"""Prefix of the pack graph's outputs: ``packed_image_features`` is made of the input ``image_features``."""
+PACK_INDEX = "pack_index"
+PACK_WEIGHT = "pack_weight"
+
 # -- pruner
 TEXT_MASK = "text_mask"
 KEEP = "keep"

@@ -7,7 +7,7 @@ another engine directory.  Both get the same inputs.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 from trtprune import pruning
 from trtprune.compare._require import polygraphy
 from trtprune.compare.checks import check_same_model, choose_components
-from trtprune.compare.draw import random_feeds, teach_caches
+from trtprune.compare.draw import open_processor, random_feeds, teach_caches
 from trtprune.compare.inputs import check_feeds, check_keep, fit_profile, load_feeds, narrow
 from trtprune.compare.results import Comparison, ComponentResult
 from trtprune.compare.settings import CompareKeywords, CompareSettings
@@ -71,13 +71,14 @@ def compare(
     chosen, notes = choose_components(made, candidate, reference, settings.components, other)
     dtypes = (candidate.dtype, reference.dtype)
     feeds, names, source = _feeds(made, chosen, other, dtypes, settings)
-    chosen = [component for component in chosen if component.name in feeds]
+    chosen, idle = _with_runs(chosen, feeds)
+    notes += idle
     for component in chosen:
         for feed in feeds[component.name]:
             fit_profile(component, feed)
             if other is not None:
                 fit_profile(other.component(component.name), feed)
-    base = defaults(max(dtypes, key=PRECISION.index), made.model.visual_tokens)
+    base = defaults(max(dtypes, key=PRECISION.index), made.model.visual_tokens, _crop_features(made))
     tolerance = settings.tolerance.over(base)
     _check_names(settings.tolerance, chosen, layerwise=settings.layerwise)
     results = []
@@ -106,10 +107,13 @@ def _sides(made: EngineDir, against: str, settings: CompareSettings) -> tuple[Si
         return EngineSide(made), GraphSide(made, running), None
     if against == "transformers":
         from trtprune.checkpoint.origin import find_checkpoint
+        from trtprune.compare.packing import image_plans
         from trtprune.compare.transformers_side import TransformersSide
 
         found = find_checkpoint(made, checkpoint, allow_other=settings.allow_other_weights)
-        return GraphSide(made, running), TransformersSide(made, found.path, running.threads), None
+        images = settings.question.images if settings.question is not None else ()
+        plans = image_plans(made, settings.draw, images)
+        return GraphSide(made, running), TransformersSide(made, found.path, running.threads, plans), None
     path = Path(against)
     if not path.exists():
         raise InputError(
@@ -165,6 +169,20 @@ def _feeds(
     for component in chosen:
         feeds[component.name], names_of[component.name] = random_feeds(made, component, draw, dtypes)
     return feeds, names_of, f"random, seed {draw.seed}"
+
+
+def _with_runs(
+    chosen: Sequence[ComponentInfo], feeds: Mapping[str, Sequence[Feed]]
+) -> tuple[list[ComponentInfo], list[str]]:
+    """The components with inputs, and notes on those that a real question does not reach."""
+    idle = [c.name for c in chosen if c.name in feeds and not feeds[c.name]]
+    notes = [f"{name} is not compared: this question does not reach it (nothing is pruned)" for name in idle]
+    return [component for component in chosen if feeds.get(component.name)], notes
+
+
+def _crop_features(made: EngineDir) -> int:
+    """Features of a crop, over which the attention in the tower spreads."""
+    return open_processor(made).shape.features
 
 
 def _check_names(tolerance: Tolerance, chosen: Sequence[ComponentInfo], *, layerwise: bool) -> None:

@@ -10,7 +10,6 @@ run has another run's error in its input, and each can be repeated alone.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,8 +20,10 @@ import numpy as np
 from trtprune.compare._require import as_error
 from trtprune.compare.inputs import check_keep, narrow
 from trtprune.compare.numerics import Feed
-from trtprune.engine_dir.roles import EMBED
+from trtprune.engine_dir import CONFIG_NAME
+from trtprune.engine_dir.roles import EMBED, PRUNER
 from trtprune.errors import EngineDirError, InputError
+from trtprune.runtime.images import processor_from_settings
 from trtprune.tensor_names import (
     CLS_ATTENTION,
     DEEP_ATTENTION,
@@ -30,6 +31,8 @@ from trtprune.tensor_names import (
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS_INDEX,
+    PACK_INDEX,
+    PACK_WEIGHT,
     POSITION_IDS,
     RATER_ATTENTION,
     RATER_INDEX,
@@ -45,8 +48,9 @@ from trtprune.tensor_names import (
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import ComponentInfo, EngineDir, TensorSpec
+    from trtprune.runtime.images import Processor, TokenPlan
 
-__all__ = ["DEFAULT_SEED", "Draw", "random_feeds", "teach_caches"]
+__all__ = ["DEFAULT_SEED", "Draw", "image_size", "open_processor", "random_feeds", "teach_caches"]
 
 DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
 # Inputs that are embeddings of text, or of text and images; the table has only words.
@@ -78,6 +82,20 @@ class Draw:
     keep: int | None = None
 
 
+def open_processor(made: EngineDir) -> Processor:
+    """The image processor of an engine directory."""
+    return processor_from_settings(made.vision.processor, made.vision.settings, str(made.root / CONFIG_NAME))
+
+
+def image_size(processor: Processor, seed: int) -> tuple[int, int]:
+    """(height, width) of a random image, up to three crops on a side; one crop where every image is one."""
+    shape = processor.shape
+    if processor.crops_range == (1, 1):
+        return shape.height, shape.width
+    rng = np.random.RandomState(seed)
+    return rng.randint(1, 3 * shape.height + 1), rng.randint(1, 3 * shape.width + 1)
+
+
 def random_feeds(
     made: EngineDir, component: ComponentInfo, draw: Draw, dtypes: Sequence[str]
 ) -> tuple[list[Feed], list[str]]:
@@ -93,39 +111,31 @@ def random_feeds(
     embed = _embedding(made)
     decodes = any(is_past(spec.name) for spec in component.inputs)
     keep = check_keep(made, draw.keep)
-    # A prune point inside the decoder still has all visual tokens before it.
-    visual = made.model.visual_tokens if any(spec.name == VISUAL_INDEX for spec in component.inputs) else keep
-    prompt = draw.text_tokens + visual
-    dims = {
-        "batch": draw.batch_size,
-        "tokens": draw.text_tokens,
-        "text_tokens": draw.text_tokens,
-        "text_segments": 1,
-        "clip_tokens": min(draw.text_tokens, CLIP_TOKENS),
-        "visual_tokens": made.model.visual_tokens,
-        "sequence": prompt,
-        "logits_rows": 1,
-        "raters": min(4, prompt),
-        "capacity": min(made.kv.capacity, -(-(prompt + draw.decode_steps) // 16) * 16),
-    }
+    processor = open_processor(made)
     table = _table(made, component) if any(spec.name == INPUT_IDS for spec in component.inputs) else None
     vocab = made.model.vocab_size if table is None else min(table.dims[0], made.model.vocab_size)
-    if decodes and prompt + draw.decode_steps > dims["capacity"]:
-        raise InputError(
-            f"--text-tokens {draw.text_tokens} with {keep} kept tokens does not fit the cache of {made.kv.capacity}",
-            hint="fewer --text-tokens, or a smaller --keep",
-        )
     for i in range(draw.iterations):
         rng = np.random.RandomState(draw.seed + i)
         suffix = f" {i}" if draw.iterations > 1 else ""
+        image = _Image.of(made, component, processor.plan(*image_size(processor, draw.seed + i)), keep)
+        dims = _dims(made, component, draw, image)
+        prompt = dims["sequence"]
+        if decodes and prompt + draw.decode_steps > dims["capacity"]:
+            raise InputError(
+                f"--text-tokens {draw.text_tokens} with {image.keep} kept tokens does not fit the cache of "
+                f"{made.kv.capacity}",
+                hint="fewer --text-tokens, or a smaller --keep",
+            )
         for step in range(1 + (draw.decode_steps if decodes else 0)):
             now = {**dims, "sequence": 1, "raters": 1} if step else dims
             begin = prompt + step - 1 if step else 0
-            facts = {"begin": begin, "last": now["sequence"] - 1, "keep": keep, "seed": draw.seed + i}
-            feed = {}
+            facts = {"begin": begin, "last": now["sequence"] - 1, "keep": image.keep, "seed": draw.seed + i}
+            feed: Feed = {}
             for spec in component.inputs:
                 shape = tuple(now[dim] if isinstance(dim, str) else dim for dim in spec.shape)
-                if spec.name in EMBEDDED and embed is not None:
+                if spec.name in image.arrays:
+                    array = np.array(np.broadcast_to(image.arrays[spec.name], shape))
+                elif spec.name in EMBEDDED and embed is not None:
                     array = embed(rng.randint(0, made.model.vocab_size, shape[:-1]))
                 else:
                     array = _value(rng, spec, shape, vocab, facts)
@@ -133,6 +143,56 @@ def random_feeds(
             feeds.append(feed)
             names.append(f"decode {step}{suffix}" if step else f"prefill{suffix}" if decodes else f"random{suffix}")
     return feeds, names
+
+
+@dataclass(frozen=True)
+class _Image:
+    """The image that a run of a component is about.
+
+    Attributes:
+        crops: Its crops.
+        tokens: The visual tokens that the component reads: in front of the pruner all of them, for the pruner those it
+            may choose from.
+        keep: The budget, at most ``tokens``.
+        arrays: Inputs that follow from the image's size alone.
+    """
+
+    crops: int
+    tokens: int
+    keep: int
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, made: EngineDir, component: ComponentInfo, plan: TokenPlan, keep: int) -> _Image:
+        """The image of a plan as a component reads it."""
+        chooses = component.role == PRUNER and component.segment is None and made.vision.newlines != "candidates"
+        places = plan.candidates(keep) if chooses else np.arange(plan.tokens)
+        arrays = {
+            PACK_INDEX: plan.pack_index.astype(np.int64),
+            PACK_WEIGHT: plan.pack_weight,
+            GRID: plan.grid[places].astype(np.int64),
+        }
+        return cls(plan.crops, len(places), min(keep, len(places)), arrays)
+
+
+def _dims(made: EngineDir, component: ComponentInfo, draw: Draw, image: _Image) -> dict[str, int]:
+    """The size of each symbolic dimension."""
+    # A prune point inside the decoder still has all visual tokens before it.
+    visual = image.tokens if any(spec.name == VISUAL_INDEX for spec in component.inputs) else image.keep
+    prompt = draw.text_tokens + visual
+    return {
+        "batch": draw.batch_size,
+        "crops": image.crops,
+        "tokens": draw.text_tokens,
+        "text_tokens": draw.text_tokens,
+        "text_segments": 1,
+        "clip_tokens": min(draw.text_tokens, CLIP_TOKENS),
+        "visual_tokens": image.tokens,
+        "sequence": prompt,
+        "logits_rows": 1,
+        "raters": min(4, prompt),
+        "capacity": min(made.kv.capacity, -(-(prompt + draw.decode_steps) // 16) * 16),
+    }
 
 
 def _value(
@@ -149,8 +209,6 @@ def _value(
     if spec.name == INPUT_IDS:
         return rng.randint(0, vocab, shape).astype(np.int64)
     steps = np.broadcast_to(np.arange(shape[-1]), shape)
-    if spec.name == GRID:
-        return np.array(np.broadcast_to(_one_crop(shape[-2]), shape), np.int64)
     values: dict[str, Any] = {
         TEXT_MASK: 1,
         "keep": facts["keep"],
@@ -165,13 +223,6 @@ def _value(
     if spec.name not in values:
         raise InputError(f"no random values are known for input {spec.name}", hint="--load-inputs FILE")
     return np.array(np.broadcast_to(values[spec.name], shape), np.int64)
-
-
-def _one_crop(tokens: int) -> np.ndarray:
-    """Crop, row and column [N, 3] of one crop, as square as whole rows make it."""
-    rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
-    row, column = np.divmod(np.arange(tokens), tokens // rows)
-    return np.stack([np.zeros_like(row), row, column], axis=1)
 
 
 def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from trtprune.backends.observed import ObservedSession
 from trtprune.compare.numerics import Feed
-from trtprune.engine_dir.roles import DECODER, VISION
+from trtprune.engine_dir.roles import DECODER, PACK, VISION
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Backend
@@ -81,5 +81,5 @@ def record(
             steps = [f"decode {i}" for i in range(1, len(names[name]))]
             names[name] = ["prefill", *steps]
         elif len(names[name]) == 1:
-            names[name] = ["picture" if role == VISION else "prompt"]
+            names[name] = ["picture" if role in (VISION, PACK) else "prompt"]
     return recorder.seen, names

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune.compare.packing import SizedPlan, pack
 from trtprune.compare.points import TensorPoint, module_label
-from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PRUNER, VISION
+from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
@@ -56,6 +57,7 @@ class TransformersSide:
         made: The engine directory with the components to reproduce.
         path: Directory of the checkpoint.
         threads: CPU threads; None: torch's choice.
+        plans: The images that are packed, see :func:`trtprune.compare.packing.image_plans`.
 
     Raises:
         BackendError: if torch or transformers is missing.
@@ -64,7 +66,9 @@ class TransformersSide:
 
     dtype = "float32"
 
-    def __init__(self, made: EngineDir, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, made: EngineDir, path: Path, threads: int | None = None, plans: Sequence[SizedPlan] = ()
+    ) -> None:
         try:
             import torch
             import transformers
@@ -74,6 +78,7 @@ class TransformersSide:
             ) from None
         self.made = made
         self.name = f"transformers:{path.name}"
+        self._plans = plans
         if threads is not None:
             torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
@@ -126,6 +131,8 @@ class TransformersSide:
             if component.role == EMBED:
                 rows = self.model.get_input_embeddings()(torch.from_numpy(feed[INPUT_IDS]))
                 return {TEXT_EMBEDS: rows.numpy()}
+            if component.role == PACK:
+                return pack(self.model, feed, self._plans)
             if component.role == PRUNER:
                 return self._prune(feed)
             return self._decode(component, feed)
@@ -151,14 +158,20 @@ class TransformersSide:
         from trtprune.compare.vision_outputs import vision_outputs
 
         pixels = torch.from_numpy(feed[PIXEL_VALUES])
-        features = self.model.get_image_features(pixels)
-        features = getattr(features, "pooler_output", features)
-        found = {IMAGE_FEATURES: torch.stack(list(features)).numpy()}
-        if set(wanted) - found.keys():
+        parts = _vision_tower(self.model), _part(self.model, "multi_modal_projector")
+        found: dict[str, np.ndarray] = {}
+        if self.made.find(PACK) is not None:
+            # get_image_features would pack them: what the projector returns are the features of the crops.
+            found = vision_outputs(self.model.config, *parts, pixels, [IMAGE_FEATURES], None)
+        else:
+            features = self.model.get_image_features(pixels)
+            features = getattr(features, "pooler_output", features)
+            found = {IMAGE_FEATURES: torch.stack(list(features)).numpy()}
+        rest = [name for name in wanted if name not in found]
+        if rest:
             info = self.made.pruning
             shallow = pruning.get(info.method).tower_layer(info.options)
-            parts = _vision_tower(self.model), _part(self.model, "multi_modal_projector")
-            found |= vision_outputs(self.model.config, *parts, pixels, wanted, shallow)
+            found |= vision_outputs(self.model.config, *parts, pixels, rest, shallow)
         return found
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

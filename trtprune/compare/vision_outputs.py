@@ -1,4 +1,4 @@
-"""A vision graph's outputs beside the image features, from transformers' hidden states and attention maps."""
+"""A vision graph's outputs, from transformers' hidden states and attention maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ KEY_PROJECTIONS = (".k_proj", ".attention.key")
 def vision_outputs(
     config: Any, tower: Any, projector: Any, pixels: torch.Tensor, wanted: Sequence[str], shallow: int | None
 ) -> dict[str, np.ndarray]:
-    """The requested outputs of :data:`trtprune.pruning.inputs.FROM_VISION`, except those that need CLIP's text half.
+    """The requested outputs: ``image_features`` of each crop, and those of
+    :data:`trtprune.pruning.inputs.FROM_VISION`, except those that need CLIP's text half.
 
     Args:
         config: The whole model's config.
@@ -51,6 +52,7 @@ def vision_outputs(
 
     heads = config.vision_config.num_attention_heads
     makers = {
+        "image_features": lambda: projector(states()[:, first:]),
         "cls_attention": lambda: seen.attentions[last][:, :, 0].mean(1)[:, first:],
         "vision_features": lambda: states()[:, first:],
         "vision_keys": lambda: keys[0].unflatten(-1, (heads, -1)).mean(2)[:, first:],

@@ -16,12 +16,9 @@ import onnx_ir as ir
 
 from trtprune.graph import Graph
 from trtprune.graph.builder import DTYPES
-from trtprune.tensor_names import IMAGE_FEATURES
+from trtprune.tensor_names import IMAGE_FEATURES, PACK_INDEX, PACK_WEIGHT, PACKED
 
-__all__ = ["PACKED", "Packed", "build_pack"]
-
-PACKED = "packed_"
-"""Prefix of the graph's outputs: ``packed_image_features`` is made of the input ``image_features``."""
+__all__ = ["Packed", "build_pack"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ def build_pack(g: Graph, outputs: Mapping[str, Packed], patches: int, *, taps: i
     for name, output in outputs.items():
         shape: list[int | str] = ["crops", patches, *([output.width] if output.width else [])]
         sources[name] = g.input(name, output.dtype, shape)
-    index = g.input("pack_index", "int64", ["visual_tokens", taps])
-    weight = g.input("pack_weight", "float32", ["visual_tokens", taps]) if taps > 1 else None
+    index = g.input(PACK_INDEX, "int64", ["visual_tokens", taps])
+    weight = g.input(PACK_WEIGHT, "float32", ["visual_tokens", taps]) if taps > 1 else None
     for name, output in outputs.items():
         with g.scope(name):
             rows = op.Reshape(sources[name], g.ints(-1, output.width or 1))

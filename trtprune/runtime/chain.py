@@ -17,7 +17,15 @@ from trtprune.backends.binding import numpy_dtype
 from trtprune.engine_dir.roles import DECODER, EMBED, PACK, VISION, Part
 from trtprune.errors import InputError
 from trtprune.runtime.features import Features
-from trtprune.tensor_names import IMAGE_FEATURES, INPUT_IDS, PIXEL_VALUES, TEXT_EMBEDS
+from trtprune.tensor_names import (
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    PACK_INDEX,
+    PACK_WEIGHT,
+    PACKED,
+    PIXEL_VALUES,
+    TEXT_EMBEDS,
+)
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Array, Backend, Session, Step
@@ -25,9 +33,6 @@ if TYPE_CHECKING:
     from trtprune.runtime.images import Prepared, TokenPlan
 
 __all__ = ["Chain"]
-
-PACKED = "packed_"
-"""Prefix of the pack graph's outputs."""
 
 
 class Chain:
@@ -100,7 +105,7 @@ class Chain:
         if pack is None:
             single = {name: array[0] for name, array in rows.items()}
             return Features(single.pop(IMAGE_FEATURES), plan, single)
-        inputs: dict[str, Array] = {"pack_index": plan.pack_index.astype(np.int64), "pack_weight": plan.pack_weight}
+        inputs: dict[str, Array] = {PACK_INDEX: plan.pack_index.astype(np.int64), PACK_WEIGHT: plan.pack_weight}
         inputs |= rows
         packed = self.session(PACK).run({spec.name: inputs[spec.name] for spec in pack.inputs})
         tokens = {name.removeprefix(PACKED): array for name, array in packed.items()}

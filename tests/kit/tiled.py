@@ -1,0 +1,43 @@
+"""Tiny checkpoints whose images are several crops, and builds of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trtprune
+from tests.kit import tiny
+from tests.kit.tiny_files import add_text_files
+
+POINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+FAMILIES = {
+    "llava-next": tiny.Tiny(
+        family="llava-next", max_positions=1024, feature_layer=-2, more={"image_grid_pinpoints": POINTS}
+    ),
+    "llava-onevision": tiny.Tiny(
+        family="llava-onevision",
+        tower="siglip",
+        decoder="qwen2",
+        seed=4,
+        max_positions=1024,
+        feature_layer=-1,
+        strategy="full",
+        more={"image_grid_pinpoints": POINTS, "vision_aspect_ratio": "anyres_max_2"},
+    ),
+}
+"""One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches; the method is one that its tower serves."""
+METHODS = {"llava-next": "adafv", "llava-onevision": "divprune"}
+
+
+def checkpoint(path: Path, family: str) -> Path:
+    """A whole tiny checkpoint of a family."""
+    path.mkdir(parents=True, exist_ok=True)
+    tiny.make(path, FAMILIES[family])
+    add_text_files(path, FAMILIES[family])
+    return path
+
+
+def build(path: Path, out: Path, family: str, **settings: Any) -> Path:
+    """An engine directory of :func:`checkpoint`, by the family's method unless ``settings`` say another."""
+    trtprune.build(str(path), out, **{"method": METHODS[family], "keep": 12, **settings})
+    return out
