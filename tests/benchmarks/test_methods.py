@@ -57,7 +57,7 @@ class FakeBuild:
 
         self.method, self.name, self.vision = method, f"{method} fake=1", "sha256:same"
         model = SimpleNamespace(digest="sha256:model")
-        self.vlm = SimpleNamespace(chain=SimpleNamespace(check_keep=check_keep), config=SimpleNamespace(model=model))
+        self.vlm = SimpleNamespace(check_keep=check_keep, config=SimpleNamespace(model=model))
 
     def look(self, image: Image.Image) -> Any:
         return image.getpixel((0, 0))
