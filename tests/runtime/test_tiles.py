@@ -13,7 +13,7 @@ import torch
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record
 from tests.models.test_tiles import CASES, POINTS
-from trtprune import BuildError, CheckpointError, Request
+from trtprune import BudgetError, BuildError, CheckpointError, Request, pruning
 
 TOKENS = 32
 TOLERANCE = 1e-4
@@ -143,3 +143,32 @@ def test_the_layout_of_papers(kit: Kit) -> None:
 def test_newlines_of_a_method_inside_the_decoder(kit: Kit) -> None:
     with pytest.raises(BuildError, match="newlines='drop': fastv prunes inside the decoder"):
         kit.load("inside", method="fastv", options={"k": 1}, keep=40, newlines="drop")
+
+
+def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
+    """Graph and NumPy see the same candidates: no newline token, and what shows the image before padding."""
+    question, size, refused = "What is left of it?", (90, 70), set()
+    for method in pruning.all_methods():
+        options = {"object_layer": 1} if method.name == "hiprune" else {}
+        if method.inside or method.name == "none":
+            continue
+        try:
+            vlm = kit.load(method.name, method=method.name, keep=12, options=options)
+        except BudgetError:
+            refused.add(method.name)
+            continue
+        view = vlm.look(picture(0, size), question)
+        plan = view.features.plan
+        candidates = plan.candidates(12)
+        assert len(candidates) < plan.tokens
+        extras = {name: np.asarray(array) for name, array in view.features.extras.items()}
+        inputs = {name: array if name == "cls_feature" else array[candidates] for name, array in extras.items()}
+        span = view.prompt.span(method.text_span(options))
+        inputs |= {"text_embeds": np.asarray(view.text_embeds)[span], "grid": plan.grid[candidates], "seed": 0}
+        known = {name: inputs[name] for name in inputs if name in method.needs}
+        features = np.asarray(view.features.image)[candidates]
+        places = method.reference(features, keep=12, **known, **options)
+        expected = np.where(places < 0, places, candidates[places])
+        assert vlm.select(view, keep=12).tolist() == expected.tolist(), method.name
+    need_cls = {m.name for m in pruning.all_methods() if any(name.startswith("cls_") for name in m.needs)}
+    assert refused == {"cdpruner", "trim"} | (need_cls if kit.tiny.tower == "siglip" else set())

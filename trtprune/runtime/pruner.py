@@ -62,7 +62,9 @@ class Pruner:
         self._newlines = chain.config.vision.newlines
         # N is a run-time dimension of the graph, unless every image has the same candidates.
         self._by_token = frozenset(
-            spec.name for spec in chain.config.part(PRUNER).inputs if "visual_tokens" in spec.shape[1:2]
+            spec.name
+            for spec in chain.config.part(PRUNER).inputs
+            if "visual_tokens" in spec.shape[1:2] and spec.name != GRID
         )
         self.reads_embeds = TEXT_EMBEDS in self._inputs
         """Whether it reads the prompt's embeddings."""
