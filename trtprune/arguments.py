@@ -18,7 +18,7 @@ def whole(name: str, value: Any, low: int | None = None, what: str = "") -> int:
     Args:
         name: The argument, as Python spells it.
         value: The caller's value.
-        low: The smallest value that is allowed.
+        low: The smallest valid value.
         what: Text behind the limit in the message, e.g. ``" (off)"``.
 
     Raises:
@@ -38,7 +38,7 @@ def real(name: str, value: Any) -> float:
     """A finite number, of NumPy too, as a float; raises InputError naming the argument."""
     number = math.nan
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+        with contextlib.suppress(OverflowError):  # a whole number above the range of floats
             number = float(value)
     if not math.isfinite(number):
         raise InputError(f"{arg(name, value)}: must be a number")

@@ -1,7 +1,7 @@
 """The errors trtprune raises on purpose.
 
 Every expected failure is a :class:`TrtpruneError`: one line that names the file or flag at fault, and a
-``hint`` that says what to change.  The command line prints both and exits with 1; a traceback therefore always
+``hint`` with the remedy.  The command line prints both and exits with 1; a traceback therefore always
 means a bug in trtprune.
 
 An argument has two spellings: ``max_new_tokens=2.5`` in Python, ``--max-new-tokens 2.5`` on the command line.  A
@@ -43,10 +43,10 @@ FLAGS = {
     "output": "-o",
     "checkpoint": "--model",
 }
-"""Arguments whose flag is not their name with dashes."""
+"""Arguments whose flag is not their name with dashes → the flag."""
 
 MESSAGE_LENGTH = 500
-"""Characters of a message; what a hostile file puts into one may be megabytes."""
+"""Largest number of characters of a message; text of a hostile file in it may be megabytes long."""
 
 
 def one_line(text: str, limit: int = MESSAGE_LENGTH) -> str:
@@ -60,7 +60,7 @@ def one_line(text: str, limit: int = MESSAGE_LENGTH) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    # Before the work: a message of 90 MB must not take seconds. Escapes only make it longer.
+    # First, because a message of 90 MB must not take seconds. Escapes only make it longer.
     return text if len(text) <= 4 * limit else text[: 4 * limit] + " …"
 
 
@@ -86,7 +86,7 @@ _shown = _Shown()
 
 
 def shown(value: object) -> str:
-    """A value out of a file as a message quotes it: its ``repr``, but short, and made without making the whole."""
+    """A value of a file as quoted in a message: the beginning of its ``repr``, made without the rest of it."""
     try:
         return _shown.repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -98,7 +98,7 @@ def arg(name: str, value: Any = _MISSING) -> str:
 
     Args:
         name: The argument, as Python spells it.
-        value: The caller's value, where the message quotes it.
+        value: The caller's value, if the message quotes it.
     """
     if value is _MISSING:
         return f"{_BEGIN}{name}{_END}"
@@ -125,7 +125,7 @@ def as_flags(text: str) -> str:
 
 
 def _typed(value: Any) -> str:
-    """A value as one types it."""
+    """A value as typed on the command line."""
     if value is None or value is True:
         return ""
     if isinstance(value, tuple):
@@ -147,7 +147,7 @@ class TrtpruneError(Exception):
         message: One line naming the file, tensor or flag at fault.
         hint: What the user can change, in one line.
 
-    Both are made one printable line here (:func:`one_line`): they quote files that nobody has vouched for.  Arguments
+    Both become one printable line here (:func:`one_line`), because they quote untrusted files.  Arguments
     in them (:func:`arg`) read as in Python; ``flag_message`` and ``flag_hint`` are the same with
     the command line's flags, ``marked_message`` and ``marked_hint`` for an error that quotes this one.
     """
@@ -174,7 +174,7 @@ class TrtpruneError(Exception):
 
 
 class CheckpointError(TrtpruneError):
-    """The model cannot be found, fetched, or is not a checkpoint trtprune can read."""
+    """The model cannot be found or fetched, or is not a checkpoint that trtprune can read."""
 
 
 class BuildError(TrtpruneError):

@@ -1,6 +1,6 @@
 """The names of the graphs' inputs and outputs, as docs/engine-directory.md describes the tensors.
 
-A module of its own below all rooms: the graphs are written with these names, and run by them.
+A module of its own below all rooms, because graphs are both written and run with these names.
 """
 
 from __future__ import annotations
@@ -78,5 +78,5 @@ def present_of(name: str) -> str:
 
 
 def cached_layers(names: Iterable[str]) -> int:
-    """How many layers have their keys among the cache inputs in ``names``."""
+    """The number of layers whose keys are among the cache inputs in ``names``."""
     return sum(is_past(name) and name.endswith(f".{KINDS[0]}") for name in names)

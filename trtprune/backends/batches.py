@@ -1,11 +1,11 @@
-"""The batches of a run, which the runtime cuts its work into and engines are built for."""
+"""The largest batches of a run, for the runtime and for the engines' profiles."""
 
 from __future__ import annotations
 
 __all__ = ["TEXT_BATCH", "VISION_BATCH"]
 
 VISION_BATCH = 8
-"""The largest number of crops in one vision run: more would add memory for activations and no speed."""
+"""The largest number of crops in one vision run: more needs more memory for activations and is not faster."""
 
 TEXT_BATCH = 8
 """The largest number of segments in one run of CLIP's text tower: a question has one, and a text of many pages must

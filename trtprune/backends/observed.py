@@ -1,4 +1,4 @@
-"""A session whose runs are observed, for tools that count or record what a component is given."""
+"""A session whose runs are observed, for tools that count or record a component's inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ObservedSession"]
 
 
 class ObservedSession:
-    """Another session, with everything that it has.
+    """Another session with an observer of its runs.
 
     Args:
         session: The session that runs.
-        observe: Called with the inputs and the cache before every run.
+        observe: Receiver of the inputs and the cache, before every run.
     """
 
     def __init__(self, session: Session, observe: Callable[[Mapping[str, Any], Any], None]) -> None:

@@ -49,7 +49,7 @@ SIDE_FILES = (
 # header and file sizes, and with equal digests one would get the other's build.
 SAMPLE_BYTES = 512
 PIECE = 1 << 20
-"""How many numbers are read at once when whole tensors are compared."""
+"""Numbers read at once in a comparison of whole tensors."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Checkpoint:
 
 
 Check = Callable[["Checkpoint"], None]
-"""What is called with a checkpoint before its weights are looked for; what it raises is the end."""
+"""A function called with a checkpoint before its weights are read; an exception in it ends the call."""
 
 
 def open_checkpoint(

@@ -91,7 +91,7 @@ def resolve(
 
 
 def _hub_id(text: str, name: str, aliases: Mapping[str, str], argument: str) -> str:
-    """The hub id of a name without its revision; raises CheckpointError for a name that is none."""
+    """The hub id of a name without its revision; raises CheckpointError for an invalid name."""
     hub_id = aliases.get(name, name)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, flags=re.ASCII) is not None:
         return hub_id

@@ -1,8 +1,8 @@
 """The JSON Schema of ``config.json``, made from the dataclasses that read it.
 
 ``trtprune/engine_dir/config.schema.json`` is its text, for readers without Python; ``python -m
-trtprune.engine_dir.json_schema`` prints it.  The schema says what has which type; what values make sense together is
-checked by ``checking``.
+trtprune.engine_dir.json_schema`` prints it.  The schema has the types; ``checking`` checks that values fit each
+other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _object(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    """A dataclass: every field known, those without a default required."""
+    """A dataclass: no other fields, and those without a default required."""
     hints = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if not (cls is EngineDir and field.name in NOT_WRITTEN)]
     missing = dataclasses.MISSING
@@ -53,7 +53,7 @@ def _type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [_type(one, definitions) for one in arguments]}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
-            definitions[hint.__name__] = {}  # a place, should a dataclass hold itself
+            definitions[hint.__name__] = {}  # before the fields, in case a dataclass contains itself
             definitions[hint.__name__] = _object(hint, definitions)
         return {"$ref": f"#/$defs/{hint.__name__}"}
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:

@@ -1,4 +1,4 @@
-"""The roles of components: what a graph of the chain is for, whatever it is called."""
+"""The roles of components: the purpose of each graph of the chain, independent of its name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RATERS = "raters"
 RANK = "rank"
 """Attention of the raters → its matrix rank."""
 DECODER = "decoder"
-"""Embeddings and KV cache → logits; with a segment, that piece of a decoder that is cut."""
+"""Embeddings and KV cache → logits; with a segment, that segment of the decoder."""
 
 ROLES = (VISION, PACK, EMBED, CLIP_TEXT, PRUNER, RATERS, RANK, DECODER)
 SEGMENTED = (PRUNER, DECODER)
-"""Roles whose components may belong to a segment."""
+"""Roles whose components may have a segment."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Part:
 
     Attributes:
         role: One of :data:`ROLES`.
-        segment: The segment of a decoder that is cut, counted from 0; None where the component belongs to none.
+        segment: The number of a decoder's segment, from 0; None for a component without one.
     """
 
     role: str
@@ -42,5 +42,5 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The name that a build gives the component, its files included: ``vision``, ``decoder.0``."""
+        """The component's name in a build, also in file names: ``vision``, ``decoder.0``."""
         return self.role if self.segment is None else f"{self.role}.{self.segment}"

@@ -1,4 +1,4 @@
-"""What ``config.json`` of an engine directory says, as dataclasses; the file's schema is these."""
+"""The schema of an engine directory's ``config.json``, as dataclasses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 2
 POSITIONS = ("compact", "original")
 """Position ids of kept tokens: renumbered, or those of the whole image."""
 WEIGHTS = "onnx/weights"
-"""Folder of the weight files; graphs call them ``weights/FILE``, relative to their own folder as ONNX has it."""
+"""Folder of the weight files; graphs name them ``weights/FILE``, relative to their own folder, as ONNX defines it."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ Profile = dict[str, Range]
 class ComponentInfo:
     """One graph of the chain.
 
-    ``role`` says what it is for (:mod:`trtprune.engine_dir.roles`), ``segment`` which piece of a decoder that is cut
-    it is, or stands behind; ``name`` is for people and file names.
+    ``role`` is its purpose (:mod:`trtprune.engine_dir.roles`); ``segment`` is the decoder segment that it is or
+    follows; ``name`` is for people and file names.
     """
 
     name: str
@@ -77,10 +77,10 @@ class ComponentInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the runtime must know of the model; sizes in pixels or tokens.
+    """The runtime's facts of the model; sizes in pixels or tokens.
 
     ``digest`` is the checkpoint's (see ``Checkpoint.digest``).  ``first_patch`` is the patch (row by row)
-    that visual token 0 stands for; -1 where it is the CLS token.
+    of visual token 0; -1 if it is the CLS token.
     """
 
     id: str
@@ -103,16 +103,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """How an image becomes visual tokens.
+    """The steps from an image to visual tokens.
 
     Attributes:
         processor: The image processor's name (:mod:`trtprune.runtime.images`).
-        settings: Its settings; with them it is the same in every runtime.
-        tokens: The fewest and the most visual tokens of an image, before pruning.
-        crops: The fewest and the most crops of an image, rows of the vision graph.
-        newlines: What happens to the newline tokens of an image that is pruned: ``keep`` those of a line with a kept
-            token, beside the budget; ``drop`` all; ``candidates`` leaves them to the method, like any visual token.
-            An image of which everything stays has them in any case.
+        settings: Its settings, complete for a processor in any runtime.
+        tokens: The smallest and the largest number of visual tokens of an image, before pruning.
+        crops: The smallest and the largest number of crops of an image, rows of the vision graph.
+        newlines: The newline tokens of an image that is pruned: ``keep`` those of a line with a kept token, beside the
+            budget; ``drop`` all; ``candidates``: the method selects among them as among other visual tokens.  An image
+            that is not pruned keeps all of them.
     """
 
     processor: str
@@ -124,9 +124,10 @@ class VisionInfo:
 
 @dataclass(frozen=True)
 class PruningInfo:
-    """The method compiled in. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits.
+    """The method of the build. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits.
 
-    ``schedule`` says where a decoder that is cut prunes, and how many tokens it keeps; None where it is not cut.
+    ``schedule`` has the prune points of a decoder in segments, and the rule of its token counts; None for a whole
+    decoder.
     """
 
     method: str
@@ -143,7 +144,7 @@ class PruningInfo:
 class KvInfo:
     """The KV cache. ``capacity`` is the largest number of tokens a request may hold (prompt + answer).
 
-    ``segment_layers`` are the layers of each segment of a decoder that is cut; empty for one that is not.
+    ``segment_layers`` are the numbers of layers of the decoder's segments; empty for a whole decoder.
     """
 
     capacity: int
@@ -157,12 +158,12 @@ class KvInfo:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """How TensorRT engines were built, and what may run them; None in a build without engines.
+    """The settings of the TensorRT engines, and their requirements; None in a build without engines.
 
     ``version`` is the library's (``1.7.1.116``).  ``targets`` are the compute capabilities, ``("sm89", "sm120")``.
-    ``max_input_len`` counts text tokens of a prompt, ``max_images`` images of a prompt; with ``max_batch_size`` rows
-    and the budget's ``keep_range`` they gave the optimisation profiles.  ``plugins`` maps each plugin the engines
-    need to its version.
+    ``max_input_len`` counts text tokens of a prompt, ``max_images`` images of a prompt; the optimisation profiles
+    follow from them, ``max_batch_size`` and ``keep_range``.  ``plugins`` maps each plugin that the engines need to
+    its version.
     """
 
     version: str
@@ -179,12 +180,12 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineDir:
-    """The parsed ``config.json``; ``root`` is where it was read from and is never written.
+    """The parsed ``config.json``; ``root`` is the directory that it was read from and is not part of the file.
 
     ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
-    (safetensors header and file size), an engine to ``sha256-head-size:HEX`` (its first MiB and its size), and, where
-    it was small enough to hash at build, ``sha256:HEX`` behind it.
-    ``weight_dtype`` is ``int8`` or ``int4`` where the decoder's matrices are stored quantised.
+    (safetensors header and file size), an engine to ``sha256-head-size:HEX`` (its first MiB and its size), and, if it
+    was small enough to hash at build, ``sha256:HEX`` behind it.
+    ``weight_dtype`` is ``int8`` or ``int4`` if the decoder's matrices are stored quantised, else None.
     """
 
     schema_version: int
@@ -209,7 +210,7 @@ class EngineDir:
         """The component called ``name``.
 
         Raises:
-            EngineDirError: if the directory has none.
+            EngineDirError: for an unknown name.
         """
         for component in self.components:
             if component.name == name:
@@ -218,19 +219,19 @@ class EngineDir:
         raise EngineDirError(f"{self.root}: no component '{name}'", hint=f"it has: {have}")
 
     def by_role(self, role: str) -> tuple[ComponentInfo, ...]:
-        """The components of the chain with a role; those of a decoder that is cut in the order of their segments."""
+        """The components of the chain with a role, in the order of their segments."""
         components = [c for c in self.components if c.role == role and c.name in self.chain]
         return tuple(sorted(components, key=lambda component: component.segment or 0))
 
     def find(self, role: str, segment: int | None = None) -> ComponentInfo | None:
-        """The component of the chain with a role, of a segment where the decoder is cut; None if there is none."""
+        """The component of the chain with a role and a segment; None if there is none."""
         return next((c for c in self.by_role(role) if c.segment == segment), None)
 
     def part(self, role: str, segment: int | None = None) -> ComponentInfo:
-        """As :meth:`find`, of a component that must be there.
+        """As :meth:`find`, for a component that must exist.
 
         Raises:
-            EngineDirError: if the chain has none.
+            EngineDirError: if the chain has no such component.
         """
         component = self.find(role, segment)
         if component is None:
@@ -240,11 +241,11 @@ class EngineDir:
 
     @property
     def segments(self) -> tuple[ComponentInfo, ...]:
-        """The pieces of a decoder that is cut, in order; empty where it is whole."""
+        """The segments of the decoder, in order; empty for a whole decoder."""
         return tuple(component for component in self.by_role(DECODER) if component.segment is not None)
 
     def path(self, relative: str) -> Path:
-        """The absolute path of a file named in the config, checked to lie inside the directory."""
+        """The absolute path of a file named in the config, checked to be inside the directory."""
         return inside(self.root, relative)
 
     def weight_files(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""The question as CLIP reads it: tokens of CLIP's own tokenizer, in segments its text tower can take.
+"""The question for CLIP: tokens of CLIP's own tokenizer, in segments that fit its text tower.
 
 CLIP's tower reads 77 tokens at most, the first and the last of them fixed.  A longer question becomes several texts,
 each with both; methods average over them.  (CDPruner's code cuts the row of ids instead, so that only the first piece
-begins and only the last one ends like a text; up to 75 tokens there is no difference.)
+has a text's beginning and only the last one its end; up to 75 tokens there is no difference.)
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ AGAIN = "build the directory again"
 
 
 class ClipText:
-    """Tokenizer of CLIP and how its text tower is run.
+    """CLIP's tokenizer and the runs of its text tower.
 
     Args:
-        chain: Of an engine directory; without a component of role ``clip_text`` there is nothing to read.
+        chain: The chain of an engine directory, which may lack a component of role ``clip_text``.
         files: Content of the directory's text files by name.
 
     Raises:
@@ -51,7 +51,7 @@ class ClipText:
             self._end = int(self._model.info["around"][-1])
 
     def read(self, prompt: Prompt) -> dict[str, Array]:
-        """``clip_text_embeds`` float32 [M, P] of the user's words; nothing where no text tower is in the chain.
+        """``clip_text_embeds`` float32 [M, P] of the user's words; empty without a text tower in the chain.
 
         Raises:
             InputError: if the text is longer than any prompt of this build.
@@ -59,7 +59,7 @@ class ClipText:
         if self._model is None:
             return {}
         chain = self._chain
-        # Before minutes are spent on what will be refused anyway.
+        # Before minutes are spent on a text that will be refused.
         check_length(len(prompt.ids), 1, chain.config.kv.capacity)
         ids, session = self.segments(prompt.text), chain.session(CLIP_TEXT)
         size = min(TEXT_BATCH, session.max_batch)
@@ -87,5 +87,5 @@ class ClipText:
 def _open(files: Mapping[str, str]) -> TextModel:
     if TOKENIZER not in files:
         raise EngineDirError(f"{TOKENIZER} is missing", hint=AGAIN)
-    # It is a file of unknown origin like the model's own; see trtprune.text.
+    # A file of unknown origin, like the model's own; see trtprune.text.
     return TextModel("clip", text=files[TOKENIZER], name=TOKENIZER)

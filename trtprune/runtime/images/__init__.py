@@ -1,4 +1,4 @@
-"""From an image to the arrays the vision graph reads and the visual tokens the decoder gets: one file a processor.
+"""From an image to the vision graph's arrays and the decoder's visual tokens: one file per processor.
 
 Everything is a pure function of the image's size and of the checkpoint's processor settings, and equal to
 transformers' processor for every size.  This package knows no model family: ``config.json`` names the processor and

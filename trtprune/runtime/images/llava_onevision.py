@@ -29,13 +29,13 @@ TOLERANCE = 1.1
 
 @dataclass(frozen=True)
 class LlavaOnevision(AnyRes):
-    """An overview and a plane of tiles, shrunk where it has many more patches than ``most`` crops.
+    """An overview and a plane of tiles, which is shrunk if it has many more patches than ``most`` crops.
 
-    Of several images in a prompt each is a single crop, padded to a square, with one newline token at its end.
+    If a prompt has several images, each is a single crop, padded to a square, with one newline token at its end.
 
     Attributes:
-        most: Crops whose patches the plane of tiles may have, 9 of ``anyres_max_9``.
-        background: Red, green and blue around an image that is padded to a square, 0 to 1.
+        most: Largest size of the plane of tiles, in crops: 9 for ``anyres_max_9``.
+        background: Red, green and blue of the padding to a square, 0 to 1.
     """
 
     most: int
@@ -75,7 +75,7 @@ class LlavaOnevision(AnyRes):
 
     @classmethod
     def model_settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's pinpoints, which must be the processor's, and how far it shrinks."""
+        """The model's pinpoints, which must be the processor's, and the limit of the plane's size."""
         settings = super().model_settings(config)
         if config.get("vision_aspect_ratio") is not None:
             settings["vision_aspect_ratio"] = config["vision_aspect_ratio"]
@@ -92,7 +92,7 @@ class LlavaOnevision(AnyRes):
 
     @property
     def crops_range(self) -> tuple[int, int]:
-        """Bounds of an image's crops: a single one where a prompt has several images."""
+        """Bounds of an image's crops: a single crop if a prompt has several images."""
         return 1, super().crops_range[1]
 
     @property
@@ -107,7 +107,7 @@ class LlavaOnevision(AnyRes):
         return lines * places + lines
 
     def _shrunk(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lines and tokens a line that planes of so many rows and columns of patches become, int64."""
+        """Lines, and tokens per line, of planes with these rows and columns of patches, int64."""
         ratio = np.sqrt(rows * columns / (self.most * self.shape.rows**2))
         ratio = np.where(ratio > TOLERANCE, ratio, 1.0)
         return (rows // ratio).astype(np.int64), (columns // ratio).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Planes of patches, and the visual tokens that are read off them line by line."""
+"""Planes of patches, and their visual tokens line by line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Axis:
     Attributes:
         size: Pixels of the image.
         resized: Pixels of the image on the plane.
-        before: Pixels of padding in front of it; less than 0 where the image is cut.
+        before: Pixels of padding in front of it; negative if the image is cut.
         crop: Pixels of a crop on the plane.
-        start, scale: Pixel p of the array the vision graph reads is pixel ``start + p·scale`` of the crop.
+        start, scale: Pixel p of the vision graph's array is pixel ``start + p·scale`` of the crop.
         patch: Pixels of a patch in that array.
         patches: Patches of a crop.
     """
@@ -44,11 +44,11 @@ class Axis:
     def pair(
         cls, shape: CropShape, geometry: Geometry, image: Size, resized: Size, plane: Size, crop: Size
     ) -> tuple[Axis, Axis]:
-        """The vertical and the horizontal axis of an image that stands in the middle of a plane.
+        """The vertical and the horizontal axis of an image in the middle of a plane.
 
         Args:
-            shape: A crop as the vision graph reads it.
-            geometry: Where that lies in the crop as it is cut from the plane.
+            shape: The vision graph's crop.
+            geometry: Its place in the crop that is cut from the plane.
             image, resized, plane, crop: (height, width) of the image, of the image on the plane, of the plane, and of
                 a crop on it.
         """
@@ -62,15 +62,15 @@ class Axis:
         return vertical, horizontal
 
     def place(self, patches: np.ndarray, *, end: bool) -> np.ndarray:
-        """Where patches begin or end in the image: pixels float64 [n], within the image.
+        """Borders of patches in the image: pixels float64 [n], within the image.
 
         Args:
             patches: Places on the plane in patches, float64 [n]; whole numbers are borders of patches.
-            end: A border between two crops means the end of the first one, not the beginning of the second.
+            end: Whether a border between two crops is the end of the first one, or the beginning of the second.
         """
         crop = np.ceil(patches / self.patches) - 1 if end else np.floor(patches / self.patches)
         pixels = (patches - crop * self.patches) * self.patch
-        # A crop that is smaller than the array stands between zeros there, not between its neighbours.
+        # A crop that is smaller than the array is surrounded by zeros there, not by its neighbours.
         on_plane = crop * self.crop + np.clip(self.start + pixels * self.scale, 0, self.crop)
         return np.clip((on_plane - self.before) * (self.size / self.resized), 0, self.size)
 
@@ -84,8 +84,8 @@ class Plane:
         weight: float32 [h, w, taps].
         crop: int32 [h, w].
         rows, columns: int32 [h], [w]: places of the tokens on the plane.
-        vertical, horizontal: float64 [h, 2], [w, 2]: where the tokens begin and end in the image, in pixels.
-        newline: A newline token ends each ``"line"`` or the whole ``"plane"``; None: there is none.
+        vertical, horizontal: float64 [h, 2], [w, 2]: beginning and end of the tokens in the image, in pixels.
+        newline: A newline token ends each ``"line"`` or the whole ``"plane"``; None: no newline token.
     """
 
     index: np.ndarray
@@ -110,7 +110,7 @@ class Plane:
         taps: int = 1,
         newline: str | None = None,
     ) -> Plane:
-        """Patches of crops that lie side by side, each a token.
+        """A token for each patch of crops side by side.
 
         Args:
             shape: A crop.
@@ -126,7 +126,7 @@ class Plane:
         weight = np.zeros((len(r), len(c), taps), np.float32)
         weight[..., 0] = 1
         return cls(
-            # Taps without weight repeat the first one, so that no other patch's infinity gets in.
+            # Taps without weight repeat the first one, so that an infinity in another patch has no effect.
             index=np.repeat(index[..., None], taps, axis=2),
             weight=weight,
             crop=crop,
@@ -150,7 +150,7 @@ class Plane:
         across: int,
         newline: str | None = None,
     ) -> Plane:
-        """Patches shrunk bilinearly to ``size`` (lines, tokens a line), four taps a token; else as :meth:`of_crops`."""
+        """Patches shrunk bilinearly to ``size`` (lines, tokens per line), with four taps; see :meth:`of_crops`."""
         top, bottom, down = bilinear_taps(len(rows), size[0])
         left, right, along = bilinear_taps(len(columns), size[1])
         lines, places = np.stack((top, top, bottom, bottom)), np.stack((left, right, left, right))
@@ -187,10 +187,10 @@ class Plane:
 
 
 def bilinear_taps(size: int, shrunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each of ``shrunk`` places lies among ``size`` places in a row.
+    """The taps of a linear interpolation from ``size`` places to ``shrunk`` places.
 
-    The first place, the one behind it, and the second one's weight (float32), as ``torch.nn.functional.interpolate``
-    has them (mode bilinear, ``align_corners=False``).
+    For each the first place, the one behind it, and the second one's weight (float32), as in
+    ``torch.nn.functional.interpolate`` (mode bilinear, ``align_corners=False``).
     """
     ratio = np.float32(size) / np.float32(shrunk)
     # torch computes ratio · (place + ½) − ½ in float32, rounded once (a fused multiply-add); float64 holds the product

@@ -1,4 +1,4 @@
-"""The image processors there are.  A new one is a file beside this one and an entry of :data:`PROCESSORS`."""
+"""All image processors.  A new one is a file beside this one and an entry of :data:`PROCESSORS`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtprune.runtime.images.single import Single
 __all__ = ["PROCESSORS", "processor_from_files", "processor_from_settings"]
 
 PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision)}
-"""Processor by the name that ``config.json`` has for it."""
+"""Processor by its name in ``config.json``."""
 
 
 def processor_from_files(
@@ -30,14 +30,14 @@ def processor_from_files(
 
     Args:
         files: The checkpoint's text files, content by name.
-        shape: A crop as the model's vision tower takes it.
+        shape: The crop of the model's vision tower.
         config: The checkpoint's ``config.json``.
-        names: Processors that fit the model, keys of :data:`PROCESSORS`; the first one is meant where the file names
+        names: Processors that fit the model, keys of :data:`PROCESSORS`; the first one is used if the file names
             none.
         layout: One of the processor's layouts; None: the model's own.
 
     Raises:
-        EngineDirError: naming the file and the setting, for a processor that does not fit or a setting that is none.
+        EngineDirError: naming the file and the setting, for a processor that does not fit or an invalid setting.
     """
     values, where = processor_section(files)
     processor = _named(values, where, names)
@@ -55,11 +55,11 @@ def processor_from_settings(name: str, settings: Mapping[str, Any], where: str) 
 
     Args:
         name: Key of :data:`PROCESSORS`.
-        settings: What its :meth:`~Processor.settings` gave at build time.
+        settings: The result of its :meth:`~Processor.settings` at build time.
         where: File name for errors.
 
     Raises:
-        EngineDirError: for a name or a setting that is none.
+        EngineDirError: for an unknown name or an invalid setting.
     """
     if name not in PROCESSORS:
         raise EngineDirError(
@@ -70,7 +70,7 @@ def processor_from_settings(name: str, settings: Mapping[str, Any], where: str) 
 
 
 def _named(values: Mapping[str, Any], where: str, names: Collection[str]) -> type[Processor]:
-    """The class whose files these are, of those that fit."""
+    """The class for these files, out of those that fit."""
     kind = values.get("image_processor_type") or values.get("feature_extractor_type")
     fitting = [PROCESSORS[name] for name in names]
     if kind is None:

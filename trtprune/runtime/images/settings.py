@@ -1,7 +1,7 @@
-"""Readers for the settings of an image processor: values of a JSON file that nobody has vouched for.
+"""Readers for the settings of an image processor: values of an untrusted JSON file.
 
-Each raises ValueError with the setting's name and what is wrong with it; :func:`named` makes one line of that, with
-the file in front.
+Each raises ValueError with the setting's name and its fault; :func:`named` turns that into one line that begins with
+the file's name.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = [
 
 FLOAT32_MAX = 3.4e38
 SIZE_LIMIT = 16384
-"""Pixels of the longest side that a setting may ask for."""
+"""Largest side in a setting, in pixels."""
 MAX_PINPOINTS = 1024
 
 
 @contextlib.contextmanager
 def named(where: str) -> Iterator[None]:
-    """Turns what the readers raise into an EngineDirError that begins with the file's name ``where``."""
+    """Turns the readers' errors into an EngineDirError that begins with the file's name ``where``."""
     try:
         yield
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -55,7 +55,7 @@ def processor_section(files: Mapping[str, str]) -> tuple[dict[str, Any], str]:
         files: A checkpoint's text files, content by name.
 
     Raises:
-        EngineDirError: for a file that is no JSON, or if none has such settings.
+        EngineDirError: for a file that is not JSON, or if no file has such settings.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         if name not in files:
@@ -130,7 +130,7 @@ def height_and_width(name: str, value: Any) -> tuple[int, int]:
 
 
 def resize_target(values: Mapping[str, Any]) -> tuple[str, int, int]:
-    """``size`` as ("shortest", edge, 0) or ("exact", height, width); ``default_to_square`` says what a number means."""
+    """``size`` as ("shortest", edge, 0) or ("exact", height, width); ``default_to_square`` decides for a number."""
     size = values["size"]
     if isinstance(size, int):
         length = edge("size", size)
@@ -150,9 +150,9 @@ def pinpoint_list(name: str, value: Any, tile: int, max_tiles: int) -> tuple[tup
 
     Args:
         name: The setting's name.
-        value: What the file has.
+        value: The value in the file.
         tile: The side of a tile in pixels.
-        max_tiles: Tiles that a resolution may have.
+        max_tiles: Largest number of tiles of a resolution.
     """
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{name} {shown(value)} is no list of resolutions [height, width]")

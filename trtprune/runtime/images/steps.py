@@ -1,7 +1,6 @@
 """The steps from 8-bit RGB pixels to one array of the vision graph: resize, centre crop, rescale, normalise.
 
-They are those of transformers' Pillow processors, in their order and rounding, so that the numbers are equal, not
-merely close.
+They are those of transformers' Pillow processors, with the same order and rounding, so that the numbers are equal.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ __all__ = ["CropSteps", "Geometry", "padded_square", "resized"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the model's input lies in the picture: pixel (x, y) of the input is (left + x·scale_x, top + y·scale_y).
+    """The place of the model's input in the image: pixel (x, y) of the input is (left + x·scale_x, top + y·scale_y).
 
-    All in pixels of the picture as it is shown upright; the input is ``width`` × ``height`` pixels.
+    All in pixels of the upright image; the input is ``width`` × ``height`` pixels.
     """
 
     left: float
@@ -39,14 +38,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class CropSteps:
-    """The settings of the four steps; None: the step is left out.
+    """The settings of the four steps; None: the step is omitted.
 
     Attributes:
         resize: ("shortest", edge, 0) or ("exact", height, width).
         resample: Pillow's number of the filter.
-        crop: (height, width) cut from the middle, zeros around what is smaller.
+        crop: (height, width) of the part cut from the middle; a smaller image is surrounded by zeros.
         rescale: Factor of the pixels.
-        mean, std: Taken from red, green and blue, and what they are divided by.
+        mean, std: Subtracted from red, green and blue, and their divisors.
     """
 
     resize: tuple[str, int, int] | None
@@ -58,7 +57,7 @@ class CropSteps:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> CropSteps:
-        """Reads transformers' settings; raises KeyError, TypeError, ValueError or OverflowError for one that is none.
+        """Reads transformers' settings; raises KeyError, TypeError, ValueError or OverflowError for an invalid one.
 
         Args:
             values: ``do_resize``, ``size``, ``resample``, ``do_center_crop``, ``crop_size``, ``do_rescale``,
@@ -104,7 +103,7 @@ class CropSteps:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """What the last two steps make of each 8-bit value: float32 [3, 256]."""
+        """The result of the last two steps for each 8-bit value: float32 [3, 256]."""
         levels = np.arange(256)
         # float64 and back: transformers rescales so, and the last bit of a float32 product would differ.
         values = (levels * self.rescale if self.rescale is not None else levels).astype(np.float32)
@@ -114,19 +113,19 @@ class CropSteps:
         return table
 
     def size_after_resize(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) behind the first step."""
+        """(height, width) after the first step."""
         if self.resize is None:
             return height, width
         kind, first, second = self.resize
         if kind == "exact":
             return first, second
         short, long = min(height, width), max(height, width)
-        # Truncated, not rounded, as torchvision and transformers have it.
+        # Truncated, not rounded, as in torchvision and transformers.
         other = int(first * long / short)
         return (first, other) if height <= width else (other, first)
 
     def size_after(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) behind all steps."""
+        """(height, width) after all steps."""
         return self.crop or self.size_after_resize(height, width)
 
     def pixels(self, picture: Image.Image | np.ndarray) -> np.ndarray:
@@ -145,7 +144,7 @@ class CropSteps:
         return values
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """Where the result lies in pixels of (height, width); parts of it may lie outside, where zeros are."""
+        """The place of the result in pixels of (height, width); parts of it may be outside, where zeros are."""
         new_height, new_width = self.size_after_resize(height, width)
         scale_x, scale_y = width / new_width, height / new_height
         left, top = 0.0, 0.0
@@ -183,7 +182,7 @@ def padded_square(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarra
 
 
 def _crop_start(size: int, crop: int) -> int:
-    """First row of the crop; negative where the picture is smaller and zeros are put around it."""
+    """First row of the crop; negative if the image is smaller and surrounded by zeros."""
     if crop <= size:
         return (size - crop) // 2
     return -math.ceil((crop - size) / 2)
