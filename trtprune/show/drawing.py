@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune import pruning
 from trtprune.compiler.budget import describe_budget
 from trtprune.errors import BackendError, BudgetError, CheckpointError, InputError, TrtpruneError
+from trtprune.show.crops import crops_width, overlay_crops
 from trtprune.show.fonts import missing
 from trtprune.show.overlay import overlay
 from trtprune.show.panels import answer_under, caption_for, panel_size, panels
@@ -188,7 +190,7 @@ def _reason(error: Exception) -> str:
 def _panel(
     variants: Variants, vlm: Vlm | None, variant: Variant, keep: int, view: View, asked: SheetRequest, *, alone: bool
 ) -> Panel | None:
-    total = variants.base.model.visual_tokens
+    total = view.features.visual_tokens
     if vlm is None:
         base = variants.open(variants.own)
         indices = select(base, view, keep=keep, method=variant.method, seed=asked.seed)
@@ -236,7 +238,8 @@ def _unpruned(variants: Variants, sheet: Sheet, asked: SheetRequest) -> str | No
         if variants.base.pruning.keep_range[1] < total:
             logger.warning("unpruned: no answer: %s", _reason(error))
             return None
-        logger.info("unpruned: %s with all %d tokens: %s", variants.own.label, total, _reason(error))
+        tokens = sheet.view.features.visual_tokens
+        logger.info("unpruned: %s with all %d tokens: %s", variants.own.label, tokens, _reason(error))
         vlm = variants.open(variants.own)
     return _answered(vlm, "none", total, vlm.look(sheet.view.image, asked.prompt), asked).answer
 
@@ -250,7 +253,8 @@ def draw(sheet: Sheet, asked: SheetRequest, model: Any, *, font: Path | None = N
         model: The engine directory's model.
         font: A font file with priority over the system's fonts.
     """
-    size = panel_size(max(map(len, sheet.rows)))
+    plan = sheet.view.features.plan
+    size = panel_size(math.ceil(crops_width(plan) * max(map(len, sheet.rows))))
     drawn: list[list[Image.Image | None]] = []
     for row in sheet.rows:
         drawn.append([])
@@ -258,23 +262,16 @@ def draw(sheet: Sheet, asked: SheetRequest, model: Any, *, font: Path | None = N
             if panel is None:
                 drawn[-1].append(None)
                 continue
-            picture = overlay(
-                sheet.view.image,
-                panel.kept_indices,
-                patch_grid=model.patch_grid,
-                geometry=sheet.view.geometry,
-                first_patch=model.first_patch,
-                merged_into=panel.merged_into,
-                title=panel.caption(model.visual_tokens),
-                size=size,
-            )
+            picture = _overlay(sheet.view, panel, model, size)
             same = sheet.unpruned in (None, panel.answer)
             drawn[-1].append(answer_under(picture, panel.answer, same=same, font=font))
     aside = []
     if sheet.unpruned is not None:
-        aside.append(f"all {model.visual_tokens} tokens: {sheet.unpruned}")
+        aside.append(f"all {plan.tokens} tokens: {sheet.unpruned}")
         if any(panel.answer not in (None, sheet.unpruned) for panel in sheet.panels):
             aside.append("in red: another answer than with all tokens")
+    if crops_width(plan) > 1:
+        aside.append("each panel: the overview the model sees, and its tiles put together")
     if any(panel.merged for panel in sheet.panels):
         aside.append("outlined in blue, in one tint: patches merged into one token")
     absent = missing(" ".join([asked.prompt, *aside, *(panel.answer or "" for panel in sheet.panels)]), font)
@@ -284,6 +281,24 @@ def draw(sheet: Sheet, asked: SheetRequest, model: Any, *, font: Path | None = N
             " ".join(absent[:20]),
         )
     return panels(sheet.view.image, drawn, caption=asked.prompt, aside=aside, size=size, font=font)
+
+
+def _overlay(view: View, panel: Panel, model: Any, size: int) -> Image.Image:
+    """A panel's picture with its title: the whole image in one piece, or the overview beside the tiles."""
+    merged, title = panel.merged_into, panel.caption(view.features.visual_tokens)
+    if view.geometry is None:
+        plan = view.features.plan
+        return overlay_crops(view.image, panel.kept_indices, plan, merged_into=merged, title=title, size=size)
+    return overlay(
+        view.image,
+        panel.kept_indices,
+        patch_grid=model.patch_grid,
+        geometry=view.geometry,
+        first_patch=model.first_patch,
+        merged_into=merged,
+        title=title,
+        size=size,
+    )
 
 
 def save(picture: Image.Image, path: Path) -> None:

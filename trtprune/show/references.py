@@ -39,22 +39,41 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
         )
-    return other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other))
+    places = _candidates(vlm, view, keep)
+    if places is None:
+        return np.arange(view.features.visual_tokens)
+    kept = other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other, places))
+    return np.where(kept < 0, kept, places[kept])
+
+
+def _candidates(vlm: Vlm, view: View, keep: int) -> np.ndarray | None:
+    """The visual tokens, int64 [n], that a method chooses ``keep`` from; None where the image keeps all."""
+    plan = view.features.plan
+    every = np.arange(plan.tokens)
+    places = every if vlm.config.vision.newlines == "candidates" else plan.candidates(keep)
+    return None if keep > len(places) or keep == len(places) < len(every) else places
 
 
 def _reference_inputs(
-    vlm: Vlm, view: View, method: BaseMethod, options: Mapping[str, Any] | None = None
+    vlm: Vlm, view: View, method: BaseMethod, places: np.ndarray, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The inputs of a method's reference from a viewed image and its prompt, on the host."""
+    """The inputs of a method's reference from a viewed image and its prompt, on the host.
+
+    Args:
+        vlm: The build.
+        view: The image, as it sees it.
+        method: The method.
+        places: The visual tokens that it chooses from.
+        options: Its options; None: by default.
+    """
     with vlm.using():
         fetch = vlm.chain.memory.to_host
         extras = {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)}
         seen = replace(view.features, extras=extras)
-        return {
-            "image_features": fetch(view.features.image),
-            "text_embeds": fetch(view.text_embeds[view.prompt.span(method.text_span(options))]),
-            **picture_inputs(vlm.config, method, seen, fetch),
-        }
+        inputs = {"image_features": fetch(view.features.image), **picture_inputs(vlm.config, method, seen, fetch)}
+        by_token = {name for name, entry in INPUTS.items() if entry.dims[0] == "N"} | {"image_features"}
+        inputs |= {name: array[places] for name, array in inputs.items() if name in by_token}
+        return {"text_embeds": fetch(view.text_embeds[view.prompt.span(method.text_span(options))]), **inputs}
 
 
 def picture_inputs(
@@ -126,7 +145,8 @@ def merged_into(
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
     options = method.validate_options(info.options if name in (None, info.method) else None)
-    trace = method.trace(vlm.config.model.visual_tokens, options)
+    total = view.features.visual_tokens
+    trace = method.trace(total, options)
     if trace is not None:
         decoder = vlm.pipeline.decoder
         assert isinstance(decoder, CutDecoder)
@@ -138,5 +158,10 @@ def merged_into(
         return trace.merged_into()
     if method.inside or not method.merges:
         return None
-    inputs = {**_reference_inputs(vlm, view, method, options), **options}
-    return method.merged_into(keep=keep, seed=seed, **inputs)
+    into = np.full(total, -1)
+    places = _candidates(vlm, view, keep)
+    if places is not None:
+        inputs = {**_reference_inputs(vlm, view, method, places, options), **options}
+        targets = method.merged_into(keep=keep, seed=seed, **inputs)
+        into[places] = np.where(targets < 0, targets, places[targets])
+    return into
