@@ -189,6 +189,8 @@ def test_pruner_selects_alike(method: str, texts: dict[str, str], folder: Path) 
     """Same indices on random batches; where they differ (equal scores, mostly), rounding must explain both."""
     options = pruning.get(method).validate_options(texts)
     options.pop("prompt_tokens", None)
+    crops = options.pop("crops", "joint")
+    assert crops == "joint"
     ours = pc.session(method, tuple(options.items()))
     theirs = pruner(method, tuple(texts.items()), folder)
     count: Counter[str] = Counter()

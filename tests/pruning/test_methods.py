@@ -97,8 +97,8 @@ def test_options_are_parsed(method: str, options: dict[str, Any], result: tuple[
 @pytest.mark.parametrize(
     ("method", "option", "value", "valid"),
     [
-        ("adafv", "mode", "fast", "one of distinct, official"),
-        ("adafv", "mode", 3, "one of distinct, official"),
+        ("adafv", "mode", "fast", "one of distinct, official, mended"),
+        ("adafv", "mode", 3, "one of distinct, official, mended"),
         ("adafv", "quota", "0.51", "a number from 0 to 0.5"),
         ("adafv", "quota", "-0.01", "a number from 0 to 0.5"),
         ("adafv", "quota", "nan", "a number from 0 to 0.5"),

@@ -80,11 +80,11 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         BudgetError: naming ``--method``, with a hint that lists the methods this model can serve, or the option that
             names a layer.
     """
-    missing = _missing(method, spec, clip)
+    missing = _missing(method, options, spec, clip)
     if missing is not None:
-        able = ", ".join(m.name for m in pruning.all_methods() if _missing(m, spec, clip) is None)
+        able = ", ".join(m.name for m in pruning.all_methods() if _missing(m, m.validate_options(), spec, clip) is None)
         hint = f"{arg('method')} with one of: {able}"
-        if not clip and _missing(method, spec, True) is None:
+        if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
     layer = method.tower_layer(options)
@@ -97,7 +97,7 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         )
 
 
-def _missing(method: BaseMethod, spec: ModelSpec, clip: bool) -> str | None:
+def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> str | None:
     """The first input of the method that the model does not have, with the reason; None without one."""
     for name in sorted(method.needs & INPUTS.keys()):
         words = INPUTS[name].words
@@ -109,7 +109,7 @@ def _missing(method: BaseMethod, spec: ModelSpec, clip: bool) -> str | None:
             return f"{words}; the vision tower of this model has none"
         if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
             return f"{words}; this model uses none of the tower's layers"
-    if "grid" in method.needs and spec.first_patch != 0:
+    if "grid" in method.needs_of(options) and spec.first_patch != 0:
         first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"
         return f"an image feature for each patch of the grid; in this model {first}"
     return None
@@ -163,7 +163,7 @@ def resolve_budget(
         keep_range=(low, high),
         options=dict(options),
         positions=_positions(method, positions, options),
-        needs=tuple(sorted(method.needs)),
+        needs=tuple(sorted(method.needs_of(options))),
         text_span=method.text_span(options),
         schedule=method.plan(depth, options),
     )

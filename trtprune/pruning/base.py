@@ -132,6 +132,10 @@ class BaseMethod(ABC):
         """The layer of the vision tower, counted from 1, that ``shallow_attention`` is taken from, if it is needed."""
         return None
 
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """:attr:`needs`, and what else the method reads with these options, all of them validated."""
+        return self.needs
+
     @abstractmethod
     def describe_needs(self) -> list[str]:
         """What the method reads beside the image features, each in a few words."""

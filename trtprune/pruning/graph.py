@@ -32,8 +32,10 @@ class Selection(Protocol):
     """The part of :class:`trtprune.pruning.Method` that writes a graph."""
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
     merges: ClassVar[bool]
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """What the method reads."""
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
         """Scores whose ``keep`` largest are the selection; None for a method without such scores."""
@@ -100,22 +102,22 @@ def write_pruner(
     """:func:`build_pruner` into an empty graph, in its dtype; ``options`` are all of the method's, validated."""
     from trtprune.graph.ops import topk_gather
 
-    dtype = g.dtype_name
+    dtype, needs = g.dtype_name, method.needs_of(options)
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
     sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **widths}
     features = g.input("image_features", dtype, ["batch", tokens, hidden_size])
     inputs = {"image_features": features}
     for name, entry in INPUTS.items():
-        if name in method.needs:
+        if name in needs:
             kind = dtype if entry.dtype == "model" else entry.dtype
             inputs[name] = g.input(name, kind, ["batch", *entry.shape(sizes)])
-    if "text_embeds" in method.needs:
+    if "text_embeds" in needs:
         inputs["text_mask"] = g.input("text_mask", "int64", ["batch", sizes["T"]])
-    if "seed" in method.needs:
+    if "seed" in needs:
         inputs["seed"] = g.input("seed", "int64", [1])
     keep = g.input("keep", "int64", [1])
     fixed: dict[str, Any] = dict(options)
-    if "grid" in method.needs:
+    if "grid" in needs:
         fixed["most_crops"] = most_crops
 
     if method.merges:

@@ -19,6 +19,8 @@ r >= K / C no more cells than columns.  With keep = S every patch is a cell.  A 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from trtprune.graph import Graph
 
-__all__ = ["MOST_CROPS", "candidates", "cells", "full_grid", "write_candidates", "write_cells"]
+__all__ = ["MOST_CROPS", "candidates", "cells", "full_grid", "write_boxes", "write_candidates", "write_cells"]
 
 MOST_CROPS = 64
 """Largest number of crops of an image, if the build has no smaller one."""
@@ -111,8 +113,30 @@ def _column(g: Graph, grid: ir.Value, axis: int) -> ir.Value:
     return g.op.Squeeze(g.op.Slice(grid, g.ints(axis), g.ints(axis + 1), g.ints(2)), g.ints(2))
 
 
-def write_cells(g: Graph, keep: ir.Value, grid: ir.Value, most_crops: int) -> tuple[ir.Value, ir.Value]:
-    """:func:`cells` for int64 ``keep`` [1] and ``grid`` [batch, N, 3] of crops below ``most_crops``."""
+@dataclass(frozen=True)
+class Boxes:
+    """The rectangles that the crops' candidates fill.
+
+    Attributes:
+        crop, row, column: Of each token, int64 [batch, N].
+        chosen: bool [batch, N]: the candidates.
+        top, left, height, width: Of each crop, int64 [batch, crops]; heights and widths are 0 for one without tokens.
+        of_token: A table [batch, crops] → each token's entry, [batch, N].
+    """
+
+    crop: ir.Value
+    row: ir.Value
+    column: ir.Value
+    chosen: ir.Value
+    top: ir.Value
+    left: ir.Value
+    height: ir.Value
+    width: ir.Value
+    of_token: Callable[[ir.Value], ir.Value]
+
+
+def write_boxes(g: Graph, grid: ir.Value, most_crops: int) -> Boxes:
+    """The boxes of int64 ``grid`` [batch, N, 3] of crops below ``most_crops``."""
     op = g.op
     zero, one = g.ints(0), g.ints(1)
     crop, row, column = (_column(g, grid, axis) for axis in range(3))
@@ -121,25 +145,31 @@ def write_cells(g: Graph, keep: ir.Value, grid: ir.Value, most_crops: int) -> tu
     own = op.And(op.Equal(op.Unsqueeze(crop, one), number), op.Unsqueeze(chosen, one))  # [batch, crops, N]
 
     def extent(axis: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """First place and length of each crop, [batch, crops]; length 0 for a crop without tokens."""
         places = op.Unsqueeze(axis, one)
         start = op.ReduceMin(op.Where(own, places, g.ints(1 << 30)), g.ints(2), keepdims=0)
         stop = op.ReduceMax(op.Where(own, places, g.ints(-1)), g.ints(2), keepdims=0)
         return start, op.Max(op.Sub(op.Add(stop, one), start), zero)
 
+    place = op.Max(crop, zero)
     (top, height), (left, width) = extent(row), extent(column)
+    return Boxes(
+        crop, row, column, chosen, top, left, height, width, lambda table: op.GatherElements(table, place, axis=1)
+    )
+
+
+def write_cells(g: Graph, keep: ir.Value, grid: ir.Value, most_crops: int) -> tuple[ir.Value, ir.Value]:
+    """:func:`cells` for int64 ``keep`` [1] and ``grid`` [batch, N, 3] of crops below ``most_crops``."""
+    op = g.op
+    zero, one = g.ints(0), g.ints(1)
+    boxes = write_boxes(g, grid, most_crops)
+    height, width, of_token = boxes.height, boxes.width, boxes.of_token
     behind = op.CumSum(op.Mul(height, width), one)
     total = op.Max(op.ReduceMax(behind, one, keepdims=1), one)
     start = op.Div(op.Mul(op.Sub(behind, op.Mul(height, width)), keep), total)
     count = op.Sub(op.Div(op.Mul(behind, keep), total), start)
     bands = _write_bands(g, count, height, width)
-    place = op.Max(crop, zero)
-
-    def of_token(table: ir.Value) -> ir.Value:
-        return op.GatherElements(table, place, axis=1)
-
     tall, wide, cut, many = (of_token(op.Max(table, one)) for table in (height, width, bands, count))
-    y, x = op.Sub(row, of_token(top)), op.Sub(column, of_token(left))
+    y, x = op.Sub(boxes.row, of_token(boxes.top)), op.Sub(boxes.column, of_token(boxes.left))
     band = op.Div(op.Mul(y, cut), tall)
     first = op.Div(op.Mul(band, many), cut)
     across = op.Max(op.Sub(op.Div(op.Mul(op.Add(band, one), many), cut), first), one)
@@ -151,7 +181,7 @@ def write_cells(g: Graph, keep: ir.Value, grid: ir.Value, most_crops: int) -> tu
 
         return op.Div(op.Sub(op.Add(begin(part), begin(op.Add(part, one))), one), g.ints(2))
 
-    inside = op.And(chosen, op.Greater(of_token(count), zero))
+    inside = op.And(boxes.chosen, op.Greater(of_token(count), zero))
     central = op.And(op.Equal(y, middle(band, tall, cut)), op.Equal(x, middle(part, wide, across)))
     cell = op.Add(op.Add(of_token(start), first), part)
     return op.Where(inside, cell, g.ints(-1)), op.And(inside, central)

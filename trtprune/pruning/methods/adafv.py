@@ -26,8 +26,11 @@ Options for points that the code does not settle:
 * ``prompt_tokens``: the code takes every token after the image (question and template; in a conversation the text of
   all turns), ``after_image``; ``question`` is the last turn's question alone, ``all_text`` takes the text before the
   image in.
-* For several crops of one image (LLaVA-NeXT) ``base_indices`` in the code adds the crop number instead of
-  crop · 576.  Here one row is one image, with all of its crops.
+* Several crops of one image (LLaVA-NeXT): with ``crops=joint`` the formulas hold for all tokens together.  With
+  ``crops=each``, as in the code, A is joint and C is a list crop by crop, the floor(K / crops) tokens of highest c of
+  each; what is behind its q first entries is sorted anew by c.  The code keeps, for patch i of crop n, the token at
+  i + n where it should take crop n's patch i: ``mode=official`` does that, too, and ``mode=mended`` takes the patch.
+  (The code's K is 2 · floor(K / 2 / crops) · crops; another K is shared out here, one more to the first crops.)
 
 Arithmetic (float32, both forms): s is ranked by its logarithm, 100 · cos - logsumexp, with the maximum over i taken
 there.  The order is the same, but scores that the softmax would underflow to 0 keep their order instead of falling
@@ -42,7 +45,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning import ops
+from trtprune.pruning import grids, ops
+from trtprune.pruning.crops import CROPS, NEVER, listed_by_crop, local_places, write_listed_by_crop, write_local_places
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
@@ -115,9 +119,11 @@ class AdaFv(Method):
         Option(
             "mode",
             "distinct",
-            "distinct: a token both lists pick is replaced by the next best; official: it is kept twice",
-            choices=("distinct", "official"),
+            "distinct: a token both lists pick is replaced by the next best; official: it is kept twice; mended: "
+            "official, but for the places of CLS picks in later crops",
+            choices=("distinct", "official", "mended"),
         ),
+        CROPS,
         Option("temperature", 100.0, "factor on the cosine before the softmax", minimum=0.01, maximum=1e4),
         Option("quota", 0.25, "fraction of the budget that each list fills unconditionally", minimum=0, maximum=0.5),
         Option(
@@ -132,37 +138,58 @@ class AdaFv(Method):
         # The authors' form may choose a token twice and another not at all, whatever the budget.
         return bool(options["mode"] == "distinct")
 
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return self.needs | {"grid"} if options["crops"] == "each" else self.needs
+
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
         text = text_scores(image_features, inputs["text_embeds"], inputs["temperature"])
         cls = ops.clean(inputs["cls_attention"])
-        by_text, by_cls = ops.descending(text), ops.descending(cls)
         fraction = _quota_fraction(inputs["quota"])
         quota = ops.scale_count(fraction.numerator, fraction.denominator, keep)
+        if inputs["crops"] == "each":
+            text = np.where(grids.candidates(inputs["grid"]), text, np.float32(NEVER))
+            by_cls = _cls_list(cls, inputs["grid"], keep, quota)
+        else:
+            by_cls = ops.descending(cls)
+        by_text = ops.descending(text)
         from_text = split(text[by_text[:keep]], cls[by_cls[:keep]], quota)
         picks = by_text[:from_text]
         if inputs["mode"] == "distinct":
             by_cls = by_cls[~np.isin(by_cls, picks)]
-        return np.sort(np.concatenate([picks, by_cls[: keep - from_text]]))
+        by_cls = by_cls[: keep - from_text]
+        if inputs["crops"] == "each" and inputs["mode"] == "official":
+            by_cls = local_places(inputs["grid"])[by_cls]
+        return np.sort(np.concatenate([picks, by_cls]))
 
     def build(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         if options["mode"] == "distinct":
             return super().build(g, inputs, keep=keep, **options)
         op = g.op
         by_text, by_cls, from_text, place = self._lists(g, inputs, keep, options)[:4]
+        if options["crops"] == "each" and options["mode"] == "official":
+            by_cls = op.GatherElements(write_local_places(g, inputs["grid"], options["most_crops"]), by_cls, axis=1)
         behind = op.Max(op.Sub(place, from_text), g.ints(0))
         cls_picks = op.GatherElements(by_cls, behind, axis=1)
         return ops.ascending(g, op.Where(op.Less(place, from_text), by_text, cls_picks), keep)
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
+        import onnx_ir as ir
+
         if options["mode"] != "distinct":
             return None
         op = g.op
-        by_text, _, from_text, place, cls = self._lists(g, inputs, keep, options)
+        by_text, by_cls, from_text, place, cls = self._lists(g, inputs, keep, options)
         picked = op.Where(op.Less(place, from_text), ops.f32(g, 1.0), ops.f32(g, 0.0))
         nothing = op.Expand(ops.f32(g, 0.0), op.Shape(cls))
         mask = op.ScatterElements(nothing, by_text, op.Expand(picked, op.Shape(by_text)), axis=1)
+        if options["crops"] == "each":
+            free = op.Sub(ops.f32(g, 1.0), op.GatherElements(mask, by_cls, axis=1))
+            wanted = op.Cast(op.Sub(keep, from_text), to=int(ir.DataType.FLOAT))
+            taken = op.LessOrEqual(op.CumSum(free, g.ints(1)), wanted)
+            free = op.Where(taken, free, ops.f32(g, 0.0))
+            return op.Max(mask, op.ScatterElements(nothing, by_cls, free, axis=1))
         return op.Where(op.Greater(mask, ops.f32(g, 0.5)), ops.f32(g, _CHOSEN), cls)
 
     def _lists(
@@ -177,12 +204,45 @@ class AdaFv(Method):
             options["temperature"],
         )
         cls = ops.write_clean(g, inputs["cls_attention"])
-        text_sorted, by_text = ops.top(g, text, keep)
-        cls_sorted, by_cls = ops.top(g, cls, keep)
         fraction = _quota_fraction(options["quota"])
         quota = ops.write_scale_count(g, fraction.numerator, fraction.denominator, keep)
+        if options["crops"] == "each":
+            text = g.op.Where(grids.write_candidates(g, inputs["grid"]), text, ops.f32(g, NEVER))
+            by_cls = _write_cls_list(g, cls, inputs["grid"], keep, quota, options["most_crops"])
+            cls_sorted = g.op.GatherElements(cls, by_cls, axis=1)
+        else:
+            cls_sorted, by_cls = ops.top(g, cls, keep)
+        text_sorted, by_text = ops.top(g, text, keep)
         from_text = write_split(g, text_sorted, cls_sorted, quota, keep)
         return by_text, by_cls, from_text, ops.iota(g, keep), cls
+
+
+def _cls_list(cls: np.ndarray, grid: np.ndarray, keep: int, quota: int) -> np.ndarray:
+    """The CLS list [N] of an image whose budget is shared out to its crops.
+
+    Crop by crop the best of each; what is behind the quota, sorted anew by its score; then all other tokens.
+    """
+    import numpy as np
+
+    order, count = listed_by_crop(cls, grid, keep)
+    rest = order[min(quota, count) : count]
+    return np.concatenate([order[: min(quota, count)], rest[ops.descending(cls[rest])], order[count:]])
+
+
+def _write_cls_list(
+    g: Graph, cls: ir.Value, grid: ir.Value, keep: ir.Value, quota: ir.Value, most_crops: int
+) -> ir.Value:
+    """The first ``keep`` of :func:`_cls_list`: int64 [batch, keep]."""
+    import onnx_ir as ir
+
+    op = g.op
+    order, count = write_listed_by_crop(g, cls, grid, keep, most_crops)
+    place = ops.iota(g, op.Shape(order, start=1, end=2))
+    # Scores that sort so: 1e35 for what stays in front, the CLS score, and below all of these the place.
+    late = op.Mul(op.Add(op.Cast(place, to=int(ir.DataType.FLOAT)), ops.f32(g, 2.0**20)), ops.f32(g, -1e28))
+    score = op.Where(op.Less(place, count), op.GatherElements(cls, order, axis=1), late)
+    score = op.Where(op.Less(place, op.Min(quota, count)), ops.f32(g, _CHOSEN), score)
+    return op.GatherElements(order, ops.top(g, score, keep)[1], axis=1)
 
 
 def write_text_scores(

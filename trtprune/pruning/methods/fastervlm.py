@@ -9,6 +9,8 @@ Code: https://github.com/Theia-4869/FasterVLM @ f5d5f12.
 The text is not used.  The only ambiguity is the order of equal scores, which torch.topk does not define: by index
 here.
 The paper keeps all 32 decoder layers at the pruned length with positions 0..n-1.
+
+Several crops of one image: the code gives each the same budget, ``crops=each``; with ``joint`` they compete.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
+from trtprune.pruning.crops import CROPS, listed_by_crop, write_listed_by_crop
 from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
@@ -39,11 +42,24 @@ class FasterVlm(Method):
     source = "https://github.com/Theia-4869/FasterVLM @ f5d5f12"
     needs = frozenset({"cls_attention"})
     cost = "one TopK"
+    options = (CROPS,)
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return self.needs | {"grid"} if options["crops"] == "each" else self.needs
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
-        return np.sort(ops.descending(ops.clean(inputs["cls_attention"]))[:keep])
+        attention = ops.clean(inputs["cls_attention"])
+        if inputs["crops"] == "each":
+            return np.sort(listed_by_crop(attention, inputs["grid"], keep)[0][:keep])
+        return np.sort(ops.descending(attention)[:keep])
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        return ops.write_clean(g, inputs["cls_attention"])
+        attention = ops.write_clean(g, inputs["cls_attention"])
+        if options["crops"] == "joint":
+            return attention
+        order, _ = write_listed_by_crop(g, attention, inputs["grid"], keep, options["most_crops"])
+        chosen = g.op.Slice(order, g.ints(0), keep, g.ints(1))
+        one = g.op.Expand(ops.f32(g, 1.0), g.op.Shape(chosen))
+        return g.op.ScatterElements(g.op.Expand(ops.f32(g, 0.0), g.op.Shape(attention)), chosen, one, axis=1)
