@@ -111,7 +111,7 @@ def test_limits_no_engine_serves(changes: dict, error: type[Exception], named: s
 
 
 def test_a_method_that_selects_nothing_has_no_limit() -> None:
-    check_limits(Limits(5000, 5000, (5000, 5000), 8192), selects=False)
+    check_limits(Limits(5000, 5000, (5000, 5000), 8192), ordered=0)
     check_limits(Limits(5000, 64, (1, 3840), 8192))
 
 

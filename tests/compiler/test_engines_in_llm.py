@@ -14,9 +14,9 @@ from tests.runtime.test_in_llm import BUILDS, expected
 from trtprune.backends.tensorrt.profiles import Limits
 from trtprune.backends.tensorrt.shapes import cache_bytes, cache_capacity
 from trtprune.compiler.engine_options import EngineOptions
-from trtprune.compiler.engine_plan import find_stages
+from trtprune.compiler.engine_stages import find_stages
 from trtprune.engine_dir import PruningInfo
-from trtprune.errors import InputError
+from trtprune.errors import BudgetError, InputError
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request
 
@@ -99,7 +99,7 @@ def test_ranges_cover_every_budget(name: str, tokens: int) -> None:
     keep = min(max(low, 64), high)
     plan = method.plan(depth, options)
     info = PruningInfo(method.name, keep, (low, high), options, "compact", (), "after_image", plan)
-    stages = find_stages(info, tokens)
+    stages = find_stages(info, tokens, tokens)
     assert stages[0].tokens == (tokens, tokens, tokens)
     assert not stages[-1].counts
     limits = Limits(tokens, keep, (low, high), 4096, stages=stages)
@@ -138,3 +138,50 @@ def test_ranks_on_the_host_are_those_of_the_graph(kit: Kit) -> None:
         ours, wanted = (v.generate([picture(seed)], "What is it?", max_new_tokens=1) for v in (vlm, host))
         assert ours.segment_tokens == wanted.segment_tokens
         assert np.array_equal(ours.kept_indices, wanted.kept_indices)
+
+
+@pytest.mark.parametrize("high", [20, 90, None])
+@pytest.mark.parametrize("name", BUILDS)
+def test_ranges_cover_every_image(name: str, high: int | None) -> None:
+    """The same of images of any number of tokens, those that are no larger than the budget among them."""
+    build, depth, fewest, most = BUILDS[name], 7, 30, 150
+    method = get(build["method"])
+    assert isinstance(method, InLlmMethod)
+    options = method.validate_options(build.get("options"))
+    low, highest = method.budgets(most, depth, options)
+    high = max(low, min(high or highest, highest))
+    plan = method.plan(depth, options)
+    assert plan is not None
+    info = PruningInfo(method.name, low, (low, high), options, "compact", (), "after_image", plan)
+    stages = find_stages(info, fewest, most)
+    exact = find_stages(info, most, most)
+    assert stages[0].tokens == (fewest, most, most)
+    assert [stage.tokens[1] for stage in stages] == [stage.tokens[1] for stage in exact]
+    assert all(1 <= a <= b <= c for stage in stages for a, b, c in (stage.tokens, *stage.counts.values()))
+    rng = np.random.default_rng(0)
+    for tokens in (fewest, *map(int, rng.integers(fewest, most, 30)), most):
+        for budget in range(low, high + 1):
+            if options.get("ratio") == "rank":
+                kept = plan.rank_counts(rng.integers(1, 60, len(plan.points)).tolist(), budget, tokens)
+            else:
+                try:
+                    kept = plan.kept(budget, tokens)
+                except BudgetError:  # an image that is just larger than the budget, and pruned early
+                    continue
+            check_way(stages, plan, kept, tokens)
+
+
+def check_way(stages: Any, plan: Any, kept: Any, tokens: int) -> None:
+    before = tokens
+    for number, stage in enumerate(stages):
+        assert before <= stage.tokens[2]
+        assert tokens - before >= stage.lost, "the cache of the segment is too short"
+        if number == len(kept) or kept[number] >= before:
+            continue
+        assert stage.tokens[0] <= before
+        merged = plan.merged_counts(before - kept[number])
+        for what, count in zip(("keep", "recycled", "merged"), (kept[number], *merged), strict=True):
+            if what in stage.counts:
+                least, _, largest = stage.counts[what]
+                assert least <= count <= largest, (what, number)
+        before = kept[number] + merged[1]

@@ -16,11 +16,13 @@ from tests.kit.fake_cuda import FakeDriver
 from tests.kit.fake_tensorrt import FakeTensorrt, write_engine
 from tests.kit.runtime_kit import Kit, picture
 from trtprune.backends.tensorrt import backend, flavour
-from trtprune.backends.tensorrt.profiles import Limits, component_profiles, default_capacity
+from trtprune.backends.tensorrt.profiles import component_profiles
 from trtprune.backends.tensorrt.shapes import cache_capacity
-from trtprune.compiler.engine_plan import find_stages
+from trtprune.compiler.engine_options import EngineOptions
+from trtprune.compiler.engine_plan import find_limits, image_bounds
 from trtprune.engine_dir import EngineDir, EngineInfo, digest_file
 from trtprune.runtime import Request, Vlm
+from trtprune.runtime.images import processor_from_settings
 
 QUESTION = "What is on the table left of it?"
 VERSIONS = {"tensorrt": "10.15.1.29", "tensorrt-rtx": "1.7.1.116"}
@@ -42,19 +44,11 @@ def make_dir(
     """Exports the graphs as TensorRT is given them, in float32, and puts fake engines beside them."""
     out = kit.path.parent / f"{kit.path.name}-{backend}-{name}"
     made = trtprune.build(str(kit.path), out, backend=backend, dtype="float32", export_only=True, **build)
-    stages = find_stages(made.pruning, made.model.visual_tokens)
-    high = made.model.visual_tokens if stages else made.pruning.keep_range[1]
-    capacity = max_seq_len or default_capacity(made.model.max_positions, max_input_len, max_images, high)
-    limits = Limits(
-        made.model.visual_tokens,
-        made.pruning.keep,
-        made.pruning.keep_range,
-        capacity,
-        max_batch_size,
-        min(max_input_len, capacity),
-        max_images,
-        stages,
-    )
+    options = EngineOptions(max_batch_size=max_batch_size, max_input_len=max_input_len, max_images=max_images)
+    processor = processor_from_settings(made.vision.processor, made.vision.settings, "config.json")
+    image = image_bounds(processor, made.vision.newlines)
+    limits = find_limits(options, made.pruning, image, made.model.max_positions, max_seq_len)
+    limits = dataclasses.replace(limits, max_input_len=min(max_input_len, limits.capacity))
     components = tuple(
         dataclasses.replace(
             component,
@@ -72,7 +66,7 @@ def make_dir(
         "attention": "fused",
     }
     engines = EngineInfo(**{**settings, **(info or {})})
-    kv = dataclasses.replace(made.kv, capacity=capacity)
+    kv = dataclasses.replace(made.kv, capacity=limits.capacity)
     fake_engines(dataclasses.replace(made, components=components, engines=engines, kv=kv))
     return out
 

@@ -121,25 +121,24 @@ def build_probe(
     from trtprune.backends.tensorrt.flavour import get_log, load_tensorrt
     from trtprune.backends.tensorrt.loading import engine_info
     from trtprune.backends.tensorrt.network import Network, read_onnx
-    from trtprune.backends.tensorrt.profiles import component_profiles, limits_of
+    from trtprune.backends.tensorrt.shapes import cache_capacity
 
     info = engine_info(made)
     trt = load_tensorrt(made.backend)
     log = get_log(trt)
-    proto = read_onnx(made.path(component.onnx), {"capacity": made.kv.capacity})
+    proto = read_onnx(made.path(component.onnx), {"capacity": cache_capacity(component)})
     # Its own outputs stay: in-place cache updates must end in outputs.
     shown = mark(proto, tensors, only=False)
     network = Network(trt, log, proto, made.path(component.onnx).parent, component.name)
     kinds = [node.op_type for node in proto.graph.node]
     network.check(attention=kinds.count("Attention"), cache_updates=kinds.count("TensorScatter"))
-    profiles = component_profiles(component.part, component.inputs, limits_of(made), made.backend)
     settings = BuilderSettings(
         targets,
         version_compatible=info.version_compatible,
         hardware_compatibility_level=info.hardware_compatibility,
         weight_streaming=info.weight_streaming,
     )
-    build_engine(network, log, profiles, settings, path)
+    build_engine(network, log, component.profiles, settings, path)
     return shown
 
 

@@ -1,18 +1,19 @@
-"""The plan of TensorRT engines: GPUs, limits of every input, and a decoder's stages.  Builds nothing."""
+"""The plan of TensorRT engines: GPUs and limits of every input.  Builds nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trtprune.backends.tensorrt.profiles import Limits, Stage, check_limits, default_capacity
+from trtprune.backends.tensorrt.profiles import ImageBounds, Limits, check_limits, default_capacity, entering
 from trtprune.compiler.engine_options import DEFAULT_INPUT_LEN, EngineOptions, check_dtype, resolve_targets
+from trtprune.compiler.engine_stages import find_stages
 from trtprune.engine_dir import PruningInfo
 
 if TYPE_CHECKING:
-    from trtprune.models import ModelSpec
+    from trtprune.runtime.images import Processor
 
-__all__ = ["EnginePlan", "Target", "find_stages", "find_target", "plan_engines"]
+__all__ = ["EnginePlan", "Target", "find_limits", "find_target", "image_bounds", "plan_engines"]
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,41 @@ def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: 
     return Target(trt.__version__, build, names, register_plugins(trt))
 
 
-def plan_engines(
-    options: EngineOptions, target: Target, spec: ModelSpec, info: PruningInfo, max_seq_len: int | None
-) -> EnginePlan:
-    """The limits of the engines; the capacity is ``max_seq_len``, or follows from the limits.
+def plan_engines(options: EngineOptions, target: Target, limits: Limits, ordered: int) -> EnginePlan:
+    """The engines of a build; ``ordered`` as for :func:`~trtprune.backends.tensorrt.profiles.check_limits`.
 
     Raises:
         BuildError, BudgetError: for limits no engine can serve.
     """
+    check_limits(limits, ordered=ordered)
+    return EnginePlan(options, target, limits)
+
+
+def image_bounds(processor: Processor, newlines: str) -> ImageBounds:
+    """The bounds of a processor's images; ``newlines`` is the newline rule of the build."""
+    return ImageBounds(
+        processor.tokens_range,
+        processor.crops_range,
+        processor.most_newlines,
+        newlines_stay=newlines == "keep",
+        fixed=processor.fixed_tokens,
+    )
+
+
+def find_limits(
+    options: EngineOptions, info: PruningInfo, image: ImageBounds, max_positions: int, max_seq_len: int | None
+) -> Limits:
+    """The limits of a build's engines; the capacity is ``max_seq_len``, or follows from them."""
     input_len = options.max_input_len
     if input_len is None:
-        input_len = min(DEFAULT_INPUT_LEN, max_seq_len or spec.max_positions)
-    stages = find_stages(info, spec.visual_tokens)
+        input_len = min(DEFAULT_INPUT_LEN, max_seq_len or max_positions)
+    stages = find_stages(info, *image.tokens)
     capacity = max_seq_len
     if capacity is None:
-        most = spec.visual_tokens if stages else info.keep_range[1]
-        capacity = default_capacity(spec.max_positions, input_len, options.max_images, most)
-    limits = Limits(
-        visual_tokens=spec.visual_tokens,
+        most = image.tokens[1] if stages else entering(image, info.keep_range[1])
+        capacity = default_capacity(max_positions, input_len, options.max_images, most)
+    return Limits(
+        visual_tokens=image.tokens[1],
         keep=info.keep,
         keep_range=info.keep_range,
         capacity=capacity,
@@ -96,45 +114,5 @@ def plan_engines(
         max_input_len=input_len,
         max_images=options.max_images,
         stages=stages,
-    )
-    check_limits(limits, selects=info.method != "none")
-    return EnginePlan(options, target, limits)
-
-
-def find_stages(info: PruningInfo, visual_tokens: int) -> tuple[Stage, ...]:
-    """The ranges of an image's tokens in the segments of a decoder, over all budgets; empty for other methods."""
-    schedule = info.schedule
-    if schedule is None:
-        return ()
-    points = len(schedule.points)
-
-    def counts(kept: int, before: int) -> dict[str, int]:
-        names = ("recycled", "merged")
-        merged = zip(names, schedule.merged_counts(before - kept), strict=True)
-        return {"keep": kept, **{name: n for name, n in merged if n}}
-
-    # Each budget's numbers in the segments: entering tokens, and the inputs of the prune point behind.
-    ways: list[list[tuple[int, dict[str, int]]]] = []
-    if schedule.ranked:  # anything from one token on, one less at each point at the most
-        for before, kept in ((visual_tokens, visual_tokens // 4), (visual_tokens, 1), (2, 1)):
-            start = (visual_tokens, counts(kept, visual_tokens))
-            ways.append([start, *((before, counts(kept, before)) for _ in range(points - 1)), (before, {})])
-        ways.append([(visual_tokens, counts(visual_tokens - 1, visual_tokens))] * points + [(visual_tokens, {})])
-    else:
-        low, high = info.keep_range
-        for keep in (info.keep, *range(low, high + 1)):
-            way = schedule.schedule(keep, visual_tokens)
-            entering = (visual_tokens, *way.after)
-            told = [counts(kept, before) for kept, before in zip(way.kept, entering, strict=False)]
-            ways.append(list(zip(entering, [*told, {}], strict=True)))
-
-    def spread(numbers: list[int]) -> tuple[int, int, int]:
-        return min(numbers), numbers[0], max(numbers)
-
-    return tuple(
-        Stage(
-            spread([way[k][0] for way in ways]),
-            {name: spread([way[k][1][name] for way in ways if name in way[k][1]]) for name in ways[0][k][1]},
-        )
-        for k in range(points + 1)
+        bounds=image,
     )

@@ -105,11 +105,10 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     def judge(checkpoint: Checkpoint) -> None:
         """Checks that need the config only, so that an error comes before a download."""
         model = open_model(checkpoint, request.layout)
-        spec = model.spec
-        limits.decide(spec, clip=request.clip is not None or checkpoint.weights is not None)
+        limits.decide(model, clip=request.clip is not None or checkpoint.weights is not None)
         if checkpoint.remote:
             # Repeated with its warnings when the weights are read.
-            _generation(checkpoint, spec, request.generation_config, _unsaid)
+            _generation(checkpoint, model.spec, request.generation_config, _unsaid)
             check_texts(checkpoint, model, _unsaid)
 
     checkpoint = resolve(
@@ -121,7 +120,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         report("model", f"warning: {warning}")
     generation = _generation(checkpoint, spec, request.generation_config, report)
     clip = _find_clip(checkpoint, model, request.clip, report)
-    info, capacity, engines = limits.decide(spec, clip=clip is not None)
+    info, capacity, engines = limits.decide(model, clip=clip is not None)
     newlines = _newlines(request, model, limits.method)
     content = {
         "checkpoint": checkpoint.digest(),
@@ -191,16 +190,16 @@ class _Limits:
         """The pruning method."""
         return pruning.get(self.request.method)
 
-    def decide(self, spec: ModelSpec, *, clip: bool) -> tuple[PruningInfo, int, EnginePlan | None]:
+    def decide(self, model: Model, *, clip: bool) -> tuple[PruningInfo, int, EnginePlan | None]:
         """Budget, KV capacity and engines for a model, with or without CLIP's text tower.
 
         Raises:
             BudgetError, BuildError: naming the flag that this model cannot serve.
         """
         from trtprune.compiler.budget import resolve_budget
-        from trtprune.compiler.engine_plan import plan_engines
+        from trtprune.compiler.engine_plan import find_limits, image_bounds, plan_engines
 
-        request = self.request
+        request, spec = self.request, model.spec
         info = resolve_budget(
             self.method,
             spec,
@@ -213,7 +212,11 @@ class _Limits:
         capacity = _capacity(spec, info, request.max_seq_len)
         if self.target is None:
             return info, capacity, None
-        engines = plan_engines(request.engine_options, self.target, spec, info, request.max_seq_len)
+        options = request.engine_options
+        image = image_bounds(model.processor, _newlines(request, model, self.method))
+        limits = find_limits(options, info, image, spec.max_positions, request.max_seq_len)
+        ordered = self.method.longest_order(spec.visual_tokens, info.keep_range[1])
+        engines = plan_engines(options, self.target, limits, ordered)
         return info, engines.limits.capacity, engines
 
 

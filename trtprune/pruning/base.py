@@ -174,6 +174,15 @@ class BaseMethod(ABC):
     def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
         """The smallest and the largest budget that can be met; arguments and errors as of :meth:`check_budget`."""
 
+    def longest_order(self, tokens: int, keep: int) -> int:
+        """The longest list that a graph of the method puts in order with one TopK.
+
+        Args:
+            tokens: The most visual tokens of an image.
+            keep: The largest budget.
+        """
+        return keep
+
     def own_positions(self, options: Mapping[str, Any]) -> str | None:
         """How kept tokens are numbered, where the method itself decides that; None: :attr:`positions` or the user."""
         return None

@@ -1,7 +1,8 @@
 """Optimisation profiles: the shapes an engine serves, from the limits of a build.  Pure; does not use TensorRT.
 
 The user gives no product of sizes: the longest prompt follows from its limits of text and images, and each image
-counts as the largest budget of the build.
+counts as the largest budget of the build.  How many crops and visual tokens an image has is known from the model's
+image processor.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trtprune.backends.batches import TEXT_BATCH, VISION_BATCH
-from trtprune.engine_dir import EngineDir, Part, TensorSpec
+from trtprune.engine_dir import Part, TensorSpec
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, PRUNER, RATERS, VISION
 from trtprune.engine_dir.schema import Profile
 from trtprune.errors import BudgetError, BuildError
 
 __all__ = [
     "MAX_TOPK",
+    "ImageBounds",
     "Limits",
     "Stage",
     "check_limits",
     "component_profiles",
     "default_capacity",
-    "limits_of",
+    "entering",
 ]
 
 MAX_TOPK = 3840
@@ -39,17 +41,39 @@ CAPACITY_STEP = 128
 
 
 @dataclass(frozen=True)
+class ImageBounds:
+    """The bounds of an image over all sizes a user may give, known from the image processor.
+
+    Attributes:
+        tokens: The fewest and the most visual tokens before pruning.
+        crops: The fewest and the most crops.
+        newlines: An upper bound of the newline tokens.
+        newlines_stay: Whether those of lines with a kept token stay beside the budget.
+        fixed: Whether the pruner chooses from the same number of visual tokens for every image, so that it is a
+            static dimension of its graph.
+    """
+
+    tokens: tuple[int, int]
+    crops: tuple[int, int] = (1, 1)
+    newlines: int = 0
+    newlines_stay: bool = False
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
 class Stage:
-    """The range of an image's tokens in one segment of a pruning decoder, over all budgets of a build.
+    """The range of an image's tokens in one segment of a pruning decoder, over all budgets and images of a build.
 
     Attributes:
         tokens: Smallest, typical and largest number of tokens in the segment.
         counts: The same of the inputs of the prune point behind it: ``keep``, and where removed tokens are merged,
             ``recycled`` and ``merged``.  Empty for the last segment.
+        lost: The smallest number of tokens that an image has lost when it enters the segment.
     """
 
     tokens: tuple[int, int, int]
     counts: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,13 +81,14 @@ class Limits:
     """The limits that the engines of a build must serve.
 
     Attributes:
-        visual_tokens: N, an image's visual tokens before pruning.
+        visual_tokens: The most visual tokens of an image, before pruning.
         keep: The default budget, ``keep_range`` its inclusive limits.
         capacity: Tokens in the cache of a row, prompt and answer.
         max_batch_size: The largest number of rows of a batch.
         max_input_len: The largest number of text tokens of a prompt.
         max_images: The largest number of images of a prompt.
         stages: The segments of a pruning decoder; empty for one that does not prune.
+        bounds: The bounds of an image; None: every image is one crop of ``visual_tokens`` visual tokens.
     """
 
     visual_tokens: int
@@ -74,11 +99,17 @@ class Limits:
     max_input_len: int = 512
     max_images: int = 1
     stages: tuple[Stage, ...] = ()
+    bounds: ImageBounds | None = None
+
+    @property
+    def image(self) -> ImageBounds:
+        """The bounds of an image."""
+        return self.bounds or ImageBounds((self.visual_tokens, self.visual_tokens))
 
     @property
     def max_sequence(self) -> int:
         """The largest number of tokens of a prompt, visual ones included: the length of one prefill."""
-        most = self.stages[0].tokens[2] if self.stages else self.keep_range[1]
+        most = self.stages[0].tokens[2] if self.stages else entering(self.image, self.keep_range[1])
         return min(self.capacity, self.max_input_len + self.max_images * most)
 
     def capacity_of(self, segment: int | None) -> int:
@@ -86,14 +117,22 @@ class Limits:
 
         None is a decoder that is whole.
         """
-        if segment is None:
-            return self.capacity
-        return self.capacity - (self.visual_tokens - self.stages[segment].tokens[2])
+        return self.capacity if segment is None else self.capacity - self.stages[segment].lost
 
     @property
     def max_text(self) -> int:
         """The largest number of ids of a prompt before images replace their placeholders, one per image."""
         return min(self.capacity, self.max_input_len + self.max_images)
+
+
+def entering(image: ImageBounds, high: int) -> int:
+    """The most tokens of an image behind a pruner with budgets up to ``high``.
+
+    An image of which nothing is removed keeps its newline tokens beside the budget.
+    """
+    fewest, most = image.tokens
+    beside = image.newlines_stay or fewest <= high + image.newlines
+    return min(most, high + image.newlines) if beside else high
 
 
 def default_capacity(max_positions: int, max_input_len: int, max_images: int, keep_high: int) -> int:
@@ -106,16 +145,16 @@ def default_capacity(max_positions: int, max_input_len: int, max_images: int, ke
     return min(max_positions, -(-need // CAPACITY_STEP) * CAPACITY_STEP)
 
 
-def check_limits(limits: Limits, *, selects: bool = True) -> None:
+def check_limits(limits: Limits, *, ordered: int | None = None) -> None:
     """Refuses limits no engine can serve.
 
     Args:
         limits: The limits of the build.
-        selects: Whether the method selects with TopK; ``none`` does not.
+        ordered: The longest list that a graph of the method orders; None: the largest budget.
 
     Raises:
         BuildError: naming the flag.
-        BudgetError: for a budget above TensorRT's TopK.
+        BudgetError: for a budget, or a model's number of visual tokens, above TensorRT's TopK.
     """
     sizes = {"batch-size": limits.max_batch_size, "input-len": limits.max_input_len, "images": limits.max_images}
     for name, value in sizes.items():
@@ -126,37 +165,19 @@ def check_limits(limits: Limits, *, selects: bool = True) -> None:
             f"--max-input-len {limits.max_input_len}: above the KV capacity of {limits.capacity} tokens",
             hint="lower it, or raise --max-seq-len as far as the model's positions go",
         )
-    high = limits.keep_range[1]
-    if limits.stages and limits.visual_tokens > MAX_TOPK:
+    low, high = limits.keep_range
+    longest = high if ordered is None else ordered
+    if longest <= MAX_TOPK:
+        return
+    if longest > high:
         raise BudgetError(
-            f"{limits.visual_tokens} visual tokens an image: a method that prunes inside the decoder orders them with "
-            f"TensorRT's TopK, which returns {MAX_TOPK} at most",
-            hint="--method with one that prunes before the decoder, or --backend onnxruntime",
+            f"{limits.visual_tokens} visual tokens an image: this method orders {longest} of them with TensorRT's "
+            f"TopK, which returns {MAX_TOPK} at most",
+            hint="--method with one that orders only what it keeps, or --backend onnxruntime",
         )
-    if selects and high > MAX_TOPK:
-        raise BudgetError(
-            f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
-            hint=f"--keep-range {min(limits.keep_range[0], MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
-        )
-
-
-def limits_of(made: EngineDir, stages: tuple[Stage, ...] = ()) -> Limits:
-    """The limits a directory's engines were built with; ``stages`` if its decoder prunes.
-
-    Raises:
-        BuildError: if it has no engines.
-    """
-    if made.engines is None:
-        raise BuildError(f"{made.root}: holds no TensorRT engines", hint="trtprune build --backend tensorrt-rtx …")
-    return Limits(
-        visual_tokens=made.model.visual_tokens,
-        keep=made.pruning.keep,
-        keep_range=made.pruning.keep_range,
-        capacity=made.kv.capacity,
-        max_batch_size=made.engines.max_batch_size,
-        max_input_len=made.engines.max_input_len,
-        max_images=made.engines.max_images,
-        stages=stages,
+    raise BudgetError(
+        f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
+        hint=f"--keep-range {min(low, MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
     )
 
 
@@ -194,18 +215,22 @@ def component_profiles(part: Part, inputs: Sequence[TensorSpec], limits: Limits,
 
 def _ranges(part: Part, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Smallest, typical and largest value of each symbolic dimension of a component."""
-    rows, text = limits.max_batch_size, limits.max_text
-    pictures = min(VISION_BATCH, rows * limits.max_images)
+    rows, text, image = limits.max_batch_size, limits.max_text, limits.image
+    crops = min(VISION_BATCH, rows * limits.max_images * image.crops[1])
     segments = -(-text // SEGMENT_TOKENS)
     texts = min(TEXT_BATCH, segments)
-    batch = {VISION: pictures, CLIP_TEXT: texts, PRUNER: 1, RATERS: 1}.get(part.role, rows)
-    tokens = limits.visual_tokens
+    batch = {VISION: crops, CLIP_TEXT: texts, PRUNER: 1, RATERS: 1}.get(part.role, rows)
+    fewest, most = image.tokens
+    if part.role == PRUNER and not image.fixed:
+        # Newline tokens and padding are not chosen from; and a pruner never runs on fewer than the budget.
+        fewest = min(fewest, limits.keep_range[0])
     return {
         "batch": (1, batch, batch),
+        "crops": (image.crops[0], image.crops[1], image.crops[1]),
         "tokens": (1, min(text, TYPICAL_TEXT), text),
         "text_tokens": (1, min(text, TYPICAL_TEXT), text),
         "text_segments": (1, 1, segments),
-        "visual_tokens": (tokens, tokens, tokens),
+        "visual_tokens": (fewest, most, most),
         "logits_rows": (1, 1, 1),
         # The engine's capacity is static: the graph is given this number before it is parsed.
         "capacity": (limits.capacity_of(part.segment),) * 3,

@@ -79,6 +79,9 @@ class VisionZip(Method):
         cls = np.full(int(inputs["cls_token"] == "keep"), -1, np.int64)
         return np.sort(np.concatenate([cls, dominant, targets]))
 
+    def longest_order(self, tokens: int, keep: int) -> int:
+        return tokens
+
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         dominant, targets, _ = self._parts(image_features, keep, inputs)
         return self._named(dominant, targets, inputs)

@@ -64,6 +64,9 @@ class VisPruner(Method):
     cost = "N x N cosines and (N - keep)/8 rounds over up to N/2 x N of them"
     options = (Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),)
 
+    def longest_order(self, tokens: int, keep: int) -> int:
+        return tokens
+
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 

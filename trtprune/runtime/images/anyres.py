@@ -194,6 +194,11 @@ class AnyRes:
         return self.layout == MODEL
 
     @property
+    def most_newlines(self) -> int:
+        """A newline token for each row of patches of the highest plane."""
+        return max(self._patches(pinpoint)[0] for pinpoint in self.pinpoints) if self.has_newlines else 0
+
+    @property
     def fixed_tokens(self) -> bool:
         """Images differ."""
         return False

@@ -215,6 +215,10 @@ class Processor(Protocol):
     def crops_range(self) -> tuple[int, int]:
         """Bounds of an image's crops, both reached."""
 
+    @property
+    def most_newlines(self) -> int:
+        """Upper bound of an image's newline tokens."""
+
     def plan(self, height: int, width: int, images: int = 1) -> TokenPlan:
         """The visual tokens of an image.
 

@@ -134,6 +134,11 @@ class Single:
         return False
 
     @property
+    def most_newlines(self) -> int:
+        """No image has them."""
+        return 0
+
+    @property
     def fixed_tokens(self) -> bool:
         """Whether no image is padded: padding is not chosen from."""
         return self.background is None

@@ -1,0 +1,166 @@
+"""Engines of images of several crops: built by TensorRT-RTX with no GPU, and run on a made-up one.
+
+The bounds of crops and visual tokens that the engines serve are written out by hand here, from the pinpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trtprune
+from tests.kit import tiny, trt_kit
+from tests.kit.engine_kit import build, command
+from tests.kit.runtime_kit import Kit, picture, same
+from tests.models.test_tiles import POINTS
+from trtprune import Request
+from trtprune.engine_dir import open_engine_dir
+from trtprune.errors import BudgetError, InputError
+
+CASES = {
+    "next": tiny.Tiny(family="llava-next", seed=7, layers=6),
+    "onevision": tiny.Tiny(
+        family="llava-onevision", tower="siglip", decoder="qwen2", seed=8, strategy="full", feature_layer=-1, layers=6
+    ),
+}
+# A crop is 4 × 4 patches.  NeXT: 16 and the 12 × 4 plane with a newline token a row, or 8 × 8; at least the overview
+# alone.  OneVision: the 8 × 8 plane is shrunk by √(64 / 32) to 5 × 5 and five newline tokens; 4 × 12 by √(48 / 32) to
+# 3 × 9; the fewest are a picture among several, 17.
+TOKENS = {"next": (16, 16 + 72), "onevision": (16, 16 + 40)}
+CROPS = {"next": (3, 5), "onevision": (1, 5)}
+METHODS: dict[str, dict[str, Any]] = {
+    "adafv": {"method": "adafv", "keep": 9},
+    "divprune": {"method": "divprune", "keep": 9, "keep_range": (4, 20)},
+    "none": {"method": "none"},
+    "sparsevlm": {"method": "sparsevlm", "keep": 30, "options": {"schedule": "auto"}},
+    "sparsevlm-rank": {"method": "sparsevlm", "keep": 30, "options": {"ratio": "rank", "scale": 1.7, "bias": 2}},
+    "fastv": {"method": "fastv", "keep": 30},
+    "pyramiddrop": {"method": "pyramiddrop", "keep": 30, "options": {"first": 1}},
+}
+PAIRS = [(family, name) for family in CASES for name in METHODS if (family, name) != ("onevision", "adafv")]
+REQUESTS = [
+    Request([picture(1, (90, 70))], "What is on the table left of it?", max_new_tokens=6),
+    Request([picture(2, (400, 380)), picture(3, (7, 500))], "Which?", max_new_tokens=6),
+    Request([picture(4, (1, 1))], "Why?", max_new_tokens=6),
+    Request([picture(5, (300, 60))], "And there?", max_new_tokens=6),
+]
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kit]:
+    found = {}
+    for name, case in CASES.items():
+        more: dict[str, Any] = {"image_grid_pinpoints": POINTS}
+        if case.family == "llava-onevision":
+            more["vision_aspect_ratio"] = "anyres_max_2"
+        found[name] = Kit.make(tmp_path_factory.mktemp("tiles") / name, replace(case, more=more, max_positions=1024))
+    return found
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a machine that has one."""
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", list)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_engines_are_built(kits: dict[str, Kit], tmp_path: Path, no_gpu: None, family: str, name: str) -> None:
+    """Each graph parses, passes the checks and builds for SM89, with profiles that the processor decides."""
+    pytest.importorskip("tensorrt_rtx")
+    made = build(kits[family].path, tmp_path / "out", "sm89", **METHODS[name])
+    fewest, most = made.vision.tokens
+    assert (made.vision.crops, made.vision.tokens) == (CROPS[family], TOKENS[family])
+    for component in made.components:
+        assert component.engine is not None
+        assert made.path(component.engine).stat().st_size > 1000
+        assert len(component.profiles) == 1
+    profiles = {component.name: component.profiles[0] for component in made.components}
+    assert [shape[0] for shape in profiles["vision"]["pixel_values"]] == [1, 5, 5]
+    pack = profiles["pack"]
+    assert [shape[:1] for shape in pack["image_features"]] == [(CROPS[family][0],), (5,), (5,)]
+    assert [shape[0] for shape in pack["pack_index"]] == [fewest, most, most]
+    assert ("pack_weight" in pack) == (family == "onevision")
+    if "pruner" in profiles:
+        low, high = made.pruning.keep_range
+        assert profiles["pruner"]["keep"] == ((low,), (made.pruning.keep,), (high,))
+        assert [shape[1] for shape in profiles["pruner"]["image_features"]] == [min(fewest, low), most, most]
+    else:
+        assert [shape[1] for shape in profiles["pruner.0"]["visual_index"]] == [fewest, most, most]
+        assert profiles["decoder.0"]["inputs_embeds"][2][1] == 512 + most
+    expected = {"adafv": most, "none": most, "divprune": min(most, 20 + 12)}
+    if name in expected:
+        assert profiles["decoder"]["inputs_embeds"][2][1] == 512 + expected[name]
+
+
+def test_through_the_command(kits: dict[str, Kit], tmp_path: Path, no_gpu: None) -> None:
+    """Batches and pictures of a prompt share the vision engine's runs of eight crops."""
+    pytest.importorskip("tensorrt_rtx")
+    code, _, err = command(
+        "build", "-m", kits["next"].path, "-o", tmp_path / "out", "--backend", "tensorrt-rtx", "--keep", 6,
+        "--keep-range", "2:12", "--compute-capability", "sm89", "--max-batch-size", 2, "--max-images", 3,
+        "--max-input-len", 40,
+    )  # fmt: skip
+    assert code == 0, err
+    made = open_engine_dir(tmp_path / "out", verify="full", backend="tensorrt-rtx")
+    assert made.component("vision").profiles[0]["pixel_values"][2][0] == 8
+    # The smallest image has 16 tokens and nothing but rows of the overview, so up to 12 and as many newline tokens
+    # can stay as they are: 24.
+    assert made.component("decoder").profiles[0]["inputs_embeds"][2] == (2, 40 + 3 * 24, 64)
+    assert made.kv.capacity == 384  # 40 + 3 * 24 + 256 = 368, in steps of 128
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_engines_answer_as_their_graphs(kits: dict[str, Kit], family: str, name: str, backend: str) -> None:
+    """Prompts of images of several crop counts, in a batch and one by one."""
+    path = trt_kit.make_dir(
+        kits[family], name, backend=backend, max_images=2, max_batch_size=4, max_input_len=120, **METHODS[name]
+    )
+    engines, fake = trt_kit.load(path)
+    graphs = trtprune.load(path, provider="cpu", threads=1)
+    wanted = [graphs.generate_batch([request])[0] for request in REQUESTS]
+    fake.driver.d2h.clear()
+    found = engines.generate_batch(REQUESTS)
+    # Features stay on the device: 64 numbers of four bytes a visual token.
+    assert max(fake.driver.d2h) < 64 * 4 * max(result.visual_tokens for result in found)
+    for one, other in zip(found, wanted, strict=True):
+        assert same(one, other)
+        assert one.segment_tokens == other.segment_tokens
+    for request, other in zip(reversed(REQUESTS), reversed(wanted), strict=True):
+        assert same(engines.generate_batch([request])[0], other)
+
+
+def test_newline_tokens_beside_the_budget(kits: dict[str, Kit]) -> None:
+    """Rows of several places of the device's memory put together."""
+    build: dict[str, Any] = {"method": "random", "keep": 9, "keep_range": (2, 30), "newlines": "keep"}
+    path = trt_kit.make_dir(kits["next"], "newlines", max_input_len=120, **build)
+    engines, _ = trt_kit.load(path)
+    graphs = trtprune.load(path, provider="cpu", threads=1)
+    for keep in (2, 9, 30):
+        found, wanted = (
+            vlm.generate(picture(1), "Why?", keep=keep, max_new_tokens=6, seed=3) for vlm in (engines, graphs)
+        )
+        assert same(found, wanted)
+        assert found.kept_tokens > keep
+
+
+def test_two_conversations(kits: dict[str, Kit]) -> None:
+    path = trt_kit.make_dir(kits["onevision"], "chat", method="divprune", keep=9, max_images=2, max_input_len=200)
+    vlms = trt_kit.load(path)[0], trtprune.load(path, provider="cpu", threads=1)
+    chats = [[vlm.chat(picture(1)), vlm.chat([picture(2), picture(3, (200, 30))])] for vlm in vlms]
+    for question in ("What is it?", "And now?"):
+        for ours, theirs in zip(*chats, strict=True):
+            assert same(ours.ask(question, max_new_tokens=5), theirs.ask(question, max_new_tokens=5))
+
+
+def test_what_is_beyond_the_limits(kits: dict[str, Kit]) -> None:
+    path = trt_kit.make_dir(kits["next"], "limits", method="divprune", keep=6, keep_range=(2, 12), max_input_len=64)
+    vlm, _ = trt_kit.load(path)
+    many = [picture(i) for i in range(6)]
+    with pytest.raises(InputError, match="--max-images"):
+        vlm.generate(many, "Which?", keep=12, max_new_tokens=2)
+    with pytest.raises(BudgetError, match="keep_range"):
+        vlm.generate(picture(1), "Which?", keep=13, max_new_tokens=2)
