@@ -1,7 +1,7 @@
-"""The sessions of an engine directory, and the stages that need nothing but one of them.
+"""The sessions of an engine directory, and the stages that need a single session.
 
-Works on arrays and token ids.  Which tokens are kept is the business of ``pruner``, what the decoder does with them
-that of ``decoder``; ``pipeline`` puts all of it together.
+Works on arrays and token ids.  ``pruner`` selects tokens, ``decoder`` runs the decoder, and
+``pipeline`` connects all of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Chain:
 
     Args:
         config: The engine directory.
-        backend: Opens them; each session when it is first needed.
+        backend: The backend that opens each session at its first use.
     """
 
     def __init__(self, config: EngineDir, backend: Backend) -> None:
@@ -58,7 +58,7 @@ class Chain:
         return self._sessions[part]
 
     def step(self, cache: Any) -> Step:
-        """The decode step of a whole decoder over ``cache``, as the backend makes it."""
+        """The backend's decode step of a whole decoder over ``cache``."""
         return self._backend.step(self.session(EMBED), self.session(DECODER), cache)
 
     @contextmanager
@@ -74,7 +74,7 @@ class Chain:
             self._sessions |= own
 
     def close(self) -> None:
-        """Lets go of the sessions."""
+        """Releases the sessions."""
         self._sessions.clear()
 
     def look(self, images: Sequence[Prepared]) -> list[Features]:
@@ -109,7 +109,7 @@ class Chain:
         inputs |= rows
         packed = self.session(PACK).run({spec.name: inputs[spec.name] for spec in pack.inputs})
         tokens = {name.removeprefix(PACKED): array for name, array in packed.items()}
-        # What is not a patch's is the overview's, which shows the whole image.
+        # Outputs that do not belong to patches are taken from the overview, which shows the whole image.
         whole = {name: array[max(plan.overview, 0)] for name, array in rows.items() if name not in tokens}
         return Features(tokens.pop(IMAGE_FEATURES), plan, tokens | whole)
 
@@ -117,11 +117,11 @@ class Chain:
         """Embeddings [B, T, D] of int64 [B, T] ids.
 
         Args:
-            ids: Of tokens; those at the image placeholder mean nothing.
-            name: The text of a token, for the message.
+            ids: Token ids; the embedding of an image placeholder has no meaning.
+            name: Function of an id to the token's text, for the message.
 
         Raises:
-            InputError: for a token of the tokenizer that the model has no embedding of.
+            InputError: for a token without an embedding in the model.
         """
         model = self.config.model
         beyond = ids[((ids >= model.vocab_size) | (ids < 0)) & (ids != model.image_token_id)]
@@ -132,6 +132,6 @@ class Chain:
                 hint="leave it out; or give the checkpoint the tokens of its tokenizer (in transformers, "
                 "resize_token_embeddings), and build again",
             )
-        # Some checkpoints number the image placeholder behind the last word; its embedding is never used.
+        # In some checkpoints the image placeholder's id is above the vocabulary; its embedding is never used.
         ids = np.where(ids < model.vocab_size, ids, 0)
         return self.session(EMBED).run({INPUT_IDS: ids})[TEXT_EMBEDS]
