@@ -74,13 +74,14 @@ class Listener:
 
 def pruned(vlm: Vlm, features: Any, question: str, keep: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """What the pruner reads of a picture and a question, and the indices and rows it returns."""
+    from trtprune.runtime.budget import Budget
     from trtprune.runtime.clock import Clock
     from trtprune.runtime.pipeline import turns_of
 
     listener = Listener(vlm.chain.session("pruner"))
     prompt, clock = vlm.encoder.encode(turns_of(question, 1, None)), Clock()
     with vlm.chain.wrapped(lambda component, session: listener if component.role == "pruner" else session):
-        vlm.pipeline.select(prompt, vlm.pipeline.embed(prompt, clock), [features], keep, 0, clock)
+        vlm.pipeline.select(prompt, vlm.pipeline.embed(prompt, clock), [features], Budget(keep), 0, clock)
     wanted = {"image_features", "text_mask", *INPUTS}
     given = {name: value[0] for name, value in listener.inputs.items() if name in wanted}
     given["grid"] = vlm.config.model.patch_grid

@@ -13,7 +13,7 @@ import torch
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record
 from tests.models.test_tiles import CASES, POINTS
-from trtprune import BudgetError, BuildError, CheckpointError, Request, pruning
+from trtprune import BudgetError, BuildError, CheckpointError, InputError, Request, pruning
 
 TOKENS = 32
 TOLERANCE = 1e-4
@@ -172,3 +172,24 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
         assert vlm.select(view, keep=12).tolist() == expected.tolist(), method.name
     need_cls = {m.name for m in pruning.all_methods() if any(name.startswith("cls_") for name in m.needs)}
     assert refused == {"cdpruner", "trim"} | (need_cls if kit.tiny.tower == "siglip" else set())
+
+
+def test_a_share_of_each_image(kit: Kit) -> None:
+    """keep_ratio is a budget of each image's own; a request's has priority over the call's."""
+    vlm = kit.load("share", method="random", keep=9)
+    sizes = [(90, 70), (300, 31)]
+    plans = [vlm.pipeline.processor.plan(h, w, len(sizes)) for w, h in sizes]
+    result = vlm.generate(images_of(sizes), "Same?", keep_ratio=0.25, max_new_tokens=2)
+    assert [len(kept) for kept in result.kept_indices] == [round(0.25 * plan.tokens) for plan in plans]
+    requests = [Request(images_of(sizes), "Same?", keep_ratio=0.1), Request(images_of(sizes), "Same?", keep=3)]
+    first, second = vlm.generate_batch(requests, keep_ratio=0.25, max_new_tokens=2)
+    assert [len(kept) for kept in first.kept_indices] == [max(1, round(0.1 * plan.tokens)) for plan in plans]
+    assert [len(kept) for kept in second.kept_indices] == [3, 3]
+    with pytest.raises(InputError, match=r"keep=3 and keep_ratio=0.5 exclude each other"):
+        vlm.generate(images_of(sizes), "Same?", keep=3, keep_ratio=0.5)
+    for wrong in (0, 1.5, -1, float("nan"), True, "a"):
+        with pytest.raises(InputError, match="keep_ratio"):
+            vlm.generate(images_of(sizes), "Same?", keep_ratio=wrong)
+    narrow = kit.load("narrow", method="random", keep=9, keep_range=(8, 12))
+    with pytest.raises(BudgetError, match="outside 8 to 12"):
+        narrow.generate(images_of(sizes), "Same?", keep_ratio=0.9)

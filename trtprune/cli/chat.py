@@ -131,8 +131,9 @@ class Talk:
         """Images and budget, in a few words."""
         count = len(self._images)
         pictures = "no picture yet: /image FILE" if not count else f"{count} picture{'s' * (count > 1)}"
-        info, keep = self._vlm.config, self._settings["keep"]
-        return f"{pictures}, {keep or info.pruning.keep} of {info.model.visual_tokens} visual tokens each"
+        info, keep, ratio = self._vlm.config, self._settings["keep"], self._settings.get("keep_ratio")
+        kept = keep or info.pruning.keep if ratio is None else f"{100 * ratio:g} %"
+        return f"{pictures}, {kept} of {info.model.visual_tokens} visual tokens each"
 
     def run(self, read: Callable[[], str | None], *, patient: bool) -> bool:
         """Processes lines until they end; whether all of them were answered.
@@ -206,7 +207,7 @@ class Talk:
                 keep = int(text)
             except ValueError:
                 raise InputError(f"/keep {text[:50]}: must be a whole number", hint="such as /keep 64") from None
-            self._settings["keep"] = self._vlm.check_keep(keep)
+            self._settings |= {"keep": self._vlm.check_keep(keep), "keep_ratio": None}
             if not self._settings["repick"]:
                 self._chat = None  # only a new conversation selects again
         logger.info("%s", self.describe())

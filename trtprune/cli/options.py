@@ -24,6 +24,7 @@ __all__ = [
     "ENGINE_DIRECTORY",
     "JSON",
     "KEEP",
+    "KEEP_RATIO",
     "MAX_PIXELS",
     "MODEL",
     "OUTPUT",
@@ -96,6 +97,13 @@ KEEP = option(
     metavar="N",
     group=PRUNING,
     help="The number of visual tokens kept per image.  [default: as built]",
+)
+KEEP_RATIO = option(
+    "--keep-ratio",
+    type=float,
+    metavar="R",
+    group=PRUNING,
+    help="The share of each image's visual tokens that is kept, above 0 and at most 1; instead of --keep.",
 )
 MAX_PIXELS = option("--max-pixels", type=int, metavar="N", help="The largest picture that is opened, in pixels.")
 CLIP = option(

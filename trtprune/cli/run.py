@@ -17,7 +17,7 @@ import click
 from trtprune.backends.running import Running
 from trtprune.cli.console import echo, echo_json, log_options, logger
 from trtprune.cli.flags import OUTPUT, Command, Gathered, Options, option
-from trtprune.cli.options import DIRECTORY, KEEP, MAX_PIXELS, PATH, PRUNING, RUN, Loading
+from trtprune.cli.options import DIRECTORY, KEEP, KEEP_RATIO, MAX_PIXELS, PATH, PRUNING, RUN, Loading
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _REPICK = option(
 _ANSWER: Options = (
     option("--system", metavar="TEXT", group=QUESTION, help="A system message."),
     KEEP,
+    KEEP_RATIO,
     _REPICK,
     option(
         "--max-new-tokens",

@@ -62,11 +62,16 @@ def check_settings(given: Mapping[str, Any]) -> None:
         InputError: naming the flag.
     """
     from trtprune.runtime.answer import check_stop
+    from trtprune.runtime.budget import Budget
     from trtprune.runtime.sampling import Sampling
 
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
     Sampling(**{name: given[name] for name in names if given.get(name) is not None})
     check_stop(given.get("stop"))
+    keep, ratio = given.get("keep"), given.get("keep_ratio")
+    Budget(keep or 0, ratio)
+    if keep is not None and ratio is not None:
+        raise InputError(f"--keep {keep} and --keep-ratio {ratio:g} exclude each other", hint="leave out one")
 
 
 def pictures(sources: Sequence[str], loading: Loading) -> list[Image.Image]:

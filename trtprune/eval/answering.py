@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.budget import Budget
 from trtprune.runtime.clock import Clock
 from trtprune.runtime.pipeline import turns_of
 
@@ -108,7 +109,7 @@ class Answerer:
         for lane, seen in zip(lanes, features, strict=True):
             before = lane.selection
             selection = self._pick(lane, seen, prompt, embeds, keep, seed, clock)
-            layout = lane.pipeline.lay_out(prompt, embeds, selection, keep)
+            layout = lane.pipeline.lay_out(prompt, embeds, selection)
             answers.append(lane.pipeline.answer(prompt, layout, self._settings))
             known.append(_known(lane.cached, layout, before is selection))
             layouts.append(layout)
@@ -141,7 +142,7 @@ class Answerer:
         same = lane.features is features and (lane.keep, lane.seed) == (keep, seed)
         if not (lane.blind and same and lane.selection):
             lane.features, lane.keep, lane.seed = features, keep, seed
-            lane.selection = lane.pipeline.select(prompt, embeds, [features], keep, seed, clock)
+            lane.selection = lane.pipeline.select(prompt, embeds, [features], Budget(keep), seed, clock)
         return lane.selection
 
     def _room(self, start: Sequence[int], tokens: int) -> Any:

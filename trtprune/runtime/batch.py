@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtprune.arguments import whole
 from trtprune.runtime.answer import Answer, AnswerSettings
+from trtprune.runtime.budget import Budget
 from trtprune.runtime.clock import Clock
 from trtprune.runtime.pipeline import turns_of
 
@@ -31,7 +32,7 @@ class _Row:
 
     request: Request
     images: list[ImageInput | Features]
-    keep: int
+    budget: Budget
     settings: AnswerSettings
 
 
@@ -42,7 +43,7 @@ class Batch:
         pipeline: The stages of the model.
         requests: One for each row.
         settings: Settings of answers, for requests without their own.
-        keep: The budget of an image, for requests without their own; None: the build's default.
+        keep, keep_ratio: The budget of each image, for requests without their own; None: the build's default.
 
     Raises:
         InputError: for a setting out of range; faults of images and prompts are raised by :meth:`steps`.
@@ -50,12 +51,20 @@ class Batch:
     """
 
     def __init__(
-        self, pipeline: Pipeline, requests: Sequence[Request], settings: AnswerSettings, *, keep: int | None = None
+        self,
+        pipeline: Pipeline,
+        requests: Sequence[Request],
+        settings: AnswerSettings,
+        *,
+        keep: int | None = None,
+        keep_ratio: float | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._rows = []
         for request in requests:
-            budget = pipeline.check_keep(keep if request.keep is None else request.keep)
+            own_budget = request.keep is not None or request.keep_ratio is not None
+            asked = (request.keep, request.keep_ratio) if own_budget else (keep, keep_ratio)
+            budget = pipeline.budget(*asked)
             own = settings
             if request.max_new_tokens is not None:
                 own = replace(own, max_new_tokens=whole("max_new_tokens", request.max_new_tokens, 1))
@@ -83,8 +92,8 @@ class Batch:
         for prompt, row in zip(prompts, self._rows, strict=True):
             seen = [next(features) for _ in row.images]
             embeds = pipeline.embed(prompt, clock)
-            selection = pipeline.select(prompt, embeds, seen, row.keep, row.settings.sampling.seed or 0, clock)
-            layouts.append(pipeline.lay_out(prompt, embeds, selection, row.keep))
+            selection = pipeline.select(prompt, embeds, seen, row.budget, row.settings.sampling.seed or 0, clock)
+            layouts.append(pipeline.lay_out(prompt, embeds, selection))
             self.answers.append(pipeline.answer(prompt, layouts[-1], row.settings))
         # 4. One cache for all of them, for the largest possible length of a row.
         rows, decoder = len(layouts), pipeline.decoder

@@ -14,6 +14,7 @@ import numpy as np
 from trtprune.arguments import arg, text_of
 from trtprune.errors import InputError
 from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.budget import Budget
 from trtprune.runtime.clock import Clock
 from trtprune.text.template import Turn
 
@@ -46,7 +47,7 @@ class Conversation:
         self._selection: Selection | None = None
         self._cache: Any = None
         self._cached = np.zeros(0, np.int64)
-        self._budget = 0
+        self._budget: Budget | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -58,6 +59,7 @@ class Conversation:
         prompt: str,
         *,
         keep: int | None = None,
+        keep_ratio: float | None = None,
         repick: bool = True,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -72,7 +74,7 @@ class Conversation:
 
         Args:
             prompt: The question.
-            keep: Visual tokens to keep of each image; with ``repick=False`` only the first question may set it.
+            keep, keep_ratio: As in :meth:`Vlm.generate`; with ``repick=False`` only the first question may set them.
             repick: Whether to select the visual tokens again for this question and compute the history with them; False
                 keeps the selection and the cache, so that only the new part is computed.
             max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As in
@@ -90,11 +92,12 @@ class Conversation:
             ignore_eos=ignore_eos,
         )
         with self._pipeline.using():
-            return self._ask(text_of("prompt", prompt), keep, settings, repick=repick)
+            budget = self._pipeline.budget(keep, keep_ratio)
+            chosen = keep is not None or keep_ratio is not None
+            return self._ask(text_of("prompt", prompt), budget, settings, repick=repick, chosen=chosen)
 
-    def _ask(self, prompt: str, keep: int | None, settings: AnswerSettings, *, repick: bool) -> Result:
+    def _ask(self, prompt: str, budget: Budget, settings: AnswerSettings, *, repick: bool, chosen: bool) -> Result:
         pipeline, clock = self._pipeline, Clock()
-        budget = pipeline.check_keep(keep)
         # 1. The whole conversation as one prompt.
         question = Turn("user", prompt, 0 if self._turns else len(self._images))
         with clock.stage("preprocess"):
@@ -104,17 +107,16 @@ class Conversation:
             self._features = pipeline.features(self._images, clock)
         # 3. The selection: the question's own, or the earlier one.
         before = None if repick else self._selection
-        if before is not None and keep is not None and budget != self._budget:
-            raise InputError(
-                f"{arg('keep', keep)}: the selection was made with another", hint=f"{arg('repick', True)} selects anew"
-            )
+        if before is not None and chosen and budget != self._budget:
+            name = arg("keep", budget.keep) if budget.ratio is None else arg("keep_ratio", budget.ratio)
+            raise InputError(f"{name}: the selection was made with another", hint=f"{arg('repick', True)} selects anew")
         embeds = pipeline.embed(encoded, clock)
         if before is None:
             seed = settings.sampling.seed or 0
             selection = pipeline.select(encoded, embeds, self._features, budget, seed, clock)
         else:
-            selection, budget = before, self._budget
-        layout = pipeline.lay_out(encoded, embeds, selection, budget)
+            selection, budget = before, self._budget or budget
+        layout = pipeline.lay_out(encoded, embeds, selection)
         answer = pipeline.answer(encoded, layout, settings)
         # 4. The cached part of the prompt. Equal ids are not enough: the features must be the same, too.
         known = 0

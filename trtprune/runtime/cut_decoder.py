@@ -210,7 +210,7 @@ class CutDecoder:
             picture=picture[first:],
             source=source[first:],
             raters=raters,
-            keep=layout.keep,
+            keeps=layout.keeps,
             visual_tokens=layout.visual_tokens,
             ranks=ranks,
             counts=counts,
@@ -332,14 +332,14 @@ class CutDecoder:
         """The number of an image's tokens that stay at point ``k``."""
         tokens = row.visual_tokens[number]
         if not self._schedule.ranked:
-            return self._schedule.kept(row.keep, tokens)[k]
+            return self._schedule.kept(row.keeps[number], tokens)[k]
         ranks, counts = row.ranks[number], row.counts[number]
         new = k == len(ranks)
         if new:
             assert attention is not None
             block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
             ranks.append(self._rank(block))
-        found = list(self._schedule.rank_counts(ranks, row.keep, tokens))
+        found = list(self._schedule.rank_counts(ranks, row.keeps[number], tokens))
         row.stale |= new and found[:k] != counts
         counts.append(found[k])
         return found[k]

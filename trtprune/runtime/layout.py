@@ -22,11 +22,13 @@ class Selection:
         kept: For each image int64 [n], ascending, indices of its visual tokens that enter.
         rows: For each image [n, D], their features.
         visual_tokens: For each image N, its visual tokens before pruning.
+        keeps: For each image its budget.
     """
 
     kept: tuple[np.ndarray, ...]
     rows: tuple[Array, ...]
     visual_tokens: tuple[int, ...]
+    keeps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Layout:
         positions: int64 [S].
         next_position: The position of the answer's first token.
         pictures: For each image its first row and the row behind its last.
-        keep: The budget of each image, for a decoder that prunes.
+        keeps: For each image its budget, for a decoder that prunes.
         kept: For each image int64, indices of its visual tokens in the rows.
         visual_tokens: For each image N, its visual tokens before pruning.
     """
@@ -49,12 +51,12 @@ class Layout:
     positions: np.ndarray
     next_position: int
     pictures: tuple[tuple[int, int], ...] = ()
-    keep: int = 0
+    keeps: tuple[int, ...] = ()
     kept: tuple[np.ndarray, ...] = ()
     visual_tokens: tuple[int, ...] = ()
 
 
-def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions: str, keep: int = 0) -> Layout:
+def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions: str) -> Layout:
     """Replaces the placeholders by the kept features.
 
     Args:
@@ -63,7 +65,6 @@ def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions:
         selection: The features of each image that enter the decoder.
         positions: ``compact`` numbers the rows 0, 1, 2 …; ``original`` gives each row the number it would have if
             nothing had been dropped.
-        keep: The budget, for a decoder that prunes.
     """
     ids, rows, places, pictures = [], [], [], []
     start, place, length = 0, 0, 0
@@ -89,7 +90,7 @@ def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions:
         positions=numbers,
         next_position=place,
         pictures=tuple(pictures),
-        keep=keep,
+        keeps=selection.keeps,
         kept=selection.kept,
         visual_tokens=selection.visual_tokens,
     )

@@ -21,6 +21,7 @@ from trtprune.engine_dir import CONFIG_NAME
 from trtprune.engine_dir.roles import PRUNER
 from trtprune.errors import BackendError, BudgetError, InputError
 from trtprune.runtime.answer import MAX_NEW_TOKENS, Answer, AnswerSettings, unpruned_ids
+from trtprune.runtime.budget import Budget
 from trtprune.runtime.chain import Chain
 from trtprune.runtime.clip_text import ClipText
 from trtprune.runtime.decoder import Decoder, WholeDecoder
@@ -145,6 +146,28 @@ class Pipeline:
         self.decoder.check_keep(int(keep))
         return keep
 
+    def budget(self, keep: int | None, keep_ratio: float | None) -> Budget:
+        """The budget of every image of a request; the build's default if neither is set.
+
+        Raises:
+            BudgetError: if the build does not serve it.  A share is checked when the image's tokens are known.
+            InputError: for both at once, or a share out of range.
+        """
+        if keep_ratio is None:
+            return Budget(self.check_keep(keep))
+        if keep is not None:
+            raise InputError(
+                f"{arg('keep', keep)} and {arg('keep_ratio', keep_ratio)} exclude each other", hint="leave out one"
+            )
+        return Budget(self.config.pruning.keep, keep_ratio)
+
+    def _keep_of(self, budget: Budget, features: Features) -> int:
+        """The number of tokens to keep of an image."""
+        keep = budget.of(features.visual_tokens)
+        if budget.ratio is not None and keep < features.visual_tokens:
+            self.check_keep(keep)
+        return keep
+
     def _out_of_range(self, keep: int) -> BudgetError:
         info, total = self.config.pruning, self.config.model.visual_tokens
         low, high = info.keep_range
@@ -242,7 +265,7 @@ class Pipeline:
             return self.chain.embed(prompt.ids[None], self.encoder.token)[0]
 
     def select(
-        self, prompt: Prompt, embeds: Array, features: Sequence[Features], keep: int, seed: int, clock: Clock
+        self, prompt: Prompt, embeds: Array, features: Sequence[Features], budget: Budget, seed: int, clock: Clock
     ) -> Selection:
         """The visual tokens of a prompt's images that enter the decoder; all of them without a pruner before it.
 
@@ -250,23 +273,27 @@ class Pipeline:
             prompt: The prompt.
             embeds: Its embeddings, see :meth:`embed`.
             features: Features of each image.
-            keep: The budget of an image.
+            budget: The budget of each image.
             seed: Seed of methods that draw at random; images of one prompt have different seeds.
             clock: Counts the time as ``prune``.
         """
         totals = tuple(seen.visual_tokens for seen in features)
+        keeps = tuple(self._keep_of(budget, seen) for seen in features)
         if self.pruner is None:
-            return Selection(tuple(map(np.arange, totals)), tuple(seen.image for seen in features), totals)
+            return Selection(tuple(map(np.arange, totals)), tuple(seen.image for seen in features), totals, keeps)
         with clock.stage("prune"):
             span = prompt.span(self.config.pruning.text_span)
             text = embeds[span] if self.pruner.reads_embeds else None
             given = self.clip_text.read(prompt)
-            pruned = [self.pruner.prune(seen, text, keep, seed + i, given) for i, seen in enumerate(features)]
-        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals)
+            pruned = [
+                self.pruner.prune(seen, text, keep, seed + i, given)
+                for i, (seen, keep) in enumerate(zip(features, keeps, strict=True))
+            ]
+        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals, keeps)
 
-    def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection, keep: int) -> Layout:
-        """The prompt's text and selected features in one row; ``keep`` is for a decoder that prunes."""
-        return lay_out(prompt, embeds, selection, self.config.pruning.positions, keep)
+    def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection) -> Layout:
+        """The prompt's text and selected features in one row."""
+        return lay_out(prompt, embeds, selection, self.config.pruning.positions)
 
     def answer(self, prompt: Prompt, layout: Layout, settings: AnswerSettings) -> Answer:
         """A new answer, before its first token.

@@ -39,6 +39,7 @@ def _texts(value: Any) -> bool:
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 IN_REQUEST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "keep": (_whole, "a whole number"),
+    "keep_ratio": (lambda value: _number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
     "max_new_tokens": (lambda value: _whole(value) and value > 0, "a whole number above 0"),
     "seed": (lambda value: _whole(value) and 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1"),
     "system": (lambda value: isinstance(value, str), "a text"),
@@ -229,6 +230,8 @@ class RequestFile:
             )
         except TrtpruneError as error:
             return error.message
+        if "keep" in own and "keep_ratio" in own:
+            return "keep and keep_ratio exclude each other"
         stop = own.get("stop", ())
         return "stop: a text is empty" if "" in ([stop] if isinstance(stop, str) else stop) else ""
 

@@ -24,7 +24,7 @@ class Request:
         images: One image or several; see :func:`trtprune.runtime.pictures.load_picture`, or
             :class:`trtprune.runtime.Features`.
         prompt: The question; with ``raw_prompt`` the whole prompt, with a placeholder for each image.
-        keep: Visual tokens to keep of each image.
+        keep, keep_ratio: Visual tokens to keep of each image, as a number or as a share.
         system: A system prompt for the chat template.
         raw_prompt: Whether the chat template is not used.
         max_new_tokens: Longest answer, in tokens.
@@ -38,6 +38,7 @@ class Request:
     raw_prompt: bool = False
     max_new_tokens: int | None = None
     seed: int | None = None
+    keep_ratio: float | None = None
 
 
 @dataclass(frozen=True)

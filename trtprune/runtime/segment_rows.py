@@ -29,7 +29,7 @@ class PromptRow:
         picture: int64 [S], the number of the image a token belongs to, or :data:`TEXT`.
         source: int64 [S], a token's row in the first segment, or :data:`MERGED`.
         raters: For each image the rows of the first segment that rate it.
-        keep: The budget of each image.
+        keeps: For each image its budget.
         visual_tokens: For each image N, its visual tokens before pruning.
         ranks: For each image the rank of its raters' attention at each point, as far as known, if that decides the
             number of tokens.
@@ -42,7 +42,7 @@ class PromptRow:
     picture: np.ndarray
     source: np.ndarray
     raters: list[np.ndarray]
-    keep: int
+    keeps: Sequence[int]
     visual_tokens: Sequence[int]
     ranks: list[list[int]]
     counts: list[list[int]]

@@ -50,7 +50,7 @@ def select(pipeline: Pipeline, view: View, *, keep: int, seed: int | None = None
     Raises:
         BudgetError: for a budget that the build does not serve.
     """
-    budget = pipeline.check_keep(keep)
+    budget = pipeline.budget(keep, None)
     selection = pipeline.select(view.prompt, view.text_embeds, [view.features], budget, seed or 0, Clock())
-    layout = pipeline.lay_out(view.prompt, view.text_embeds, selection, budget)
+    layout = pipeline.lay_out(view.prompt, view.text_embeds, selection)
     return pipeline.decoder.select(layout)[0]

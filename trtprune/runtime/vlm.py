@@ -82,6 +82,7 @@ class Vlm:
         prompt: str,
         *,
         keep: int | None = None,
+        keep_ratio: float | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -103,7 +104,8 @@ class Vlm:
                 :func:`trtprune.runtime.pictures.load_picture`), or the :class:`Features` of one; or a list of
                 these, all in one prompt.
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
-            keep: Visual tokens to keep of each image; None: the build's default.
+            keep: Visual tokens to keep of each image, all of its crops together; None: the build's default.
+            keep_ratio: The same as a share of the image's visual tokens, above 0 and at most 1.
             max_new_tokens: Longest answer in tokens; 64, if the checkpoint does not set one either.
             temperature: 0 always takes the likeliest token; above 0, tokens are drawn, whatever the default.
             top_k: Number of likeliest tokens for draws; 0 is off, and 50 is transformers' default.
@@ -117,12 +119,13 @@ class Vlm:
 
         Raises:
             InputError: for an image, prompt or setting that cannot be used.
-            BudgetError: for a ``keep`` outside the build's range.
+            BudgetError: for a budget outside the build's range.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
         return self.generate_batch(
             [request],
             keep=keep,
+            keep_ratio=keep_ratio,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -138,6 +141,7 @@ class Vlm:
         requests: Sequence[Request],
         *,
         keep: int | None = None,
+        keep_ratio: float | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -163,7 +167,7 @@ class Vlm:
             stop=stop,
             ignore_eos=ignore_eos,
         )
-        batch = Batch(self.pipeline, requests, settings, keep=keep)
+        batch = Batch(self.pipeline, requests, settings, keep=keep, keep_ratio=keep_ratio)
         with self.using():
             for _ in batch.steps():
                 pass
@@ -175,6 +179,7 @@ class Vlm:
         prompt: str,
         *,
         keep: int | None = None,
+        keep_ratio: float | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -202,7 +207,7 @@ class Vlm:
             stop=stop,
             ignore_eos=ignore_eos,
         )
-        return Stream(self.pipeline, Batch(self.pipeline, [request], settings, keep=keep))
+        return Stream(self.pipeline, Batch(self.pipeline, [request], settings, keep=keep, keep_ratio=keep_ratio))
 
     def chat(self, images: Images, *, system: str | None = None) -> Conversation:
         """Starts a conversation of several questions about the same images."""
