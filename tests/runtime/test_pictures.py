@@ -322,3 +322,37 @@ def test_damage_is_never_a_traceback(kind: str, place: int, value: int, cut: int
     data[place % len(data)] = value
     with contextlib.suppress(TrtpruneError):
         assert load_picture(bytes(data[: max(1, len(data) - cut // 8)]), 1 << 16).mode == "RGB"
+
+
+def box(kind: bytes, *brands: bytes) -> bytes:
+    body = kind + b"\0\0\0\0" + b"".join(brands)
+    return struct.pack(">I", 8 + len(body)) + b"ftyp" + body
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (box(b"isom", b"isom", b"mp41"), "MP4"),
+        (box(b"qt  "), "QuickTime"),
+        (struct.pack(">I", 8) + b"wide" + b"\0\0\0\0mdat", "QuickTime"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81\x01B\x82\x84webm", "WebM"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81\x01B\x82\x88matroska", "Matroska"),
+        (b"RIFF\x00\x10\0\0AVI LIST", "AVI"),
+        (b"\0\0\x01\xba" + b"D\0", "MPEG"),
+        (b"G" + b"\0" * 187 + b"G" + b"\0" * 187, "MPEG transport stream"),
+    ],
+)
+def test_videos_are_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data + b"\0" * 500)
+    for source in (path, data + b"\0" * 500):
+        with pytest.raises(InputError, match=rf"a video \({kind}\); videos are not supported") as caught:
+            load_picture(source)
+        assert "frame" in (caught.value.hint or "")
+
+
+def test_pictures_in_a_videos_container_are_no_videos() -> None:
+    with pytest.raises(InputError, match="not a picture that can be read"):
+        load_picture(box(b"heic", b"mif1", b"heic") + b"\0" * 100)
+    assert load_picture(frames("GIF")).size == (8, 8)
+    assert load_picture(frames("WEBP")).size == (8, 8)

@@ -54,7 +54,7 @@ def chat(directory: Path, images: tuple[str, ...], settings: dict[str, Any], rep
     trtprune chat out --image cat.jpg
     printf 'What is it?\\nWhere does it sit?\\n' | trtprune chat out --image cat.jpg
     """
-    from trtprune.cli.running import check_settings, open_vlm, pictures
+    from trtprune.cli.running import check_settings, open_vlm, pictures, tell_whole_images
     from trtprune.compiler.budget import check_keep
     from trtprune.engine_dir import open_engine_dir
 
@@ -69,6 +69,7 @@ def chat(directory: Path, images: tuple[str, ...], settings: dict[str, Any], rep
 
     looked_at = load(images)
     vlm = open_vlm(directory, loading)
+    tell_whole_images(vlm)
     talk = Talk(vlm, looked_at, {**settings, "repick": repick}, load)
     watched = sys.stdin.isatty()
     if watched:
@@ -132,8 +133,17 @@ class Talk:
         count = len(self._images)
         pictures = "no picture yet: /image FILE" if not count else f"{count} picture{'s' * (count > 1)}"
         info, keep, ratio = self._vlm.config, self._settings["keep"], self._settings.get("keep_ratio")
-        kept = keep or info.pruning.keep if ratio is None else f"{100 * ratio:g} %"
-        return f"{pictures}, {kept} of {info.model.visual_tokens} visual tokens each"
+        keep = keep or info.pruning.keep
+        least, most = info.vision.tokens
+        if count and least < most:
+            from trtprune.runtime.budget import Budget
+
+            processor, budget = self._vlm.pipeline.processor, Budget(keep, ratio)
+            totals = [processor.plan(image.height, image.width, count).tokens for image in self._images]
+            counts = [f"{min(budget.of(total), total)} of {total}" for total in totals]
+            return f"{pictures}, {', '.join(counts)} visual tokens"
+        kept = keep if ratio is None else f"{100 * ratio:g} %"
+        return f"{pictures}, {kept} of {least if least == most else f'{least} to {most}'} visual tokens each"
 
     def run(self, read: Callable[[], str | None], *, patient: bool) -> bool:
         """Processes lines until they end; whether all of them were answered.

@@ -348,7 +348,13 @@ def _answers(directory: Path, flags: _Flags, out: _Output) -> bool:
         max_new_tokens=flags.max_new_tokens,
         stop=list(flags.stop) or None,
     )
-    logger.info("%s: %s", agreement.method, describe_budget(agreement.visual_tokens, agreement.keep))
+    counts = [(row.visual_tokens, row.kept_tokens) for row in agreement.rows]
+    budget = describe_budget(agreement.visual_tokens, agreement.keep)
+    if len({visual for visual, _ in counts}) > 1:
+        budget = f"{describe_budget(*map(sum, zip(*counts, strict=True)))}, all questions together"
+    elif counts:
+        budget = describe_budget(counts[0][0], min(counts[0]))
+    logger.info("%s: %s", agreement.method, budget)
     if out.report is not None:
         write_report(agreement.to_json(), out.report)
     if out.as_json:

@@ -10,11 +10,20 @@ from typing import Any
 from trtprune.compiler.budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
-from trtprune.engine_dir.roles import VISION
+from trtprune.engine_dir.roles import PACK, VISION
+from trtprune.pruning.inputs import INPUTS
+from trtprune.tensor_names import CLS_ATTENTION, DEEP_ATTENTION, SHALLOW_ATTENTION
 
 __all__ = ["describe", "render"]
 
 OPS_SHOWN = 8
+SALIENCY = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION)
+NEWLINES = {
+    "keep": "a newline token stays beside the budget if something of its line does",
+    "drop": "newline tokens of a pruned image are dropped",
+    "candidates": "newline tokens are chosen from like others",
+}
+"""Words for each rule of ``config.vision.newlines``."""
 
 
 def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
@@ -30,6 +39,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         "path": str(made.root),
         **{name: config[name] for name in ("backend", "dtype", "weight_dtype", "lowering", "model")},
         "pruning": config["pruning"] | {"budget": describe_build(made), "served": describe_served(made)},
+        "vision": config["vision"] | {"saliency": [name for name in SALIENCY if name in made.pruning.needs]},
         "chain": config["chain"],
         "components": [
             facts
@@ -107,21 +117,17 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
     model, pruning, kv = facts["model"], facts["pruning"], facts["kv"]
-    total = model["visual_tokens"]
     weights = f", {facts['weight_dtype']} weights" if facts["weight_dtype"] else ""
     rows = [
         ("model", f"{model['id']}" + (f" at {model['revision'][:12]}" if model["revision"] else "")),
         ("family", f"{model['family']}, hidden size {model['hidden_size']}, {kv['layers']} layers"),
-        (
-            "image",
-            f"{model['image_size'][1]} x {model['image_size'][0]} pixels, "
-            f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches, {total} visual tokens",
-        ),
+        ("image", _image_words(facts)),
         ("method", " ".join([pruning["method"], *(f"{k}={v}" for k, v in sorted(pruning["options"].items()))])),
         ("budget", pruning["budget"] + (f"; {pruning['served']} without building again" if pruning["served"] else "")),
         ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
         ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["role"] == VISION
                                           for spec in c["outputs"])),
+        ("saliency", _saliency_words(facts)),
         ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
         ("kv cache", f"{_size(kv['bytes_per_token'])} a token; {_picture_words(kv)}"),
@@ -153,7 +159,28 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
     return [summary, components, files]
 
 
+def _image_words(facts: dict[str, Any]) -> str:
+    """The crops of an image, their size, and the visual tokens they become."""
+    model, vision = facts["model"], facts["vision"]
+    (least, most), (fewest, crops) = vision["tokens"], vision["crops"]
+    words = f"{model['image_size'][1]} x {model['image_size'][0]} pixels, "
+    words += f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches"
+    if crops > 1:
+        words = f"{fewest} to {crops} crops of {words}" if fewest < crops else f"{crops} crops of {words}"
+    words += f", {least if least == most else f'{least} to {most}'} visual tokens"
+    if any(component["role"] == PACK for component in facts["components"]):
+        words += f"; processor {vision['processor']}; {NEWLINES.get(vision['newlines'], vision['newlines'])}"
+    return words
+
+
+def _saliency_words(facts: dict[str, Any]) -> str:
+    """What a method goes by of the tower's own attention."""
+    names = facts["vision"]["saliency"]
+    return ", ".join(f"{name}: {INPUTS[name].words}" for name in names) or "none of the tower's attention is read"
+
+
 def _picture_words(kv: dict[str, Any]) -> str:
+    # At most: an image may have fewer visual tokens than the largest.
     unpruned = _size(kv["bytes_per_image_unpruned"])
     if kv["bytes_per_image"] is None:
         return f"a picture takes at most {unpruned}; how much, the rank of the attention says"

@@ -188,7 +188,7 @@ def run(
     trtprune run out --image a.jpg --image b.jpg --prompt "What differs?" --json
     trtprune run out --requests questions.jsonl -o answers.jsonl
     """
-    from trtprune.cli.running import answer_one, answer_turns, check_settings, open_vlm, pictures
+    from trtprune.cli.running import answer_one, answer_turns, check_settings, open_vlm, pictures, tell_whole_images
     from trtprune.compiler.budget import check_keep
     from trtprune.engine_dir import open_engine_dir
 
@@ -204,6 +204,7 @@ def run(
         return
     looked_at = pictures(images, loading)
     vlm = open_vlm(directory, loading)
+    tell_whole_images(vlm)
     results: Iterable[Result]
     if len(prompts) > 1:
         results = answer_turns(vlm, looked_at, prompts, settings, repick)
@@ -246,7 +247,7 @@ def _answer_file(
 ) -> None:
     """``--requests``: all possible checks come before the model is loaded."""
     from trtprune.cli.answer_file import AnswerFile, fingerprint
-    from trtprune.cli.running import answer_rows, open_vlm
+    from trtprune.cli.running import answer_rows, open_vlm, tell_whole_images
     from trtprune.compiler.budget import check_keep
     from trtprune.eval.progress import Meter
     from trtprune.runtime.requests import RequestFile
@@ -275,6 +276,7 @@ def _answer_file(
                 logger.info("%-9s %d of %d rows were answered before", "answers", done, survey.rows)
         tally = Tally(rows, survey.rows, done)
         vlm = open_vlm(directory, loading)
+        tell_whole_images(vlm)
         # On a terminal the answers themselves show the progress.
         watched = stack.enter_context(Meter(survey.rows, done, terminal=_bar_wanted(output)))
         try:

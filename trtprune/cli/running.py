@@ -28,6 +28,7 @@ __all__ = [
     "check_settings",
     "open_vlm",
     "pictures",
+    "tell_whole_images",
 ]
 
 BATCH_SIZE = 4
@@ -53,6 +54,18 @@ def open_vlm(directory: Path, loading: Loading) -> Vlm:
     logger.debug("%s: %s, %s, %s", directory, vlm.config.model.id, vlm.config.pruning.method, vlm.provider)
     logger.debug("loaded in %.1f s", time.perf_counter() - start)
     return vlm
+
+
+def tell_whole_images(vlm: Vlm) -> None:
+    """From now on, says once for each place in a prompt that an image has no more visual tokens than the budget."""
+    told: set[int] = set()
+
+    def say(number: int, tokens: int, keep: int) -> None:
+        if number not in told:
+            told.add(number)
+            logger.info("image %d has %d visual tokens: --keep %d leaves it as it is", number, tokens, keep)
+
+    vlm.pipeline.on_whole = say
 
 
 def check_settings(given: Mapping[str, Any]) -> None:

@@ -36,11 +36,19 @@ def describe_budget(tokens: int, kept: int) -> str:
 
 
 def describe_build(made: EngineDir) -> str:
-    """A build's pruning in words: the budget, and for a pruning decoder its schedule."""
-    info, tokens = made.pruning, made.model.visual_tokens
-    if info.schedule is None:
-        return describe_budget(tokens, info.keep)
-    return info.schedule.describe(info.keep, tokens)
+    """What a build does with an image's tokens: the budget, or the schedule of a decoder that prunes.
+
+    Where images differ in their visual tokens: ``576 to 2928 → 640 visual tokens (21.9 to 100.0 % kept)``.
+    """
+    info, (least, most) = made.pruning, made.vision.tokens
+    if info.schedule is not None:
+        words = info.schedule.describe(info.keep, most)
+        return words if least == most else f"{words} (the largest image; the smallest has {least} visual tokens)"
+    if least == most:
+        return describe_budget(most, info.keep)
+    shares = [100 * min(1.0, info.keep / tokens) for tokens in (most, least)]
+    kept = " to ".join(dict.fromkeys(f"{share:.1f}" for share in shares))
+    return f"{least} to {most} → {info.keep} visual tokens ({kept} % kept)"
 
 
 def describe_served(made: EngineDir) -> str:

@@ -112,6 +112,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         self._longest, self._system, self._seed = max_new_tokens, system, seed
         self.visual_tokens = 0
         """Number of visual tokens of all images so far."""
+        self._prunable = False  # whether an image had more visual tokens than the budget
         self.kept_tokens = 0.0
         """Number of these that the decoder's layers processed, on average over the layers."""
 
@@ -129,7 +130,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         if self.visual_tokens:
             share = 100 * self.kept_tokens / self.visual_tokens
             logger.info("%s, keep %s: %.1f %% of the visual tokens processed", self.variant.label, self.keep, share)
-        if self.keep < self.vlm.config.model.visual_tokens and self.kept_tokens == self.visual_tokens > 0:
+        if self._prunable and self.kept_tokens == self.visual_tokens > 0:
             raise BudgetError(f"{self.variant.label}: nothing was pruned", hint="answers are those of the full model")
         return answers
 
@@ -157,11 +158,13 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         until = settings.get("until") or []
         temperature = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
         asked = self._longest or int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+        features = self.vlm.features(images)
+        totals = [seen.visual_tokens for seen in features]
         result = self.vlm.generate(
-            images,
+            features,
             question,
             keep=self.keep,
-            max_new_tokens=max(1, min(asked, self._room(question, len(images)))),
+            max_new_tokens=max(1, min(asked, self._room(question, totals))),
             temperature=temperature,
             top_p=float(settings["top_p"]) if temperature and settings.get("top_p") else None,
             stop=[until] if isinstance(until, str) else [text for text in until if text],
@@ -169,15 +172,16 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
             seed=self._seed,
         )
         self.visual_tokens += result.visual_tokens
+        self._prunable |= self.keep < max(totals)
         self.kept_tokens += result.tokens_per_layer if result.segment_tokens else result.kept_tokens
         return result.text.strip()
 
-    def _room(self, question: str, images: int) -> int:
+    def _room(self, question: str, totals: Sequence[int]) -> int:
         """The longest possible answer, by the room in the cache and the positions."""
         from trtprune.runtime.pipeline import turns_of
 
-        prompt = self.vlm.encoder.encode(turns_of(question, images, self._system))
-        return self.vlm.pipeline.room(prompt, self.keep)
+        prompt = self.vlm.encoder.encode(turns_of(question, len(totals), self._system))
+        return self.vlm.pipeline.room(prompt, self.keep, totals)
 
 
 def manifest() -> Any:

@@ -32,6 +32,9 @@ MAX_PIXELS_VARIABLE = "TRTPRUNE_MAX_PIXELS"
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PPM_PLAIN_BYTES = 4 << 20
+HEAD = 4096
+"""Bytes that tell a video's container."""
+STILL_BRANDS = {b"avif", b"avis", b"mif1", b"heic", b"heix", b"heif"}
 MAX_READS = 1_000_000
 SMALL_READ = 1024
 READ_SECONDS = 8.0
@@ -177,10 +180,34 @@ def _decode(stream: IO[bytes], name: str, rules: _Rules) -> Image.Image:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             hint = f"one of {', '.join(_formats())}"
+            stream.seek(0)
+            if kind := video_kind(stream.read(HEAD)):
+                message = f"{name}: a video ({kind}); videos are not supported"
+                raise InputError(message, hint="save a frame of it as PNG or JPEG") from None
             raise InputError(f"{name}: not a picture that can be read", hint=hint) from None
         with image:
             counted.opening = False
             return _finish(image, name, rules)
+
+
+def video_kind(head: bytes) -> str:
+    """The container of a video by its first bytes, such as ``MP4``; empty for anything else."""
+    if head[4:8] == b"ftyp":  # ISO base media; still pictures in it (AVIF, HEIC) have brands of their own
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, len(head) - 3, 4))}
+        if brands & STILL_BRANDS:
+            return ""
+        return "QuickTime" if head[8:12] == b"qt  " else "MP4"
+    if head[4:8] in (b"moov", b"mdat", b"wide"):
+        return "QuickTime"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "WebM" if b"webm" in head else "Matroska"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "AVI"
+    if head[:4] in (b"\0\0\x01\xba", b"\0\0\x01\xb3"):
+        return "MPEG"
+    if head[:1] == b"G" and head[188:189] == b"G":
+        return "MPEG transport stream"
+    return {b"FLV\x01": "FLV", b"0&\xb2u": "WMV", b"OggS": "Ogg"}.get(head[:4], "")
 
 
 def _formats() -> tuple[str, ...]:

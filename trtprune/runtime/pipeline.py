@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,7 @@ class Pipeline:
             self.chain.session(component.role, component.segment)
         self._decoder: Decoder | None = _open_decoder(self.chain)
         self.pruner = None if config.find(PRUNER) is None else Pruner(self.chain)
+        self.on_whole: Callable[[int, int, int], None] | None = None
 
     @property
     def decoder(self) -> Decoder:
@@ -279,6 +280,8 @@ class Pipeline:
         """
         totals = tuple(seen.visual_tokens for seen in features)
         keeps = tuple(self._keep_of(budget, seen) for seen in features)
+        if budget.ratio is None:
+            self._tell_whole(features, keeps)
         if self.pruner is None:
             return Selection(tuple(map(np.arange, totals)), tuple(seen.image for seen in features), totals, keeps)
         with clock.stage("prune"):
@@ -290,6 +293,16 @@ class Pipeline:
                 for i, (seen, keep) in enumerate(zip(features, keeps, strict=True))
             ]
         return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals, keeps)
+
+    def _tell_whole(self, features: Sequence[Features], keeps: Sequence[int]) -> None:
+        """Reports the images with no more visual tokens than their budget."""
+        if self.on_whole is None or (self.pruner is None and not self.decoder.prunes):
+            return
+        every = self.config.vision.newlines == "candidates"
+        for number, (seen, keep) in enumerate(zip(features, keeps, strict=True), 1):
+            choices = seen.visual_tokens if every else len(seen.plan.candidates(keep))
+            if keep > choices or keep == choices < seen.visual_tokens:
+                self.on_whole(number, seen.visual_tokens, keep)
 
     def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection) -> Layout:
         """The prompt's text and selected features in one row."""
@@ -329,12 +342,17 @@ class Pipeline:
     def _room(self, tokens: int, next_position: int) -> int:
         return min(self.config.kv.capacity - tokens, self.config.model.max_positions - next_position) + 1
 
-    def room(self, prompt: Prompt, keep: int) -> int:
-        """The number of answer tokens that fit behind a prompt at a budget; below 1 if none does."""
-        images, total = len(prompt.image_positions), self.config.model.visual_tokens
-        words = len(prompt.ids) - images
-        entering = words + images * self.decoder.entering(keep, total)
-        numbered = entering if self.config.pruning.positions == "compact" else words + images * total
+    def room(self, prompt: Prompt, keep: int, totals: Sequence[int]) -> int:
+        """The number of answer tokens that fit behind a prompt at a budget; below 1 if none does.
+
+        Args:
+            prompt: The prompt.
+            keep: The budget of an image.
+            totals: Visual tokens of each image.
+        """
+        words = len(prompt.ids) - len(prompt.image_positions)
+        entering = words + sum(min(total, self.decoder.entering(keep, total)) for total in totals)
+        numbered = entering if self.config.pruning.positions == "compact" else words + sum(totals)
         return self._room(entering, numbered)
 
     def run(
