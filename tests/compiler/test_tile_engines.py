@@ -164,3 +164,42 @@ def test_what_is_beyond_the_limits(kits: dict[str, Kit]) -> None:
         vlm.generate(many, "Which?", keep=12, max_new_tokens=2)
     with pytest.raises(BudgetError, match="keep_range"):
         vlm.generate(picture(1), "Which?", keep=13, max_new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """Images of up to 196 · 31 visual tokens and more, beyond the 3840 entries of TensorRT's TopK."""
+    pinpoints = [[56, 56], [56, 112], [336, 336]]
+    more = {"image_grid_pinpoints": pinpoints, "vision_aspect_ratio": "anyres_max_30"}
+    case = replace(CASES["onevision"], more=more, max_positions=8192, patch_size=4, layers=4)
+    return Kit.make(tmp_path_factory.mktemp("tiles") / "large", case)
+
+
+@pytest.mark.parametrize(
+    ("build_options", "said", "hint"),
+    [
+        ({"method": "divprune", "keep": 9}, "--keep-range: a budget of .* is beyond 3840", "--keep-range 1:3840, or"),
+        ({"method": "dart", "keep": 9}, "this method orders .* of them .* 3840", "--method"),
+        ({"method": "fastv", "keep": 4000}, "this method orders .* of them .* 3840", "--backend onnxruntime"),
+    ],
+    ids=["divprune", "dart", "fastv"],
+)
+def test_too_many_tokens_for_tensorrt(
+    large: Kit, tmp_path: Path, no_gpu: None, build_options: dict[str, Any], said: str, hint: str
+) -> None:
+    """Said before anything is written, on one line."""
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BudgetError, match=said) as caught:
+        build(large.path, tmp_path / "out", "sm89", **build_options)
+    assert "\n" not in str(caught.value)
+    assert hint in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["divprune", "dart", "fastv"])
+def test_as_many_tokens_in_onnx_runtime(large: Kit, method: str) -> None:
+    vlm = large.load(method, method=method, keep=4000 if method == "fastv" else 9)
+    assert vlm.config.model.visual_tokens > 3840
+    result = vlm.generate(picture(1, (330, 340)), "What is it?", max_new_tokens=2)
+    assert result.visual_tokens > 3840
+    assert len(result.token_ids) == 2

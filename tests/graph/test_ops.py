@@ -248,8 +248,9 @@ def test_weight_errors(tmp_path: Path) -> None:
 
 
 def test_lowering_by_backend() -> None:
-    for backend in ("tensorrt", "tensorrt-rtx", "cuda"):
-        assert Lowering.for_backend(backend) == Lowering()
+    assert Lowering.for_backend("cuda") == Lowering()
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        assert Lowering.for_backend(backend) == Lowering(loop_order="count")
     assert Lowering().opset == 24
     openvino = Lowering.for_backend("openvino")
     assert openvino == Lowering(*["primitives"] * 5, coverage="lazy")

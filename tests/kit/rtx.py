@@ -23,7 +23,7 @@ DIMS: dict[str, Range] = {
     "sequence": (1, 24, 64),
     "tokens": (1, 8, 32),
     "logits_rows": (1, 1, 4),
-    "visual_tokens": (576, 576, 576),
+    "visual_tokens": (1, 2340, 2928),
     "text_tokens": (1, 12, 64),
     "text_segments": (1, 1, 4),
     "vision_width": (32, 32, 32),

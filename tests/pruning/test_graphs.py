@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
@@ -199,3 +200,48 @@ def test_inputs_and_outputs(method: str) -> None:
         ("kept_indices", "tensor(int64)"),
         ("pruned_features", "tensor(float)"),
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"crops": "each"}], ids=str)
+@pytest.mark.parametrize("name", pruning.names(inside=False))
+def test_the_longest_list_that_is_ordered(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the TopK nodes of the graph are run, those in loops among them."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.ops import op_cum_sum, op_gather_elements, op_topk
+
+    method = pruning.get(name)
+    if options.keys() - {option.name for option in method.options}:
+        pytest.skip(f"{name} has no such option")
+    lengths: list[int] = []
+    run = op_topk.TopK_11._run
+
+    def recorded(self: Any, x: np.ndarray, k: np.ndarray, **attributes: Any) -> Any:
+        lengths.append(int(np.asarray(k).ravel()[0]))
+        return run(self, x, k, **attributes)
+
+    def any_axis(self: Any, x: np.ndarray, axis: np.ndarray, **attributes: Any) -> Any:
+        return add(self, x, axis.reshape(()), **attributes)  # as runtimes read it
+
+    def gather(self: Any, x: np.ndarray, index: np.ndarray, axis: int = 0) -> Any:
+        return (np.take_along_axis(x, index, axis),)  # onnx's own takes 64 columns at most
+
+    add = op_cum_sum.CumSum._run
+    monkeypatch.setattr(op_gather_elements.GatherElements, "_run", gather)
+    monkeypatch.setattr(op_topk.TopK_11, "_run", recorded)
+    monkeypatch.setattr(op_cum_sum.CumSum, "_run", any_axis)
+    values = method.validate_options(options)
+    lowering = Lowering.for_backend("tensorrt-rtx")
+    graph = build_pruner(name, pc.WIDTH, lowering=lowering, options=options)
+    model = onnx.load_model_from_string(graph.to_bytes())
+    case = pc.make(0, 1, 48, 6, 12, "normal", (6, 8))
+
+    class Session:
+        def get_inputs(self) -> list[Any]:
+            return list(model.graph.input)
+
+        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+            return ReferenceEvaluator(model).run(names, feed)
+
+    found = pc.run(Session(), case)[0]  # type: ignore[arg-type]
+    assert method.longest_order(48, 12, values) == max(lengths, default=0)
+    np.testing.assert_array_equal(found, pc.run(pc.open_graph(graph), case)[0])

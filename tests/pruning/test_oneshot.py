@@ -48,6 +48,8 @@ def test_graph_is_reference(method: str, options: dict[str, Any]) -> None:
     """The same indices, and the same rows: exactly where they are rows of the image, closely where they are means."""
     count: Counter[str] = Counter()
     merges = pruning.get(method).merges
+    counted = build_pruner(method, pc.WIDTH, lowering=Lowering(loop_order="count"), options=options)
+    other = pc.open_graph(counted) if method == "vispruner" else None
 
     @settings(max_examples=130, **QUICK)
     @given(pc.cases(max_tokens=30))
@@ -59,6 +61,8 @@ def test_graph_is_reference(method: str, options: dict[str, Any]) -> None:
         assert indices.shape == expected.shape == (len(case["image_features"]), case["keep"])
         assert indices.dtype == expected.dtype == np.int64
         assert (np.diff(indices, axis=1) > 0).all()
+        if other is not None:
+            np.testing.assert_array_equal(pc.run(other, case)[0], indices)
         assert indices[:, 0].min() >= (-1 if method == "visionzip" and options.get("cls_token") != "drop" else 0)
         assert indices.max() < case["image_features"].shape[1]
         np.testing.assert_array_equal(pruning.get(method).reference(**pc.arguments(case), **options), expected)

@@ -173,7 +173,8 @@ _SETTINGS: Options = (
         callback=as_dict,
         group=GRAPHS,
         help="How an operation is written out: attention, vision_attention, norm, rotary, cache or products = op "
-        "or primitives (attentions also with -float32), coverage = every or lazy; repeatable.",
+        "or primitives (attentions also with -float32), coverage = every or lazy, loop_order = sort or "
+        "count; repeatable.",
     ),
     option("-o", "--output", type=PATH, required=True, group=OUTPUT, help="The engine directory to write."),
     option(

@@ -196,6 +196,7 @@ class _Limits:
         Raises:
             BudgetError, BuildError: naming the flag that this model cannot serve.
         """
+        from trtprune.backends.tensorrt.profiles import MAX_TOPK
         from trtprune.compiler.budget import resolve_budget
         from trtprune.compiler.engine_plan import find_limits, image_bounds, plan_engines
 
@@ -215,7 +216,9 @@ class _Limits:
         options = request.engine_options
         image = image_bounds(model.processor, _newlines(request, model, self.method))
         limits = find_limits(options, info, image, spec.max_positions, request.max_seq_len)
-        ordered = self.method.longest_order(spec.visual_tokens, info.keep_range[1])
+        # At a budget that fits: the rest of what is too long is the method's own.
+        served = min(info.keep_range[1], MAX_TOPK)
+        ordered = self.method.longest_order(spec.visual_tokens, served, info.options)
         engines = plan_engines(options, self.target, limits, ordered)
         return info, engines.limits.capacity, engines
 

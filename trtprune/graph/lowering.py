@@ -19,6 +19,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "cache": ("op", "primitives"),
     "products": ("op", "primitives"),
     "coverage": ("every", "lazy"),
+    "loop_order": ("sort", "count"),
 }
 """The values of each field of :class:`Lowering`."""
 
@@ -49,6 +50,9 @@ class Lowering:
     """A pruner's search for the token with the largest gain of coverage: ``every`` computes all gains in each step,
     ``lazy`` only those that can still be the largest.  The picks are the same; ``lazy`` takes a third of the time on a
     CPU, and more launches on a GPU."""
+    loop_order: Literal["sort", "count"] = "sort"
+    """An order of a run-time number of scores inside a pruner's loop: ``sort`` is TopK, whose length TensorRT must know
+    there when it builds; ``count`` counts for each score how many go before it."""
 
     @property
     def opset(self) -> int:
@@ -67,8 +71,10 @@ class Lowering:
         Raises:
             BackendError: for any other name.
         """
-        if backend in ("cuda", "tensorrt", "tensorrt-rtx"):
+        if backend == "cuda":
             return cls()
+        if backend in ("tensorrt", "tensorrt-rtx"):
+            return cls(loop_order="count")
         if backend == "onnxruntime":
             # The CPU kernel of Attention is somewhat slower than MatMul + Softmax on an unmasked tower, and faster
             # with a mask and grouped heads; the other choices make no difference there.

@@ -174,12 +174,13 @@ class BaseMethod(ABC):
     def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
         """The smallest and the largest budget that can be met; arguments and errors as of :meth:`check_budget`."""
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         """The longest list that a graph of the method puts in order with one TopK.
 
         Args:
             tokens: The most visual tokens of an image.
             keep: The largest budget.
+            options: All options, validated.
         """
         return keep
 

@@ -232,13 +232,18 @@ def take_in_turns(g: Graph, cost: ir.Value, first: ir.Value, quota: ir.Value) ->
     before = op.Slice(place, g.ints(0), op.Shape(first, start=1, end=2), g.ints(1))
     order = op.ScatterElements(nothing, first, before, axis=1)
     width = op.Cast(all_tokens, to=int(_FLOAT))
+    # All rows at once: inside a loop TensorRT's TopK takes no length that is known at run time only.
+    _, sorted_tokens = op.TopK(cost, all_tokens, axis=-1, largest=0, sorted=1, _outputs=2)
+    one = g.scalar(1.0, _FLOAT)
     share = op.Cast(quota, to=int(_FLOAT))
 
     def body(op: Any, step: ir.Value, go_on: ir.Value, order: ir.Value) -> list[ir.Value]:
         free = op.Equal(order, late)
-        row = op.Where(free, op.Gather(cost, step, axis=1), g.scalar(TAKEN, _FLOAT))
-        _, index = op.TopK(row, all_tokens, axis=-1, largest=0, sorted=1, _outputs=2)
-        rank = op.ScatterElements(nothing, index, place, axis=1)
+        index = op.Gather(sorted_tokens, step, axis=1)
+        free_before = op.CumSum(
+            op.Cast(op.GatherElements(op.Cast(free, to=int(_INT)), index, axis=1), to=int(_FLOAT)), g.scalar(1, _INT)
+        )
+        rank = op.ScatterElements(nothing, index, op.Sub(free_before, one), axis=1)
         mine = op.And(free, op.Less(rank, op.Gather(share, op.Unsqueeze(step, g.ints(0)), axis=1)))
         base = op.Mul(width, op.Cast(op.Add(step, g.scalar(1, _INT)), to=int(_FLOAT)))
         return [op.Identity(go_on), op.Where(mine, op.Add(base, rank), order)]

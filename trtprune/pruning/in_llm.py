@@ -82,7 +82,7 @@ class InLlmMethod(BaseMethod):
     def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
         return self.plan(depth, options).budgets(tokens)
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         # Early points keep more than the budget, and some order all tokens.
         return tokens
 

@@ -150,7 +150,8 @@ def check_limits(limits: Limits, *, ordered: int | None = None) -> None:
 
     Args:
         limits: The limits of the build.
-        ordered: The longest list that a graph of the method orders; None: the largest budget.
+        ordered: The longest list that a graph of the method orders at the largest budget that TensorRT's TopK serves,
+            0 for a method that orders none; None: the budget.
 
     Raises:
         BuildError: naming the flag.
@@ -166,19 +167,17 @@ def check_limits(limits: Limits, *, ordered: int | None = None) -> None:
             hint="lower it, or raise --max-seq-len as far as the model's positions go",
         )
     low, high = limits.keep_range
-    longest = high if ordered is None else ordered
-    if longest <= MAX_TOPK:
-        return
-    if longest > high:
+    if ordered is not None and ordered > MAX_TOPK:
         raise BudgetError(
-            f"{limits.visual_tokens} visual tokens an image: this method orders {longest} of them with TensorRT's "
+            f"{limits.visual_tokens} visual tokens an image: this method orders {ordered} of them with TensorRT's "
             f"TopK, which returns {MAX_TOPK} at most",
             hint="--method with one that orders only what it keeps, or --backend onnxruntime",
         )
-    raise BudgetError(
-        f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
-        hint=f"--keep-range {min(low, MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
-    )
+    if high > MAX_TOPK and ordered != 0:
+        raise BudgetError(
+            f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
+            hint=f"--keep-range {min(low, MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
+        )
 
 
 def component_profiles(part: Part, inputs: Sequence[TensorSpec], limits: Limits, backend: str) -> tuple[Profile, ...]:

@@ -52,7 +52,7 @@ class Dart(Method):
         Option("prompt_tokens", "all_text", "the prompt tokens that can be pivots", choices=tuple(PROMPT_TOKENS)),
     )
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:

@@ -47,6 +47,9 @@ class FasterVlm(Method):
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
         return self.needs | {"grid"} if options["crops"] == "each" else self.needs
 
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
+        return tokens if options["crops"] == "each" else keep
+
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 

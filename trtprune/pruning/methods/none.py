@@ -42,7 +42,7 @@ class NoPruning(Method):
     def budgets(self, tokens: int, depth: int, options: Mapping[str, Any]) -> tuple[int, int]:
         return tokens, tokens
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return 0
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:

@@ -79,7 +79,7 @@ class VisionZip(Method):
         cls = np.full(int(inputs["cls_token"] == "keep"), -1, np.int64)
         return np.sort(np.concatenate([cls, dominant, targets]))
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:

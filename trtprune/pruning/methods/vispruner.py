@@ -64,7 +64,7 @@ class VisPruner(Method):
     cost = "N x N cosines and (N - keep)/8 rounds over up to N/2 x N of them"
     options = (Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),)
 
-    def longest_order(self, tokens: int, keep: int) -> int:
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
@@ -122,6 +122,10 @@ class VisPruner(Method):
         evens = op.Mul(ops.iota(g, half), two)
         odds = op.Min(op.Add(evens, one), op.Sub(tokens, one))
         hidden = op.Expand(ops.f32(g, _UNUSED), op.Shape(residual))
+        assert features.shape is not None
+        counts = g.lowering.loop_order == "count" and not isinstance(features.shape[1], int)
+        seats = ops.iota(g, half)
+        earlier = op.Less(op.Unsqueeze(seats, zero), op.Unsqueeze(seats, one))
         shown = op.Expand(ops.f32(g, 0.0), op.Concat(op.Shape(residual, start=0, end=1), half, axis=0))
         # Below 16 tokens, half of them can be fewer than 8: three rounds more, which do nothing if not needed.
         extra = op.Where(op.Less(diverse, eight), g.ints(3), zero)
@@ -138,7 +142,13 @@ class VisPruner(Method):
             rows = op.GatherND(cosine, op.Unsqueeze(even, two), batch_dims=1)
             nearest = op.ReduceMax(op.Add(rows, columns), two, keepdims=0)
             scores = op.Where(op.Less(evens, count), nearest, ops.f32(g, _UNUSED))
-            _, by_score = op.TopK(scores, half, axis=-1, largest=1, sorted=1, _outputs=2)
+            if counts:
+                mine, others = op.Unsqueeze(scores, two), op.Unsqueeze(scores, one)
+                before = op.Or(op.Greater(others, mine), op.And(op.Equal(others, mine), earlier))
+                rank = op.ReduceSum(op.Cast(before, to=int(ir.DataType.INT64)), two, keepdims=0)
+                by_score = op.ScatterElements(rank, rank, op.Expand(seats, op.Shape(rank)), axis=1)
+            else:
+                _, by_score = op.TopK(scores, half, axis=-1, largest=1, sorted=1, _outputs=2)
             both = op.Concat(op.GatherElements(even, by_score, axis=1), odd, axis=1)
             left = op.Sub(upper, removed)
             source = op.Add(place, op.Where(op.Less(place, left), removed, op.Sub(half, left)))
