@@ -7,7 +7,9 @@ to the best of all others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids, ops
 from trtprune.pruning.options import Option
@@ -18,7 +20,19 @@ if TYPE_CHECKING:
 
     from trtprune.graph import Graph
 
-__all__ = ["CROPS", "NEVER", "listed_by_crop", "local_places", "write_listed_by_crop", "write_local_places"]
+__all__ = [
+    "CROPS",
+    "NEVER",
+    "Room",
+    "Rooms",
+    "listed_by_crop",
+    "local_places",
+    "needs_by_crop",
+    "shares",
+    "write_listed_by_crop",
+    "write_local_places",
+    "write_rooms",
+]
 
 CROPS = Option(
     "crops",
@@ -28,6 +42,56 @@ CROPS = Option(
 )
 NEVER = -3.0e38
 """Score of a token that is no candidate: below every other."""
+
+
+def needs_by_crop(needs: frozenset[str], options: Mapping[str, Any]) -> frozenset[str]:
+    """``needs``, and the grid where the budget is shared out to the crops."""
+    return needs | {"grid"} if options["crops"] == "each" else needs
+
+
+def shares(grid: np.ndarray, keep: int) -> list[tuple[int, int]]:
+    """The crops with candidates of int64 ``grid`` [N, 3], by number, and how many of ``keep`` tokens each gives."""
+    import numpy as np
+
+    numbers, sizes = np.unique(grid[grids.candidates(grid), 0], return_counts=True)
+    share, more = divmod(keep, max(1, len(numbers)))
+    return [
+        (int(n), min(share + (place < more), int(size)))
+        for place, (n, size) in enumerate(zip(numbers, sizes, strict=True))
+    ]
+
+
+class Rooms:
+    """The shares of the crops while a greedy selection fills them.
+
+    Attributes:
+        crop: int64 [N], the crop of each token; -1 for one that is no candidate.
+        same: bool [N, N]: both tokens are candidates of the same crop.
+    """
+
+    def __init__(self, grid: np.ndarray, keep: int) -> None:
+        import numpy as np
+
+        self.crop = np.where(grids.candidates(grid), grid[:, 0], -1)
+        self.same = (self.crop[:, None] == self.crop) & (self.crop >= 0)
+        self._room = np.full(len(grid), -1, np.int64)
+        for number, share in shares(grid, keep):
+            self._room[self.crop == number] = share
+
+    def best(self, scores: np.ndarray) -> int:
+        """The token of highest score in a crop with room, or in any if there is none; of equals the first."""
+        import numpy as np
+
+        allowed = self._room >= min(1, self._room.max())
+        best = int(np.argmax(np.where(allowed, scores, np.float32(NEVER))))
+        self._room[self.same[best] & (self._room > 0)] -= 1
+        return best
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """The largest of float32 ``values`` [N] in each token's crop; 0 for a token that is no candidate."""
+        import numpy as np
+
+        return np.where(self.same, values, np.float32(0)).max(axis=1)
 
 
 def listed_by_crop(scores: np.ndarray, grid: np.ndarray, keep: int) -> tuple[np.ndarray, int]:
@@ -46,9 +110,7 @@ def listed_by_crop(scores: np.ndarray, grid: np.ndarray, keep: int) -> tuple[np.
     chosen = grids.candidates(grid)
     order = ops.descending(np.where(chosen, scores, np.float32(NEVER)))
     crop = np.where(chosen, grid[:, 0], -1)[order]
-    numbers = np.unique(crop[crop >= 0])
-    share, more = divmod(keep, max(1, len(numbers)))
-    listed = [order[crop == number][: share + (place < more)] for place, number in enumerate(numbers)]
+    listed = [order[crop == number][:share] for number, share in shares(grid, keep)]
     first = np.concatenate([np.zeros(0, np.int64), *listed])
     return np.concatenate([first, order[~np.isin(order, first)]]), len(first)
 
@@ -80,12 +142,7 @@ def write_listed_by_crop(
     numbers = op.Squeeze(op.Slice(grid, zero, one, g.ints(2)), g.ints(2))
     crop = op.GatherElements(op.Where(chosen, numbers, g.ints(most_crops)), order, axis=1)
     own = op.Cast(op.Equal(op.Unsqueeze(crop, one), op.Unsqueeze(g.ints(*range(most_crops)), one)), to=int64)
-    size = op.ReduceSum(own, g.ints(2), keepdims=0)
-    present = op.Cast(op.Greater(size, zero), to=int64)
-    place = op.Sub(op.CumSum(present, one), present)
-    crops = op.Max(op.ReduceSum(present, one, keepdims=1), one)
-    more = op.Cast(op.Less(place, op.Mod(keep, crops)), to=int64)
-    quota = op.Min(op.Mul(op.Add(op.Div(keep, crops), more), present), size)
+    quota = _write_shares(g, own, keep)
     start = op.Sub(op.CumSum(quota, one), quota)
     count = op.ReduceSum(quota, one, keepdims=1)
 
@@ -96,6 +153,86 @@ def write_listed_by_crop(
     behind = op.Add(count, op.Sub(op.CumSum(other, one), one))
     where = op.Where(listed, op.Add(op.GatherElements(start, bucket, axis=1), rank), behind)
     return op.ScatterElements(op.Expand(zero, op.Shape(order)), where, order, axis=1), count
+
+
+def _write_shares(g: Graph, own: ir.Value, keep: ir.Value) -> ir.Value:
+    """:func:`shares` for the tokens of each crop, int64 0 or 1 [batch, crops, N]: int64 [batch, crops]."""
+    import onnx_ir as ir
+
+    op, zero, one = g.op, g.ints(0), g.ints(1)
+    int64 = int(ir.DataType.INT64)
+    size = op.ReduceSum(own, g.ints(2), keepdims=0)
+    present = op.Cast(op.Greater(size, zero), to=int64)
+    place = op.Sub(op.CumSum(present, one), present)
+    crops = op.Max(op.ReduceSum(present, one, keepdims=1), one)
+    more = op.Cast(op.Less(place, op.Mod(keep, crops)), to=int64)
+    return op.Min(op.Mul(op.Add(op.Div(keep, crops), more), present), size)
+
+
+@dataclass(frozen=True)
+class Room:
+    """:class:`Rooms` as graph nodes; the number of picks that each token's crop has room for is a loop's state.
+
+    Attributes:
+        crop: int64 [batch, N], -1 for a token that is no candidate.
+        chosen: bool [batch, N]: the candidates.
+        own: int64 [batch, crops, N]: 1 for a candidate of the crop, else 0.
+        quota: int64 [batch, crops], the shares.
+        start: int64 [batch, N], the state before the first pick; -1 for a token that is no candidate.
+    """
+
+    crop: ir.Value
+    chosen: ir.Value
+    own: ir.Value
+    quota: ir.Value
+    start: ir.Value
+
+    def of_token(self, g: Graph, table: ir.Value) -> ir.Value:
+        """Each token's entry of a table [batch, crops]: [batch, N]; that of crop 0 for a token of none."""
+        return g.op.GatherElements(table, g.op.Max(self.crop, g.ints(0)), axis=1)
+
+    def same(self, g: Graph) -> ir.Value:
+        """Whether two tokens are candidates of the same crop: bool [batch, N, N]."""
+        op = g.op
+        one, two = g.ints(1), g.ints(2)
+        return op.And(
+            op.Equal(op.Unsqueeze(self.crop, two), op.Unsqueeze(self.crop, one)), op.Unsqueeze(self.chosen, two)
+        )
+
+    def masked(self, g: Graph, op: Any, scores: ir.Value, room: ir.Value) -> ir.Value:
+        """``scores`` [batch, N], a very low one for a token that must not be the next pick."""
+        one = g.ints(1)
+        least = op.Min(op.ReduceMax(room, one, keepdims=1), one)
+        return op.Where(op.GreaterOrEqual(room, least), scores, ops.f32(g, NEVER))
+
+    def beside(self, op: Any, best: ir.Value) -> ir.Value:
+        """Whether each token is in the crop of the candidate ``best`` int64 [batch, 1]: bool [batch, N]."""
+        return op.Equal(self.crop, op.GatherElements(self.crop, best, axis=1))
+
+    def after(self, g: Graph, op: Any, room: ir.Value, best: ir.Value) -> ir.Value:
+        """``room`` when ``best`` int64 [batch, 1] is picked."""
+        return op.Where(op.And(self.beside(op, best), op.Greater(room, g.ints(0))), op.Sub(room, g.ints(1)), room)
+
+    def largest(self, g: Graph, values: ir.Value) -> ir.Value:
+        """:meth:`Rooms.largest` for [batch, N]; any number for a token that is no candidate."""
+        op, one, zero = g.op, g.ints(1), ops.f32(g, 0.0)
+        own = op.Greater(self.own, g.ints(0))
+        return self.of_token(g, op.ReduceMax(op.Where(own, op.Unsqueeze(values, one), zero), g.ints(2), keepdims=0))
+
+
+def write_rooms(g: Graph, grid: ir.Value, keep: ir.Value, most_crops: int) -> Room:
+    """:class:`Rooms` for int64 ``grid`` [batch, N, 3] of crops below ``most_crops`` and ``keep`` [1]."""
+    import onnx_ir as ir
+
+    op, one = g.op, g.ints(1)
+    chosen = grids.write_candidates(g, grid)
+    numbers = op.Squeeze(op.Slice(grid, g.ints(0), one, g.ints(2)), g.ints(2))
+    crop = op.Where(chosen, numbers, g.ints(-1))
+    own = op.Equal(op.Unsqueeze(crop, one), op.Unsqueeze(g.ints(*range(most_crops)), one))
+    own = op.Cast(own, to=int(ir.DataType.INT64))
+    quota = _write_shares(g, own, keep)
+    start = op.GatherElements(quota, op.Max(crop, g.ints(0)), axis=1)
+    return Room(crop, chosen, own, quota, op.Where(chosen, start, g.ints(-1)))
 
 
 def write_local_places(g: Graph, grid: ir.Value, most_crops: int) -> ir.Value:

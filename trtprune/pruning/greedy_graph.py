@@ -15,6 +15,7 @@ from onnxscript import build_function
 
 from trtprune.graph.builder import DOMAIN, Graph
 from trtprune.graph.ops import PLUGIN_ATTRIBUTES
+from trtprune.pruning.crops import Room
 
 __all__ = ["MODES", "TAKEN", "coverage_select", "determinant_select", "maxmin_select", "start_at", "take_in_turns"]
 
@@ -139,6 +140,7 @@ def coverage_select(
     weight: ir.Value | None = None,
     *,
     added: bool = False,
+    room: Room | None = None,
 ) -> ir.Value:
     """Pick ``keep`` times the token that adds most coverage: :func:`trtprune.pruning.greedy.most_covering`.
 
@@ -154,6 +156,7 @@ def coverage_select(
         good: bool [batch, N].
         weight: float32 [batch, N], ≥ 0; a factor of the gain, or a term where ``added``.
         added: See ``weight``.
+        room: The shares of crops, if the budget is shared out to them.
 
     Returns:
         float32 [batch, N]: :data:`TAKEN` for what was picked, less for the others.
@@ -252,7 +255,13 @@ def take_in_turns(g: Graph, cost: ir.Value, first: ir.Value, quota: ir.Value) ->
 
 
 def determinant_select(
-    g: Graph, similarity: ir.Value, factor: ir.Value, keep: ir.Value, good: ir.Value, residual: float
+    g: Graph,
+    similarity: ir.Value,
+    factor: ir.Value,
+    keep: ir.Value,
+    good: ir.Value,
+    residual: float,
+    room: Room | None = None,
 ) -> ir.Value:
     """The greedy determinant of :func:`trtprune.pruning.greedy.determinant`.
 
@@ -263,6 +272,7 @@ def determinant_select(
         keep: int64 [1].
         good: bool [batch, N].
         residual: ``RESIDUAL`` of the reference.
+        room: The shares of crops, if the budget is shared out to them.
 
     Returns:
         float32 [batch, N]: :data:`TAKEN` for what was picked, less for the others.
@@ -273,35 +283,43 @@ def determinant_select(
     own = op.Unsqueeze(op.Expand(op.Unsqueeze(place, g.ints(0)), op.Shape(good)), g.ints(2))
     diagonal = op.Squeeze(op.GatherElements(similarity, own, axis=2), g.ints(2))
     first = op.Where(good, op.Max(op.Mul(op.Mul(factor, diagonal), factor), zero), zero)
-    floor = op.Mul(op.Sqrt(op.Mul(first, op.ReduceMax(first, g.ints(1), keepdims=1))), g.scalar(residual, _FLOAT))
+    largest = op.ReduceMax(first, g.ints(1), keepdims=1) if room is None else room.largest(g, first)
+    floor = op.Mul(op.Sqrt(op.Mul(first, largest)), g.scalar(residual, _FLOAT))
     left = op.Where(good, op.Where(op.Greater(first, floor), first, zero), g.scalar(-1.0, _FLOAT))
     batch = op.Shape(good, start=0, end=1)
     rows = op.Expand(zero, op.Concat(batch, keep, op.Shape(good, start=1, end=2), axis=0))
     image = op.Unsqueeze(op.Range(g.scalar(0, _INT), op.Squeeze(batch), g.scalar(1, _INT)), g.ints(1))
     one_row = op.Concat(batch, keep, g.ints(1), axis=0)
 
-    def body(op: Any, step: ir.Value, go_on: ir.Value, left: ir.Value, rows: ir.Value) -> list[ir.Value]:
-        best = op.ArgMax(left, axis=1, keepdims=1, select_last_index=0)
-        pivot = op.ReduceMax(left, g.ints(1), keepdims=1)
+    def body(
+        op: Any, step: ir.Value, go_on: ir.Value, left: ir.Value, rows: ir.Value, *rest: ir.Value
+    ) -> list[ir.Value]:
+        allowed = left if room is None else room.masked(g, op, left, rest[0])
+        best = op.ArgMax(allowed, axis=1, keepdims=1, select_last_index=0)
+        pivot = op.ReduceMax(allowed, g.ints(1), keepdims=1)
         column = op.GatherElements(rows, op.Expand(op.Unsqueeze(best, g.ints(2)), one_row), axis=2)
         if g.lowering.products == "op":
             before = op.Squeeze(op.MatMul(op.Transpose(column, perm=[0, 2, 1]), rows), g.ints(1))
         else:
             before = op.ReduceSum(op.Mul(column, rows), g.ints(1), keepdims=0)
-        row = op.Mul(
-            op.Mul(op.GatherND(similarity, best, batch_dims=1), factor), op.GatherElements(factor, best, axis=1)
-        )
+        near = op.GatherND(similarity, best, batch_dims=1)
+        if room is not None:
+            near = op.Where(room.beside(op, best), near, zero)
+        row = op.Mul(op.Mul(near, factor), op.GatherElements(factor, best, axis=1))
         scale = op.Div(one, op.Sqrt(op.Max(pivot, g.scalar(1e-37, _FLOAT))))
         row = op.Mul(op.Sub(row, before), op.Where(op.Greater(pivot, zero), scale, zero))
         less = op.Sub(left, op.Mul(row, row))
         left = op.Where(op.Greater(less, floor), less, op.Min(left, zero))
         left = op.Where(op.Equal(place, best), g.scalar(-2.0, _FLOAT), left)
         where = op.Concat(image, op.Expand(op.Reshape(step, g.ints(1, 1)), op.Shape(image)), axis=1)
-        return [op.Identity(go_on), left, op.ScatterND(rows, where, row)]
+        rest = () if room is None else (room.after(g, op, rest[0], best),)
+        return [op.Identity(go_on), left, op.ScatterND(rows, where, row), *rest]
 
     states = [
         ("left", left, _FLOAT, ["batch", "visual_tokens"]),
         ("rows", rows, _FLOAT, ["batch", "keep", "visual_tokens"]),
     ]
+    if room is not None:
+        states.append(("room", room.start, _INT, ["batch", "visual_tokens"]))
     left = _loop(g, body, keep, states)[0]
     return op.Where(op.Less(left, g.scalar(-1.5, _FLOAT)), g.scalar(TAKEN, _FLOAT), left)

@@ -46,7 +46,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids, ops
-from trtprune.pruning.crops import CROPS, NEVER, listed_by_crop, local_places, write_listed_by_crop, write_local_places
+from trtprune.pruning.crops import (
+    CROPS,
+    NEVER,
+    listed_by_crop,
+    local_places,
+    needs_by_crop,
+    write_listed_by_crop,
+    write_local_places,
+)
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
@@ -139,7 +147,7 @@ class AdaFv(Method):
         return bool(options["mode"] == "distinct")
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        return self.needs | {"grid"} if options["crops"] == "each" else self.needs
+        return needs_by_crop(self.needs, options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens if options["crops"] == "each" else keep

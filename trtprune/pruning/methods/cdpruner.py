@@ -18,6 +18,10 @@ cosine to the other tokens).
 For a kernel whose rank is below ``keep``, and for duplicates of chosen tokens, determinants are rounding noise, whose
 square root the code takes; :func:`trtprune.pruning.greedy.determinant` describes the rule used here.  Where all
 r are within 1e-6, r = 1.
+
+Several crops of one image: in the code min and max are those of all crops together, and each crop has a kernel and a
+budget of its own, ``crops=each``; with ``joint`` there is one kernel of all tokens.  The mean of ``center`` and g are
+the image's in both.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning import ops
+from trtprune.pruning import grids, ops
+from trtprune.pruning.crops import CROPS, Rooms, needs_by_crop, write_rooms
 from trtprune.pruning.greedy import RESIDUAL, determinant
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
@@ -62,7 +67,11 @@ class CdPruner(Method):
         Option("relevance", "negative", "sign of CLIP's cosine to the question", choices=("negative", "positive")),
         Option("theta", "off", "0 to below 1: how steeply relevance counts", pattern=r"off|0(\.[0-9]+)?"),
         CENTER,
+        CROPS,
     )
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return needs_by_crop(self.needs, options)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
@@ -74,13 +83,16 @@ class CdPruner(Method):
         cosine = ops.cosine(patches, patch_norm, text, text_norm)
         sign = np.float32(-1 if inputs["relevance"] == "negative" else 1)
         good = good & seen
+        rooms = Rooms(inputs["grid"], keep) if inputs["crops"] == "each" else None
+        if rooms is not None:
+            good = good & grids.candidates(inputs["grid"])
         factor = min_max((sign * cosine).sum(axis=1) / np.float32(len(text)), good, above=_ABOVE, least=_ABOVE)
         slope = _slope(inputs["theta"])
         if slope is not None:
             factor = np.exp(np.minimum(np.float32(slope) * factor, np.float32(_STEEPEST)))
         if center:
             factor = factor * rarity(image_features, good)
-        return np.sort(np.array(determinant(similarity, factor, keep, good), dtype=np.int64))
+        return np.sort(np.array(determinant(similarity, factor, keep, good, rooms), dtype=np.int64))
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         import onnx_ir as ir
@@ -93,6 +105,10 @@ class CdPruner(Method):
         text, text_norm, _ = ops.write_norms(g, inputs["clip_text_embeds"])
         cosine = ops.write_cosine(g, patches, patch_norm, text, text_norm)
         good = op.And(good, op.Squeeze(seen, g.ints(2)))
+        room = None
+        if options["crops"] == "each":
+            room = write_rooms(g, inputs["grid"], keep, options["most_crops"])
+            good = op.And(good, room.chosen)
         total = op.ReduceSum(op.Neg(cosine) if options["relevance"] == "negative" else cosine, g.ints(2), keepdims=0)
         segments = op.Cast(op.Shape(inputs["clip_text_embeds"], start=1, end=2), to=int(ir.DataType.FLOAT))
         factor = write_min_max(g, op.Div(total, segments), good, above=_ABOVE, least=_ABOVE)
@@ -101,4 +117,4 @@ class CdPruner(Method):
             factor = op.Exp(op.Min(op.Mul(factor, ops.f32(g, slope)), ops.f32(g, _STEEPEST)))
         if center:
             factor = op.Mul(factor, write_rarity(g, inputs["image_features"], good))
-        return determinant_select(g, similarity, factor, keep, good, RESIDUAL)
+        return determinant_select(g, similarity, factor, keep, good, RESIDUAL, room)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.crops import CROPS, listed_by_crop, write_listed_by_crop
+from trtprune.pruning.crops import CROPS, listed_by_crop, needs_by_crop, write_listed_by_crop
 from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
@@ -45,7 +45,7 @@ class FasterVlm(Method):
     options = (CROPS,)
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        return self.needs | {"grid"} if options["crops"] == "each" else self.needs
+        return needs_by_crop(self.needs, options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens if options["crops"] == "each" else keep
