@@ -8,7 +8,7 @@ import signal
 import pytest
 from hypothesis import settings
 
-import trtprune.installer
+import trtprune.reports.installer
 
 # Before any test imports ONNX Runtime; see trtprune/backends/__init__.py.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,4 +28,4 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _installed_by_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in hints are pip's, whatever installed this environment."""
-    monkeypatch.setattr(trtprune.installer, "installed_by", lambda: "pip")
+    monkeypatch.setattr(trtprune.reports.installer, "installed_by", lambda: "pip")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import trtprune
-from trtprune import installer
 from trtprune.backends.tensorrt.profiles import MAX_TOPK, default_capacity
 from trtprune.cli import main
 from trtprune.compiler.engine_options import ATTENTION_FORMS, DEFAULT_INPUT_LEN, FULL_ONLY, HARDWARE_COMPATIBILITY
-from trtprune.installer import to_install
+from trtprune.reports import installer
+from trtprune.reports.installer import to_install
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")

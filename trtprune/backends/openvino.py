@@ -27,7 +27,7 @@ from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
 from trtprune.engine_dir.roles import DECODER, VISION
 from trtprune.errors import BackendError, EngineDirError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Memory, Session

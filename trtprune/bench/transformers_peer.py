@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.bench.cells import Sample, Workload
 from trtprune.errors import BackendError, CheckpointError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 if TYPE_CHECKING:
     import numpy as np

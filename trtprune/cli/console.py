@@ -16,8 +16,8 @@ import click
 
 from trtprune.cli.flags import LOGGING, Command, option
 from trtprune.errors import TrtpruneError, one_line
-from trtprune.installer import to_install
 from trtprune.log import logger
+from trtprune.reports.installer import to_install
 from trtprune.reports.terminal import (
     LineFormatter,
     StderrHandler,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trtprune.errors import BackendError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 __all__ = ["as_error", "polygraphy", "set_flavour"]
 

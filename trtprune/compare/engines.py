@@ -18,7 +18,7 @@ from trtprune.compare._require import set_flavour
 from trtprune.compare.inputs import wire_dtype
 from trtprune.compare.points import mark
 from trtprune.errors import BackendError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 from trtprune.tensor_names import INPUTS_EMBEDS, is_past, is_present
 
 if TYPE_CHECKING:

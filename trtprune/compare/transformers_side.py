@@ -19,8 +19,8 @@ from trtprune.compare.packing import SizedPlan, pack
 from trtprune.compare.points import TensorPoint, module_label
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
-from trtprune.installer import to_install
 from trtprune.pruning.inputs import INPUTS
+from trtprune.reports.installer import to_install
 from trtprune.tensor_names import (
     HIDDEN_STATES,
     IMAGE_FEATURES,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtprune.errors import CheckpointError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 576, 30, 9, 3, 1536, 49152
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", VOCAB

@@ -21,7 +21,7 @@ from trtprune._version import __version__
 from trtprune.backends.tensorrt.gpus import Gpu, find_gpus
 from trtprune.doctor.gpu_checks import FULL, RTX, engine_checks, gpu_checks, older
 from trtprune.doctor.report import INFO, MISSING, OK, PROBLEM, Check, Report
-from trtprune.installer import installed_by, to_install, to_uninstall
+from trtprune.reports.installer import installed_by, to_install, to_uninstall
 
 __all__ = ["Check", "Report", "examine"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trtprune.backends.tensorrt.gpus import Gpu
 from trtprune.doctor.report import INFO, MISSING, OK, PROBLEM, Check
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 __all__ = ["CUDA_PACKAGES", "FULL", "RTX", "engine_checks", "gpu_checks", "older"]
 

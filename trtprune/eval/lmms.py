@@ -17,8 +17,8 @@ from typing import Any
 
 from trtprune.backends.running import Running
 from trtprune.errors import BudgetError, InputError, one_line
-from trtprune.installer import to_install
 from trtprune.log import logger
+from trtprune.reports.installer import to_install
 
 try:
     _model = importlib.import_module("lmms_eval.api.model")

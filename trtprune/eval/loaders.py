@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from trtprune.errors import InputError
 from trtprune.eval.layouts import LAYOUTS
 from trtprune.eval.rows import MAX_ROWS, DataSet, Drawn, Row, collect, read_rows
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 if TYPE_CHECKING:
     from PIL import Image

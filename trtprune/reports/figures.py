@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtprune.errors import BackendError, InputError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 __all__ = ["INK", "Style", "plot_wanted", "require_matplotlib", "save_figure", "styles_of"]
 

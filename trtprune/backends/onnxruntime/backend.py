@@ -26,7 +26,7 @@ from trtprune.backends.onnxruntime.cache import OrtCache, new_cache, to_value
 from trtprune.backends.onnxruntime.threads import available_threads
 from trtprune.engine_dir.roles import DECODER, EMBED
 from trtprune.errors import BackendError, EngineDirError
-from trtprune.installer import to_install, to_uninstall
+from trtprune.reports.installer import to_install, to_uninstall
 
 if TYPE_CHECKING:
     from trtprune.backends.base import Memory

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtprune.errors import BackendError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 __all__ = ["CudaDriver", "Device", "Driver"]
 

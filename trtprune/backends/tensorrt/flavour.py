@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtprune.errors import BackendError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 __all__ = ["FLAVOURS", "Log", "MessageRecord", "get_log", "load_tensorrt", "one_line"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from trtprune.backends.tensorrt.flavour import get_log
 from trtprune.errors import BackendError, EngineDirError
-from trtprune.installer import to_install
+from trtprune.reports.installer import to_install
 
 if TYPE_CHECKING:
     from trtprune.backends.tensorrt.cuda import Device

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from trtprune import installer
 from trtprune.doctor.gpu_checks import engine_checks
-from trtprune.installer import to_install, to_uninstall
+from trtprune.reports import installer
+from trtprune.reports.installer import to_install, to_uninstall
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 detect = installer.installed_by
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
