@@ -9,55 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trtprune
 from tests.kit import tiny, trt_kit
 from tests.kit.engine_kit import build, command
 from tests.kit.runtime_kit import Kit, picture, same
-from tests.models.test_tiles import POINTS
-from trtprune import Request
-from trtprune.engine_dir import open_engine_dir
+from tests.kit.tiles import CASES, METHODS, REQUESTS, make_kit
+from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import BudgetError, InputError
 
-CASES = {
-    "next": tiny.Tiny(family="llava-next", seed=7, layers=6),
-    "onevision": tiny.Tiny(
-        family="llava-onevision", tower="siglip", decoder="qwen2", seed=8, strategy="full", feature_layer=-1, layers=6
-    ),
-}
 # A crop is 4 × 4 patches.  NeXT: 16 and the 12 × 4 plane with a newline token a row, or 8 × 8; at least the overview
 # alone.  OneVision: the 8 × 8 plane is shrunk by √(64 / 32) to 5 × 5 and five newline tokens; 4 × 12 by √(48 / 32) to
 # 3 × 9; the fewest are a picture among several, 17.
 TOKENS = {"next": (16, 16 + 72), "onevision": (16, 16 + 40)}
 CROPS = {"next": (3, 5), "onevision": (1, 5)}
-METHODS: dict[str, dict[str, Any]] = {
-    "adafv": {"method": "adafv", "keep": 9},
-    "divprune": {"method": "divprune", "keep": 9, "keep_range": (4, 20)},
-    "none": {"method": "none"},
-    "sparsevlm": {"method": "sparsevlm", "keep": 30, "options": {"schedule": "auto"}},
-    "sparsevlm-rank": {"method": "sparsevlm", "keep": 30, "options": {"ratio": "rank", "scale": 1.7, "bias": 2}},
-    "fastv": {"method": "fastv", "keep": 30},
-    "pyramiddrop": {"method": "pyramiddrop", "keep": 30, "options": {"first": 1}},
-}
 PAIRS = [(family, name) for family in CASES for name in METHODS if (family, name) != ("onevision", "adafv")]
-REQUESTS = [
-    Request([picture(1, (90, 70))], "What is on the table left of it?", max_new_tokens=6),
-    Request([picture(2, (400, 380)), picture(3, (7, 500))], "Which?", max_new_tokens=6),
-    Request([picture(4, (1, 1))], "Why?", max_new_tokens=6),
-    Request([picture(5, (300, 60))], "And there?", max_new_tokens=6),
-]
 
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kit]:
-    found = {}
-    for name, case in CASES.items():
-        more: dict[str, Any] = {"image_grid_pinpoints": POINTS}
-        if case.family == "llava-onevision":
-            more["vision_aspect_ratio"] = "anyres_max_2"
-        found[name] = Kit.make(tmp_path_factory.mktemp("tiles") / name, replace(case, more=more, max_positions=1024))
-    return found
+    return {name: make_kit(tmp_path_factory.mktemp("tiles") / name, case) for name, case in CASES.items()}
 
 
 @pytest.fixture
@@ -203,3 +176,41 @@ def test_as_many_tokens_in_onnx_runtime(large: Kit, method: str) -> None:
     result = vlm.generate(picture(1, (330, 340)), "What is it?", max_new_tokens=2)
     assert result.visual_tokens > 3840
     assert len(result.token_ids) == 2
+
+
+# -- half precision
+
+
+def dtypes(made: EngineDir, role: str) -> dict[str, str]:
+    return {spec.name: spec.dtype for spec in (*made.part(role).inputs, *made.part(role).outputs)}
+
+
+@pytest.mark.parametrize(("family", "method"), [("next", "fastervlm"), ("onevision", "divprune")])
+def test_float16_in_onnx_runtime(kits: dict[str, Kit], family: str, method: str) -> None:
+    """Features in half precision, attention and weights of the gather not; close to transformers in float32."""
+    kit = kits[family]
+    vlm = kit.load("half", method=method, keep=9, dtype="float16")
+    found = dtypes(vlm.config, "pack")
+    assert found.pop("pack_index") == "int64"
+    assert found.pop("pack_weight", "float32") == "float32"
+    assert {found.pop(name, "float32") for name in ("cls_attention", "packed_cls_attention")} == {"float32"}
+    assert found == {"image_features": "float16", "packed_image_features": "float16"}
+    for size in ((90, 70), (400, 380), (7, 500)):
+        image = picture(2, size)
+        inputs = kit.inputs([image], "Why?")
+        ids = inputs["input_ids"][0] == tiny.IMAGE_TOKEN_ID
+        wanted = kit.embeds(inputs)[0][ids].numpy()
+        features = vlm.look(image, "Why?").features
+        assert features.image.dtype == np.float16
+        np.testing.assert_allclose(features.image.astype(np.float32), wanted, rtol=0, atol=0.02)
+        assert vlm.generate(image, "Why?", max_new_tokens=3).kept_tokens == 9
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_bfloat16(kits: dict[str, Kit], tmp_path: Path, no_gpu: None, family: str) -> None:
+    """Engines; ONNX Runtime computes with it on GPUs only."""
+    pytest.importorskip("tensorrt_rtx")
+    made = build(kits[family].path, tmp_path / "out", "sm89", method="divprune", keep=9, dtype="bfloat16")
+    found = dtypes(made, "pack")
+    assert {found[name] for name in ("image_features", "packed_image_features")} == {"bfloat16"}
+    assert all(component.engine is not None for component in made.components)
