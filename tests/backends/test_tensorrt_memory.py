@@ -80,6 +80,20 @@ def test_joining_is_that_of_numpy(rows: list[list[int]], padding: int, width: in
     np.testing.assert_array_equal(memory.to_host(found), expected)
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.integers(1, 5), st.booleans())
+def test_concatenation_is_that_of_numpy(lengths: list[int], width: int, flat: bool) -> None:
+    """Of pieces and of views into one array; nothing crosses to the host."""
+    memory = fresh()
+    whole = np.random.default_rng(0).normal(size=(sum(lengths), *([] if flat else [width]))).astype(np.float16)
+    pieces = np.split(whole, np.cumsum(lengths)[:-1])
+    found = memory.concatenate([memory.upload(piece) for piece in pieces])
+    assert (found.dtype, found.shape) == (np.float16, whole.shape)
+    np.testing.assert_array_equal(memory.to_host(found), whole)
+    array, order = memory.upload(whole), np.random.default_rng(1).permutation(len(whole))
+    views = memory.concatenate([array[order[:2]], array[order[2:]], array[1:1]])
+    np.testing.assert_array_equal(memory.to_host(views), whole[order])
+
+
 def test_odd_addresses_are_bound_as_copies(memory: DeviceMemory) -> None:
     array = memory.upload(np.arange(300, dtype=np.float32).reshape(3, 100))
     assert memory.aligned(array) is array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,23 @@ def test_rows_of_a_batch_against_transformers(one: Kit) -> None:
 
 def kit_ids(kit: Kit, image: Any) -> list[int]:
     return kit.generate(TOKENS, **kit.inputs([image], QUESTION))[0]
+
+
+def test_padded_pictures(one: Kit) -> None:
+    """Padding is not chosen from: a narrow picture has fewer tokens to choose from than a square one."""
+    kit = Kit.make(one.path.parent / "padded", one.tiny)
+    settings = json.loads((kit.path / "preprocessor_config.json").read_text())
+    settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    (kit.path / "preprocessor_config.json").write_text(json.dumps(settings))
+    out = trt_kit.make_dir(kit, "pad", method="fastervlm", keep=4, keep_range=(2, 9))
+    (pruner,) = trtprune.engine_dir.open_engine_dir(out, verify="none").part("pruner").profiles
+    assert [shape[1] for shape in pruner["image_features"]] == [2, 16, 16]
+    vlm, _ = trt_kit.load(out)
+    graphs = trtprune.load(out, provider="cpu", threads=1)
+    for size in ((56, 56), (90, 40), (20, 80)):
+        for keep in (2, 4, 9):
+            asked: dict[str, Any] = {"keep": keep, "max_new_tokens": 4}
+            assert same(*(v.generate(picture(1, size), QUESTION, **asked) for v in (vlm, graphs)))
 
 
 def test_a_checkpoint_in_float16(one: Kit) -> None:
