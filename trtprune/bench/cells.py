@@ -49,9 +49,17 @@ class Sample:
 
 
 class Cell(Protocol):
-    """A measured combination. ``peer``: whether it is not one of ours."""
+    """A measured combination.
+
+    Attributes:
+        method: Name of the method or the peer.
+        budget: The budget of an image.
+        keep: Kept visual tokens of the image: the budget, or all that it has.
+        peer: Whether it is not one of ours.
+    """
 
     method: str
+    budget: int
     keep: int
     peer: bool
 
@@ -81,7 +89,9 @@ class BuildCell:
         clock: Callable[[], float] = time.perf_counter,
         peer: bool = False,
     ) -> None:
-        self.vlm, self.method, self.keep, self.peer = vlm, label, keep, peer
+        self.vlm, self.method, self.budget, self.peer = vlm, label, keep, peer
+        image = question.image
+        self.keep = min(keep, vlm.pipeline.processor.plan(image.height, image.width).tokens)
         self._question, self._clock = question, clock
         self._room = 0
 
@@ -127,7 +137,7 @@ class BuildCell:
             ignore_eos=True,
         )
         requests = [Request(self._question.image, self._question.prompt)]
-        batch = Batch(self.vlm.pipeline, requests, settings, keep=self.keep)
+        batch = Batch(self.vlm.pipeline, requests, settings, keep=self.budget)
         return batch.steps(), batch
 
     def _make_room(self) -> None:

@@ -173,8 +173,18 @@ def _build_cells(
             notes.append(f"{variant.label}: {error.flag_message}")
             continue
         for keep in (keep for other, keep in plan if other == variant):
-            cells.append(Measured(BuildCell(vlm, variant.label, vlm.check_keep(keep), question)))
+            cell = BuildCell(vlm, variant.label, vlm.check_keep(keep), question)
+            if cell.keep < keep or keep == _visual_tokens(vlm, question):
+                # Nothing would be pruned: the same as the unpruned line, twice.
+                notes.append(f"{variant.label} {keep} is left out: the image has {cell.keep} visual tokens")
+            else:
+                cells.append(Measured(cell))
     return cells
+
+
+def _visual_tokens(vlm: Vlm, question: Workload) -> int:
+    """Visual tokens of the image, before pruning."""
+    return vlm.pipeline.processor.plan(question.image.height, question.image.width).tokens
 
 
 def load_question_image(path: str | Path | None) -> Image.Image:
@@ -291,11 +301,11 @@ def _peaks(
             report.live(f"peak memory, {number} of {len(groups)}: {label}")
             job: dict[str, Any] = {
                 "image": str(picture), "prompt": question.prompt, "tokens": question.tokens,
-                "threads": running.threads, "keeps": [measured.cell.keep for measured in group],
+                "threads": running.threads, "keeps": [measured.cell.budget for measured in group],
             }  # fmt: skip
             peaks, why = measure_peaks(job | _job_of(group[0].cell, running, checkpoint))
             for measured in group:
-                measured.peak = peaks.get(measured.cell.keep)
+                measured.peak = peaks.get(measured.cell.budget)
             if why:
                 notes.append(f"peak memory of {label}: {why}")
     return notes

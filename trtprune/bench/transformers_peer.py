@@ -108,7 +108,7 @@ class TransformersPeer:
         self._text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        self.keep = self.visual_tokens()
+        self.keep = self.budget = self.visual_tokens()
 
     def _inputs(self) -> Any:
         inputs = self.processor(images=self._question.image, text=self._text, return_tensors="pt")

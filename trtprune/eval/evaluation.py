@@ -24,6 +24,7 @@ from trtprune.variants import Variants, warnings_only
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
+    from trtprune.runtime import Vlm
 
 __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 
@@ -284,7 +285,7 @@ def _fitting(
         questions.rows,
         lambda row: settings.ask(row.question),
         vlm.encoder,
-        visual_tokens=vlm.config.model.visual_tokens,
+        visual_tokens=lambda row: _visual_tokens(vlm, row),
         max_new_tokens=settings.max_new_tokens,
         capacity=min(variants.config(point.variant).kv.capacity for point in points),
         positions=vlm.config.model.max_positions,
@@ -299,6 +300,18 @@ def _fitting(
             hint=error.marked_hint,
         )
     return replace(questions, rows=tuple(rows)), {key: error.message for key, error in bad.items()}
+
+
+def _visual_tokens(vlm: Vlm, row: Row | None) -> int:
+    """Visual tokens of a row's image; without a row, or for an image that cannot be read, the most of any image."""
+    least, most = vlm.config.vision.tokens
+    if row is None or least == most:
+        return most
+    try:
+        image = vlm.pipeline.load(row.picture())
+        return vlm.pipeline.processor.plan(image.height, image.width).tokens
+    except InputError:
+        return most  # the run itself says what is wrong with the image
 
 
 def _count(points: Sequence[MethodBudget], asked: Sequence[Subject], store: Store) -> tuple[int, int]:

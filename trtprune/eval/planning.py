@@ -186,7 +186,7 @@ def fitting(
     ask: Callable[[Row], str],
     encoder: PromptEncoder,
     *,
-    visual_tokens: int,
+    visual_tokens: Callable[[Row | None], int],
     max_new_tokens: int,
     capacity: int,
     positions: int,
@@ -199,16 +199,24 @@ def fitting(
         rows: The questions.
         ask: Function of a row to the question.
         encoder: Tokenizer and chat template.
-        visual_tokens, max_new_tokens: Tokens of an image and of an answer.
+        visual_tokens: Function of a row to the visual tokens of its image, and of None to the most of any image.
+        max_new_tokens: Tokens of an answer.
         capacity: Capacity of the KV cache.
         positions: Number of positions of the model.
     """
     good, bad = [], {}
     for row in rows:
         try:
-            length = len(encoder.encode(turns_of(ask(row), 1, None)).ids) - 1 + visual_tokens
-            check_length(length, max_new_tokens, capacity, whole_images=True)
-            check_length(length, max_new_tokens, positions, "positions")
+            words = len(encoder.encode(turns_of(ask(row), 1, None)).ids) - 1
+            # An image is opened only where the largest would not fit.
+            for image in (None, row):
+                try:
+                    check_length(words + visual_tokens(image), max_new_tokens, capacity, whole_images=True)
+                    check_length(words + visual_tokens(image), max_new_tokens, positions, "positions")
+                    break
+                except InputError:
+                    if image is not None:
+                        raise
         except InputError as error:
             bad[row.id] = error
         else:

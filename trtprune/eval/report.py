@@ -50,7 +50,7 @@ class Figure:
         broken, repaired: Numbers of questions with a lower and a higher mark than unpruned.
         change, change_low, change_high: accuracy - unpruned and its 95 % paired interval.
         kept: Visual tokens per layer, on average over layers and questions.
-        visual: Visual tokens of an image.
+        visual: Visual tokens of an image, on average over the questions.
         cut: Number of answers that --max-new-tokens ended.
         controls: Mean mark with a wrong and a grey image, if asked.
         yes_no: If every question has metric pope: precision, recall and F1 of the answer yes, and its frequency
@@ -74,7 +74,7 @@ class Figure:
     change_low: float
     change_high: float
     kept: float
-    visual: int
+    visual: float
     cut: int
     controls: dict[str, float] = field(default_factory=dict)
     yes_no: dict[str, float] = field(default_factory=dict)
@@ -225,13 +225,18 @@ def _figure(
         change_low=change.low,
         change_high=change.high,
         kept=sum(a.kept for _, _, a in pairs) / len(pairs),
-        visual=pairs[0][2].visual,
+        visual=_mean([a.visual for _, _, a in pairs]),
         cut=sum(a.finish == "length" for _, _, a in pairs),
         controls=controls,
         yes_no=yes_no,
         broken_examples=_examples(pairs, -1),
         repaired_examples=_examples(pairs, 1),
     )
+
+
+def _mean(counts: Sequence[int]) -> float:
+    """The mean; of equal counts that whole number."""
+    return counts[0] if len(set(counts)) == 1 else sum(counts) / len(counts)
 
 
 def _examples(pairs: Sequence[tuple[Row, Record, Record]], sign: int) -> tuple[Example, ...]:

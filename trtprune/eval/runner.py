@@ -192,7 +192,8 @@ class Builds:
         vlms = [self._vlms[point.variant] for point in points]
         features = [self._look(vlm, subject) for vlm in vlms]
         found: dict[int, Result] = {}
-        for places in batches(vlms, vlms[0].config.model.visual_tokens + self._max_new_tokens):
+        longest = max(seen.visual_tokens for seen in features)
+        for places in batches(vlms, longest + self._max_new_tokens):
             results = self._answerer([points[i].variant for i in places]).ask(
                 [features[i] for i in places], question, keep, subject.seed
             )
