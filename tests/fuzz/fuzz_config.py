@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 SHORT = 15
+FAMILY = "family.txt"
+"""Beside the checkpoint's files: the family whose tensors it gets."""
 PRELOAD = ("numpy", "trtprune.checkpoint", "trtprune.compiler.plan", "trtprune.models.llava")
 
 CONFIG: dict[str, Any] = {
@@ -52,6 +54,12 @@ CONFIG: dict[str, Any] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
+TILED = {
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+}
+"""Further families by ``model_type``: an image is several crops."""
+PINPOINTS = [[28, 56], [56, 28], [56, 56]]
 # Further keys that are read where they are there.
 KEYS = {
     "": ("quantization_config", "auto_map", "image_token_id", "eos_token_id", "build_digest", "schema_version"),
@@ -136,15 +144,22 @@ def spoil(rng: random.Random, values: dict[str, Any], name: str = "") -> None:
 
 def make_case(rng: random.Random) -> dict[str, bytes]:
     """Files by name."""
-    config = copy.deepcopy(CONFIG)
+    family = rng.choice(("llava", "llava", *TILED))
+    config = _config(family)
     small = copy.deepcopy(SMALL)
+    if family != "llava":
+        name = "".join(part.capitalize() for part in family.split("_"))
+        small["preprocessor_config.json"] |= {
+            "image_processor_type": f"{name}ImageProcessor",
+            "image_grid_pinpoints": rng.choice((PINPOINTS, PINPOINTS[:1])),
+        }
     if rng.random() < 0.3:
         config["vision_config"]["model_type"] = rng.choice(("dinov2", "siglip_vision_model"))
     if rng.random() < 0.3:
         config["text_config"]["model_type"] = rng.choice(("mistral", "qwen2"))
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         spoil(rng, config)
-    files = {"config.json": json.dumps(config).encode("utf-8", "surrogatepass")}
+    files = {"config.json": json.dumps(config).encode("utf-8", "surrogatepass"), FAMILY: family.encode()}
     for name, values in small.items():
         if rng.random() < 0.3:
             continue
@@ -152,8 +167,18 @@ def make_case(rng: random.Random) -> dict[str, bytes]:
             spoil(rng, values)
         files[name] = json.dumps(values).encode("utf-8", "surrogatepass")
     if rng.random() < 0.15:
-        files[rng.choice(sorted(files))] = raw(rng)
+        files[rng.choice(sorted(files.keys() - {FAMILY}))] = raw(rng)
     return files
+
+
+def _config(family: str) -> dict[str, Any]:
+    """The config of a family, with nothing wrong."""
+    config = copy.deepcopy(CONFIG)
+    if family != "llava":
+        config |= {"model_type": family, "architectures": [TILED[family]], "image_grid_pinpoints": PINPOINTS}
+    if family == "llava_onevision":
+        config["vision_aspect_ratio"] = "anyres_max_2"
+    return config
 
 
 def raw(rng: random.Random) -> bytes:
@@ -163,15 +188,15 @@ def raw(rng: random.Random) -> bytes:
 
 
 @functools.cache
-def _weights() -> bytes:
-    """A safetensors file with the tensors of :data:`CONFIG`, all zeros."""
+def _weights(family: str) -> bytes:
+    """A safetensors file with the tensors of :func:`_config`, all zeros."""
     import numpy as np
     from safetensors.numpy import save
 
     from trtprune.checkpoint import Checkpoint
     from trtprune.models import open_model
 
-    shapes = open_model(Checkpoint(Path("/nowhere"), CONFIG, {}, (), "x")).required_weights()
+    shapes = open_model(Checkpoint(Path("/nowhere"), _config(family), {}, (), "x")).required_weights()
     return save({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 
 
@@ -185,7 +210,7 @@ def attempt(case: dict[str, bytes], folder: Path) -> None:
 
     for name, data in case.items():
         (folder / name).write_bytes(data)
-    (folder / "model.safetensors").write_bytes(_weights())
+    (folder / "model.safetensors").write_bytes(_weights(case.get(FAMILY, b"llava").decode()))
     checkpoint = open_checkpoint(folder, check=lambda found: open_model(found).spec and None)
     model = open_model(checkpoint)
     spec = model.spec
@@ -194,6 +219,9 @@ def attempt(case: dict[str, bytes], folder: Path) -> None:
     options = method.validate_options({})
     resolve_budget(method, spec, keep=None, keep_range=None, options=options, positions=None)
     checkpoint.digest()
+    least, most = model.processor.tokens_range
+    for height, width in ((28, 28), (1, 500), (300, 200)):
+        assert least <= model.processor.plan(height, width).tokens <= most
     lowering = Lowering.for_backend("onnxruntime")
     for graph in model.build_components(dtype="float32", lowering=lowering).values():
         graph.to_bytes()
