@@ -187,9 +187,13 @@ class Room:
     quota: ir.Value
     start: ir.Value
 
-    def of_token(self, g: Graph, table: ir.Value) -> ir.Value:
-        """Each token's entry of a table [batch, crops]: [batch, N]; that of crop 0 for a token of none."""
-        return g.op.GatherElements(table, g.op.Max(self.crop, g.ints(0)), axis=1)
+    def of_token(self, g: Graph, table: ir.Value, op: Any = None) -> ir.Value:
+        """Each token's entry of a table [batch, crops]: [batch, N]; that of crop 0 for a token of none.
+
+        ``op`` makes the nodes of a loop's body, if it is there that the table is.
+        """
+        op = g.op if op is None else op
+        return op.GatherElements(table, op.Max(self.crop, g.ints(0)), axis=1)
 
     def same(self, g: Graph) -> ir.Value:
         """Whether two tokens are candidates of the same crop: bool [batch, N, N]."""

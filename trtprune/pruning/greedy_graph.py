@@ -17,7 +17,16 @@ from trtprune.graph.builder import DOMAIN, Graph
 from trtprune.graph.ops import PLUGIN_ATTRIBUTES
 from trtprune.pruning.crops import Room
 
-__all__ = ["MODES", "TAKEN", "coverage_select", "determinant_select", "maxmin_select", "start_at", "take_in_turns"]
+__all__ = [
+    "MODES",
+    "TAKEN",
+    "coverage_select",
+    "determinant_select",
+    "maxmin_select",
+    "start_at",
+    "take_in_turns",
+    "write_loop",
+]
 
 TAKEN = 3.0e38
 """Closeness of a token that is already selected: above every other."""
@@ -101,7 +110,7 @@ def start_at(g: Graph, matrix: ir.Value, first: ir.Value, good: ir.Value, last: 
     return op.Where(op.Equal(_places(g, good), first), g.scalar(TAKEN, _FLOAT), close)
 
 
-def _loop(g: Graph, body: Any, trips: ir.Value, states: list[tuple[str, ir.Value, ir.DataType, list[str]]]) -> Any:
+def write_loop(g: Graph, body: Any, trips: ir.Value, states: list[tuple[str, ir.Value, ir.DataType, list[str]]]) -> Any:
     """A Loop of at most ``trips`` times ``body(op, step, *states)``; each returns whether to go on, and the states."""
 
     def step(op: Any, step: ir.Value, go_on: ir.Value, *values: ir.Value) -> list[ir.Value]:
@@ -208,9 +217,9 @@ def coverage_select(
         states.append(("count", none, _INT, ["batch", "one"]))
         # A bound that no input reaches: each step without a pick brings a gain up to date that was not before.
         trips = op.Mul(keep, op.Shape(good, start=1, end=2))
-        gain = _loop(g, lazy, trips, states)[0]
+        gain = write_loop(g, lazy, trips, states)[0]
     else:
-        gain = _loop(g, every, keep, states)[0]
+        gain = write_loop(g, every, keep, states)[0]
     return op.Where(op.Less(gain, g.scalar(-1.5, _FLOAT)), g.scalar(TAKEN, _FLOAT), gain)
 
 
@@ -251,7 +260,24 @@ def take_in_turns(g: Graph, cost: ir.Value, first: ir.Value, quota: ir.Value) ->
         base = op.Mul(width, op.Cast(op.Add(step, g.scalar(1, _INT)), to=int(_FLOAT)))
         return [op.Identity(go_on), op.Where(mine, op.Add(base, rank), order)]
 
-    return _loop(g, body, op.Shape(cost, start=1, end=2), [("order", order, _FLOAT, ["batch", "visual_tokens"])])[0]
+    return write_loop(g, body, op.Shape(cost, start=1, end=2), [("order", order, _FLOAT, ["batch", "visual_tokens"])])[
+        0
+    ]
+
+
+def _write_diagonal(
+    g: Graph, similarity: ir.Value, factor: ir.Value, good: ir.Value, residual: float, room: Room | None
+) -> tuple[ir.Value, ir.Value]:
+    """The kernel's diagonal before the first pick, and the value at which an element of it counts as 0: [batch, N]."""
+    op, zero = g.op, g.scalar(0.0, _FLOAT)
+    place = _places(g, good)
+    own = op.Unsqueeze(op.Expand(op.Unsqueeze(place, g.ints(0)), op.Shape(good)), g.ints(2))
+    diagonal = op.Squeeze(op.GatherElements(similarity, own, axis=2), g.ints(2))
+    first = op.Where(good, op.Max(op.Mul(op.Mul(factor, diagonal), factor), zero), zero)
+    largest = op.ReduceMax(first, g.ints(1), keepdims=1) if room is None else room.largest(g, first)
+    floor = op.Mul(op.Sqrt(op.Mul(first, largest)), g.scalar(residual, _FLOAT))
+    left = op.Where(good, op.Where(op.Greater(first, floor), first, zero), g.scalar(-1.0, _FLOAT))
+    return left, floor
 
 
 def determinant_select(
@@ -280,12 +306,7 @@ def determinant_select(
     op = g.op
     zero, one = g.scalar(0.0, _FLOAT), g.scalar(1.0, _FLOAT)
     place = _places(g, good)
-    own = op.Unsqueeze(op.Expand(op.Unsqueeze(place, g.ints(0)), op.Shape(good)), g.ints(2))
-    diagonal = op.Squeeze(op.GatherElements(similarity, own, axis=2), g.ints(2))
-    first = op.Where(good, op.Max(op.Mul(op.Mul(factor, diagonal), factor), zero), zero)
-    largest = op.ReduceMax(first, g.ints(1), keepdims=1) if room is None else room.largest(g, first)
-    floor = op.Mul(op.Sqrt(op.Mul(first, largest)), g.scalar(residual, _FLOAT))
-    left = op.Where(good, op.Where(op.Greater(first, floor), first, zero), g.scalar(-1.0, _FLOAT))
+    left, floor = _write_diagonal(g, similarity, factor, good, residual, room)
     batch = op.Shape(good, start=0, end=1)
     rows = op.Expand(zero, op.Concat(batch, keep, op.Shape(good, start=1, end=2), axis=0))
     image = op.Unsqueeze(op.Range(g.scalar(0, _INT), op.Squeeze(batch), g.scalar(1, _INT)), g.ints(1))
@@ -321,5 +342,5 @@ def determinant_select(
     ]
     if room is not None:
         states.append(("room", room.start, _INT, ["batch", "visual_tokens"]))
-    left = _loop(g, body, keep, states)[0]
+    left = write_loop(g, body, keep, states)[0]
     return op.Where(op.Less(left, g.scalar(-1.5, _FLOAT)), g.scalar(TAKEN, _FLOAT), left)

@@ -22,15 +22,20 @@ Features that are not finite have cosine 0 with all others and are the first to 
 
 The graph keeps a state of fixed size, the order of all N places with only the first R of them in use, because
 TensorRT's loops do not change shapes.
+
+Several crops of one image: in the code each crop has a budget and rounds of its own, ``crops=each``; with ``joint`` all
+tokens are one list.  With ``each`` a round of the graph is one of all crops together, so that there are as many rounds
+as the crop with most of them has.  The state is an order in which each crop has places of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from trtprune.pruning import ops
+from trtprune.pruning import grids, ops
+from trtprune.pruning.crops import CROPS, NEVER, Room, needs_by_crop, shares, write_rooms
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
@@ -44,12 +49,28 @@ if TYPE_CHECKING:
 __all__ = ["VisPruner"]
 
 _AT_ONCE = 8
-_UNUSED = -3.0e38
+_UNUSED, _KEPT = -3.0e38, 3.0e38
 
 
 def _share(important: float) -> tuple[int, int]:
     ratio = Fraction(str(important)).limit_denominator(10_000)
     return ratio.numerator, ratio.denominator
+
+
+def _of_list(order: np.ndarray, keep: int, inputs: Mapping[str, Any]) -> np.ndarray:
+    """The ``keep`` tokens chosen of the tokens ``order``, those of highest attention first."""
+    import numpy as np
+
+    important = ops.scale_count(*_share(inputs["important"]), keep)
+    kept, residual, diverse = order[:important], order[important:], keep - important
+    vectors, norm, good = ops.norms(inputs["vision_features"])
+    while diverse and len(residual) > diverse:
+        even, odd = residual[::2], residual[1::2]
+        removed = min(_AT_ONCE, len(residual) - diverse, len(even))
+        nearest = ops.cosine(vectors[even], norm[even], vectors[odd], norm[odd]).max(axis=1)
+        by_score = ops.descending(np.where(good[even], nearest, np.float32(ops.BAR)))
+        residual = np.concatenate([even[by_score[removed:]], odd])
+    return np.concatenate([kept, residual[:diverse]])
 
 
 @register
@@ -62,7 +83,13 @@ class VisPruner(Method):
     source = "https://github.com/Theia-4869/VisPruner @ aefa01a"
     needs = frozenset({"cls_attention", "vision_features"})
     cost = "N x N cosines and (N - keep)/8 rounds over up to N/2 x N of them"
-    options = (Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),)
+    options = (
+        Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),
+        CROPS,
+    )
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return needs_by_crop(self.needs, options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens
@@ -70,19 +97,21 @@ class VisPruner(Method):
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
-        order = ops.descending(ops.clean(inputs["cls_attention"]))
-        important = ops.scale_count(*_share(inputs["important"]), keep)
-        kept, residual, diverse = order[:important], order[important:], keep - important
-        vectors, norm, good = ops.norms(inputs["vision_features"])
-        while diverse and len(residual) > diverse:
-            even, odd = residual[::2], residual[1::2]
-            removed = min(_AT_ONCE, len(residual) - diverse, len(even))
-            nearest = ops.cosine(vectors[even], norm[even], vectors[odd], norm[odd]).max(axis=1)
-            by_score = ops.descending(np.where(good[even], nearest, np.float32(ops.BAR)))
-            residual = np.concatenate([even[by_score[removed:]], odd])
-        return np.sort(np.concatenate([kept, residual[:diverse]]))
+        attention = ops.clean(inputs["cls_attention"])
+        if inputs["crops"] == "joint":
+            return np.sort(_of_list(ops.descending(attention), keep, inputs))
+        grid = inputs["grid"]
+        chosen = grids.candidates(grid)
+        scores = np.where(chosen, attention, np.float32(NEVER))
+        order = ops.descending(attention)
+        for number, share in shares(grid, keep):
+            scores[_of_list(order[(chosen & (grid[:, 0] == number))[order]], share, inputs)] = np.float32(_KEPT)
+        return np.sort(ops.descending(scores)[:keep])
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
+        if options["crops"] == "each":
+            room = write_rooms(g, inputs["grid"], keep, options["most_crops"])
+            return _write_by_crop(g, inputs, room, _share(options["important"]))
         op = g.op
         one, zero = g.ints(1), g.ints(0)
         important = ops.write_scale_count(g, *_share(options["important"]), keep)
@@ -174,3 +203,150 @@ class VisPruner(Method):
         start = op.Constant(value=ir.tensor(np.bool_(True)))
         order, _ = op.Loop(op.Squeeze(rounds), start, residual, count, body=graph, _outputs=2)
         return order
+
+
+def _write_ranks(g: Graph, op: Any, scores: ir.Value, own: ir.Value) -> ir.Value:
+    """The rank of each token among those of its crop, the highest score first, of equals the first.
+
+    Args:
+        g: The graph.
+        op: Its nodes, or those of a loop's body.
+        scores: float32 [batch, N].
+        own: int64 [batch, crops, N]: 1 for a token of the crop; a token of none has a rank without a meaning.
+
+    Returns:
+        int64 [batch, N].
+    """
+    one, two = g.ints(1), g.ints(2)
+    tokens = op.Shape(scores, start=1, end=2)
+    _, order = op.TopK(scores, tokens, axis=-1, largest=1, sorted=1, _outputs=2)
+    sorted_own = op.GatherElements(own, op.Expand(op.Unsqueeze(order, one), op.Shape(own)), axis=2)
+    rank = op.Sub(op.ReduceSum(op.Mul(sorted_own, op.CumSum(sorted_own, two)), one, keepdims=0), one)
+    return op.ScatterElements(rank, order, rank, axis=1)
+
+
+def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, share: tuple[int, int]) -> ir.Value:
+    """Scores [batch, N] whose ``keep`` largest are the selection with ``crops=each``."""
+    import onnx_ir as ir
+
+    op = g.op
+    zero, one, two = (g.ints(n) for n in (0, 1, 2))
+    attention = op.Where(room.chosen, ops.write_clean(g, inputs["cls_attention"]), ops.f32(g, NEVER))
+    important = ops.write_scale_count(g, *share, room.quota)
+    diverse = op.Sub(room.quota, important)
+    size = op.ReduceSum(room.own, two, keepdims=0)
+    first = op.Sub(op.CumSum(size, one), size)
+    rank = _write_ranks(g, op, attention, room.own)
+    # Places of a crop: what the rounds thin out, then its important tokens; behind all crops, tokens of none.
+    among = room.of_token(g, important)
+    inside = op.Sub(rank, among)
+    inside = op.Where(op.Less(inside, zero), op.Add(room.of_token(g, size), inside), inside)
+    none = op.Cast(op.Not(room.chosen), to=int(ir.DataType.INT64))
+    behind = op.Sub(op.Add(op.ReduceSum(size, one, keepdims=1), op.CumSum(none, one)), none)
+    place = op.Where(room.chosen, op.Add(room.of_token(g, first), inside), behind)
+    tokens = op.Shape(attention, start=1, end=2)
+    order = op.ScatterElements(place, place, op.Expand(ops.iota(g, tokens), op.Shape(place)), axis=1)
+
+    crop = op.GatherElements(room.crop, order, axis=1)
+    listed = Room(
+        crop,
+        op.GreaterOrEqual(crop, zero),
+        op.GatherElements(room.own, op.Expand(op.Unsqueeze(order, one), op.Shape(room.own)), axis=2),
+        room.quota,
+        room.start,
+    )
+    order = _write_rounds(g, inputs["vision_features"], room.same(g), listed, order, (size, important, diverse, first))
+    local = op.Sub(ops.iota(g, tokens), listed.of_token(g, first))
+    kept = op.Or(
+        op.Less(local, listed.of_token(g, diverse)),
+        op.GreaterOrEqual(local, listed.of_token(g, op.Sub(size, important))),
+    )
+    marks = op.Where(op.And(kept, listed.chosen), ops.f32(g, _KEPT), op.GatherElements(attention, order, axis=1))
+    return op.ScatterElements(marks, order, marks, axis=1)
+
+
+def _write_rounds(
+    g: Graph, features: ir.Value, same: ir.Value, listed: Room, order: ir.Value, tables: tuple[ir.Value, ...]
+) -> ir.Value:
+    """``order`` int64 [batch, N] when in each crop's places the first ``diverse`` tokens are those that stay.
+
+    Args:
+        g: The graph.
+        features: [batch, N, C].
+        same: bool [batch, N, N]: tokens of one crop.
+        listed: The crops of the places of ``order``.
+        order: int64 [batch, N], the token at each place.
+        tables: Size, important tokens, diverse tokens and first place of each crop, int64 [batch, crops].
+    """
+    import onnx_ir as ir
+
+    from trtprune.pruning.greedy_graph import write_loop
+
+    op = g.op
+    zero, one, two, eight = (g.ints(n) for n in (0, 1, 2, _AT_ONCE))
+    low = ops.f32(g, _UNUSED)
+    size, important, diverse, first = tables
+    vectors, norm, good = ops.write_norms(g, features)
+    cosine = op.Where(same, op.Where(good, ops.write_cosine(g, vectors, norm, vectors, norm), ops.f32(g, ops.BAR)), low)
+    place = ops.iota(g, op.Shape(order, start=1, end=2))
+    start = listed.of_token(g, first)
+    local = op.Sub(place, start)
+    upper_half = op.Equal(op.Mod(local, two), zero)
+    ranks = _even_ranks(g, listed, features)
+    least = op.Where(op.Greater(diverse, zero), diverse, op.Sub(size, important))
+
+    def body(op: Any, step: ir.Value, go_on: ir.Value, order: ir.Value, count: ir.Value) -> list[ir.Value]:
+        upper = op.Div(op.Add(count, one), two)
+        removed = op.Min(op.Min(eight, op.Sub(count, least)), upper)
+        taken = listed.of_token(g, removed, op)
+        left = listed.of_token(g, op.Sub(upper, removed), op)
+        used = op.And(op.Less(local, listed.of_token(g, count, op)), listed.chosen)
+        even, odd = op.And(used, upper_half), op.And(used, op.Not(upper_half))
+        column = op.ScatterElements(hidden, order, op.Where(odd, ops.f32(g, 0.0), low), axis=1)
+        nearest = op.ReduceMax(op.Add(cosine, op.Unsqueeze(column, one)), two, keepdims=0)
+        scores = op.Where(even, op.GatherElements(nearest, order, axis=1), low)
+        rank = ranks(op, scores, even)
+        behind = op.Sub(op.Add(listed.of_token(g, count, op), rank), taken)
+        there = op.Where(op.Less(rank, taken), behind, op.Sub(rank, taken))
+        there = op.Where(even, there, op.Add(left, op.Div(local, two)))
+        there = op.Where(used, op.Add(start, there), place)
+        count = op.Sub(count, removed)
+        more = op.ReduceMax(op.Sub(count, least), g.ints(0, 1), keepdims=0)
+        order = op.ScatterElements(order, there, order, axis=1)
+        return [op.Greater(more, g.scalar(0, ir.DataType.INT64)), order, count]
+
+    hidden = op.Expand(low, op.Shape(order))
+    # More rounds than any crop needs; the last ones, of fewer than 16 tokens, take half of them at least.
+    rounds = op.Add(op.Div(op.Shape(order, start=1, end=2), eight), g.ints(5))
+    count = op.Sub(size, important)
+    states = [
+        ("order", order, ir.DataType.INT64, ["batch", "visual_tokens"]),
+        ("count", count, ir.DataType.INT64, ["batch", "crops"]),
+    ]
+    return write_loop(g, body, rounds, states)[0]
+
+
+def _even_ranks(g: Graph, listed: Room, features: ir.Value) -> Callable[..., ir.Value]:
+    """How a round's body ranks the ``even`` tokens of each crop by their scores: (op, scores, even) → [batch, N]."""
+    import onnx_ir as ir
+
+    one, two = g.ints(1), g.ints(2)
+    int64 = int(ir.DataType.INT64)
+    assert features.shape is not None
+    if g.lowering.loop_order == "sort" or isinstance(features.shape[1], int):
+
+        def by_order(op: Any, scores: ir.Value, even: ir.Value) -> ir.Value:
+            return _write_ranks(g, op, scores, op.Mul(listed.own, op.Unsqueeze(op.Cast(even, to=int64), one)))
+
+        return by_order
+    place = ops.iota(g, g.op.Shape(listed.crop, start=1, end=2))
+    earlier = g.op.Less(g.op.Unsqueeze(place, g.ints(0)), g.op.Unsqueeze(place, one))
+    same = listed.same(g)
+
+    def by_count(op: Any, scores: ir.Value, even: ir.Value) -> ir.Value:
+        mine, others = op.Unsqueeze(scores, two), op.Unsqueeze(scores, one)
+        before = op.Or(op.Greater(others, mine), op.And(op.Equal(others, mine), earlier))
+        before = op.And(op.And(before, same), op.Unsqueeze(even, one))
+        return op.ReduceSum(op.Cast(before, to=int64), two, keepdims=0)
+
+    return by_count
