@@ -44,3 +44,17 @@ def test_greedy_methods_build_for_turing_too(method: str, options: dict[str, obj
     lowering = replace(Lowering.for_backend("tensorrt-rtx"), products="primitives")
     network = rtx.Network(build_pruner(method, 64, "float32", lowering, options, num_tokens=576).to_bytes(), None)
     assert network.build(values={"keep": (1, 64, 576)}, targets=("sm75", "sm89")) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adafv", {"crops": "each"}),
+        ("adafv", {"crops": "each", "mode": "official"}),
+        ("fastervlm", {"crops": "each"}),
+    ],
+)
+def test_budgets_shared_out_to_crops(method: str, options: dict[str, object]) -> None:
+    """For images of any number of visual tokens."""
+    graph = build_pruner(method, 64, "float16", Lowering.for_backend("tensorrt-rtx"), options)
+    assert rtx.Network(graph.to_bytes(), None).build(values={"keep": (1, 64, 2928)}) > 0
