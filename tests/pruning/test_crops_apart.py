@@ -18,7 +18,11 @@ from trtprune import pruning
 from trtprune.graph import Lowering
 from trtprune.pruning.graph import build_pruner
 
-RULES: dict[str, Callable[..., list[int]]] = {"cdpruner": crop_rules.cdpruner, "vispruner": crop_rules.vispruner}
+RULES: dict[str, Callable[..., list[int]]] = {
+    "cdpruner": crop_rules.cdpruner,
+    "vispruner": crop_rules.vispruner,
+    "hiprune": crop_rules.hiprune,
+}
 """Each takes a case, its arrays and a budget: per crop, or in all for HiPrune."""
 VECTORS = [(case, record) for case, record in multicrop.cases() if case.method in RULES]
 EACH = {"crops": "each"}

@@ -29,9 +29,11 @@ __all__ = [
     "local_places",
     "needs_by_crop",
     "shares",
+    "write_crop_ranks",
     "write_listed_by_crop",
     "write_local_places",
     "write_rooms",
+    "write_selected",
 ]
 
 CROPS = Option(
@@ -237,6 +239,34 @@ def write_rooms(g: Graph, grid: ir.Value, keep: ir.Value, most_crops: int) -> Ro
     quota = _write_shares(g, own, keep)
     start = op.GatherElements(quota, op.Max(crop, g.ints(0)), axis=1)
     return Room(crop, chosen, own, quota, op.Where(chosen, start, g.ints(-1)))
+
+
+def write_crop_ranks(g: Graph, op: Any, scores: ir.Value, own: ir.Value) -> ir.Value:
+    """The rank of each token among those of its crop, the highest score first, of equals the first.
+
+    Args:
+        g: The graph.
+        op: Its nodes, or those of a loop's body.
+        scores: float32 [batch, N].
+        own: int64 [batch, crops, N]: 1 for a token of the crop; a token of none has a rank without a meaning.
+
+    Returns:
+        int64 [batch, N].
+    """
+    one, two = g.ints(1), g.ints(2)
+    tokens = op.Shape(scores, start=1, end=2)
+    _, order = op.TopK(scores, tokens, axis=-1, largest=1, sorted=1, _outputs=2)
+    sorted_own = op.GatherElements(own, op.Expand(op.Unsqueeze(order, one), op.Shape(own)), axis=2)
+    rank = op.Sub(op.ReduceSum(op.Mul(sorted_own, op.CumSum(sorted_own, two)), one, keepdims=0), one)
+    return op.ScatterElements(rank, order, rank, axis=1)
+
+
+def write_selected(g: Graph, order: ir.Value, keep: ir.Value) -> ir.Value:
+    """Scores float32 [batch, N]: 1 for the first ``keep`` of ``order`` int64 [batch, N], 0 for the others."""
+    op = g.op
+    chosen = op.Slice(order, g.ints(0), keep, g.ints(1))
+    one = op.Expand(ops.f32(g, 1.0), op.Shape(chosen))
+    return op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(order)), chosen, one, axis=1)
 
 
 def write_local_places(g: Graph, grid: ir.Value, most_crops: int) -> ir.Value:

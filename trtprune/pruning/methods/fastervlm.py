@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import ops
-from trtprune.pruning.crops import CROPS, listed_by_crop, needs_by_crop, write_listed_by_crop
+from trtprune.pruning.crops import CROPS, listed_by_crop, needs_by_crop, write_listed_by_crop, write_selected
 from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
 
@@ -63,6 +63,4 @@ class FasterVlm(Method):
         if options["crops"] == "joint":
             return attention
         order, _ = write_listed_by_crop(g, attention, inputs["grid"], keep, options["most_crops"])
-        chosen = g.op.Slice(order, g.ints(0), keep, g.ints(1))
-        one = g.op.Expand(ops.f32(g, 1.0), g.op.Shape(chosen))
-        return g.op.ScatterElements(g.op.Expand(ops.f32(g, 0.0), g.op.Shape(attention)), chosen, one, axis=1)
+        return write_selected(g, order, keep)

@@ -17,6 +17,10 @@ the next row, and clamping brings the first and last patch in.
 ``object_layer`` counts the tower's layers from 1.  The sources do not define the selection when anchors and buffers
 exceed the budget, possible from about alpha = 0.5; the code stops with an error.  Here anchors come before buffers and
 lower indices before higher ones.
+
+Several crops of one image: the code gives each floor(keep / crops) tokens, with anchors and the rest of its own,
+``crops=each``.  With ``joint`` the crops compete, and a neighbour is one in the same crop.  With ``each`` a is that of
+a crop's share.
 """
 
 from __future__ import annotations
@@ -26,6 +30,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids, ops
+from trtprune.pruning.crops import (
+    CROPS,
+    listed_by_crop,
+    needs_by_crop,
+    shares,
+    write_crop_ranks,
+    write_listed_by_crop,
+    write_rooms,
+    write_selected,
+)
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
@@ -63,7 +77,11 @@ class HiPrune(Method):
             "object_layer", 9, "layer of the vision tower, from 1, that anchors are taken from", minimum=1, maximum=128
         ),
         Option("alpha", 0.1, "fraction of the budget for anchors and their neighbours", minimum=0, maximum=1),
+        CROPS,
     )
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return needs_by_crop(self.needs, options)
 
     def tower_layer(self, options: Mapping[str, Any] | None = None) -> int | None:
         return int(self.validate_options(options)["object_layer"])
@@ -72,39 +90,75 @@ class HiPrune(Method):
         import numpy as np
 
         grid = inputs["grid"]
-        count = round(Fraction(*_share(inputs["alpha"])) * keep)
+        each = inputs["crops"] == "each"
         shallow, deep = (
             np.where(grids.candidates(grid), ops.clean(inputs[name]), np.float32(_NEVER))
             for name in ("shallow_attention", "deep_attention")
         )
-        anchors = ops.descending(shallow)[:count]
+        ratio, order = Fraction(*_share(inputs["alpha"])), ops.descending(shallow)
+        anchors = order[: round(ratio * keep)]
+        if each:
+            crop = np.where(grids.candidates(grid), grid[:, 0], -1)[order]
+            listed = [order[crop == number][: round(ratio * share)] for number, share in shares(grid, keep)]
+            anchors = np.concatenate([np.zeros(0, np.int64), *listed])
         scores = np.where(_neighbours(grid, anchors), np.float32(_BUFFER), deep)
         scores[anchors] = _ANCHOR
-        return np.sort(ops.descending(scores)[:keep])
+        return np.sort((listed_by_crop(scores, grid, keep)[0] if each else ops.descending(scores))[:keep])
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        op = g.op
-        p, q = _share(options["alpha"])
-        twice = op.Mul(keep, g.ints(2 * p))
-        up = op.Div(op.Add(twice, g.ints(q)), g.ints(2 * q))
-        # Halves to even: rounded up from a half to an odd number is one too many.
-        half = op.Equal(op.Mul(op.Sub(op.Mul(up, g.ints(2)), g.ints(1)), g.ints(q)), twice)
-        odd = op.Equal(op.Mod(up, g.ints(2)), g.ints(1))
-        count = op.Where(op.And(half, odd), op.Sub(up, g.ints(1)), up)
+        import onnx_ir as ir
 
+        op = g.op
         chosen = grids.write_candidates(g, inputs["grid"])
         shallow, scores = (
             op.Where(chosen, ops.write_clean(g, inputs[name]), ops.f32(g, _NEVER))
             for name in ("shallow_attention", "deep_attention")
         )
-        # Without anchors, one is taken that has no effect: no dimension may become 0.
-        _, anchors = ops.top(g, shallow, op.Max(count, g.ints(1)))
-        any_anchor = op.Greater(count, g.ints(0))
-        one = op.Expand(ops.f32(g, 1.0), op.Shape(anchors))
-        marks = op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(scores)), anchors, one, axis=1)
-        around = op.And(_write_neighbours(g, inputs["grid"], anchors), any_anchor)
-        scores = op.Where(around, ops.f32(g, _BUFFER), scores)
-        return op.Where(op.And(op.Greater(marks, ops.f32(g, 0.5)), any_anchor), ops.f32(g, _ANCHOR), scores)
+        if options["crops"] == "joint":
+            # Without anchors, one is taken that has no effect: no dimension may become 0.
+            count = _write_anchors(g, options["alpha"], keep)
+            _, anchors = ops.top(g, shallow, op.Max(count, g.ints(1)))
+            return _write_scores(g, inputs["grid"], scores, anchors, op.Greater(count, g.ints(0)))
+        most_crops = options["most_crops"]
+        room = write_rooms(g, inputs["grid"], keep, most_crops)
+        count = room.of_token(g, _write_anchors(g, options["alpha"], room.quota))
+        anchor = op.And(op.Less(write_crop_ranks(g, op, shallow, room.own), count), room.chosen)
+        # As many as there can be: each crop's count is rounded up by a half at most.
+        most = op.Add(_write_anchors(g, options["alpha"], keep), g.ints((most_crops + 3) // 2))
+        most = op.Min(most, op.Shape(scores, start=1, end=2))
+        marks, anchors = ops.top(g, op.Cast(anchor, to=int(ir.DataType.FLOAT)), most)
+        scores = _write_scores(g, inputs["grid"], scores, anchors, op.Greater(marks, ops.f32(g, 0.5)))
+        return write_selected(g, write_listed_by_crop(g, scores, inputs["grid"], keep, most_crops)[0], keep)
+
+
+def _write_anchors(g: Graph, alpha: float, keep: ir.Value) -> ir.Value:
+    """The number of anchors for each budget of int64 ``keep``."""
+    op = g.op
+    p, q = _share(alpha)
+    twice = op.Mul(keep, g.ints(2 * p))
+    up = op.Div(op.Add(twice, g.ints(q)), g.ints(2 * q))
+    # Halves to even: rounded up from a half to an odd number is one too many.
+    half = op.Equal(op.Mul(op.Sub(op.Mul(up, g.ints(2)), g.ints(1)), g.ints(q)), twice)
+    odd = op.Equal(op.Mod(up, g.ints(2)), g.ints(1))
+    return op.Where(op.And(half, odd), op.Sub(up, g.ints(1)), up)
+
+
+def _write_scores(g: Graph, grid: ir.Value, scores: ir.Value, anchors: ir.Value, used: ir.Value) -> ir.Value:
+    """``scores`` [batch, N], those of anchors and of their neighbours above all others.
+
+    Args:
+        g: The graph.
+        grid: int64 [batch, N, 3].
+        scores: float32 [batch, N].
+        anchors: int64 [batch, A].
+        used: bool, [1] or [batch, A]: whether they are anchors at all.
+    """
+    op = g.op
+    one = op.Where(used, op.Expand(ops.f32(g, 1.0), op.Shape(anchors)), ops.f32(g, 0.0))
+    marks = op.ScatterElements(op.Expand(ops.f32(g, 0.0), op.Shape(scores)), anchors, one, axis=1)
+    around = _write_neighbours(g, grid, anchors, op.Greater(one, ops.f32(g, 0.5)))
+    scores = op.Where(around, ops.f32(g, _BUFFER), scores)
+    return op.Where(op.Greater(marks, ops.f32(g, 0.5)), ops.f32(g, _ANCHOR), scores)
 
 
 def _neighbours(grid: np.ndarray, anchors: np.ndarray) -> np.ndarray:
@@ -126,8 +180,8 @@ def _neighbours(grid: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return np.any(same & np.logical_or.reduce(around), axis=0)
 
 
-def _write_neighbours(g: Graph, grid: ir.Value, anchors: ir.Value) -> ir.Value:
-    """:func:`_neighbours` for int64 [batch, N, 3] and [batch, A]: bool [batch, N]."""
+def _write_neighbours(g: Graph, grid: ir.Value, anchors: ir.Value, used: ir.Value) -> ir.Value:
+    """:func:`_neighbours` for int64 [batch, N, 3] and the ``used`` (bool) of [batch, A]: bool [batch, N]."""
     import onnx_ir as ir
 
     op = g.op
@@ -147,5 +201,6 @@ def _write_neighbours(g: Graph, grid: ir.Value, anchors: ir.Value) -> ir.Value:
         hit = op.Equal(op.Min(op.Max(op.Add(own, step), zero), last), place)
         near = hit if near is None else op.Or(near, hit)
     assert near is not None
+    near = op.And(near, op.Unsqueeze(used, g.ints(2)))
     hits = op.Cast(op.And(same, near), to=int(ir.DataType.FLOAT))
     return op.Greater(op.ReduceMax(hits, one, keepdims=0), ops.f32(g, 0.5))

@@ -35,7 +35,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from trtprune.pruning import grids, ops
-from trtprune.pruning.crops import CROPS, NEVER, Room, needs_by_crop, shares, write_rooms
+from trtprune.pruning.crops import CROPS, NEVER, Room, needs_by_crop, shares, write_crop_ranks, write_rooms
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
@@ -205,26 +205,6 @@ class VisPruner(Method):
         return order
 
 
-def _write_ranks(g: Graph, op: Any, scores: ir.Value, own: ir.Value) -> ir.Value:
-    """The rank of each token among those of its crop, the highest score first, of equals the first.
-
-    Args:
-        g: The graph.
-        op: Its nodes, or those of a loop's body.
-        scores: float32 [batch, N].
-        own: int64 [batch, crops, N]: 1 for a token of the crop; a token of none has a rank without a meaning.
-
-    Returns:
-        int64 [batch, N].
-    """
-    one, two = g.ints(1), g.ints(2)
-    tokens = op.Shape(scores, start=1, end=2)
-    _, order = op.TopK(scores, tokens, axis=-1, largest=1, sorted=1, _outputs=2)
-    sorted_own = op.GatherElements(own, op.Expand(op.Unsqueeze(order, one), op.Shape(own)), axis=2)
-    rank = op.Sub(op.ReduceSum(op.Mul(sorted_own, op.CumSum(sorted_own, two)), one, keepdims=0), one)
-    return op.ScatterElements(rank, order, rank, axis=1)
-
-
 def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, share: tuple[int, int]) -> ir.Value:
     """Scores [batch, N] whose ``keep`` largest are the selection with ``crops=each``."""
     import onnx_ir as ir
@@ -236,7 +216,7 @@ def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, share: 
     diverse = op.Sub(room.quota, important)
     size = op.ReduceSum(room.own, two, keepdims=0)
     first = op.Sub(op.CumSum(size, one), size)
-    rank = _write_ranks(g, op, attention, room.own)
+    rank = write_crop_ranks(g, op, attention, room.own)
     # Places of a crop: what the rounds thin out, then its important tokens; behind all crops, tokens of none.
     among = room.of_token(g, important)
     inside = op.Sub(rank, among)
@@ -336,7 +316,7 @@ def _even_ranks(g: Graph, listed: Room, features: ir.Value) -> Callable[..., ir.
     if g.lowering.loop_order == "sort" or isinstance(features.shape[1], int):
 
         def by_order(op: Any, scores: ir.Value, even: ir.Value) -> ir.Value:
-            return _write_ranks(g, op, scores, op.Mul(listed.own, op.Unsqueeze(op.Cast(even, to=int64), one)))
+            return write_crop_ranks(g, op, scores, op.Mul(listed.own, op.Unsqueeze(op.Cast(even, to=int64), one)))
 
         return by_order
     place = ops.iota(g, g.op.Shape(listed.crop, start=1, end=2))
