@@ -72,6 +72,15 @@ def test_a_real_question(out: Path, tmp_path: Path) -> None:
     assert kept.notes == ("pruner is not compared: this question does not reach it (nothing is pruned)",)
 
 
+def test_what_a_method_computes_inside_the_decoder_has_no_counterpart(tmp_path: Path, out: Path, family: str) -> None:
+    inside = tmp_path / "inside"
+    tiled.build(out.parent / "source", inside, family, method="sparsevlm", options={"schedule": "1:20"}, keep=None)
+    found = compare(inside, "transformers", checkpoint=str(out.parent / "source"))
+    assert found.passed
+    assert [c.name for c in found.components] == ["vision", "pack", "embed", "decoder.0", "decoder.1"]
+    assert {note.split()[0] for note in found.notes} == {"raters", "pruner.0"}
+
+
 def test_a_wrong_newline_is_found(out: Path, tmp_path: Path, family: str) -> None:
     copy = tiled.build(out.parent / "source", tmp_path / "wrong", family, weights="copy")
     name = next(n for n in kit_names(copy) if n.endswith("image_newline"))

@@ -17,7 +17,7 @@ import numpy as np
 from trtprune import pruning
 from trtprune.compare.packing import SizedPlan, pack
 from trtprune.compare.points import TensorPoint, module_label
-from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, EMBED, PACK, PRUNER, VISION
+from trtprune.engine_dir.roles import DECODER, EMBED, PACK, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
 from trtprune.pruning.inputs import INPUTS
 from trtprune.reports.installer import to_install
@@ -94,9 +94,12 @@ class TransformersSide:
         self.model = model.eval()
 
     def components(self) -> Sequence[str]:
-        """All components but the prune points inside a decoder, and CLIP's text tower, which has another checkpoint."""
-        points = [c.name for c in self.made.components if c.role == PRUNER and c.segment is not None]
-        return [c.name for c in self.made.components if c.name not in points and c.role != CLIP_TEXT]
+        """The model's own components and the pruner before the decoder.
+
+        Not what a method computes inside the decoder, and not CLIP's text tower, which has another checkpoint.
+        """
+        roles = (VISION, PACK, EMBED, DECODER)
+        return [c.name for c in self.made.components if c.role in roles or (c.role == PRUNER and c.segment is None)]
 
     def runner(self, component: ComponentInfo) -> Any:
         """The component's outputs, by the graph's names."""
