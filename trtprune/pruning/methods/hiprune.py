@@ -83,6 +83,9 @@ class HiPrune(Method):
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
         return needs_by_crop(self.needs, options)
 
+    def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
+        return tokens if options["crops"] == "each" else keep
+
     def tower_layer(self, options: Mapping[str, Any] | None = None) -> int | None:
         return int(self.validate_options(options)["object_layer"])
 
