@@ -22,6 +22,7 @@ RULES: dict[str, Callable[..., list[int]]] = {
     "cdpruner": crop_rules.cdpruner,
     "vispruner": crop_rules.vispruner,
     "hiprune": crop_rules.hiprune,
+    "mmtok": crop_rules.mmtok,
 }
 """Each takes a case, its arrays and a budget: per crop, or in all for HiPrune."""
 VECTORS = [(case, record) for case, record in multicrop.cases() if case.method in RULES]

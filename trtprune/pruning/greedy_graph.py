@@ -183,43 +183,55 @@ def coverage_select(
     nothing = op.Concat(op.Shape(cover, start=0, end=1), op.Shape(cover, start=2, end=3), axis=0)
     covered = op.Expand(zero, nothing)
 
-    def every(op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value) -> list[ir.Value]:
-        best = op.ArgMax(gain, axis=1, keepdims=1, select_last_index=0)
+    def every(
+        op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, *rest: ir.Value
+    ) -> list[ir.Value]:
+        best = op.ArgMax(allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
         covered = op.Max(covered, op.GatherND(cover, best, batch_dims=1))
         gain = op.Where(op.Equal(place, best), gone, gain)
-        return [op.Identity(go_on), op.Where(op.Less(gain, zero), gain, gains(op, cover, covered, weight)), covered]
+        gain = op.Where(op.Less(gain, zero), gain, gains(op, cover, covered, weight))
+        return [op.Identity(go_on), gain, covered, *after(op, rest, best)]
+
+    def allowed(op: Any, gain: ir.Value, rest: tuple[ir.Value, ...]) -> ir.Value:
+        return gain if room is None else room.masked(g, op, gain, rest[0])
+
+    def after(op: Any, rest: tuple[ir.Value, ...], best: ir.Value) -> tuple[ir.Value, ...]:
+        return () if room is None else (room.after(g, op, rest[0], best),)
 
     block = op.Min(op.Shape(good, start=1, end=2), g.ints(BLOCK))
 
     def lazy(
-        op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, count: ir.Value
+        op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, count: ir.Value, *rest: ir.Value
     ) -> list[ir.Value]:
-        old, index = op.TopK(gain, block, axis=-1, largest=1, sorted=1, _outputs=2)
+        _, index = op.TopK(allowed(op, gain, rest), block, axis=-1, largest=1, sorted=1, _outputs=2)
+        old = op.GatherElements(gain, index, axis=1)
         place_of = op.Unsqueeze(index, g.ints(2))
         mine = None if weight is None else op.GatherElements(weight, index, axis=1)
         new = gains(op, op.GatherND(cover, place_of, batch_dims=1), covered, mine)
         gain = op.ScatterElements(gain, index, op.Where(op.Less(old, zero), old, new), axis=1)
-        best = op.ArgMax(gain, axis=1, keepdims=1, select_last_index=0)
+        best = op.ArgMax(allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
         fresh = op.ReduceMax(op.Cast(op.Equal(index, best), to=int(_FLOAT)), g.ints(1), keepdims=1)
         sure = op.And(op.Greater(fresh, zero), op.Less(count, keep))
         covered = op.Where(sure, op.Max(covered, op.GatherND(cover, best, batch_dims=1)), covered)
         gain = op.Where(op.And(sure, op.Equal(place, best)), gone, gain)
         count = op.Add(count, op.Cast(sure, to=int(_INT)))
         fewest = op.Squeeze(op.ReduceMin(count, g.ints(0), keepdims=0), g.ints(0))
-        return [op.Less(fewest, op.Squeeze(keep, g.ints(0))), gain, covered, count]
+        rest = tuple(op.Where(sure, new, old) for old, new in zip(rest, after(op, rest, best), strict=True))
+        return [op.Less(fewest, op.Squeeze(keep, g.ints(0))), gain, covered, count, *rest]
 
     states = [
         ("gain", first, _FLOAT, ["batch", "visual_tokens"]),
         ("covered", covered, _FLOAT, ["batch", "covered_things"]),
     ]
+    shares = [] if room is None else [("room", room.start, _INT, ["batch", "visual_tokens"])]
     if g.lowering.coverage == "lazy":
         none = op.Expand(g.scalar(0, _INT), op.Concat(op.Shape(good, start=0, end=1), g.ints(1), axis=0))
         states.append(("count", none, _INT, ["batch", "one"]))
         # A bound that no input reaches: each step without a pick brings a gain up to date that was not before.
         trips = op.Mul(keep, op.Shape(good, start=1, end=2))
-        gain = write_loop(g, lazy, trips, states)[0]
+        gain = write_loop(g, lazy, trips, [*states, *shares])[0]
     else:
-        gain = write_loop(g, every, keep, states)[0]
+        gain = write_loop(g, every, keep, [*states, *shares])[0]
     return op.Where(op.Less(gain, g.scalar(-1.5, _FLOAT)), g.scalar(TAKEN, _FLOAT), gain)
 
 
