@@ -7,6 +7,7 @@ a step reads one row of them, and its state is a few vectors.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ MODES = ("maxmin", "meansim")
 BLOCK = 32
 """Gains that a step of the lazy loop updates.  Measured with 576 tokens: 16 needs more steps and 64 more work per
 step, both for about the same time."""
+_GONE = -2.0
+"""Gain of a token that is picked."""
 _FLOAT, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
@@ -141,6 +144,71 @@ def _places(g: Graph, scores: ir.Value) -> ir.Value:
     return g.op.Range(g.scalar(0, _INT), count, g.scalar(1, _INT))
 
 
+@dataclass(frozen=True)
+class _Coverage:
+    """What the steps of :func:`coverage_select` read, by its arguments' names.
+
+    Attributes:
+        place: int64 [N]: 0, 1, …, N - 1.
+        block: int64 [1], gains that a step of the lazy loop updates.
+    """
+
+    g: Graph
+    cover: ir.Value
+    keep: ir.Value
+    weight: ir.Value | None
+    added: bool
+    room: Room | None
+    place: ir.Value
+    block: ir.Value
+
+    def gains(self, op: Any, rows: ir.Value, covered: ir.Value | None, weight: ir.Value | None) -> ir.Value:
+        """The gain of each of ``rows`` [batch, M, R]: [batch, M]."""
+        more = rows if covered is None else op.Sub(rows, op.Unsqueeze(covered, self.g.ints(1)))
+        gain = op.ReduceSum(op.Relu(more), self.g.ints(-1), keepdims=0)
+        return gain if weight is None else op.Add(gain, weight) if self.added else op.Mul(gain, weight)
+
+    def every(
+        self, op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, *rest: ir.Value
+    ) -> list[ir.Value]:
+        """A step that computes all gains."""
+        g = self.g
+        best = op.ArgMax(self._allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
+        covered = op.Max(covered, op.GatherND(self.cover, best, batch_dims=1))
+        gain = op.Where(op.Equal(self.place, best), g.scalar(_GONE, _FLOAT), gain)
+        new = self.gains(op, self.cover, covered, self.weight)
+        gain = op.Where(op.Less(gain, g.scalar(0.0, _FLOAT)), gain, new)
+        return [op.Identity(go_on), gain, covered, *self._after(op, rest, best)]
+
+    def lazy(
+        self, op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, count: ir.Value,
+        *rest: ir.Value,
+    ) -> list[ir.Value]:  # fmt: skip
+        """A step that brings a block of gains up to date, and picks if the best of all is one of these."""
+        g, zero = self.g, self.g.scalar(0.0, _FLOAT)
+        _, index = op.TopK(self._allowed(op, gain, rest), self.block, axis=-1, largest=1, sorted=1, _outputs=2)
+        old = op.GatherElements(gain, index, axis=1)
+        place_of = op.Unsqueeze(index, g.ints(2))
+        mine = None if self.weight is None else op.GatherElements(self.weight, index, axis=1)
+        new = self.gains(op, op.GatherND(self.cover, place_of, batch_dims=1), covered, mine)
+        gain = op.ScatterElements(gain, index, op.Where(op.Less(old, zero), old, new), axis=1)
+        best = op.ArgMax(self._allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
+        fresh = op.ReduceMax(op.Cast(op.Equal(index, best), to=int(_FLOAT)), g.ints(1), keepdims=1)
+        sure = op.And(op.Greater(fresh, zero), op.Less(count, self.keep))
+        covered = op.Where(sure, op.Max(covered, op.GatherND(self.cover, best, batch_dims=1)), covered)
+        gain = op.Where(op.And(sure, op.Equal(self.place, best)), g.scalar(_GONE, _FLOAT), gain)
+        count = op.Add(count, op.Cast(sure, to=int(_INT)))
+        fewest = op.Squeeze(op.ReduceMin(count, g.ints(0), keepdims=0), g.ints(0))
+        rest = tuple(op.Where(sure, new, old) for old, new in zip(rest, self._after(op, rest, best), strict=True))
+        return [op.Less(fewest, op.Squeeze(self.keep, g.ints(0))), gain, covered, count, *rest]
+
+    def _allowed(self, op: Any, gain: ir.Value, rest: tuple[ir.Value, ...]) -> ir.Value:
+        return gain if self.room is None else self.room.masked(self.g, op, gain, rest[0])
+
+    def _after(self, op: Any, rest: tuple[ir.Value, ...], best: ir.Value) -> tuple[ir.Value, ...]:
+        return () if self.room is None else (self.room.after(self.g, op, rest[0], best),)
+
+
 def coverage_select(
     g: Graph,
     cover: ir.Value,
@@ -171,57 +239,13 @@ def coverage_select(
         float32 [batch, N]: :data:`TAKEN` for what was picked, less for the others.
     """
     op = g.op
-    zero, bad, gone = g.scalar(0.0, _FLOAT), g.scalar(-1.0, _FLOAT), g.scalar(-2.0, _FLOAT)
-
-    def gains(op: Any, rows: ir.Value, covered: ir.Value | None, weight: ir.Value | None) -> ir.Value:
-        more = rows if covered is None else op.Sub(rows, op.Unsqueeze(covered, g.ints(1)))
-        gain = op.ReduceSum(op.Relu(more), g.ints(-1), keepdims=0)
-        return gain if weight is None else op.Add(gain, weight) if added else op.Mul(gain, weight)
-
-    place = _places(g, good)
-    first = op.Where(good, gains(op, cover, None, weight), bad)
-    nothing = op.Concat(op.Shape(cover, start=0, end=1), op.Shape(cover, start=2, end=3), axis=0)
-    covered = op.Expand(zero, nothing)
-
-    def every(
-        op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, *rest: ir.Value
-    ) -> list[ir.Value]:
-        best = op.ArgMax(allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
-        covered = op.Max(covered, op.GatherND(cover, best, batch_dims=1))
-        gain = op.Where(op.Equal(place, best), gone, gain)
-        gain = op.Where(op.Less(gain, zero), gain, gains(op, cover, covered, weight))
-        return [op.Identity(go_on), gain, covered, *after(op, rest, best)]
-
-    def allowed(op: Any, gain: ir.Value, rest: tuple[ir.Value, ...]) -> ir.Value:
-        return gain if room is None else room.masked(g, op, gain, rest[0])
-
-    def after(op: Any, rest: tuple[ir.Value, ...], best: ir.Value) -> tuple[ir.Value, ...]:
-        return () if room is None else (room.after(g, op, rest[0], best),)
-
     block = op.Min(op.Shape(good, start=1, end=2), g.ints(BLOCK))
-
-    def lazy(
-        op: Any, step: ir.Value, go_on: ir.Value, gain: ir.Value, covered: ir.Value, count: ir.Value, *rest: ir.Value
-    ) -> list[ir.Value]:
-        _, index = op.TopK(allowed(op, gain, rest), block, axis=-1, largest=1, sorted=1, _outputs=2)
-        old = op.GatherElements(gain, index, axis=1)
-        place_of = op.Unsqueeze(index, g.ints(2))
-        mine = None if weight is None else op.GatherElements(weight, index, axis=1)
-        new = gains(op, op.GatherND(cover, place_of, batch_dims=1), covered, mine)
-        gain = op.ScatterElements(gain, index, op.Where(op.Less(old, zero), old, new), axis=1)
-        best = op.ArgMax(allowed(op, gain, rest), axis=1, keepdims=1, select_last_index=0)
-        fresh = op.ReduceMax(op.Cast(op.Equal(index, best), to=int(_FLOAT)), g.ints(1), keepdims=1)
-        sure = op.And(op.Greater(fresh, zero), op.Less(count, keep))
-        covered = op.Where(sure, op.Max(covered, op.GatherND(cover, best, batch_dims=1)), covered)
-        gain = op.Where(op.And(sure, op.Equal(place, best)), gone, gain)
-        count = op.Add(count, op.Cast(sure, to=int(_INT)))
-        fewest = op.Squeeze(op.ReduceMin(count, g.ints(0), keepdims=0), g.ints(0))
-        rest = tuple(op.Where(sure, new, old) for old, new in zip(rest, after(op, rest, best), strict=True))
-        return [op.Less(fewest, op.Squeeze(keep, g.ints(0))), gain, covered, count, *rest]
-
+    steps = _Coverage(g, cover, keep, weight, added, room, _places(g, good), block)
+    first = op.Where(good, steps.gains(op, cover, None, weight), g.scalar(-1.0, _FLOAT))
+    nothing = op.Concat(op.Shape(cover, start=0, end=1), op.Shape(cover, start=2, end=3), axis=0)
     states = [
         ("gain", first, _FLOAT, ["batch", "visual_tokens"]),
-        ("covered", covered, _FLOAT, ["batch", "covered_things"]),
+        ("covered", op.Expand(g.scalar(0.0, _FLOAT), nothing), _FLOAT, ["batch", "covered_things"]),
     ]
     shares = [] if room is None else [("room", room.start, _INT, ["batch", "visual_tokens"])]
     if g.lowering.coverage == "lazy":
@@ -229,9 +253,9 @@ def coverage_select(
         states.append(("count", none, _INT, ["batch", "one"]))
         # A bound that no input reaches: each step without a pick brings a gain up to date that was not before.
         trips = op.Mul(keep, op.Shape(good, start=1, end=2))
-        gain = write_loop(g, lazy, trips, [*states, *shares])[0]
+        gain = write_loop(g, steps.lazy, trips, [*states, *shares])[0]
     else:
-        gain = write_loop(g, every, keep, [*states, *shares])[0]
+        gain = write_loop(g, steps.every, keep, [*states, *shares])[0]
     return op.Where(op.Less(gain, g.scalar(-1.5, _FLOAT)), g.scalar(TAKEN, _FLOAT), gain)
 
 
@@ -292,6 +316,13 @@ def _write_diagonal(
     return left, floor
 
 
+def _write_product(g: Graph, op: Any, column: ir.Value, rows: ir.Value) -> ir.Value:
+    """``columnᵀ @ rows`` of [batch, K, 1] and [batch, K, N] in a loop's body: [batch, N]."""
+    if g.lowering.products == "op":
+        return op.Squeeze(op.MatMul(op.Transpose(column, perm=[0, 2, 1]), rows), g.ints(1))
+    return op.ReduceSum(op.Mul(column, rows), g.ints(1), keepdims=0)
+
+
 def determinant_select(
     g: Graph,
     similarity: ir.Value,
@@ -315,8 +346,7 @@ def determinant_select(
     Returns:
         float32 [batch, N]: :data:`TAKEN` for what was picked, less for the others.
     """
-    op = g.op
-    zero, one = g.scalar(0.0, _FLOAT), g.scalar(1.0, _FLOAT)
+    op, zero, one = g.op, g.scalar(0.0, _FLOAT), g.scalar(1.0, _FLOAT)
     place = _places(g, good)
     left, floor = _write_diagonal(g, similarity, factor, good, residual, room)
     batch = op.Shape(good, start=0, end=1)
@@ -331,10 +361,7 @@ def determinant_select(
         best = op.ArgMax(allowed, axis=1, keepdims=1, select_last_index=0)
         pivot = op.ReduceMax(allowed, g.ints(1), keepdims=1)
         column = op.GatherElements(rows, op.Expand(op.Unsqueeze(best, g.ints(2)), one_row), axis=2)
-        if g.lowering.products == "op":
-            before = op.Squeeze(op.MatMul(op.Transpose(column, perm=[0, 2, 1]), rows), g.ints(1))
-        else:
-            before = op.ReduceSum(op.Mul(column, rows), g.ints(1), keepdims=0)
+        before = _write_product(g, op, column, rows)
         near = op.GatherND(similarity, best, batch_dims=1)
         if room is not None:
             near = op.Where(room.beside(op, best), near, zero)
