@@ -18,7 +18,9 @@ from tests.kit import pruning_cases as pc
 from tests.pruning.test_grids import images
 from trtprune import pruning
 from trtprune.graph import Lowering
+from trtprune.pruning.crops import Rooms
 from trtprune.pruning.graph import build_pruner
+from trtprune.pruning.greedy import determinant
 
 RULES: dict[str, Callable[..., list[int]]] = {
     "cdpruner": crop_rules.cdpruner,
@@ -161,3 +163,57 @@ def test_builds_in_tensorrt_rtx(method: str) -> None:
     built = build_pruner(method, 64, "float16", lowering, EACH, most_crops=5)
     network = rtx.Network(built.to_bytes(), None)
     assert network.build(values={"keep": (1, 160, 640)}) > 0
+
+
+def made_up(grid: np.ndarray, number: int) -> dict[str, Any]:
+    """Inputs of one image, without ties, and its grid."""
+    case = pc.make(number, 1, len(grid), 3, 1, "normal")
+    wanted = pruning.get("cdpruner").needs | {"image_features", "text_embeds", "vision_features", "cls_attention"}
+    wanted |= {"shallow_attention", "deep_attention"}
+    return {name: case[name][0] for name in wanted} | {"grid": grid}
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_tokens_without_a_place_do_not_count(method: str) -> None:
+    """Whatever a newline's numbers are: it is in no minimum, no softmax and no comparison."""
+    grid = np.array([(c, y, x) if x < 4 else (-1, -1, -1) for c in range(2) for y in range(4) for x in range(5)])
+    for number in range(5):
+        inputs = made_up(grid, number)
+        moved = dict(inputs)
+        for name, array in inputs.items():
+            if len(array) == len(grid) and name != "grid":
+                moved[name] = array.copy()
+                moved[name][grid[:, 1] < 0] = 50 * array[0]
+        moved["clip_image_embeds"][grid[:, 1] < 0] = inputs["clip_text_embeds"].sum(axis=0)
+        kept = pruning.get(method).reference(keep=9, **inputs, **EACH).tolist()
+        assert pruning.get(method).reference(keep=9, **moved, **EACH).tolist() == kept
+        for form in FORMS:
+            assert graph(method, moved, 9, form) == kept
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_a_crop_smaller_than_its_share(method: str) -> None:
+    """What it leaves goes on to be chosen from the other by the same rule."""
+    grid = np.array([(0, 0, 0)] + [(1, y, x) for y in range(6) for x in range(6)])
+    for number in range(5):
+        inputs = made_up(grid, number)
+        kept = pruning.get(method).reference(keep=26, **inputs, **EACH).tolist()
+        assert kept[0] == 0
+        for form in FORMS:
+            assert graph(method, inputs, 26, form) == kept
+        if method == "mmtok":
+            alone = {name: array[1:] if len(array) == len(grid) else array for name, array in inputs.items()}
+            assert [1 + i for i in pruning.get(method).reference(keep=25, **alone)] == kept[1:]
+
+
+def test_a_crop_of_little_relevance_is_chosen_from_as_if_alone() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((40, 60))
+    unit = features / np.linalg.norm(features, axis=1)[:, None]
+    similarity, good = (unit @ unit.T).astype(np.float32), np.ones(40, np.bool_)
+    factor = np.concatenate([rng.uniform(0.5, 1, 20), rng.uniform(1e-6, 2e-6, 20)]).astype(np.float32)
+    grid = np.array([(token // 20, 0, token % 20) for token in range(40)])
+    kept = determinant(similarity, factor, 20, good, Rooms(grid, 20))
+    for own in (slice(0, 20), slice(20, 40)):
+        alone = determinant(similarity[own, own], factor[own], 10, good[own])
+        assert [token - own.start for token in kept if own.start <= token < own.stop] == alone
