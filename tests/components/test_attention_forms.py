@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +87,24 @@ def test_float32_boundary_casts_only_the_attention(form: Form, ops: list[str]) -
     assert [node.op_type for node in proto.graph.node] == ["Cast", "Cast", "Cast", "Mul", *ops, "Cast"]
 
 
-def test_a_form_only_attention_has() -> None:
-    from trtprune.compiler.plan import _lowering
+def chosen(backend: str, lowering: dict[str, str], attention: str = "fused") -> Lowering:
+    """The forms of a build without a GPU to decide for."""
+    from trtprune.compiler.engine_options import EngineOptions
+    from trtprune.compiler.lowering import choose_lowering
+    from trtprune.compiler.request import BuildRequest
 
-    assert _lowering("onnxruntime", "cpu", {"attention": "op-float32"}).attention == "op-float32"
-    assert _lowering("tensorrt", "cpu", {}, "fp32-boundary").attention == "op-float32"
-    assert _lowering("tensorrt-rtx", "cpu", {}, "fp32-boundary").attention == "primitives-float32"
-    assert _lowering("tensorrt-rtx", "cpu", {"norm": "primitives"}, "decomposed") == Lowering(
-        attention="primitives", norm="primitives"
-    )
+    engine = None if backend == "onnxruntime" else EngineOptions(attention=attention)
+    return choose_lowering(BuildRequest("m", "out", backend=backend, lowering=lowering, engine=engine), None)
+
+
+def test_a_form_only_attention_has() -> None:
+    assert chosen("onnxruntime", {"attention": "op-float32"}).attention == "op-float32"
+    assert chosen("tensorrt", {}, "fp32-boundary").attention == "op-float32"
+    rtx = Lowering.for_backend("tensorrt-rtx")
+    assert chosen("tensorrt-rtx", {}, "fp32-boundary") == replace(rtx, attention="primitives-float32")
+    forms = {"attention": "primitives", "norm": "primitives"}
+    assert chosen("tensorrt-rtx", {"norm": "primitives"}, "decomposed") == replace(rtx, **forms)
     with pytest.raises(BuildError, match=r"lowering={'norm': 'op-float32'}"):
-        _lowering("tensorrt", "cpu", {"norm": "op-float32"})
+        chosen("tensorrt", {"norm": "op-float32"})
     with pytest.raises(BuildError, match="lowering attention=primitives"):
-        _lowering("tensorrt", "cpu", {"attention": "primitives"}, "fused")
+        chosen("tensorrt", {"attention": "primitives"})

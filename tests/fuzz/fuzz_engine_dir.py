@@ -89,7 +89,7 @@ def write_checkpoint(path: Path) -> None:
 
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG))
-    (path / "model.safetensors").write_bytes(weights())
+    (path / "model.safetensors").write_bytes(weights("llava"))
     vocabulary = {text: number for number, text in enumerate(["<pad>", "<s>", "</s>", "<unk>", "Ċ", "<image>", "Ġ"])}
     for number in range(33, 127):
         vocabulary.setdefault(chr(number), len(vocabulary))

@@ -243,7 +243,7 @@ def follow(kit: Kit, vlm: Vlm, values: dict[str, Any], folder: Path) -> None:
     kit.model.generation_config = of_transformers(path)
     if "max_length" not in values:
         kit.model.generation_config.max_length = None
-    vlm.config = dataclasses.replace(vlm.config, generation=read(path))
+    vlm.config = vlm.pipeline.config = dataclasses.replace(vlm.config, generation=read(path))
 
 
 def expected(kit: Kit, pictures: list[Any], question: str, **arguments: Any) -> list[int]:
