@@ -106,6 +106,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokens")
 
 
+@pytest.mark.parametrize("in_map", [{}, {"additional_special_tokens": ["<a>"]}], ids=str)
+@pytest.mark.parametrize("in_config", [None, [], ["<b>"]], ids=str)
+def test_an_empty_list_of_further_tokens_counts(folder: Path, in_config: list[str] | None, in_map: Any) -> None:
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if in_config is not None:
+        config["additional_special_tokens"] = in_config
+    tokens = {"base": "byte-level", "tokens": []}
+    files = {"tokenizer.json": tokens, "tokenizer_config.json": config, "special_tokens_map.json": in_map}
+    same(folder, write(folder, files), ["<a> b", "<b> a"])
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(files=checkpoints(), some=st.lists(prompts, max_size=3))
 def test_tokens_are_those_of_transformers(folder: Path, files: dict[str, Any], some: list[str]) -> None:

@@ -136,7 +136,8 @@ def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]
     settings = dict(config)
     extra = settings.pop("extra_special_tokens", None)
     older = settings.pop("additional_special_tokens", None)
-    extra, older = extra or older or extra, None
+    # An empty list counts, too: special_tokens_map.json is not asked then.
+    extra, older = extra or (extra if older is None else older), None
     own = {key: settings.pop(key) for key in list(settings) if _own_name(key) and isinstance(settings[key], str)}
     if isinstance(extra, dict):
         own, extra = own | extra, None
