@@ -215,7 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(given, Path(folder))
     result = {
-        "command": f"python benchmarks/bench_tiles.py --shape {given.shape} --rounds {given.rounds}",
+        "command": (
+            f"python benchmarks/bench_tiles.py --shape {given.shape} --keep {given.keep} --rounds {given.rounds} "
+            f"--methods {given.methods}"
+        ),
         "machine": machine(),
         "threads": given.threads,
         "gflop_per_s": round(reached(), 1),
