@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -100,7 +101,7 @@ def test_a_budget_above_what_an_image_has(kit: Kit) -> None:
     vlm = kit.load("large", method="random", keep=40)
     whole = kit.load("none", method="none")
     small, large = (5, 600), (400, 380)
-    assert vlm.pipeline.processor.plan(600, 5).candidates(40).size <= 40
+    assert vlm.pipeline.processor.plan(600, 5).candidates.size <= 40
     one = vlm.generate(picture(1, small), "Why?", max_new_tokens=8)
     assert one.token_ids == whole.generate(picture(1, small), "Why?", max_new_tokens=8).token_ids
     assert one.kept_tokens == one.visual_tokens
@@ -159,7 +160,7 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
             continue
         view = vlm.look(picture(0, size), question)
         plan = view.features.plan
-        candidates = plan.candidates(12)
+        candidates = plan.candidates
         assert len(candidates) < plan.tokens
         extras = {name: np.asarray(array) for name, array in view.features.extras.items()}
         inputs = {name: array if name == "cls_feature" else array[candidates] for name, array in extras.items()}
@@ -193,3 +194,23 @@ def test_a_share_of_each_image(kit: Kit) -> None:
     narrow = kit.load("narrow", method="random", keep=9, keep_range=(8, 12))
     with pytest.raises(BudgetError, match="outside 8 to 12"):
         narrow.generate(images_of(sizes), "Same?", keep_ratio=0.9)
+
+
+def test_no_padding_is_kept_before_the_image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An image that is padded to a square: padding only fills up what all of the image leaves of a budget."""
+    kit = Kit.make(tmp_path_factory.mktemp("pads") / "model", tiny.Tiny(image_size=84))
+    path = kit.path / "preprocessor_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"image_processor_type": "LlavaImageProcessor", "do_pad": True})
+    )
+    for method in ("adafv", "divprune", "visionzip"):
+        vlm = kit.load(f"pads-{method}", method=method, keep=9)
+        for size in ((90, 30), (30, 90), (60, 60)):
+            view = vlm.look(picture(2, size), "Why?")
+            padding = set(np.flatnonzero(view.features.plan.padding))
+            assert bool(padding) == (size[0] != size[1])
+            for keep in (1, 9, 12, 13, 20, 35, 36):
+                kept = {int(i) for i in vlm.select(view, keep=keep) if i >= 0}
+                real = set(range(36)) - padding
+                assert not kept & padding or kept > real, (method, size, keep)
+                assert len(kept) <= keep

@@ -51,7 +51,7 @@ from trtprune.models.projected_config import (
 from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
-from trtprune.runtime.images import CropShape, processor_from_files
+from trtprune.runtime.images import PROCESSOR_FILES, CropShape, processor_from_files
 from trtprune.tensor_names import IMAGE_FEATURES
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from trtprune.runtime.images import Processor
 
 __all__ = ["ProjectedTowerModel", "describe_parts"]
-
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def describe_parts() -> dict[str, Any]:

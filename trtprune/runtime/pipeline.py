@@ -298,10 +298,10 @@ class Pipeline:
         """Reports the images with no more visual tokens than their budget."""
         if self.on_whole is None or (self.pruner is None and not self.decoder.prunes):
             return
-        every = self.config.vision.newlines == "candidates"
         for number, (seen, keep) in enumerate(zip(features, keeps, strict=True), 1):
-            choices = seen.visual_tokens if every else len(seen.plan.candidates(keep))
-            if keep > choices or keep == choices < seen.visual_tokens:
+            settled = None if self.decoder.prunes else seen.plan.without_choice(keep)
+            whole = keep > seen.visual_tokens if settled is None else len(settled) == seen.visual_tokens
+            if whole:
                 self.on_whole(number, seen.visual_tokens, keep)
 
     def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection) -> Layout:

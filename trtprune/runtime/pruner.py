@@ -79,7 +79,8 @@ class Pruner:
     ) -> tuple[np.ndarray, Array]:
         """Selects the visual tokens of one image.
 
-        An image with no more candidates than ``keep`` keeps all of its visual tokens, newline tokens included.
+        An image without a choice (:meth:`~trtprune.runtime.images.TokenPlan.without_choice`) does not go through the
+        graph.
 
         Args:
             features: The image's.
@@ -91,13 +92,14 @@ class Pruner:
         Returns:
             Kept indices int64 [n], ascending, and features [n, D]; n is ``keep`` and the newline tokens that stay.
         """
-        every = np.arange(features.visual_tokens)
-        candidates = every if self._newlines == "candidates" else features.plan.candidates(keep)
-        if keep > len(candidates) or keep == len(candidates) < len(every):
-            return every, features.image
+        settled = features.plan.without_choice(keep)
+        if settled is not None:
+            whole = len(settled) == features.visual_tokens
+            return self._laid_out(features, settled, features.image if whole else features.image[settled])
+        candidates = features.plan.candidates
         inputs: dict[str, Array] = {IMAGE_FEATURES: features.image, KEEP: np.array([keep], np.int64)}
         inputs |= {name: features.extras[name] for name in self._image_inputs}
-        if len(candidates) < len(every):
+        if len(candidates) < features.visual_tokens:
             inputs |= {name: inputs[name][candidates] for name in self._by_token}
         inputs |= {name: inputs[name][None] for name in (IMAGE_FEATURES, *self._image_inputs)}
         if GRID in self._inputs:
@@ -112,15 +114,13 @@ class Pruner:
         out = self._chain.session(PRUNER).run(inputs)
         places = self._chain.memory.to_host(out[KEPT_INDICES])[0]
         kept = np.where(places < 0, places, candidates[places])  # below 0: no visual token, but one of the tower's own
-        if self._newlines != "keep":
-            return kept, out[PRUNED_FEATURES][0]
-        return self._with_newlines(features, kept, out[PRUNED_FEATURES][0])
+        return self._laid_out(features, kept, out[PRUNED_FEATURES][0])
 
-    def _with_newlines(self, features: Features, kept: np.ndarray, rows: Array) -> tuple[np.ndarray, Array]:
-        """Kept indices and features with the newline tokens of every line of which something is kept."""
+    def _laid_out(self, features: Features, kept: np.ndarray, rows: Array) -> tuple[np.ndarray, Array]:
+        """Kept indices and features, by the build's rule with the newline tokens of every line that keeps a token."""
         ends = np.unique(features.plan.newline[kept[kept >= 0]])
-        ends = ends[ends >= 0]
-        if not len(ends):
+        ends = np.setdiff1d(ends[ends >= 0], kept)
+        if self._newlines != "keep" or not len(ends):
             return kept, rows
         together = np.concatenate((kept, ends))
         order = np.argsort(together, kind="stable")

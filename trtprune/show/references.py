@@ -39,19 +39,12 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
         )
-    places = _candidates(vlm, view, keep)
-    if places is None:
-        return np.arange(view.features.visual_tokens)
+    plan = view.features.plan
+    settled, places = plan.without_choice(keep), plan.candidates
+    if settled is not None:
+        return settled
     kept = other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other, places))
     return np.where(kept < 0, kept, places[kept])
-
-
-def _candidates(vlm: Vlm, view: View, keep: int) -> np.ndarray | None:
-    """The visual tokens, int64 [n], that a method chooses ``keep`` from; None where the image keeps all."""
-    plan = view.features.plan
-    every = np.arange(plan.tokens)
-    places = every if vlm.config.vision.newlines == "candidates" else plan.candidates(keep)
-    return None if keep > len(places) or keep == len(places) < len(every) else places
 
 
 def _reference_inputs(
@@ -159,8 +152,9 @@ def merged_into(
     if method.inside or not method.merges:
         return None
     into = np.full(total, -1)
-    places = _candidates(vlm, view, keep)
-    if places is not None:
+    plan = view.features.plan
+    if plan.without_choice(keep) is None:
+        places = plan.candidates
         inputs = {**_reference_inputs(vlm, view, method, places, options), **options}
         targets = method.merged_into(keep=keep, seed=seed, **inputs)
         into[places] = np.where(targets < 0, targets, places[targets])

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from trtprune.runtime.images.base import CropShape, Prepared, Processor, TokenPlan
 from trtprune.runtime.images.registry import PROCESSORS, processor_from_files, processor_from_settings
+from trtprune.runtime.images.settings import PROCESSOR_FILES
 
 __all__ = [
     "PROCESSORS",
+    "PROCESSOR_FILES",
     "CropShape",
     "Prepared",
     "Processor",

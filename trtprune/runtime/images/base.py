@@ -136,14 +136,23 @@ class TokenPlan:
         mask: np.ndarray = self.newline == np.arange(self.tokens)
         return mask
 
-    def candidates(self, keep: int) -> np.ndarray:
-        """int64 [n], ascending: the visual tokens that a pruner may choose ``keep`` of.
+    @property
+    def candidates(self) -> np.ndarray:
+        """int64 [n], ascending: the visual tokens that a pruner chooses from, neither newline tokens nor padding."""
+        return np.flatnonzero(~self.newlines & ~self.padding)
 
-        No newline token; and none that shows padding alone, unless there are not enough others.
+    def without_choice(self, keep: int) -> np.ndarray | None:
+        """The kept tokens, int64 [n], ascending, of a budget that leaves nothing to choose; None if it does.
+
+        All tokens of the image, newline tokens included, if the budget is no smaller than the rest; else every
+        candidate, and padding in order up to the budget.
         """
-        real = ~self.newlines & ~self.padding
-        mask = real if int(real.sum()) >= keep else ~self.newlines
-        return np.flatnonzero(mask)
+        real, padding = self.candidates, np.flatnonzero(self.padding & ~self.newlines)
+        if keep < len(real) or keep == len(real) == self.tokens:
+            return None
+        if keep >= len(real) + len(padding):
+            return np.arange(self.tokens)
+        return np.sort(np.concatenate((real, padding[: keep - len(real)])))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from trtprune.errors import EngineDirError, shown
 
 __all__ = [
     "FLOAT32_MAX",
+    "PROCESSOR_FILES",
     "SIZE_LIMIT",
     "channels",
     "edge",
@@ -33,6 +34,8 @@ FLOAT32_MAX = 3.4e38
 SIZE_LIMIT = 16384
 """Largest side in a setting, in pixels."""
 MAX_PINPOINTS = 1024
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Files of a checkpoint with its image processor's settings; the first one there counts."""
 
 
 @contextlib.contextmanager
@@ -57,7 +60,7 @@ def processor_section(files: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     Raises:
         EngineDirError: for a file that is not JSON, or if no file has such settings.
     """
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in PROCESSOR_FILES:
         if name not in files:
             continue
         try:
