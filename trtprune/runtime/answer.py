@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trtprune.runtime.layout import Layout
     from trtprune.runtime.prompt import Detokenizer, Prompt, PromptEncoder
 
-__all__ = ["MAX_NEW_TOKENS", "Answer", "AnswerSettings", "check_stop", "unpruned_ids"]
+__all__ = ["MAX_NEW_TOKENS", "Answer", "AnswerArguments", "AnswerSettings", "check_stop", "unpruned_ids"]
 
 MAX_NEW_TOKENS = 64
 """Longest answer in tokens, if neither caller nor checkpoint set one."""
@@ -38,6 +38,33 @@ def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) ->
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
         raise InputError(f"{arg('stop', stop)}: must be a text that is not empty, or a list of such")
     return tuple(texts)
+
+
+class AnswerArguments(TypedDict, total=False):
+    """The settings of an answer as keyword arguments of a call.
+
+    One that is None or missing, and each setting without an argument here, comes from the checkpoint's
+    ``generation_config.json``, read as in transformers; see :class:`trtprune.engine_dir.GenerationInfo`.
+
+    Attributes:
+        max_new_tokens: Longest answer in tokens; 64, if the checkpoint does not set one either.
+        temperature: 0 always takes the likeliest token; above 0, tokens are drawn, whatever the default.
+        top_k: Number of likeliest tokens for draws; 0 is off, and 50 is transformers' default.
+        top_p: Total probability of the likeliest tokens for draws; 1 is off.
+        repetition_penalty: Above 1 makes earlier tokens less likely.
+        seed: Seed of draws, for repeatable ones.
+        stop: Texts that end the answer; they are not part of it.  An empty list also disables the checkpoint's.
+        ignore_eos: Whether the answer continues behind an end-of-sequence token, for measurements.
+    """
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool
 
 
 @dataclass(frozen=True)

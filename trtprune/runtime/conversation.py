@@ -6,14 +6,14 @@ that differ from the cached ones are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from trtprune.arguments import arg, text_of
 from trtprune.errors import InputError
-from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.answer import AnswerArguments, AnswerSettings
 from trtprune.runtime.budget import Budget
 from trtprune.runtime.clock import Clock
 from trtprune.text.template import Turn
@@ -61,14 +61,7 @@ class Conversation:
         keep: int | None = None,
         keep_ratio: float | None = None,
         repick: bool = True,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
+        **settings: Unpack[AnswerArguments],
     ) -> Result:
         """Asks the next question; a failed one leaves the conversation unchanged.
 
@@ -77,24 +70,13 @@ class Conversation:
             keep, keep_ratio: As in :meth:`Vlm.generate`; with ``repick=False`` only the first question may set them.
             repick: Whether to select the visual tokens again for this question and compute the history with them; False
                 keeps the selection and the cache, so that only the new part is computed.
-            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, ignore_eos: As in
-                :meth:`Vlm.generate`.
+            settings: As in :meth:`Vlm.generate`.
         """
-        settings = AnswerSettings.of(
-            self._pipeline.config.generation,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
+        answers = AnswerSettings.of(self._pipeline.config.generation, **settings)
         with self._pipeline.using():
             budget = self._pipeline.budget(keep, keep_ratio)
             chosen = keep is not None or keep_ratio is not None
-            return self._ask(text_of("prompt", prompt), budget, settings, repick=repick, chosen=chosen)
+            return self._ask(text_of("prompt", prompt), budget, answers, repick=repick, chosen=chosen)
 
     def _ask(self, prompt: str, budget: Budget, settings: AnswerSettings, *, repick: bool, chosen: bool) -> Result:
         pipeline, clock = self._pipeline, Clock()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.answer import AnswerArguments, AnswerSettings
 from trtprune.runtime.batch import Batch, Stream
 from trtprune.runtime.clock import Clock
 from trtprune.runtime.conversation import Conversation
@@ -83,21 +83,11 @@ class Vlm:
         *,
         keep: int | None = None,
         keep_ratio: float | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
         system: str | None = None,
         raw_prompt: bool = False,
+        **settings: Unpack[AnswerArguments],
     ) -> Result:
         """Answers one question about one image, or about several together.
-
-        Arguments that are None, and settings without an argument here, come from the checkpoint's
-        ``generation_config.json``, read as in transformers; see :class:`trtprune.engine_dir.GenerationInfo`.
 
         Args:
             images: A path, ``data:`` address, bytes of a file, open binary file, PIL image or uint8 array (see
@@ -106,35 +96,17 @@ class Vlm:
             prompt: The question, put through the checkpoint's chat template unless ``raw_prompt``.
             keep: Visual tokens to keep of each image, all of its crops together; None: the build's default.
             keep_ratio: The same as a share of the image's visual tokens, above 0 and at most 1.
-            max_new_tokens: Longest answer in tokens; 64, if the checkpoint does not set one either.
-            temperature: 0 always takes the likeliest token; above 0, tokens are drawn, whatever the default.
-            top_k: Number of likeliest tokens for draws; 0 is off, and 50 is transformers' default.
-            top_p: Total probability of the likeliest tokens for draws; 1 is off.
-            repetition_penalty: Above 1 makes earlier tokens less likely.
-            seed: Seed of draws, for repeatable ones.
-            stop: Texts that end the answer; they are not part of it.  An empty list also disables the checkpoint's.
-            ignore_eos: Whether the answer continues behind an end-of-sequence token, for measurements.
             system: A system prompt.
             raw_prompt: Whether ``prompt`` is the whole prompt, with a placeholder for each image.
+            settings: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``,
+                ``stop`` and ``ignore_eos``, see :class:`trtprune.runtime.answer.AnswerArguments`.
 
         Raises:
             InputError: for an image, prompt or setting that cannot be used.
             BudgetError: for a budget outside the build's range.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
-        return self.generate_batch(
-            [request],
-            keep=keep,
-            keep_ratio=keep_ratio,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )[0]
+        return self.generate_batch([request], keep=keep, keep_ratio=keep_ratio, **settings)[0]
 
     def generate_batch(
         self,
@@ -142,32 +114,15 @@ class Vlm:
         *,
         keep: int | None = None,
         keep_ratio: float | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
+        **settings: Unpack[AnswerArguments],
     ) -> list[Result]:
         """Answers requests as one batch; prompts may differ in length and number of images.
 
         Each answer equals that of the request alone, up to the rounding of larger matrix products.  Settings as in
         :meth:`generate`; those of a request have priority.
         """
-        settings = AnswerSettings.of(
-            self.config.generation,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
-        batch = Batch(self.pipeline, requests, settings, keep=keep, keep_ratio=keep_ratio)
+        answers = AnswerSettings.of(self.config.generation, **settings)
+        batch = Batch(self.pipeline, requests, answers, keep=keep, keep_ratio=keep_ratio)
         with self.using():
             for _ in batch.steps():
                 pass
@@ -180,34 +135,17 @@ class Vlm:
         *,
         keep: int | None = None,
         keep_ratio: float | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
         system: str | None = None,
         raw_prompt: bool = False,
+        **settings: Unpack[AnswerArguments],
     ) -> Stream:
         """As :meth:`generate`, but returns the text piece by piece; the pieces add up to the result's text.
 
         The computation starts with the first piece.
         """
         request = Request(images, prompt, system=system, raw_prompt=raw_prompt)
-        settings = AnswerSettings.of(
-            self.config.generation,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
-        return Stream(self.pipeline, Batch(self.pipeline, [request], settings, keep=keep, keep_ratio=keep_ratio))
+        answers = AnswerSettings.of(self.config.generation, **settings)
+        return Stream(self.pipeline, Batch(self.pipeline, [request], answers, keep=keep, keep_ratio=keep_ratio))
 
     def chat(self, images: Images, *, system: str | None = None) -> Conversation:
         """Starts a conversation of several questions about the same images."""
