@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "text/detokenizer.hpp"
+
+namespace trtprune::engine_dir {
+struct EngineDir;
+}
+
+namespace trtprune::text {
+
+/// One message.
+struct Turn {
+    std::string role;         ///< `system`, `user` or `assistant`
+    std::string text;         ///< UTF-8
+    std::int64_t images = 0;  ///< number of images before the text
+};
+
+/// A tokenised prompt.
+struct Prompt {
+    std::vector<std::int64_t> ids;              ///< with one placeholder an image
+    std::vector<std::int64_t> image_positions;  ///< indices into `ids` of the placeholders, ascending
+    std::vector<std::int64_t> question;         ///< indices into `ids` of the last user turn's text; may be empty
+    std::string text;                           ///< that text, without placeholders
+
+    /// Indices into `ids` of the text tokens that a method selects by.
+    ///
+    /// `question`: the user's words; `after_image`: every text token behind the last image; `all`: every text token.
+    /// Placeholders are never part of it.
+    std::vector<std::int64_t> span(const std::string& name) const;
+};
+
+/// Tokenizer and chat template of an engine directory; ids are those of the Python package.
+class PromptEncoder {
+  public:
+    /// \throws EngineDirError  if a file is broken, or tokenizer and model disagree on the placeholder.
+    explicit PromptEncoder(const engine_dir::EngineDir& directory);
+
+    PromptEncoder(PromptEncoder&&) noexcept;
+    PromptEncoder& operator=(PromptEncoder&&) noexcept;
+    ~PromptEncoder();
+
+    /// Tokenises turns through the chat template, or with `raw` the last turn's text as it is.
+    ///
+    /// \param turns  The last is the user's.
+    /// \throws InputError  if the text is not UTF-8, holds another number of placeholders than there are images, or
+    ///                     the chat template does not take these turns.
+    Prompt encode(const std::vector<Turn>& turns, bool raw = false) const;
+
+    /// Text of an answer, without special tokens.
+    std::string decode(const std::vector<std::int64_t>& ids) const;
+
+    /// The text of one token, as far as possible.
+    std::string token(std::int64_t id) const;
+
+    /// A detokenizer for one growing answer.
+    ///
+    /// \param stop  Texts that end the answer, UTF-8.
+    Detokenizer detokenizer(const std::vector<std::string>& stop = {}) const;
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace trtprune::text
