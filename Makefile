@@ -8,9 +8,10 @@ PROMPT ?= What color is the star?
 # Files of tests run side by side, in so many processes of up to 5 GB; in their order, as the slowest files are of few tests.
 WORKERS ?= 2
 
+CCACHE := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-installs lint format plugins clean
+.PHONY: demo test test-slow test-installs lint format cpp plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +31,7 @@ demo: $(BIN)/trtprune
 	    --method adafv --method fastervlm -o $(OUT).png
 	@echo "kept tokens: $(OUT).png"
 
-test: $(VENV)/.test-extra lint
+test: $(VENV)/.test-extra lint cpp
 	$(PYTEST) -m 'not slow'
 
 # What takes minutes: builds and installs of the package, by every installer, on every interpreter found here.
@@ -50,6 +51,13 @@ lint: $(VENV)/.test-extra
 format: $(VENV)/.test-extra
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The C++ library, its unit tests and examples, into build/cpp; downloads the libraries that are not installed.
+cpp: $(VENV)/.test-extra
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S cpp -B build/cpp -G Ninja -DTRTPRUNE_FETCH=ON \
+	    -DPython3_EXECUTABLE="$(abspath $(BIN))/python" $(CCACHE)
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/cpp --output-on-failure
 
 # CUDA kernels and TensorRT plugins, into build/plugins; downloads nvcc where there is none.
 plugins: $(VENV)/.test-extra
