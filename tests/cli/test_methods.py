@@ -27,11 +27,7 @@ def test_json() -> None:
         assert row["needs"] == sorted(method.needs)
         assert (row["cost"], row["merges"], row["positions"]) == (method.cost, method.merges, method.positions)
         assert set(row["options"]) == {option.name for option in method.options}
-    assert rows["adafv"]["needs_in_words"] == [
-        "the attention of a CLS token",
-        "the prompt's token embeddings",
-        "or, without a CLS token, the attention each patch receives from the mean query",
-    ]
+    assert rows["adafv"]["needs_in_words"] == ["the attention of a CLS token", "the prompt's token embeddings"]
     assert rows["none"]["needs_in_words"] == []
     assert rows["fastv"]["inside_decoder"]
 

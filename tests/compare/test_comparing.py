@@ -63,7 +63,8 @@ def session(out: Path, component: str) -> ort.InferenceSession:
 def test_a_build_passes_against_transformers(name: str, tmp_path: Path) -> None:
     t = FAMILIES[name]
     source = kit.checkpoint(tmp_path / "source", t)
-    out = kit.build(source, tmp_path / "out", method="adafv", keep=5)
+    method = "zspaprune" if t.tower == "siglip" else "adafv"
+    out = kit.build(source, tmp_path / "out", method=method, keep=5)
     found = compare(out, checkpoint=str(source), draw=Draw(iterations=2, batch_size=2, text_tokens=9))
     assert found.against == "transformers"
     assert found.passed

@@ -28,7 +28,7 @@ from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION, INPUTS
 
 CPU = Lowering.for_backend("onnxruntime")
 TOWER = tuple(name for name in FROM_VISION if name not in FROM_CLIP)
-ATTENTION = ("cls_attention", "mean_query_attention", "shallow_attention", "deep_attention")
+ATTENTION = ("cls_attention", "shallow_attention", "deep_attention")
 LAYERS = 4
 
 
@@ -214,13 +214,11 @@ def test_what_is_refused(tower: str, layer: Any, strategy: str, needs: str, lack
     able = error.value.hint.partition(": ")[2].split(", ")
     assert {"none", "random"} <= set(able)
     for name in pruning.names():
-        method = pruning.get(name)
-        options = method.complete_options(None, has_cls=spec.has_cls)
-        if name in able and method.tower_layer() is None:
-            check_needs(method, spec, options)
+        if name in able and pruning.get(name).tower_layer() is None:
+            check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
         elif name not in able:
             with pytest.raises(BudgetError, match=f"method={name!r} needs "):
-                check_needs(method, spec, options)
+                check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
 
 
 @pytest.mark.parametrize(

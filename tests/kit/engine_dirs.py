@@ -78,7 +78,7 @@ def make(root: Path) -> EngineDir:
             image_token_id=5,
             eos_token_ids=(2,),
         ),
-        vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop", ("cls_attention",)),
+        vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop"),
         pruning=PruningInfo("adafv", 64, (16, 576), {"ratio": 0.5}, "compact", ("cls_attention",), "question"),
         components=(
             ComponentInfo(

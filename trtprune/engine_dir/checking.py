@@ -11,7 +11,7 @@ from typing import Any
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import EngineDir, TensorSpec
 from trtprune.schedules import wrong_schedule
-from trtprune.tensor_names import SALIENCY, is_past
+from trtprune.tensor_names import is_past
 
 __all__ = ["wrong_values"]
 
@@ -93,9 +93,6 @@ def _wrong_vision(made: EngineDir) -> Iterator[str]:
         yield f"config.vision.crops must be two numbers between 1 and {MOST_CROPS}"
     if vision.newlines not in NEWLINES:
         yield f"config.vision.newlines must be one of {', '.join(NEWLINES)}"
-    read = [name for name in SALIENCY if name in made.pruning.needs]
-    if [*vision.saliency] != read:
-        yield f"config.vision.saliency must be {', '.join(read) or 'empty'}, as config.pruning.needs says"
 
 
 def _wrong_budget(made: EngineDir) -> Iterator[str]:

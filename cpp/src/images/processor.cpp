@@ -1,0 +1,86 @@
+#include "images/processor.hpp"
+
+#include <algorithm>
+#include <trtprune/error.hpp>
+
+#include "files/shown.hpp"
+#include "images/limits.hpp"
+#include "images/llava_next.hpp"
+#include "images/llava_onevision.hpp"
+#include "images/single.hpp"
+
+namespace trtprune::images {
+
+namespace {
+
+// All image processors.  A new one is a file beside this one and an entry here.
+struct Entry {
+    const char* name;
+    std::unique_ptr<Processor> (*from_settings)(const Json& settings, const std::string& where);
+};
+
+constexpr Entry processors[] = {
+    {Single::processor_name, Single::from_settings},
+    {LlavaNext::processor_name, LlavaNext::from_settings},
+    {LlavaOnevision::processor_name, LlavaOnevision::from_settings},
+};
+
+}  // namespace
+
+std::vector<std::int64_t> TokenPlan::candidates() const {
+    std::vector<std::int64_t> result;
+    for (std::int64_t token = 0; token < tokens(); ++token) {
+        if (!is_newline(token) && padding[static_cast<std::size_t>(token)] == 0) result.push_back(token);
+    }
+    return result;
+}
+
+std::optional<std::vector<std::int64_t>> TokenPlan::without_choice(std::int64_t keep) const {
+    std::int64_t real = 0;
+    std::int64_t spare = 0;
+    for (std::int64_t token = 0; token < tokens(); ++token) {
+        if (is_newline(token)) continue;
+        ++(padding[static_cast<std::size_t>(token)] != 0 ? spare : real);
+    }
+    if (keep < real || (keep == real && real == tokens())) return {};
+    const bool all = keep >= real + spare;
+    std::int64_t left = keep - real;
+    std::vector<std::int64_t> kept;
+    for (std::int64_t token = 0; token < tokens(); ++token) {
+        const bool padded = padding[static_cast<std::size_t>(token)] != 0;
+        if (all || (!is_newline(token) && (!padded || left > 0))) {
+            kept.push_back(token);
+            if (padded) --left;
+        }
+    }
+    return kept;
+}
+
+std::unique_ptr<Processor> processor_from_settings(const std::string& name, const nlohmann::json& settings,
+                                                   const std::string& where) {
+    std::string known;
+    for (const Entry& entry : processors) {
+        if (name == entry.name) {
+            const Json none = Json::object();
+            return entry.from_settings(settings.is_object() ? settings : none, where);
+        }
+        known += (known.empty() ? "" : ", ") + std::string(entry.name);
+    }
+    throw EngineDirError(where + ": image processor " + files::shown(name) + " is not known",
+                         "built by a newer trtprune? Known here: " + known);
+}
+
+void check_prepared_size(const Processor& processor, const Image& image, std::int64_t max_pixels) {
+    const std::int64_t width = image.width();
+    const std::int64_t height = image.height();
+    // An image that was read under a higher limit, or comes from memory, has shown that there is room for it.
+    const std::int64_t limit = std::max(max_pixels_from(max_pixels), width * height);
+    const std::int64_t taken = processor.pixels_taken(width, height);
+    if (taken <= limit) return;
+    throw InputError("the picture: " + std::to_string(width) + " × " + std::to_string(height) +
+                         " is too narrow: prepared for the model it takes " + std::to_string(taken) +
+                         " pixels, above the limit of " + std::to_string(limit),
+                     "crop it, or raise the limit with max_pixels or " + std::string(max_pixels_variable));
+}
+
+}  // namespace trtprune::images
