@@ -72,7 +72,7 @@ class Pieces:
         for k, (session, cache) in enumerate(zip(self.sessions, self.caches, strict=True)):
             inputs: dict[str, Any] = {
                 "hidden_states" if k else "inputs_embeds": x,
-                "position_ids": positions,
+                "position_ids": positions[:, None],
                 "write_index": np.array([at]),
             }
             if k == len(self.sessions) - 1:

@@ -71,7 +71,7 @@ def worker(pipe: Connection, out: Path, activations: str, threads: int) -> None:
     def run(count: int, start: int) -> float:
         inputs = {
             "inputs_embeds": rows[:, :count],
-            "position_ids": np.arange(start, start + count)[None],
+            "position_ids": np.arange(start, start + count)[None, None],
             "write_index": np.array([start]),
             "logits_index": np.array([[count - 1]]),
         }

@@ -177,7 +177,7 @@ def test_sessions(pair: tuple[Vlm, Vlm], data: st.DataObject) -> None:
             break
         inputs = {
             "inputs_embeds": rng.standard_normal((batch, length, width)).astype(numpy_dtype(config.dtype)),
-            "position_ids": begun[:, None] + np.arange(length),
+            "position_ids": (begun[:, None] + np.arange(length))[:, None],
             "write_index": begun.copy(),
             "logits_index": np.full((batch, 1), length - 1),
         }
@@ -340,7 +340,7 @@ def test_inputs_that_do_not_fit(pair: tuple[Vlm, Vlm]) -> None:
         width = next(spec.shape[2] for spec in decoder.inputs if spec.name == "inputs_embeds")
         decoder.run(
             {
-                "inputs_embeds": np.zeros((1, 1, width), np.float32), "position_ids": np.zeros((1, 1), np.int64),
+                "inputs_embeds": np.zeros((1, 1, width), np.float32), "position_ids": np.zeros((1, 1, 1), np.int64),
                 "write_index": np.zeros(1, np.int64), "logits_index": np.zeros((1, 1), np.int64),
             }
         )  # fmt: skip

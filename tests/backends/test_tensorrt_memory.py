@@ -180,7 +180,7 @@ def test_the_workspace_grows_once_for_all(memory: DeviceMemory) -> None:
 
 DECODER = (
     TensorSpec("inputs_embeds", "float32", ("batch", "sequence", 64)),
-    TensorSpec("position_ids", "int64", ("batch", "sequence")),
+    TensorSpec("position_ids", "int64", ("batch", 1, "sequence")),
     TensorSpec("write_index", "int64", ("batch",)),
     TensorSpec("logits_index", "int64", ("batch", "logits_rows")),
 )
@@ -223,7 +223,7 @@ def test_decoder_profiles(made: Limits, rows: int, length: int, backend: str) ->
     decoder = component("decoder", DECODER, made, backend)
     shapes = {
         "inputs_embeds": (rows, length, 64),
-        "position_ids": (rows, length),
+        "position_ids": (rows, 1, length),
         "write_index": (rows,),
         "logits_index": (rows, 1),
     }

@@ -133,7 +133,7 @@ def test_random_inputs_repeat_and_fit_the_graph(out: Path) -> None:
     assert not any(prefill[name].any() for name in prefill if name.startswith("past"))
     assert prefill["logits_index"].tolist() == [[23]]
     assert step["write_index"].tolist() == [24]
-    assert step["position_ids"].tolist() == [[24]]
+    assert step["position_ids"].tolist() == [[[24]]]
     table = load_file(out / "onnx/weights/model.safetensors")["language_model.model.embed_tokens.weight"]
     assert all((row == table).all(1).any() for row in prefill["inputs_embeds"][0]), "rows of the model's own table"
 
@@ -154,7 +154,7 @@ def test_a_decoders_caches_are_what_the_reference_wrote(out: Path) -> None:
         whole = {
             **sequence[0],
             "inputs_embeds": np.concatenate([feed["inputs_embeds"] for feed in sequence], 1),
-            "position_ids": np.arange(26)[None],
+            "position_ids": np.arange(26)[None, None],
         }
         expected = dict(zip([o.name for o in decoder.get_outputs()], decoder.run(None, whole), strict=True))
         for steps, feed in enumerate(sequence[1:]):

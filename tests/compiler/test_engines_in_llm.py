@@ -98,7 +98,7 @@ def test_ranges_cover_every_budget(name: str, tokens: int) -> None:
     low, high = method.budgets(tokens, depth, options)
     keep = min(max(low, 64), high)
     plan = method.plan(depth, options)
-    info = PruningInfo(method.name, keep, (low, high), options, "compact", (), "after_image", plan)
+    info = PruningInfo(method.name, keep, (low, high), options, (), "after_image", plan)
     stages = find_stages(info, tokens, tokens)
     assert stages[0].tokens == (tokens, tokens, tokens)
     assert not stages[-1].counts
@@ -152,7 +152,7 @@ def test_ranges_cover_every_image(name: str, high: int | None) -> None:
     high = max(low, min(high or highest, highest))
     plan = method.plan(depth, options)
     assert plan is not None
-    info = PruningInfo(method.name, low, (low, high), options, "compact", (), "after_image", plan)
+    info = PruningInfo(method.name, low, (low, high), options, (), "after_image", plan)
     stages = find_stages(info, fewest, most)
     exact = find_stages(info, most, most)
     assert stages[0].tokens == (fewest, most, most)

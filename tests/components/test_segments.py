@@ -51,7 +51,7 @@ class Segments:
         s, length = self.sessions[k], x.shape[1]
         inputs = {
             "hidden_states" if k else "inputs_embeds": x,
-            "position_ids": at + np.arange(length)[None],
+            "position_ids": at + np.arange(length)[None, None],
             "write_index": np.array([at]),
             "logits_index": np.arange(length)[None],
             "rater_index": np.array([raters or [0]]),

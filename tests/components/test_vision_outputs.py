@@ -19,7 +19,8 @@ from tests.kit.runner import NUMPY, link_weights, session
 from tests.kit.vision_maps import expected
 from trtprune import pruning
 from trtprune.checkpoint import Checkpoint, open_checkpoint
-from trtprune.compiler.budget import check_needs, resolve_budget
+from trtprune.compiler.budget import check_needs, resolve_positions
+from trtprune.engine_dir import PositionsInfo
 from trtprune.errors import BudgetError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import open_model
@@ -248,7 +249,14 @@ def test_a_layer_that_is_not_built() -> None:
 
 def test_positions_of_merged_tokens() -> None:
     spec = spec_of("clip", -2, "default")
-    settings = {"keep": 4, "keep_range": None, "options": {}}
-    assert resolve_budget(wanting(merges=True), spec, positions=None, **settings).positions == "compact"  # type: ignore[arg-type]
+    half = spec.head_dim // 2
+    assert resolve_positions(wanting(merges=True), spec, None, {}) == PositionsInfo("compact", 1, (half,))
     with pytest.raises(BudgetError, match="positions='original': wanting merges tokens"):
-        resolve_budget(wanting(merges=True), spec, positions="original", **settings)  # type: ignore[arg-type]
+        resolve_positions(wanting(merges=True), spec, "original", {})
+    # With rows and columns, a merged token is where the one is that it stands for.
+    grid = dataclasses.replace(spec, rotary_sections=(half - 4, 2, 2), rotary_interleaved=True)
+    for merges in (False, True):
+        assert resolve_positions(wanting(merges=merges), grid, None, {}) == PositionsInfo(
+            "original", 3, (half - 4, 2, 2), True
+        )
+        assert resolve_positions(wanting(merges=merges), grid, "compact", {}).rule == "compact"

@@ -225,6 +225,15 @@ def test_wrong_types_and_extra_fields(root: Path, keys: tuple[str | int, ...], v
         (("model", "visual_tokens"), -5, "visual_tokens"),
         (("model", "patch_grid"), [0, 24], "patch_grid"),
         (("model", "image_size"), [336, -1], "image_size"),
+        (("positions", "rule"), "random", "positions.rule must be one of compact, original"),
+        (("positions", "axes"), 2, "positions.axes must be one of 1, 3"),
+        (("positions", "axes"), 0, "positions.axes"),
+        (("positions", "sections"), [], "positions.sections must share 16 frequencies"),
+        (("positions", "sections"), [17], "positions.sections"),
+        (("positions", "sections"), [8, 8], "positions.sections"),
+        (("positions",), {"rule": "compact", "axes": 3, "sections": [16, 0, 0]}, "positions.sections"),
+        (("positions", "interleaved"), True, "positions.interleaved belongs to several axes"),
+        (("components", 0, "inputs", 0, "name"), "position_ids", "'position_ids' must be [batch, 1, sequence]"),
         (("pruning", "keep"), 0, "keep"),
         (("pruning", "keep"), 10**9, "keep"),
         (("pruning", "keep_range"), [576, 16], "keep_range"),
@@ -317,8 +326,16 @@ def test_components_are_found_by_their_roles_whatever_their_names(root: Path) ->
 
 def test_every_missing_field_is_named(root: Path) -> None:
     data = json.loads((root / "config.json").read_text())
-    optional = {"keeps_cls_feature", "first_patch", "weight_dtype", "engines", "segment_layers", "schedule"}
-    for holder in ([], ["model"], ["pruning"], ["kv"], ["components", 0]):
+    optional = {
+        "interleaved",
+        "keeps_cls_feature",
+        "first_patch",
+        "weight_dtype",
+        "engines",
+        "segment_layers",
+        "schedule",
+    }
+    for holder in ([], ["model"], ["positions"], ["pruning"], ["kv"], ["components", 0]):
         at: Any = data
         for key in holder:
             at = at[key]

@@ -204,7 +204,7 @@ def attempt(case: dict[str, bytes], folder: Path) -> None:
     """The checkpoint opened, judged and written as graphs."""
     from trtprune import pruning
     from trtprune.checkpoint import open_checkpoint
-    from trtprune.compiler.budget import resolve_budget
+    from trtprune.compiler.budget import resolve_budget, resolve_positions
     from trtprune.graph import Lowering
     from trtprune.models import open_model
 
@@ -217,7 +217,8 @@ def attempt(case: dict[str, bytes], folder: Path) -> None:
     model.check_weights()
     method = pruning.get("adafv" if spec.has_cls else "random")
     options = method.validate_options({})
-    resolve_budget(method, spec, keep=None, keep_range=None, options=options, positions=None)
+    resolve_budget(method, spec, keep=None, keep_range=None, options=options)
+    resolve_positions(method, spec, None, options)
     checkpoint.digest()
     least, most = model.processor.tokens_range
     for height, width in ((28, 28), (1, 500), (300, 200)):

@@ -17,6 +17,7 @@ from trtprune.engine_dir import (
     GenerationInfo,
     KvInfo,
     ModelInfo,
+    PositionsInfo,
     PruningInfo,
     TensorSpec,
     VisionInfo,
@@ -79,7 +80,8 @@ def make(root: Path) -> EngineDir:
             eos_token_ids=(2,),
         ),
         vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop"),
-        pruning=PruningInfo("adafv", 64, (16, 576), {"ratio": 0.5}, "compact", ("cls_attention",), "question"),
+        positions=PositionsInfo("compact", 1, (16,)),
+        pruning=PruningInfo("adafv", 64, (16, 576), {"ratio": 0.5}, ("cls_attention",), "question"),
         components=(
             ComponentInfo(
                 "vision",

@@ -6,6 +6,7 @@ is in ``in_llm_torch``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ class Decoder:
             layer.self_attn.register_forward_hook(lambda m, a, out, i=i: self.attention.__setitem__(i, out[1][0]))
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.text.rotary_emb(torch.zeros(1, 1, 1), positions[None])
+        # [1, S], or [axes, 1, S] where a position has several numbers.
+        return self.text.rotary_emb(torch.zeros(1, 1, 1), positions.unsqueeze(-2))
 
     def window(self, attention: Any) -> int | None:
         """Qwen2 says it layer by layer, Mistral in its configuration."""
@@ -63,7 +65,7 @@ class Decoder:
             out = module(
                 x[None],
                 attention_mask=self.mask(len(x), before, self.window(module.self_attn)),
-                position_ids=positions[None],
+                position_ids=positions.unsqueeze(-2),
                 past_key_values=self.cache,
                 use_cache=True,
                 position_embeddings=self.angles(positions),
@@ -95,6 +97,8 @@ def generate(
     *,
     version: str = "1.0",
     heads: int = 14,
+    number: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+    forced: Sequence[int] = (),
 ) -> Pruned:
     """Greedy ids.
 
@@ -107,6 +111,9 @@ def generate(
         points: Layers behind which tokens go.
         keeps: For each point how many tokens of an image stay, or a function of (rank, tokens).
         version, heads: Of SparseVLM.
+        number: Function of the rows' places in the whole prompt, -1 for merged ones, to their positions [S] or
+            [axes, S] and the next position; None: one number each, as the method's paper has it.
+        forced: Ids behind the prompt, before the first one that is generated; they are fed one by one.
     """
     decoder, made = Decoder(model), Pruned()
     original = method == "fastv" or version == "2.0"
@@ -114,16 +121,19 @@ def generate(
     for start, stop in spans:
         visual[start:stop] = True
     place = torch.arange(len(embeds))
+    if number is None:
+        number = lambda rows: (rows, len(embeds)) if original else (torch.arange(len(rows)), len(rows))  # noqa: E731
     for start, stop in spans:
         text = place[(place >= stop) & ~visual]
         chosen = in_llm_torch.raters(embeds[start:stop], embeds[text]) if method == "sparsevlm" else torch.tensor([-1])
         made.raters.append(text[chosen])
-    x, positions, source = embeds, place, place.clone()
-    widths = []
+    x, source = embeds, place.clone()
+    positions, following = number(source)
+    behind = []
     where = [(start, stop - start) for start, stop in spans]
     for i in range(len(decoder.text.layers)):
         x = decoder.layer(i, x, positions)
-        widths.append(len(positions))
+        behind.append(following)
         if i not in points:
             continue
         k, kept = points.index(i), []
@@ -157,21 +167,23 @@ def generate(
             ) -> Tensor:
                 return torch.cat([v[:start], v[start : start + count][chosen], fill, v[start + count :]])
 
-            source, positions = cut(source), cut(positions)
+            source = cut(source)
             where = [(s - gone * (s > start), c - gone * (s == start)) for s, c in where]
             kept.insert(0, chosen)
         made.kept.append(kept)
-        if not original:
-            positions = torch.arange(len(x))
+        positions, following = number(source)
     made.cached = [decoder.cache.get_seq_length(i) for i in range(len(decoder.text.layers))]
-    behind = [len(embeds)] * len(widths) if original else widths
     made.logits.append(decoder.logits(x))
-    for step in range(tokens):
-        made.ids.append(int(made.logits[-1].argmax()))
-        if step == tokens - 1:
-            break
-        x = model.get_input_embeddings()(torch.tensor([made.ids[-1]])).detach()
+    for step in range(len(forced) + tokens - 1):
+        if step < len(forced):
+            made.logits.clear()
+            token = forced[step]
+        else:
+            token = int(made.logits[-1].argmax())
+            made.ids.append(token)
+        x = model.get_input_embeddings()(torch.tensor([token])).detach()
         for i in range(len(decoder.text.layers)):
-            x = decoder.layer(i, x, torch.tensor([behind[i] + step]))
+            x = decoder.layer(i, x, torch.full((*positions.shape[:-1], 1), behind[i] + step))
         made.logits.append(decoder.logits(x))
+    made.ids.append(int(made.logits[-1].argmax()))
     return made

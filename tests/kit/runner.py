@@ -85,7 +85,10 @@ class Decoder:
         positions: np.ndarray | None = None,
         logits_index: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Feed S tokens per row; logits of all of them unless ``logits_index`` says otherwise."""
+        """Feed S tokens per row; logits of all of them unless ``logits_index`` says otherwise.
+
+        ``positions`` is [B, S], or [B, axes, S].
+        """
         batch, length, _ = embeds.shape
         write_index = np.asarray(write_index, np.int64)
         if positions is None:
@@ -95,7 +98,7 @@ class Decoder:
         out = self.chain.run(
             "decoder",
             inputs_embeds=embeds.astype(self.chain.dtype),
-            position_ids=np.asarray(positions, np.int64),
+            position_ids=np.asarray(positions, np.int64).reshape(batch, -1, length),
             write_index=write_index,
             logits_index=np.asarray(logits_index, np.int64),
             **self.cache,

@@ -90,7 +90,7 @@ def inputs(model: Model, layer: int, raters: np.ndarray, keep: int, heads: bool)
         "rater_attention": (attention if heads else attention.mean(0))[None],
         "rater_weights": np.ones((1, len(raters)), np.float32),
         "rater_index": raters[None],
-        "position_ids": np.arange(LENGTH)[None],
+        "position_ids": np.arange(LENGTH)[None, None],
         "keep": np.array([keep]),
     }
 

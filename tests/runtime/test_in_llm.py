@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from trtprune.runtime import Request, Vlm
 from trtprune.runtime.cut_decoder import CutDecoder
 from trtprune.runtime.pipeline import turns_of
 from trtprune.schedules import ScheduleInfo
+from trtprune.text.template import Turn
 
 CASES = {
     "clip-llama": tiny.Tiny(seed=61, layers=6, image_size=112),
@@ -61,8 +63,10 @@ def record(vlm: Vlm) -> Recorder:
     return recorder
 
 
-def expected(kit: Kit, vlm: Vlm, images: list[Any], question: str, tokens: int = TOKENS) -> Pruned:
-    """The same question in transformers."""
+def expected(
+    kit: Kit, vlm: Vlm, images: list[Any], question: str, tokens: int = TOKENS, forced: Sequence[int] = ()
+) -> Pruned:
+    """The same question in transformers, with ``forced`` ids behind it."""
     inputs = kit.inputs(images, question)
     ids = inputs["input_ids"][0].numpy()
     edges = np.flatnonzero(np.diff(np.concatenate([[0], ids == tiny.IMAGE_TOKEN_ID, [0]])))
@@ -84,6 +88,7 @@ def expected(kit: Kit, vlm: Vlm, images: list[Any], question: str, tokens: int =
         keeps,
         version=options.get("version", "1.0"),
         heads=options.get("heads", 0),
+        forced=forced,
     )
 
 
@@ -153,7 +158,7 @@ def test_turns(one: Kit, name: str) -> None:
     session = vlm.chain.session("decoder", 0)
     run = session.run
     session.run = lambda inputs, cache=None: (  # type: ignore[method-assign]
-        prefills.append(inputs["position_ids"].shape[1]),
+        prefills.append(inputs["position_ids"].shape[2]),
         run(inputs, cache),
     )[1]
     second = chat.ask("And there?", repick=False, max_new_tokens=5, ignore_eos=True)
@@ -169,19 +174,25 @@ def test_turns(one: Kit, name: str) -> None:
     assert again.ask("Why?", max_new_tokens=5, ignore_eos=True).token_ids == third.token_ids
 
 
-def test_turns_without_selecting_anew_are_one_long_prompt(one: Kit) -> None:
-    """FastV: the second turn attends to the cache of the first exactly as transformers' layers would."""
-    vlm = load(one, "sparsevlm")
+@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm-2", "fastv", "pyramiddrop"])
+def test_turns_without_selecting_anew_are_one_long_prompt(one: Kit, name: str) -> None:
+    """The second turn goes through the caches of the first, which grow, as if each of its tokens were fed by itself."""
+    vlm = load(one, name)
     recorder = record(vlm)
     chat = vlm.chat(picture(5))
     chat.ask("What is this?", max_new_tokens=4, ignore_eos=True)
     held = [part.capacity for part in chat._cache.parts]
+    question = "And now a question that makes the caches grow well beyond?"
+    first = vlm.encoder.encode(turns_of("What is this?", 1, None)).ids
+    whole = vlm.encoder.encode([*chat.turns, Turn("user", question)]).ids
+    assert whole[: len(first)].tolist() == first.tolist()
     recorder.logits.clear()
-    chat.ask("And now a question that makes the caches grow well beyond?", repick=False, max_new_tokens=40,
-             ignore_eos=True)  # fmt: skip
+    result = chat.ask(question, repick=False, max_new_tokens=40, ignore_eos=True)
     grown = [part.capacity for part in chat._cache.parts]
     assert all(b > a for a, b in zip(held, grown, strict=True))
-    assert np.isfinite(np.concatenate(recorder.logits)).all()
+    wanted = expected(one, vlm, [picture(5)], "What is this?", 40, whole[len(first) :].tolist())
+    assert result.token_ids == wanted.ids
+    np.testing.assert_allclose(np.concatenate(recorder.logits), torch.stack(wanted.logits).numpy(), rtol=0, atol=2e-4)
 
 
 def test_kv_bytes_are_those_of_the_segments(one: Kit) -> None:

@@ -41,8 +41,8 @@ def from_scratch(vlm: Vlm, chat: Any, question: str, kept: list[list[int]], imag
     features = vlm.features(images)
     embeds = vlm.chain.embed(prompt.ids[None])[0]
     rows = tuple(f.image[k] for f, k in zip(features, kept, strict=True))
-    totals = tuple(f.visual_tokens for f in features)
-    selection = Selection(tuple(map(np.array, kept)), rows, totals, (0,) * len(features))
+    grids = tuple(f.plan.grid for f in features)
+    selection = Selection(tuple(map(np.array, kept)), rows, grids, (0,) * len(features))
     layout = vlm.pipeline.lay_out(prompt, embeds, selection)
     cache = vlm.chain.session("decoder").new_cache(1, 512)
     return vlm.pipeline.decoder.prefill([layout], cache).logits[0]

@@ -103,7 +103,7 @@ class Step(Protocol):
 
         Args:
             token: int64 [B, 1].
-            position: int64 [B, 1].
+            position: int64 [B, axes, 1].
             write_index: int64 [B], the token's place in the cache.
 
         Returns:

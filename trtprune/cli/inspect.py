@@ -12,6 +12,7 @@ from trtprune.engine_dir import CONFIG_NAME, EngineDir, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
 from trtprune.engine_dir.roles import PACK, VISION
 from trtprune.pruning.inputs import INPUTS
+from trtprune.runtime.positions import position_rule
 from trtprune.tensor_names import CLS_ATTENTION, DEEP_ATTENTION, SHALLOW_ATTENTION
 
 __all__ = ["describe", "render"]
@@ -40,6 +41,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         **{name: config[name] for name in ("backend", "dtype", "weight_dtype", "lowering", "model")},
         "pruning": config["pruning"] | {"budget": describe_build(made), "served": describe_served(made)},
         "vision": config["vision"] | {"saliency": [name for name in SALIENCY if name in made.pruning.needs]},
+        "positions": config["positions"],
         "chain": config["chain"],
         "components": [
             facts
@@ -80,7 +82,7 @@ def _pictures(made: EngineDir) -> dict[str, Any]:
         # A whole image enters the first segment, so a prompt needs room for that.
         entering = pruning.schedule.entering(pruning.keep, total)
         layers, tokens, held = list(kv.segment_layers), None if entering is None else list(entering), total
-    places = total if pruning.positions == "original" else held
+    places = position_rule(made.positions.rule, made.positions.axes).most(held, total)
     images = min((kv.capacity - 1) // held, (model.max_positions - 1) // places)
     per_layer = None if tokens is None else sum(n * count for n, count in zip(layers, tokens, strict=True))
     return {
@@ -124,7 +126,8 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         ("image", _image_words(facts)),
         ("method", " ".join([pruning["method"], *(f"{k}={v}" for k, v in sorted(pruning["options"].items()))])),
         ("budget", pruning["budget"] + (f"; {pruning['served']} without building again" if pruning["served"] else "")),
-        ("positions", f"{pruning['positions']}; needs {', '.join(pruning['needs']) or 'the image features only'}"),
+        ("positions", _position_words(facts["positions"])),
+        ("needs", ", ".join(pruning["needs"]) or "the image features only"),
         ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["role"] == VISION
                                           for spec in c["outputs"])),
         ("saliency", _saliency_words(facts)),
@@ -157,6 +160,14 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         shared = f"shared with {file['links'] - 1} other place" if file["links"] > 1 else ""
         files.add_row(file["name"], _size(file["bytes"]), shared + ("s" if file["links"] > 2 else ""))
     return [summary, components, files]
+
+
+def _position_words(positions: dict[str, Any]) -> str:
+    if positions["axes"] == 1:
+        return str(positions["rule"])
+    order = "interleaved" if positions["interleaved"] else "one behind another"
+    sections = ", ".join(map(str, positions["sections"]))
+    return f"{positions['rule']}; time, row and column turn {sections} rotary frequencies, {order}"
 
 
 def _image_words(facts: dict[str, Any]) -> str:

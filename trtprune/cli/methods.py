@@ -25,6 +25,7 @@ def describe_methods() -> list[dict[str, Any]]:
             "cost": method.cost,
             "merges": method.merges,
             "positions": method.positions,
+            "grid_positions": method.positions_of(3),
             "inside_decoder": method.inside,
             "options": {o.name: {"default": o.default, "valid": o.valid, "help": o.help} for o in method.options},
         }

@@ -203,7 +203,7 @@ class TransformersSide:
                 out = language(
                     inputs_embeds=embeds,
                     attention_mask=torch.ones((1, begin + length), dtype=torch.long),
-                    position_ids=torch.from_numpy(feed[POSITION_IDS][b : b + 1]),
+                    position_ids=_position_ids(torch.from_numpy(feed[POSITION_IDS][b : b + 1])),
                     past_key_values=_cache(feed, b, begin, first, stop),
                     use_cache=True,
                     output_attentions=RATER_ATTENTION in found,
@@ -224,6 +224,11 @@ class TransformersSide:
                     mean = len(outputs[RATER_ATTENTION].shape) == 3
                     found[RATER_ATTENTION].append((rows.mean(1) if mean else rows).numpy())
         return {**{name: np.concatenate(parts) for name, parts in found.items()}, **present}
+
+
+def _position_ids(rows: Any) -> Any:
+    """int64 [1, axes, S] as transformers takes them: [1, S], or [axes, 1, S] for several axes."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows.transpose(0, 1)
 
 
 def _cache(feed: dict[str, np.ndarray], row: int, begin: int, first: int, stop: int) -> Any:

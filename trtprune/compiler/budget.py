@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune import pruning
 from trtprune.arguments import arg
-from trtprune.engine_dir import POSITIONS, PruningInfo
+from trtprune.engine_dir import POSITIONS, PositionsInfo, PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS
 
@@ -24,6 +24,7 @@ __all__ = [
     "describe_build",
     "describe_served",
     "resolve_budget",
+    "resolve_positions",
 ]
 
 DEFAULT_KEEP = 64
@@ -130,7 +131,6 @@ def resolve_budget(
     keep: int | None,
     keep_range: tuple[int, int] | None,
     options: Mapping[str, Any],
-    positions: str | None,
     clip: bool = False,
 ) -> PruningInfo:
     """The pruning part of ``config.json``.
@@ -138,11 +138,11 @@ def resolve_budget(
     Args:
         method: The method; ``options`` are validated.
         spec: Facts of the model.
-        keep, keep_range, positions: The user's values; None: defaults.
+        keep, keep_range: The user's values; None: defaults.
         clip: Whether the build has CLIP's text tower.
 
     Raises:
-        BudgetError: naming ``--method``, ``--option``, ``--keep``, ``--keep-range`` or ``--positions``.
+        BudgetError: naming ``--method``, ``--option``, ``--keep`` or ``--keep-range``.
     """
     total, depth = spec.visual_tokens, spec.num_layers
     check_needs(method, spec, options, clip=clip)
@@ -170,24 +170,36 @@ def resolve_budget(
         keep=keep,
         keep_range=(low, high),
         options=dict(options),
-        positions=_positions(method, positions, options),
         needs=tuple(sorted(method.needs_of(options))),
         text_span=method.text_span(options),
         schedule=method.plan(depth, options),
     )
 
 
-def _positions(method: BaseMethod, positions: str | None, options: Mapping[str, Any]) -> str:
-    """How kept tokens are numbered: as asked, if the method leaves that open."""
+def resolve_positions(
+    method: BaseMethod, spec: ModelSpec, positions: str | None, options: Mapping[str, Any]
+) -> PositionsInfo:
+    """The positions part of ``config.json``: the rule as asked, if the method leaves that open, else the method's.
+
+    Args:
+        method: The method; ``options`` are validated.
+        spec: Facts of the model.
+        positions: The user's rule; None: the method's own for such a model.
+
+    Raises:
+        BudgetError: naming ``--positions``.
+    """
+    sections = spec.rotary_sections
     own = method.own_positions(options)
     if own is not None and positions not in (None, own):
         raise BudgetError(f"{arg('positions', positions)}: {method.name} numbers its tokens itself ({own})")
-    positions = own or positions or method.positions
-    if method.merges and positions == "original":
+    positions = own or positions or method.positions_of(len(sections))
+    # With rows and columns, a merged token has those of the visual token that it stands for.
+    if method.merges and positions == "original" and len(sections) == 1:
         raise BudgetError(
             f"{arg('positions', positions)}: {method.name} merges tokens, and a merged one has no place in the picture",
             hint=f"leave out {arg('positions')}, or choose a method that only selects",
         )
     if positions not in POSITIONS:
         raise BudgetError(f"{arg('positions', positions)}: unknown", hint=" or ".join(POSITIONS))
-    return positions
+    return PositionsInfo(positions, len(sections), sections, spec.rotary_interleaved)

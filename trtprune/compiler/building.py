@@ -171,6 +171,7 @@ def _write(plan: Plan, staging: Path, report: Reporter) -> EngineDir:
         dtype=plan.dtype,
         model=_model_info(plan),
         vision=_vision_info(plan),
+        positions=plan.positions,
         pruning=plan.pruning,
         components=tuple(components),
         chain=chain,

@@ -18,7 +18,7 @@ from trtprune.arguments import arg
 from trtprune.compiler.lowering import choose_lowering
 from trtprune.compiler.request import NEWLINES
 from trtprune.compiler.texts import check_texts
-from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PruningInfo
+from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PositionsInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.generation_config import read_generation
 from trtprune.reports.downloads import progress_of
@@ -46,7 +46,8 @@ class Plan:
         model: The checkpoint as a model of its family, which builds its graphs.
         spec: The model's facts.
         method: The pruning method.
-        pruning: Budget, options and positions.
+        pruning: Budget and options.
+        positions: The position rule and the axes of a position.
         dtype: The graphs' compute dtype.
         capacity: Capacity of the KV cache in tokens.
         lowering: Forms of the operations.
@@ -62,6 +63,7 @@ class Plan:
     spec: ModelSpec
     method: BaseMethod
     pruning: PruningInfo
+    positions: PositionsInfo
     dtype: str
     capacity: int
     lowering: Lowering
@@ -120,11 +122,12 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         report("model", f"warning: {warning}")
     generation = _generation(checkpoint, spec, request.generation_config, report)
     clip = _find_clip(checkpoint, model, request.clip, report)
-    info, capacity, engines = limits.decide(model, clip=clip is not None)
+    info, positions, capacity, engines = limits.decide(model, clip=clip is not None)
     newlines = _newlines(request, model, limits.method)
     content = {
         "checkpoint": checkpoint.digest(),
         "pruning": asdict(info),
+        "positions": asdict(positions),
         "backend": [request.backend, request.provider, dtype, request.weight_dtype, capacity, request.export_only],
         "lowering": vars(lowering),
         **({"engines": engines.identity()} if engines is not None else {}),
@@ -139,6 +142,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         spec=spec,
         method=limits.method,
         pruning=info,
+        positions=positions,
         dtype=dtype,
         capacity=capacity,
         lowering=lowering,
@@ -190,14 +194,14 @@ class _Limits:
         """The pruning method."""
         return pruning.get(self.request.method)
 
-    def decide(self, model: Model, *, clip: bool) -> tuple[PruningInfo, int, EnginePlan | None]:
-        """Budget, KV capacity and engines for a model, with or without CLIP's text tower.
+    def decide(self, model: Model, *, clip: bool) -> tuple[PruningInfo, PositionsInfo, int, EnginePlan | None]:
+        """Budget, positions, KV capacity and engines for a model, with or without CLIP's text tower.
 
         Raises:
             BudgetError, BuildError: naming the flag that this model cannot serve.
         """
         from trtprune.backends.tensorrt.profiles import MAX_TOPK
-        from trtprune.compiler.budget import resolve_budget
+        from trtprune.compiler.budget import resolve_budget, resolve_positions
         from trtprune.compiler.engine_plan import find_limits, image_bounds, plan_engines
 
         request, spec = self.request, model.spec
@@ -207,12 +211,12 @@ class _Limits:
             keep=request.keep,
             keep_range=request.keep_range,
             options=self.method.validate_options(dict(request.options or {})),
-            positions=request.positions,
             clip=clip,
         )
+        positions = resolve_positions(self.method, spec, request.positions, info.options)
         capacity = _capacity(spec, info, request.max_seq_len)
         if self.target is None:
-            return info, capacity, None
+            return info, positions, capacity, None
         options = request.engine_options
         image = image_bounds(model.processor, _newlines(request, model, self.method))
         limits = find_limits(options, info, image, spec.max_positions, request.max_seq_len)
@@ -220,7 +224,7 @@ class _Limits:
         served = min(info.keep_range[1], MAX_TOPK)
         ordered = self.method.longest_order(spec.visual_tokens, served, info.options)
         engines = plan_engines(options, self.target, limits, ordered)
-        return info, engines.limits.capacity, engines
+        return info, positions, engines.limits.capacity, engines
 
 
 def _generation(checkpoint: Checkpoint, spec: ModelSpec, choice: str, say: Report) -> GenerationInfo:

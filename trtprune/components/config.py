@@ -82,6 +82,13 @@ class Section:
                 raise self._wrong(f"{name}[{index}]", number, "a positive, finite number")
         return [float(number) for number in value]
 
+    def integers(self, name: str, count: int) -> list[int]:
+        """A list of ``count`` integers from 1 to 2³¹ − 1."""
+        value = self._get(name, _MISSING)
+        if not isinstance(value, list) or len(value) != count:
+            raise self._wrong(name, value, f"a list of {count} integers")
+        return [Section({f"{name}[{i}]": entry}, self.path).integer(f"{name}[{i}]") for i, entry in enumerate(value)]
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false; JSON null counts as absent."""
         value = self._get(name, default)

@@ -13,7 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from trtprune.components.config import MAX_LAYERS, Section
-from trtprune.components.rope import Rope
+from trtprune.components.rope import Rope, RotaryAxes
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
@@ -75,8 +75,9 @@ class DecoderConfig:
     rope: Rope
 
     @classmethod
-    def from_config(cls, text: Section, default: str = "llama") -> DecoderConfig:
-        """Read ``text_config``; ``default`` is the family's ``model_type`` where it has none.
+    def from_config(cls, text: Section, default: str = "llama", split: RotaryAxes | None = None) -> DecoderConfig:
+        """Read ``text_config``; ``default`` is the family's ``model_type`` where it has none, ``split`` as in
+        :meth:`Rope.from_config`.
 
         Raises:
             CheckpointError: for a decoder, activation, rope or layer type that is not supported.
@@ -122,7 +123,7 @@ class DecoderConfig:
             o_bias=attention_bias,
             mlp_bias=kind == "llama" and text.flag("mlp_bias", False),
             windows=_windows(text, kind, layers),
-            rope=Rope.from_config(text, head_dim, max_positions),
+            rope=Rope.from_config(text, head_dim, max_positions, split),
         )
 
 
@@ -210,11 +211,11 @@ def segments(num_layers: int, cuts: Sequence[int], raters: Literal["mean", "head
 def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segment: Segment | None = None) -> None:
     """The decoder, or a segment of it, over a fixed-capacity KV cache, for any number of new tokens.
 
-    Inputs: ``inputs_embeds`` [batch, S, D] (``hidden_states`` in a later segment), ``position_ids`` int64 [batch, S],
-    ``write_index`` int64 [batch], ``logits_index`` int64 [batch, L] in the last segment, and per layer
-    ``past_key_values.{i}.key|value`` [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32 [batch, L, V] of
-    the rows that ``logits_index`` names (``last_hidden_state`` [batch, S, D] in an earlier segment), and
-    ``present.{i}.key|value``, to be bound to the buffers of the past.
+    Inputs: ``inputs_embeds`` [batch, S, D] (``hidden_states`` in a later segment), ``position_ids`` int64
+    [batch, axes, S], ``write_index`` int64 [batch], ``logits_index`` int64 [batch, L] in the last segment, and per
+    layer ``past_key_values.{i}.key|value`` [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32
+    [batch, L, V] of the rows that ``logits_index`` names (``last_hidden_state`` [batch, S, D] in an earlier segment),
+    and ``present.{i}.key|value``, to be bound to the buffers of the past.
 
     Token ``s`` of row ``b`` is written at slot ``write_index[b] + s`` and attends to the slots up to its own (the
     last ``sliding_window`` of them where the layer has one).  Rows of different lengths are padded on the right:
@@ -233,7 +234,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
     segment = segment or Segment(0, cfg.num_layers, True)
     h, kv_heads, dim = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
     x = g.input(HIDDEN_STATES if segment.first else INPUTS_EMBEDS, g.dtype_name, ["batch", "sequence", h])
-    position_ids = g.input(POSITION_IDS, "int64", ["batch", "sequence"])
+    position_ids = g.input(POSITION_IDS, "int64", ["batch", cfg.rope.axes, "sequence"])
     write_index = g.input(WRITE_INDEX, "int64", ["batch"])
     if segment.last:
         logits_index = g.input(LOGITS_INDEX, "int64", ["batch", "logits_rows"])
@@ -245,7 +246,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
 
     # Once for all layers: rotary angles, the slots of the new tokens, and the mask.
     cos, sin = cfg.rope.cos_sin(g, position_ids)
-    length = op.Squeeze(op.Shape(position_ids, start=1, end=2), g.ints(0))
+    length = op.Squeeze(op.Shape(position_ids, start=2, end=3), g.ints(0))
     steps = op.Range(g.scalar(0, int64), length, g.scalar(1, int64))
     slots = op.Add(op.Unsqueeze(write_index, g.ints(1)), steps)
     capacity = op.Shape(past[segment.first][0], start=2, end=3)

@@ -35,8 +35,12 @@ class DecoderLayer:
     def num_heads(self) -> int:
         return self.cfg.num_heads
 
+    @property
+    def position_axes(self) -> int:
+        return self.cfg.rope.axes
+
     def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [B, S, head_dim / 2] of int64 [B, S] positions."""
+        """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
         return self.cfg.rope.cos_sin(g, position_ids)
 
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:

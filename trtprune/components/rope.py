@@ -7,13 +7,16 @@ checkpoints under ``rope_scaling`` and ``rope_theta``; both are read.
 ``dynamic`` and ``longrope`` depend on the length of the sequence.  The graph takes it per row, as the largest position
 id of the row plus one, so that a row's result does not depend on its neighbours in the batch; transformers takes
 it over the batch.  Give padding a position id no larger than the row's own.
+
+A position is one number, or three (time, row and column: M-RoPE, https://arxiv.org/abs/2409.12191): then each frequency
+turns by one of them, see :class:`RotaryAxes`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +26,42 @@ from trtprune.components.config import Section
 from trtprune.errors import CheckpointError
 from trtprune.graph.builder import Graph
 
-__all__ = ["ROPE_TYPES", "Rope"]
+__all__ = ["ROPE_TYPES", "Rope", "RotaryAxes"]
 
 ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 
 _FLOAT = ir.DataType.FLOAT
-_LARGER = "compare it with the config.json of the model's authors"
+_COMPARE = "compare it with the config.json of the model's authors"
+
+
+@dataclass(frozen=True)
+class RotaryAxes:
+    """The shares of the axes of a position in the rotary frequencies.
+
+    Attributes:
+        sections: For each axis, the number of frequencies that turn by it; all together head_dim / 2.
+        interleaved: Whether the axes alternate over the frequencies (Qwen3-VL): frequencies 1, 4, 7, … belong to axis 1
+            and 2, 5, 8, … to axis 2 until their number is reached, all others to axis 0.  Otherwise they lie behind one
+            another (Qwen2-VL, Qwen2.5-VL).
+    """
+
+    sections: tuple[int, ...]
+    interleaved: bool = False
+
+    def of_frequencies(self) -> np.ndarray:
+        """The axis of each frequency, int64 [head_dim / 2].
+
+        Raises:
+            ValueError: if the sections do not fit into the interleaved order.
+        """
+        if not self.interleaved:
+            return np.repeat(np.arange(len(self.sections)), self.sections)
+        axes = np.zeros(sum(self.sections), np.int64)
+        for axis, count in enumerate(self.sections[1:], 1):
+            axes[axis : count * len(self.sections) : len(self.sections)] = axis
+        if tuple(np.bincount(axes, minlength=len(self.sections))) != self.sections:
+            raise ValueError(f"sections {list(self.sections)} cannot be interleaved")
+        return axes
 
 
 @dataclass(frozen=True)
@@ -36,7 +69,7 @@ class Rope:
     """Resolved rotary parameters.
 
     ``inv_freq`` is for every length; beyond ``original_length`` positions ``long_inv_freq`` (longrope) or a base
-    multiplied by a power of ``dynamic_factor`` (dynamic) replaces it.
+    multiplied by a power of ``dynamic_factor`` (dynamic) replaces it.  ``split`` has the axes of a position; None: one.
     """
 
     kind: str
@@ -47,16 +80,24 @@ class Rope:
     original_length: int = 0
     long_inv_freq: np.ndarray | None = None
     dynamic_factor: float = 1.0
+    split: RotaryAxes | None = None
 
     @classmethod
-    def from_config(cls, text: Section, dim: int, max_positions: int) -> Rope:
+    def from_config(cls, text: Section, dim: int, max_positions: int, split: RotaryAxes | None = None) -> Rope:
         """Read ``text_config``.
 
+        Args:
+            text: The section.
+            dim: Width of a head.
+            max_positions: The longest sequence.
+            split: For a family whose positions have several axes: their default sections, which ``mrope_section``
+                replaces, and whether they are interleaved; None: one axis.
+
         Raises:
-            CheckpointError: for an unknown rope type, a missing parameter, partial rotation, or parameters whose
-                frequencies exceed float32.
+            CheckpointError: for an unknown rope type, a missing parameter, partial rotation, parameters whose
+                frequencies exceed float32, or sections that do not add up to half a head.
         """
-        params = _parameters(text)
+        params = _parameters(text, multimodal=split is not None)
         try:
             with np.errstate(all="ignore"):
                 rope = cls._resolve(text, params, dim, max_positions)
@@ -67,7 +108,22 @@ class Rope:
                 f"config.json: {params.path}: these parameters give no finite rotary frequencies",
                 hint="compare them with the config.json of the model's authors",
             )
-        return rope
+        return rope if split is None else replace(rope, split=_split(params, dim, split))
+
+    @property
+    def axes(self) -> int:
+        """Numbers of a position."""
+        return len(self.sections)
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """For each axis, the number of frequencies that turn by it."""
+        return (self.dim // 2,) if self.split is None else self.split.sections
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the axes alternate over the frequencies."""
+        return self.split is not None and self.split.interleaved
 
     @classmethod
     def _resolve(cls, text: Section, params: Section, dim: int, max_positions: int) -> Rope:
@@ -89,7 +145,7 @@ class Rope:
         if kind == "dynamic":
             factor = params.number("factor")
             if factor < 1.0:
-                raise CheckpointError(f"{params.key('factor')} is {factor}, expected at least 1", hint=_LARGER)
+                raise CheckpointError(f"{params.key('factor')} is {factor}, expected at least 1", hint=_COMPARE)
             if dim == 2:
                 raise CheckpointError(
                     f"{text.key('head_dim')} is 2, which dynamic rope divides by {dim} - 2",
@@ -110,10 +166,13 @@ class Rope:
         """cos and sin of every position, each [B, S, dim / 2] of the compute dtype, computed in float32.
 
         Args:
-            position_ids: int64 [B, S]; any positions, gaps included.
+            position_ids: int64 [B, axes, S]; any positions, gaps included.
         """
         op = g.op
-        angles = op.Mul(op.Unsqueeze(g.cast(position_ids, _FLOAT), g.ints(-1)), self._frequencies(g, position_ids))
+        turns = op.Transpose(g.cast(position_ids, _FLOAT), perm=[0, 2, 1])  # [B, S, axes]
+        if self.split is not None:
+            turns = op.Gather(turns, g.constant(self.split.of_frequencies(), "rope_axes"), axis=2)
+        angles = op.Mul(turns, self._frequencies(g, position_ids))
         cos, sin = op.Cos(angles), op.Sin(angles)
         if self.scaling != 1.0:
             factor = g.scalar(self.scaling, _FLOAT)
@@ -126,8 +185,8 @@ class Rope:
         base = g.constant(self.inv_freq.astype(np.float32), "inv_freq")
         if self.kind not in ("dynamic", "longrope"):
             return base
-        last = op.ReduceMax(position_ids, g.ints(1), keepdims=1)  # [B, 1]
-        length = op.Unsqueeze(op.Add(last, g.scalar(1, ir.DataType.INT64)), g.ints(-1))
+        last = op.ReduceMax(position_ids, g.ints(1, 2), keepdims=1)  # [B, 1, 1]
+        length = op.Add(last, g.scalar(1, ir.DataType.INT64))
         beyond = op.Greater(length, g.scalar(self.original_length, ir.DataType.INT64))
         if self.kind == "longrope":
             assert self.long_inv_freq is not None
@@ -142,7 +201,7 @@ class Rope:
         return op.Where(beyond, op.Reciprocal(op.Pow(grown, g.constant(exponent, "rope_exponent"))), base)
 
 
-def _parameters(text: Section) -> Section:
+def _parameters(text: Section, *, multimodal: bool = False) -> Section:
     """The section of the rope's parameters, with transformers 5's names."""
     for name in ("rope_scaling", "rope_parameters"):  # in transformers the old name wins if both are set
         if text.values.get(name):
@@ -159,14 +218,33 @@ def _parameters(text: Section) -> Section:
     values.setdefault("rope_type", values.get("type", "default"))
     if values["rope_type"] == "su":  # the first name of longrope
         values["rope_type"] = "longrope"
+    if multimodal and values["rope_type"] == "mrope":  # in the first Qwen2-VL files
+        values["rope_type"] = "default"
     return Section(values, params.path)
+
+
+def _split(params: Section, dim: int, default: RotaryAxes) -> RotaryAxes:
+    """The axes of a family, with the sections of its checkpoint."""
+    name, axes = "mrope_section", len(default.sections)
+    sections = default.sections
+    if params.values.get(name) is not None:
+        sections = tuple(params.integers(name, axes))
+    split = RotaryAxes(sections, default.interleaved)
+    wrong = f"{params.key(name)} is {list(sections)}"
+    if sum(sections) != dim // 2:
+        raise CheckpointError(f"{wrong}, which must add up to {dim // 2}, half of a head", hint=_COMPARE)
+    try:
+        split.of_frequencies()
+    except ValueError:
+        raise CheckpointError(f"{wrong}, which cannot be interleaved", hint=_COMPARE) from None
+    return split
 
 
 def _llama3(inv_freq: np.ndarray, params: Section, original: int) -> np.ndarray:
     factor = params.number("factor")
     low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
     if high <= low:
-        raise CheckpointError(f"{params.key('high_freq_factor')} must be larger than low_freq_factor", hint=_LARGER)
+        raise CheckpointError(f"{params.key('high_freq_factor')} must be larger than low_freq_factor", hint=_COMPARE)
     wavelength = 2 * math.pi / inv_freq
     scaled = np.where(wavelength > original / low, inv_freq / factor, inv_freq)
     smooth = (original / wavelength - low) / (high - low)

@@ -9,9 +9,9 @@ from itertools import accumulate
 from typing import Any
 
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
-from trtprune.engine_dir.schema import EngineDir, TensorSpec
+from trtprune.engine_dir.schema import POSITIONS, EngineDir, TensorSpec
 from trtprune.schedules import wrong_schedule
-from trtprune.tensor_names import is_past
+from trtprune.tensor_names import POSITION_IDS, is_past
 
 __all__ = ["wrong_values"]
 
@@ -31,6 +31,7 @@ LARGEST = {
 }
 """Field → its largest value, far above any model's; each is at least 1."""
 MOST_CROPS = 1 << 12
+POSITION_AXES = (1, 3)
 NEWLINES = ("keep", "drop", "candidates")
 LONGEST_SIDE = 1 << 15
 """The largest side of an image in pixels, and of a grid in patches."""
@@ -57,6 +58,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
             yield f"config.model.{name} must be two numbers between 1 and {LONGEST_SIDE}"
     yield from _wrong_ids(made)
     yield from _wrong_vision(made)
+    yield from _wrong_positions(made)
     generation = made.generation.wrong(max(made.model.vocab_size, 1))
     if generation is not None:
         yield f"config.generation.{generation}"
@@ -93,6 +95,24 @@ def _wrong_vision(made: EngineDir) -> Iterator[str]:
         yield f"config.vision.crops must be two numbers between 1 and {MOST_CROPS}"
     if vision.newlines not in NEWLINES:
         yield f"config.vision.newlines must be one of {', '.join(NEWLINES)}"
+
+
+def _wrong_positions(made: EngineDir) -> Iterator[str]:
+    positions, half = made.positions, made.kv.head_dim // 2
+    if positions.rule not in POSITIONS:
+        yield f"config.positions.rule must be one of {', '.join(POSITIONS)}"
+    if positions.axes not in POSITION_AXES:
+        yield f"config.positions.axes must be one of {', '.join(map(str, POSITION_AXES))}"
+    sections = positions.sections
+    if len(sections) != positions.axes or min(sections, default=0) < 1 or sum(sections) != half:
+        yield f"config.positions.sections must share {half} frequencies, half of kv.head_dim, among the axes"
+    if positions.interleaved and positions.axes == 1:
+        yield "config.positions.interleaved belongs to several axes"
+    for component in made.components:
+        for spec in component.inputs:
+            if spec.name == POSITION_IDS and (len(spec.shape) != 3 or spec.shape[1] != positions.axes):
+                shape = f"[batch, {positions.axes}, sequence]"
+                yield f"config.components: '{component.name}': '{spec.name}' must be {shape}, as config.positions says"
 
 
 def _wrong_budget(made: EngineDir) -> Iterator[str]:

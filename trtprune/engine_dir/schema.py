@@ -23,6 +23,7 @@ __all__ = [
     "EngineInfo",
     "KvInfo",
     "ModelInfo",
+    "PositionsInfo",
     "PruningInfo",
     "TensorSpec",
     "VisionInfo",
@@ -123,6 +124,23 @@ class VisionInfo:
 
 
 @dataclass(frozen=True)
+class PositionsInfo:
+    """The positions of a prompt's tokens in the decoder.
+
+    Attributes:
+        rule: The rule's name (:mod:`trtprune.runtime.positions`), one of :data:`POSITIONS`.
+        axes: Numbers of a position: 1, or 3 for time, row and column (M-RoPE).
+        sections: For each axis, the number of rotary frequencies that turn by it; all together head_dim / 2.
+        interleaved: Whether the axes alternate over the frequencies; else they lie behind one another.
+    """
+
+    rule: str
+    axes: int
+    sections: tuple[int, ...]
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class PruningInfo:
     """The method of the build. ``keep`` is the default budget per image, ``keep_range`` the inclusive limits.
 
@@ -134,7 +152,6 @@ class PruningInfo:
     keep: int
     keep_range: tuple[int, int]
     options: dict[str, bool | int | float | str]
-    positions: str
     needs: tuple[str, ...]
     text_span: str
     schedule: ScheduleInfo | None = None
@@ -194,6 +211,7 @@ class EngineDir:
     dtype: str
     model: ModelInfo
     vision: VisionInfo
+    positions: PositionsInfo
     pruning: PruningInfo
     components: tuple[ComponentInfo, ...]
     chain: tuple[str, ...]

@@ -165,7 +165,7 @@ def _known(cached: Layout | None, layout: Layout, same_rows: bool) -> int:
     # The last token is always computed, for its logits.
     length = min(len(layout.ids) - 1, len(cached.ids))
     same = cached.ids[:length] == layout.ids[:length]
-    same &= cached.positions[:length] == layout.positions[:length]
+    same &= (cached.positions[:, :length] == layout.positions[:, :length]).all(axis=0)
     different = np.flatnonzero(~same)
     known = int(different[0]) if len(different) else length
     # The text before the image is too short to justify a cache that is not zeroed for a new image.

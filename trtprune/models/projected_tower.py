@@ -142,6 +142,8 @@ class ProjectedTowerModel:
             vision_width=m.projector.input_size,
             key_width=m.vision.head_dim,
             tower_layers=m.selection.deepest,
+            rotary_sections=m.text.rope.sections,
+            rotary_interleaved=m.text.rope.interleaved,
         )
 
     @property

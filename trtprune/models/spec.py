@@ -46,6 +46,9 @@ class ModelSpec:
         keeps_cls_feature: Whether feature 0 is the CLS token (strategy "full").
         hidden_size: D, the language model's width.
         max_positions: The longest sequence of the language model.
+        rotary_sections: For each axis of a position, the number of rotary frequencies that turn by it: one axis, or
+            time, row and column.
+        rotary_interleaved: Whether the axes alternate over the frequencies.
         image_token, image_token_id: The placeholder in prompts.
         eos_token_ids: Tokens that end an answer; may be empty.
         feature_layers: Indices into the tower's hidden states, ≥ 0.
@@ -81,6 +84,8 @@ class ModelSpec:
     vision_width: int
     key_width: int
     tower_layers: int
+    rotary_sections: tuple[int, ...]
+    rotary_interleaved: bool = False
 
     @property
     def tokens_are_patches(self) -> bool:

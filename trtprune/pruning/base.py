@@ -46,8 +46,12 @@ class LayerAccess(Protocol):
     def num_heads(self) -> int:
         """Query heads."""
 
+    @property
+    def position_axes(self) -> int:
+        """Numbers of a position, 1 or 3."""
+
     def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [B, S, head_dim / 2] of int64 [B, S] positions."""
+        """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
 
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
         """Attention float32 [B, heads, R, S] of rows ``index`` [B, R] in the layer *behind* the point."""
@@ -90,7 +94,10 @@ class BaseMethod(ABC):
         cost: What the selection takes, in a few words.
         merges: Whether the rows it returns are not all rows of the image features.
         inside: Whether it prunes between decoder layers.
-        positions: How the kept tokens are numbered in the decoder, ``compact`` (0..n-1) or ``original``.
+        positions: The position rule of the kept tokens in a decoder whose positions are single numbers, ``compact``
+            (0..n-1) or ``original``.
+        grid_positions: The same where a position has a row and a column (M-RoPE).  The authors' codes for such models
+            keep the original positions, unless the method says otherwise.
         options: Its options.
     """
 
@@ -103,6 +110,7 @@ class BaseMethod(ABC):
     merges: ClassVar[bool] = False
     inside: ClassVar[bool]
     positions: ClassVar[str] = "compact"
+    grid_positions: ClassVar[str] = "original"
     options: ClassVar[tuple[Option, ...]] = ()
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
@@ -185,8 +193,12 @@ class BaseMethod(ABC):
         return keep
 
     def own_positions(self, options: Mapping[str, Any]) -> str | None:
-        """How kept tokens are numbered, where the method itself decides that; None: :attr:`positions` or the user."""
+        """The position rule, where the method itself decides it; None: :meth:`positions_of` or the user does."""
         return None
+
+    def positions_of(self, axes: int) -> str:
+        """The method's own position rule in a decoder whose positions have ``axes`` numbers."""
+        return self.positions if axes == 1 else self.grid_positions
 
     def passes_all(self, options: Mapping[str, Any]) -> bool:
         """Whether all tokens pass as they are where the budget is all of them."""

@@ -34,7 +34,7 @@ class InLlmMethod(BaseMethod):
 
     ``point_needs`` lists what the point graph reads beside ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N]
     and ``keep`` int64 [1], out of ``rater_attention`` float32 [1, R, S] ([1, heads, R, S] for ``"heads"``) with
-    ``rater_weights`` float32 [1, R], ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S].
+    ``rater_weights`` float32 [1, R], ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, axes, S].
     """
 
     inside: ClassVar[bool] = True
@@ -133,8 +133,8 @@ class InLlmMethod(BaseMethod):
 
         Args:
             attention: float32 [R, N], or [heads, R, N]: what the raters gave to the visual tokens.
-            context: ``rater_positions`` int64 [R], ``visual_positions`` int64 [N] and ``angles`` (cos and sin of
-                int64 positions) where the method reads them; and all options.
+            context: ``rater_positions`` int64 [R] or [axes, R], ``visual_positions`` int64 [N] or [axes, N] and
+                ``angles`` (their cos and sin) where the method reads them; and all options.
         """
 
     def recycles(self, options: Mapping[str, Any]) -> bool:

@@ -4,10 +4,10 @@
 
 A point: ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N] (the rows of S that are the image), ``keep`` int64
 [1]; and, if the method needs them, ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights``
-float32 [1, R] (1 = a rater of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, S].  Outputs
-``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep, D].  Where removed tokens are merged,
-``recycled`` int64 [1] says how many of them and ``merged`` int64 [1] into how many vectors, ``merged_features``
-[1, merged, D].
+float32 [1, R] (1 = a rater of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, axes, S].
+Outputs ``kept_indices`` int64 [1, keep], into the N, and ``pruned_features`` [1, keep, D].  Where removed tokens are
+merged, ``recycled`` int64 [1] says how many of them and ``merged`` int64 [1] into how many vectors,
+``merged_features`` [1, merged, D].
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def build_point(
         ),
         "rater_weights": ("float32", [1, "raters"]),
         "rater_index": ("int64", [1, "raters"]),
-        "position_ids": ("int64", [1, "sequence"]),
+        "position_ids": ("int64", [1, layer.position_axes, "sequence"]),
         "keep": ("int64", [1]),
         "recycled": ("int64", [1]),
         "merged": ("int64", [1]),

@@ -20,9 +20,10 @@ from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, RANK, RATERS
 from trtprune.errors import EngineDirError, InputError
 from trtprune.runtime.decoder import Prefill, skip_rows
 from trtprune.runtime.kv_cache import CachePool
+from trtprune.runtime.positions import position_rule
 from trtprune.runtime.rank import matrix_rank
 from trtprune.runtime.segment_caches import SegmentCaches, SegmentStep
-from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, rating_table
+from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, pieces_of, rating_table
 from trtprune.tensor_names import (
     HIDDEN_STATES,
     IMAGE_FEATURES,
@@ -67,6 +68,7 @@ class CutDecoder:
         if chain.config.pruning.schedule is None:
             raise EngineDirError(f"{chain.config.root}: its decoder is cut, and config.pruning has no schedule for it")
         self._config, self._chain, self._session, self._memory = chain.config, chain, chain.session, chain.memory
+        self._positions = position_rule(chain.config.positions.rule, chain.config.positions.axes)
         self._schedule, self._count = chain.config.pruning.schedule, len(chain.config.segments)
         self._rated = any(spec.name == RATER_INDEX for spec in chain.config.segments[0].inputs)
         segments = [self._session(DECODER, k) for k in range(self._count)]
@@ -147,11 +149,7 @@ class CutDecoder:
                 row.ranks = ranks
             logits, rows = self._pass(rows, cache, start, fresh)
         if fresh:
-            begins = [[begin for begin, _ in layout.pictures] for layout in layouts]
-            cache.kept = [
-                [kept - begin for kept, begin in zip(kept_of(row), firsts, strict=True)]
-                for row, firsts in zip(rows, begins, strict=True)
-            ]
+            cache.kept = [kept_of(row) for row in rows]
         return Prefill(logits, cache.kept, cache.counts)
 
     def select(self, layout: Layout) -> list[np.ndarray]:
@@ -168,7 +166,7 @@ class CutDecoder:
         """Logits float32 [B, V] and the rows in the last segment; no logits if a row became stale."""
         if fresh:
             cache.counts = [[[] for _ in row.raters] for row in rows]
-        whole = np.array([len(row) for row in rows])
+        whole = np.array([(len(row), row.next_position) for row in rows]).T
         last = self._count - 1
         out: Mapping[str, Any] = {}
         for k in range(last + 1):
@@ -180,13 +178,21 @@ class CutDecoder:
                 rows = [self._advance(k, b, row, out) for b, row in enumerate(rows)]
                 if any(row.stale for row in rows):
                     return None, rows
+                if not fresh:
+                    # The images lie in the cached part: what they lost there moves the text behind them.
+                    for row, moved in zip(rows, cache.shift[k + 1] - cache.shift[k], strict=True):
+                        row.positions = row.positions - moved
         logits: np.ndarray = self._memory.to_host(out[LOGITS])[:, 0]
         return logits, rows
 
     def _settle(self, k: int, rows: Sequence[PromptRow], whole: np.ndarray, cache: SegmentCaches) -> None:
-        """Records the rows' lengths in segment ``k`` and gets memory for them."""
-        cache.dropped[k] = whole - [len(row) for row in rows]
-        cache.shift[k] = cache.dropped[k] if self._config.pruning.positions == "compact" else 0
+        """Records the rows' lengths in segment ``k`` and gets memory for them.
+
+        Args:
+            whole: int64 [2, B], lengths and next positions in the first segment.
+        """
+        cache.dropped[k] = whole[0] - [len(row) for row in rows]
+        cache.shift[k] = whole[1] - [row.next_position for row in rows]
         for counts, row in zip(cache.counts, rows, strict=True):
             for number, history in enumerate(counts):
                 history.append(int((row.picture == number).sum()))
@@ -206,12 +212,14 @@ class CutDecoder:
         counts: list[list[int]] = [[] for _ in spans]
         return PromptRow(
             pieces=skip_rows(layout.embeds, first),
-            positions=layout.positions[first:],
+            positions=layout.positions[:, first:],
+            next_position=layout.next_position,
             picture=picture[first:],
             source=source[first:],
             raters=raters,
             keeps=layout.keeps,
-            visual_tokens=layout.visual_tokens,
+            grids=layout.grids if fresh else (),
+            firsts=[begin for begin, _ in spans],
             ranks=ranks,
             counts=counts,
         )
@@ -240,9 +248,9 @@ class CutDecoder:
         self, k: int, rows: Sequence[PromptRow], cache: Any, write_index: np.ndarray, last: bool
     ) -> Mapping[str, Any]:
         width = max(map(len, rows))
-        positions = np.zeros((len(rows), width), np.int64)
+        positions = np.zeros((len(rows), self._positions.axes, width), np.int64)
         for b, row in enumerate(rows):
-            positions[b, : len(row)] = row.positions
+            positions[b, :, : len(row)] = row.positions
         inputs: dict[str, Any] = {
             HIDDEN_STATES if k else INPUTS_EMBEDS: self._memory.join([row.pieces for row in rows], width),
             POSITION_IDS: positions,
@@ -257,13 +265,13 @@ class CutDecoder:
     def _advance(self, k: int, b: int, row: PromptRow, out: Mapping[str, Any]) -> PromptRow:
         """Row ``b`` at the beginning of the segment behind ``k``."""
         states = out[LAST_HIDDEN_STATE][b]
-        # The next segment's input in pieces: states [n, D], their positions, images and sources.
-        parts: list[tuple[Array, np.ndarray, np.ndarray, np.ndarray]] = []
+        # The next segment's input in pieces: states [n, D], their images and sources.
+        parts: list[tuple[Array, np.ndarray, np.ndarray]] = []
 
         def carry(begin: int, end: int) -> None:
             if begin < end:
                 span = slice(begin, end)
-                parts.append((states[span], row.positions[span], row.picture[span], row.source[span]))
+                parts.append((states[span], row.picture[span], row.source[span]))
 
         done = 0
         for number in range(len(row.raters)):
@@ -273,19 +281,18 @@ class CutDecoder:
                 continue
             kept, states_kept, states_merged = found
             carry(done, begin)
-            places = row.positions[begin:stop][kept], row.source[begin:stop][kept]
-            parts.append((states_kept, places[0], np.full(len(kept), number), places[1]))
+            parts.append((states_kept, np.full(len(kept), number), row.source[begin:stop][kept]))
             if states_merged is not None:
-                # A merged token has no position of its own; methods that merge renumber all tokens.
                 none = np.full(len(states_merged), MERGED)
-                parts.append((states_merged, none, np.full(len(none), number), none))
+                parts.append((states_merged, np.full(len(none), number), none))
             done = stop
         carry(done, len(row))
-        positions, picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
-        if self._config.pruning.positions == "compact":
-            positions = np.arange(len(positions))
-        states_of = [part[0] for part in parts]
-        return replace(row, pieces=states_of, positions=positions, picture=picture, source=source)
+        picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        row = replace(row, pieces=[part[0] for part in parts], picture=picture, source=source)
+        if not row.raters:
+            return row
+        positions = self._positions.place(pieces_of(row))
+        return replace(row, positions=positions.of_tokens, next_position=positions.next)
 
     def _point(
         self, k: int, b: int, row: PromptRow, number: int, span: tuple[int, int], out: Mapping[str, Any]
@@ -300,8 +307,8 @@ class CutDecoder:
         if keep >= stop - begin:
             return None
         width = out[LAST_HIDDEN_STATE].shape[1]
-        positions = np.zeros((1, width), np.int64)
-        positions[0, : len(row)] = row.positions
+        positions = np.zeros((1, self._positions.axes, width), np.int64)
+        positions[0, :, : len(row)] = row.positions
         inputs: dict[str, Any] = {
             HIDDEN_STATES: out[LAST_HIDDEN_STATE][b : b + 1],
             VISUAL_INDEX: np.arange(begin, stop)[None],
@@ -330,7 +337,7 @@ class CutDecoder:
         self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
     ) -> int:
         """The number of an image's tokens that stay at point ``k``."""
-        tokens = row.visual_tokens[number]
+        tokens = len(row.grids[number])
         if not self._schedule.ranked:
             return self._schedule.kept(row.keeps[number], tokens)[k]
         ranks, counts = row.ranks[number], row.counts[number]

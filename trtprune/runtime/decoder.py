@@ -160,9 +160,9 @@ class WholeDecoder:
         width = max(lengths)
         # Rows are padded on the right: a padding token writes behind the row's end, where the row's next real token
         # overwrites it before any query attends to it.
-        positions = np.zeros((len(rows), width), np.int64)
+        positions = np.zeros((len(rows), len(rows[0].positions), width), np.int64)
         for i, (row, first, length) in enumerate(zip(rows, begin, lengths, strict=True)):
-            positions[i, :length] = row.positions[first:]
+            positions[i, :, :length] = row.positions[:, first:]
         memory = self._chain.memory
         inputs = {
             INPUTS_EMBEDS: memory.join(

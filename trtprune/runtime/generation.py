@@ -46,6 +46,7 @@ def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacit
     """
     length = np.array([len(row.layout.ids) for row in rows], np.int64)
     place = np.array([row.layout.next_position for row in rows], np.int64)
+    axes = len(rows[0].layout.positions)
     token = np.zeros((len(rows), 1), np.int64)
     while True:
         # 1. Choose a token for every row that is not done, each with its own settings.
@@ -63,7 +64,8 @@ def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacit
             return
         with clock.stage("decode"):
             # 2. Feed them back. A row that is done stays in the batch: it writes to its last place again.
-            logits = step(token, place[:, None], np.minimum(length, capacity - 1))
+            position = np.repeat(place[:, None, None], axes, axis=1)
+            logits = step(token, position, np.minimum(length, capacity - 1))
             # 3. Step on.
             length += going
             place += going

@@ -32,7 +32,7 @@ def check_length(
     """Refuses a request that cannot be finished, before anything is computed for it.
 
     Args:
-        prompt: Number of text tokens and kept visual tokens.
+        prompt: Number of text tokens and kept visual tokens; of positions, the position behind the prompt.
         max_new_tokens: Largest number of the answer's tokens.
         limit: Number of tokens with room.
         what: Name of the limit, for the error.
@@ -53,10 +53,11 @@ def check_length(
         )
         first = "shorten the prompt" if prompt >= limit else f"{arg('max_new_tokens')} up to {limit - prompt + 1}"
         hint = f"{first}, {less}, or build with a larger {arg('max_seq_len')}"
-    limit_name = "the model's positions end at" if what == "positions" else "the KV cache was built for"
+    size, limit_name = f"has {prompt} tokens", "the KV cache was built for"
+    if what == "positions":  # no count of tokens: dropped ones may keep theirs, and images may take fewer
+        size, limit_name = f"takes {prompt} positions", "the model's positions end at"
     raise InputError(
-        f"the prompt has {prompt} tokens and {arg('max_new_tokens')} is {max_new_tokens}; {limit_name} {limit}",
-        hint=hint,
+        f"the prompt {size} and {arg('max_new_tokens')} is {max_new_tokens}; {limit_name} {limit}", hint=hint
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtprune.runtime.positions import ImageTokens, Piece, PositionRule
+
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.runtime.prompt import Prompt
@@ -21,13 +23,13 @@ class Selection:
     Attributes:
         kept: For each image int64 [n], ascending, indices of its visual tokens that enter.
         rows: For each image [n, D], their features.
-        visual_tokens: For each image N, its visual tokens before pruning.
+        grids: For each image int [N, 3], crop, row and column of its visual tokens before pruning.
         keeps: For each image its budget.
     """
 
     kept: tuple[np.ndarray, ...]
     rows: tuple[Array, ...]
-    visual_tokens: tuple[int, ...]
+    grids: tuple[np.ndarray, ...]
     keeps: tuple[int, ...]
 
 
@@ -38,12 +40,12 @@ class Layout:
     Attributes:
         ids: int64 [S]; the placeholder's id stands for every kept visual token.
         embeds: Pieces [n, D] in the build's dtype with S rows in all; together they are the decoder's input.
-        positions: int64 [S].
-        next_position: The position of the answer's first token.
+        positions: int64 [axes, S].
+        next_position: The position of the answer's first token, the same on all axes.
         pictures: For each image its first row and the row behind its last.
         keeps: For each image its budget, for a decoder that prunes.
         kept: For each image int64, indices of its visual tokens in the rows.
-        visual_tokens: For each image N, its visual tokens before pruning.
+        grids: For each image int [N, 3], crop, row and column of its visual tokens before pruning.
     """
 
     ids: np.ndarray
@@ -53,44 +55,47 @@ class Layout:
     pictures: tuple[tuple[int, int], ...] = ()
     keeps: tuple[int, ...] = ()
     kept: tuple[np.ndarray, ...] = ()
-    visual_tokens: tuple[int, ...] = ()
+    grids: tuple[np.ndarray, ...] = ()
+
+    @property
+    def visual_tokens(self) -> tuple[int, ...]:
+        """For each image N, its visual tokens before pruning."""
+        return tuple(map(len, self.grids))
 
 
-def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, positions: str) -> Layout:
+def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, rule: PositionRule) -> Layout:
     """Replaces the placeholders by the kept features.
 
     Args:
         prompt: A prompt with one placeholder per image of the selection.
         text_embeds: [T, D], the embeddings of all ids of the prompt; rows at placeholders are ignored.
         selection: The features of each image that enter the decoder.
-        positions: ``compact`` numbers the rows 0, 1, 2 …; ``original`` gives each row the number it would have if
-            nothing had been dropped.
+        rule: The rule of the rows' positions.
     """
-    ids, rows, places, pictures = [], [], [], []
-    start, place, length = 0, 0, 0
+    ids, rows, pictures = [], [], []
+    pieces: list[Piece] = []
+    start, length = 0, 0
     for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
         ids.append(prompt.ids[start:end])
         rows.append(text_embeds[start:end])
-        places.append(place + np.arange(end - start))
-        place, length = place + end - start, length + end - start
+        pieces.append(end - start)
+        length += end - start
         if image < len(selection.rows):
             kept = selection.kept[image]
             ids.append(np.full(len(kept), int(prompt.ids[end]), np.int64))
             rows.append(selection.rows[image])
             pictures.append((length, length + len(kept)))
-            places.append(place + kept)
-            place, length = place + selection.visual_tokens[image], length + len(kept)
+            pieces.append(ImageTokens(kept, selection.grids[image]))
+            length += len(kept)
         start = end + 1
-    numbers = np.concatenate(places).astype(np.int64)
-    if positions == "compact":
-        numbers, place = np.arange(length), length
+    positions = rule.place(pieces)
     return Layout(
         ids=np.concatenate(ids),
         embeds=tuple(piece for piece in rows if len(piece)),
-        positions=numbers,
-        next_position=place,
+        positions=positions.of_tokens,
+        next_position=positions.next,
         pictures=tuple(pictures),
         keeps=selection.keeps,
         kept=selection.kept,
-        visual_tokens=selection.visual_tokens,
+        grids=selection.grids,
     )

@@ -31,6 +31,7 @@ from trtprune.runtime.images import Prepared, processor_from_settings
 from trtprune.runtime.kv_cache import check_length
 from trtprune.runtime.layout import Layout, Selection, lay_out
 from trtprune.runtime.pictures import ImageInput, load_picture
+from trtprune.runtime.positions import position_rule
 from trtprune.runtime.prompt import Prompt, PromptEncoder
 from trtprune.runtime.pruner import Pruner, image_inputs, reads_text
 from trtprune.runtime.texts import text_files
@@ -68,6 +69,7 @@ class Pipeline:
         encoder: Tokenizer and chat template.
         clip_text: CLIP's tokenizer and text tower, if the chain has one.
         processor: From images to crops and their visual tokens.
+        positions: The rule of a prompt's positions.
         pruner: The pruner before the decoder; None without one.
     """
 
@@ -82,6 +84,7 @@ class Pipeline:
         self.clip_text = ClipText(self.chain, files)
         vision = config.vision
         self.processor = processor_from_settings(vision.processor, vision.settings, str(config.root / CONFIG_NAME))
+        self.positions = position_rule(config.positions.rule, config.positions.axes)
         taken = self.processor.pixels_taken
         self.load = partial(load_picture, max_pixels=max_pixels, strict=strict_images, urls=urls, prepared=taken)
         """Function of a caller's image to a PIL image."""
@@ -278,12 +281,13 @@ class Pipeline:
             seed: Seed of methods that draw at random; images of one prompt have different seeds.
             clock: Counts the time as ``prune``.
         """
-        totals = tuple(seen.visual_tokens for seen in features)
+        grids = tuple(seen.plan.grid for seen in features)
         keeps = tuple(self._keep_of(budget, seen) for seen in features)
         if budget.ratio is None:
             self._tell_whole(features, keeps)
         if self.pruner is None:
-            return Selection(tuple(map(np.arange, totals)), tuple(seen.image for seen in features), totals, keeps)
+            everything = tuple(np.arange(seen.visual_tokens) for seen in features)
+            return Selection(everything, tuple(seen.image for seen in features), grids, keeps)
         with clock.stage("prune"):
             span = prompt.span(self.config.pruning.text_span)
             text = embeds[span] if self.pruner.reads_embeds else None
@@ -292,7 +296,7 @@ class Pipeline:
                 self.pruner.prune(seen, text, keep, seed + i, given)
                 for i, (seen, keep) in enumerate(zip(features, keeps, strict=True))
             ]
-        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), totals, keeps)
+        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), grids, keeps)
 
     def _tell_whole(self, features: Sequence[Features], keeps: Sequence[int]) -> None:
         """Reports the images with no more visual tokens than their budget."""
@@ -306,7 +310,7 @@ class Pipeline:
 
     def lay_out(self, prompt: Prompt, embeds: Array, selection: Selection) -> Layout:
         """The prompt's text and selected features in one row."""
-        return lay_out(prompt, embeds, selection, self.config.pruning.positions)
+        return lay_out(prompt, embeds, selection, self.positions)
 
     def answer(self, prompt: Prompt, layout: Layout, settings: AnswerSettings) -> Answer:
         """A new answer, before its first token.
@@ -351,9 +355,9 @@ class Pipeline:
             totals: Visual tokens of each image.
         """
         words = len(prompt.ids) - len(prompt.image_positions)
-        entering = words + sum(min(total, self.decoder.entering(keep, total)) for total in totals)
-        numbered = entering if self.config.pruning.positions == "compact" else words + sum(totals)
-        return self._room(entering, numbered)
+        entering = [min(total, self.decoder.entering(keep, total)) for total in totals]
+        numbered = sum(map(self.positions.most, entering, totals))
+        return self._room(words + sum(entering), words + numbered)
 
     def run(
         self, answers: Sequence[Answer], layouts: Sequence[Layout], cache: Any, start: Sequence[int], clock: Clock

@@ -37,7 +37,7 @@ class SegmentCaches:
         tokens: Requested tokens of a row there.
         parts: One cache per segment; None until its length is known.
         dropped: int64 [segments, B], the difference of a row's later slots to those of the first segment.
-        shift: int64 [segments, B], the same of positions.
+        shift: int64 [segments, B], the same of positions behind the images, on every axis.
         kept: For each row and image, int64, indices of its tokens in the last segment.
         counts: For each row and image, its tokens in each segment.
     """
@@ -79,7 +79,7 @@ class SegmentStep:
         for k, (session, part) in enumerate(zip(self._segments, cache.parts, strict=True)):
             inputs = {
                 HIDDEN_STATES if k else INPUTS_EMBEDS: states,
-                POSITION_IDS: position - cache.shift[k][:, None],
+                POSITION_IDS: position - cache.shift[k][:, None, None],
                 # A finished row writes to its last place again.
                 WRITE_INDEX: np.minimum(write_index - cache.dropped[k], part.capacity - 1),
             }

@@ -237,7 +237,7 @@ class Variants:
             except OSError:
                 self._folder = tempfile.TemporaryDirectory(prefix="trtprune-")
         own = pruning.get(variant.method).own_positions(dict(variant.options))
-        positions = base.pruning.positions if variant.method == base.pruning.method and own is None else None
+        positions = base.positions.rule if variant.method == base.pruning.method and own is None else None
         built_for = base.built_with.get("provider", "cpu")
         provider = provider or self._running.provider or built_for
         self._count += 1

@@ -84,6 +84,14 @@ struct VisionInfo {
     std::string newlines;  ///< `keep`, `drop` or `candidates`
 };
 
+/// The positions of a prompt's tokens in the decoder.
+struct PositionsInfo {
+    std::string rule;                    ///< `compact` or `original`
+    std::int64_t axes = 0;               ///< numbers of a position: 1, or 3 for time, row and column (M-RoPE)
+    std::vector<std::int64_t> sections;  ///< for each axis, the number of rotary frequencies that turn by it
+    bool interleaved = false;            ///< whether the axes alternate over the frequencies
+};
+
 /// A value of a method's option.
 using Option = std::variant<bool, std::int64_t, double, std::string>;
 
@@ -93,7 +101,6 @@ struct PruningInfo {
     std::int64_t keep = 0;                     ///< the default budget per image
     std::array<std::int64_t, 2> keep_range{};  ///< the inclusive limits
     std::map<std::string, Option> options;
-    std::string positions;
     std::vector<std::string> needs;
     std::string text_span;
     std::optional<ScheduleInfo> schedule;  ///< of a decoder in segments
@@ -134,6 +141,7 @@ struct EngineDir {
     std::string dtype;
     ModelInfo model;
     VisionInfo vision;
+    PositionsInfo positions;
     PruningInfo pruning;
     std::vector<ComponentInfo> components;
     std::vector<std::string> chain;

@@ -102,7 +102,12 @@ class TrtBackend:
             logits = next(spec for spec in decoder.outputs if spec.name == LOGITS)
             hidden = next(spec for spec in embed.outputs if spec.name == TEXT_EMBEDS)
             self._buffers = StepBuffers(
-                self._device_memory, decoder.max_batch, _static(hidden.shape), _static(logits.shape), hidden.dtype
+                self._device_memory,
+                decoder.max_batch,
+                _static(hidden.shape),
+                _static(logits.shape),
+                hidden.dtype,
+                self._config.positions.axes,
             )
         step = self._steps.pop(cache.key, None)
         if step is None:

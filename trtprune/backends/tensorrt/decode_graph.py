@@ -7,6 +7,7 @@ and from then on one launch runs all: otherwise launches would take most of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeStep", "StepBuffers"]
 
-FIELDS = (INPUT_IDS, POSITION_IDS, WRITE_INDEX)
-
 
 class StepBuffers:
     """Memory of decode steps for up to ``rows`` rows, shared by all steps, which run one after another.
@@ -34,15 +33,22 @@ class StepBuffers:
         hidden: Width of an embedding.
         vocab: Width of the logits.
         dtype: Data type of the embeddings.
+        axes: Numbers of a position.
     """
 
-    def __init__(self, memory: DeviceMemory, rows: int, hidden: int, vocab: int, dtype: str) -> None:
-        field = round_up(8 * rows, ALIGNMENT)  # so that each begins at an address that can be bound
-        host = memory.driver.allocate_host(len(FIELDS) * field)
-        self.host_block = host
-        self.host = {name: host[i * field : i * field + 8 * rows].view(np.int64) for i, name in enumerate(FIELDS)}
-        self.block = memory.empty((len(FIELDS) * field,), "uint8")
-        self.fields = {name: self.block.view((rows,), i * field, "int64") for i, name in enumerate(FIELDS)}
+    def __init__(self, memory: DeviceMemory, rows: int, hidden: int, vocab: int, dtype: str, axes: int) -> None:
+        # Each begins at an address that can be bound.
+        sizes = {INPUT_IDS: (rows,), POSITION_IDS: (rows, axes), WRITE_INDEX: (rows,)}
+        begins, total = {}, 0
+        for name, shape in sizes.items():
+            begins[name], total = total, total + round_up(8 * math.prod(shape), ALIGNMENT)
+        self.host_block = host = memory.driver.allocate_host(total)
+        self.block = memory.empty((total,), "uint8")
+        self.host, self.fields = {}, {}
+        for name, shape in sizes.items():
+            begin = begins[name]
+            self.host[name] = host[begin : begin + 8 * math.prod(shape)].view(np.int64).reshape(shape)
+            self.fields[name] = self.block.view(shape, begin, "int64")
         self.logits_index = memory.zeros((rows, 1), "int64")
         self.embeds = memory.empty((rows, 1, hidden), dtype)
         self.logits = memory.empty((rows, 1, vocab), "float32")
@@ -85,7 +91,7 @@ class DecodeStep:
         ids = {INPUT_IDS: leading(buffers.fields[INPUT_IDS], 1)}
         inputs = {
             INPUTS_EMBEDS: embedding[TEXT_EMBEDS],
-            POSITION_IDS: leading(buffers.fields[POSITION_IDS], 1),
+            POSITION_IDS: leading(buffers.fields[POSITION_IDS], buffers.fields[POSITION_IDS].shape[1], 1),
             WRITE_INDEX: leading(buffers.fields[WRITE_INDEX]),
             LOGITS_INDEX: leading(buffers.logits_index, 1),
         }
@@ -103,7 +109,7 @@ class DecodeStep:
         """Logits float32 [B, V] after ``token``; valid until the next call."""
         host, batch = self._buffers.host, self._batch
         host[INPUT_IDS][:batch] = token[:, 0]
-        host[POSITION_IDS][:batch] = position[:, 0]
+        host[POSITION_IDS][:batch] = position[:, :, 0]
         host[WRITE_INDEX][:batch] = write_index
         if self._generation != self._workspace.generation:
             self._graph, self._calls, self._generation = None, 0, self._workspace.generation
