@@ -13,6 +13,7 @@
 #include "engine_dir/generation.hpp"
 #include "engine_dir/roles.hpp"
 #include "schedule.hpp"
+#include "text/info.hpp"
 
 /// The schema of an engine directory's `config.json`, as structs; the twin of `trtprune.engine_dir.schema`.
 ///
@@ -142,6 +143,7 @@ struct EngineDir {
     ModelInfo model;
     VisionInfo vision;
     PositionsInfo positions;
+    text::TextInfo text;
     PruningInfo pruning;
     std::vector<ComponentInfo> components;
     std::vector<std::string> chain;
