@@ -38,7 +38,7 @@ class Detokenizer {
     std::unordered_set<std::int64_t> skipped_, bytes_;
     std::vector<std::int64_t> ids_;
     std::size_t loose_ = 0;  // byte tokens at the end
-    std::size_t sent_ = 0;
+    std::size_t sent_ = 0;   // characters
     std::string text_;
     bool stopped_ = false;
 };
