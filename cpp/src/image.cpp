@@ -3,7 +3,10 @@
 #include <string>
 #include <trtprune/error.hpp>
 #include <trtprune/image.hpp>
+#include <utility>
 #include <vector>
+
+#include "images/pictures.hpp"
 
 namespace trtprune {
 
@@ -11,7 +14,28 @@ namespace {
 
 constexpr const char* kind = "8 bits a channel, three bytes a pixel: red, green, blue";
 
+// The pixels as their owner's pointer, without a copy.
+std::shared_ptr<const std::uint8_t> shared(images::Pixels&& pixels) {
+    const auto owner = std::make_shared<const std::vector<std::uint8_t>>(std::move(pixels.data));
+    return {owner, owner->data()};
+}
+
 }  // namespace
+
+Image Image::from_file(const std::string& path, const ImageOptions& options) {
+    images::Pixels pixels = images::picture_from_file(path, options);
+    const std::int64_t width = pixels.width;
+    const std::int64_t height = pixels.height;
+    return {shared(std::move(pixels)), width, height};
+}
+
+Image Image::from_memory(const void* data, std::size_t size, const ImageOptions& options) {
+    if (data == nullptr && size != 0) throw InputError("the picture: its bytes are NULL", "the bytes of an image file");
+    images::Pixels pixels = images::picture_from_memory(static_cast<const std::uint8_t*>(data), size, options);
+    const std::int64_t width = pixels.width;
+    const std::int64_t height = pixels.height;
+    return {shared(std::move(pixels)), width, height};
+}
 
 Image Image::from_rgb(const std::uint8_t* data, std::int64_t width, std::int64_t height, std::int64_t stride) {
     if (width < 1 || height < 1) {

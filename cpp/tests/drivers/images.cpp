@@ -8,6 +8,8 @@
 //       {"pixel_values", "shape", "taken"}
 //   {"op": "resample", "height", "width", "pixels", "to": [height, width], "filter"}
 //       {"pixels"}
+//   {"op": "file", "path", "max_pixels", "strict"} and {"op": "memory", "data", "max_pixels", "strict"}
+//       {"height", "width", "pixels"}
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
@@ -95,12 +97,30 @@ json resampled(const json& request) {
     return {{"pixels", hex(images::resample(view, to[0], to[1], request.at("filter")).data)}};
 }
 
+json decoded(const json& request) {
+    ImageOptions options;
+    options.max_pixels = request.value("max_pixels", 0);
+    options.strict = request.value("strict", false);
+    if (request.at("op") == "file") {
+        const Image image = Image::from_file(request.at("path"), options);
+        return {{"height", image.height()},
+                {"width", image.width()},
+                {"pixels", hex(image.data(), static_cast<std::size_t>(image.height() * image.width() * 3))}};
+    }
+    const std::vector<std::uint8_t> data = bytes(request.at("data"));
+    const Image image = Image::from_memory(data.data(), data.size(), options);
+    return {{"height", image.height()},
+            {"width", image.width()},
+            {"pixels", hex(image.data(), static_cast<std::size_t>(image.height() * image.width() * 3))}};
+}
+
 json answer(const json& request) {
     const std::string op = request.at("op");
     if (op == "plan") return planned(request);
+    if (op == "prepare") return prepared(request);
     if (op == "resample") return resampled(request);
     if (op == "processor") return {{"name", processor(request)->name()}};
-    return prepared(request);
+    return decoded(request);
 }
 
 }  // namespace
