@@ -48,6 +48,7 @@ def test_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "63 pictures instead of 7, and 64 tokens of text and answer" in text
     assert "1.5 kB a token; a picture takes 98.3 kB instead of 884.7 kB" in text
     assert "pixel_values float32 [batch, 3, 56, 56]" in text
+    assert "for runtimes with jinja2 only: the chat template prints the date; 0 added tokens" in text
     assert WEIGHTS in text
     assert max(map(len, text.splitlines())) <= 120
     assert not any(line != line.rstrip() for line in text.splitlines())

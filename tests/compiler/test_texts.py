@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 import trtprune
 from tests.kit import tiny, tiny_files
-from tests.kit.chat_templates import STYLES
+from tests.kit.chat_templates import NOT_COMPILED, STYLES
 from trtprune.compiler import building
 from trtprune.errors import CheckpointError
 from trtprune.text import process
@@ -136,3 +137,33 @@ def test_the_tiny_model_is_whole(model: Path, tmp_path: Path) -> None:
     trtprune.build(model, tmp_path / "out", method="none", report=lambda name, text: said.append(text))
     assert not any("warning" in text for text in said)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model"]["image_token_id"] == tiny.IMAGE_TOKEN_ID
+
+
+def test_a_template_that_is_not_compiled_is_said_and_runs(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text(NOT_COMPILED["date"][0])
+    said: list[str] = []
+    made = trtprune.build(model, tmp_path / "out", method="none", report=lambda name, text: said.append(text))
+    (line,) = (text for text in said if "jinja2" in text)
+    assert line.startswith("the chat template prints the date, so it is not compiled")
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text"]
+    assert (text["template"], text["reason"]) == (None, "the chat template prints the date")
+    with trtprune.load(made.root, threads=1) as vlm:
+        prompt = vlm.encoder.encode([Turn("user", "What?", 1)])
+        year = str(datetime.datetime.now().year)
+        assert year in AutoTokenizer.from_pretrained(model).decode(prompt.ids)
+
+
+def test_the_run_writes_prompts_from_the_pieces(model: Path, tmp_path: Path) -> None:
+    """The directory's own words count, not a template that is put in its place."""
+    made = trtprune.build(model, tmp_path / "out", method="none")
+    path = tmp_path / "out" / "config.json"
+    data = json.loads(path.read_text())
+    assert data["text"]["reason"] is None
+    with trtprune.load(made.root, threads=1) as vlm:
+        before = vlm.encoder.encode([Turn("user", "What?", 1)]).ids.tolist()
+    edit(path, lambda data: data["text"]["template"]["begin"].append({"kind": "literal", "value": "ab"}))
+    with trtprune.load(made.root, threads=1) as vlm:
+        assert vlm.encoder.encode([Turn("user", "What?", 1)]).ids.tolist() == [
+            *AutoTokenizer.from_pretrained(model)("ab")["input_ids"],
+            *before,
+        ]

@@ -123,6 +123,28 @@ ONE_QUESTION = (
     "{% if messages|length != 1 %}{{ raise_exception('one question only') }}{% endif %}"
     "Question: {{ messages[0]['content'] }} Answer:"
 )
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
+    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\n' + system_message + "
+    "'\n<</SYS>>\n\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+FOLDED = (
+    "{% for m in messages %}{% if m.role == 'system' %}{% elif m.role == 'user' %}<user>"
+    "{{ ((messages[0].content + '\n\n' if loop.index0 == 1 and messages[0].role == 'system' else '')"
+    " + m.content)|trim }}"
+    "{% else %}<model>{{ m.content.rstrip() }}{% endif %}{% endfor %}<model>"
+)
+PHI = (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ '<|system|>\n' + message.content + '<|end|>\n' }}"
+    "{% elif message.role == 'user' %}{{ '<|user|>\n' + message.content.strip('\n#') + '<|end|>\n' }}"
+    "{% else %}{{ '<|assistant|>\n' + message.content.lstrip('\n') + '<|end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 
 STYLES = {
     "llava": Style(LLAVA, "list", "list", "list"),
@@ -138,5 +160,55 @@ STYLES = {
     "llama-3-vision": Style(LLAMA3_VISION, "list", "list", "list"),
     "gemma": Style(GEMMA, "text", "text", None),
     "smolvlm": Style(SMOLVLM, "list", "list", "list"),
+    "llama-2": Style(LLAMA2, "text", "text", "text"),
+    "folded": Style(FOLDED, "text", "text", "text"),
+    "phi": Style(PHI, "text", "text", "text"),
     "one-question": Style(ONE_QUESTION, "text", None, None, second=False),
+}
+
+_EACH = "{%% for m in messages %%}{{ m.role }}: {{ %s }}\n{%% endfor %%}assistant:"
+# Templates that pieces cannot express, and what is said of them.
+NOT_COMPILED = {
+    "date": ("Today is {{ strftime_now('%d %b %Y') }}. " + _EACH % "m.content", "prints the date"),
+    "think": (
+        _EACH % "m.content.split('</think>')[-1] if m.role == 'assistant' and not loop.last else m.content",
+        "depends on the words",
+    ),
+    "numbered": (
+        "{% set n = namespace(i=0) %}{% for m in messages %}{{ m.role }}: "
+        "{% for c in m.content %}{% if c.type == 'image' %}{% set n.i = n.i + 1 %}Image {{ n.i }}: <image>\n"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}\n{% endfor %}",
+        "writes several images in a form of its own",
+    ),
+    "joined": (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>"
+        "{% if not loop.last and loop.nextitem.type == 'image' %}, {% endif %}{% else %} {{ c.text }}{% endif %}"
+        "{% endfor %}\n{% endfor %}",
+        "writes several images in a form of its own",
+    ),
+    "words": (_EACH % "'CODE: ' + m.content if 'code' in m.content else m.content", "depends on the words"),
+    "case": (_EACH % "m.content|lower", "depends on the words"),
+    "escaped": (_EACH % "m.content|tojson", "changes the texts"),
+    "collapsed": (_EACH % "m.content.split()|join(' ')", "own"),
+    "empty": (_EACH % "m.content or 'nothing'", "own"),
+    "long": (_EACH % "m.content[:100]", "words"),
+    "many": ("{% if messages|length > 20 %}...{% endif %}" + _EACH % "m.content", "number of turns"),
+    "few": ("{% if messages|length == 3 %}second {% endif %}" + _EACH % "m.content", "number of turns"),
+    "refuses-many": (
+        "{% if messages|length > 3 %}{{ raise_exception('too many') }}{% endif %}" + _EACH % "m.content",
+        "conversations of some lengths",
+    ),
+    "twice": ("{{ messages[0].content }}" + _EACH % "m.content", "writes a text twice"),
+    "random": ("{{ range(1000)|random }}" + _EACH % "m.content", "same way every time"),
+    "images-behind": (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}"
+        "{% for c in m.content if c.type == 'image' %}<image>{% endfor %}\n{% endfor %}assistant:",
+        "elsewhere than before",
+    ),
+    "backwards": ("{% for m in messages|reverse %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "order"),
+    "words-refused": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception(m.content) }}{% endif %}"
+        "{{ m.content }}{% endfor %}",
+        "with words of theirs",
+    ),
 }

@@ -25,6 +25,7 @@ from trtprune.engine_dir import (
     digest_head,
     digest_weights,
 )
+from trtprune.text.info import TextInfo, TokenizerInfo
 
 WEIGHTS = "onnx/weights/model.safetensors"
 
@@ -80,6 +81,7 @@ def make(root: Path) -> EngineDir:
             eos_token_ids=(2,),
         ),
         vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop"),
+        text=TextInfo(TokenizerInfo((), False, (), (), None), None, "the chat template prints the date"),
         positions=PositionsInfo("compact", 1, (16,)),
         pruning=PruningInfo("adafv", 64, (16, 576), {"ratio": 0.5}, ("cls_attention",), "question"),
         components=(

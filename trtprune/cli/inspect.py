@@ -41,6 +41,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         **{name: config[name] for name in ("backend", "dtype", "weight_dtype", "lowering", "model")},
         "pruning": config["pruning"] | {"budget": describe_build(made), "served": describe_served(made)},
         "vision": config["vision"] | {"saliency": [name for name in SALIENCY if name in made.pruning.needs]},
+        "text": config["text"],
         "positions": config["positions"],
         "chain": config["chain"],
         "components": [
@@ -131,6 +132,7 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         ("vision", "returns " + ", ".join(spec["name"] for c in facts["components"] if c["role"] == VISION
                                           for spec in c["outputs"])),
         ("saliency", _saliency_words(facts)),
+        ("prompt", _prompt_words(facts["text"])),
         ("backend", f"{facts['backend']}, {facts['dtype']}{weights}, "
                     + ", ".join(f"{key} as {value}" for key, value in sorted(facts["lowering"].items()))),
         ("kv cache", f"{_size(kv['bytes_per_token'])} a token; {_picture_words(kv)}"),
@@ -160,6 +162,14 @@ def _tables(facts: dict[str, Any]) -> list[Any]:
         shared = f"shared with {file['links'] - 1} other place" if file["links"] > 1 else ""
         files.add_row(file["name"], _size(file["bytes"]), shared + ("s" if file["links"] > 2 else ""))
     return [summary, components, files]
+
+
+def _prompt_words(text: dict[str, Any]) -> str:
+    """The form of the chat template."""
+    tokens = f"{len(text['tokenizer']['added_tokens'])} added tokens"
+    if text["template"] is None:
+        return f"chat template not compiled, for runtimes with jinja2 only: {text['reason']}; {tokens}"
+    return f"chat template compiled; {tokens}"
 
 
 def _position_words(positions: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ from trtprune.tensor_names import cached_layers
 
 if TYPE_CHECKING:
     from trtprune.compiler.quantized import QuantizedWeights
+    from trtprune.text.info import TextInfo
 
 __all__ = ["build"]
 
@@ -118,9 +119,9 @@ def _build(request: BuildRequest, report: Reporter) -> EngineDir:
     if finished is not None:
         report("build", f"{target} already holds this build (digest {plan.digest[:12]}); --force builds it again")
         return finished
-    check_texts(plan.checkpoint, plan.model, report)
+    texts = check_texts(plan.checkpoint, plan.model, report)
     with replacing_directory(target, lambda: old_files(target)) as staging:
-        engine_dir = _write(plan, staging, report)
+        engine_dir = _write(plan, texts, staging, report)
         (staging / CONFIG_NAME).write_text(engine_dir.to_json(), encoding="utf-8")
     return open_engine_dir(os.path.abspath(request.output), verify="none")
 
@@ -145,7 +146,7 @@ def _reusable(target: Path, plan: Plan) -> EngineDir | None:
     return found
 
 
-def _write(plan: Plan, staging: Path, report: Reporter) -> EngineDir:
+def _write(plan: Plan, texts: TextInfo, staging: Path, report: Reporter) -> EngineDir:
     (staging / WEIGHTS).mkdir(parents=True)
     quantized = _plan_quantized(plan)
     components, locations = _write_graphs(plan, quantized, staging, report)
@@ -171,6 +172,7 @@ def _write(plan: Plan, staging: Path, report: Reporter) -> EngineDir:
         dtype=plan.dtype,
         model=_model_info(plan),
         vision=_vision_info(plan),
+        text=texts,
         positions=plan.positions,
         pruning=plan.pruning,
         components=tuple(components),

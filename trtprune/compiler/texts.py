@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
     from trtprune.models import Model
     from trtprune.reports.reporter import Report
+    from trtprune.text.info import TextInfo
 
 __all__ = ["check_texts", "read_texts"]
 
@@ -36,13 +37,16 @@ def read_texts(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> None:
+def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> TextInfo:
     """Asks one question and a second one, and reads the image processor's settings.
 
     Args:
         checkpoint: The checkpoint with the files.
         model: The opened checkpoint.
         say: Called with notes for users of the build.
+
+    Returns:
+        Tokenizer and chat template for ``config.json``.
 
     Raises:
         CheckpointError: naming the faulty file, if a run of the build could not answer a question.
@@ -54,7 +58,11 @@ def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> None:
     try:
         encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
         notes = encoder.rehearse()
+        texts = encoder.describe()
     except (EngineDirError, InputError) as error:
         raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
     for note in notes:
         say("prompt", f"warning: {note}")
+    if texts.reason is not None:
+        say("prompt", f"{texts.reason}, so it is not compiled: it runs in Python, not in a runtime without jinja2")
+    return texts

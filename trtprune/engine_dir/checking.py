@@ -12,6 +12,7 @@ from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import POSITIONS, EngineDir, TensorSpec
 from trtprune.schedules import wrong_schedule
 from trtprune.tensor_names import POSITION_IDS, is_past
+from trtprune.text.info import wrong_texts
 
 __all__ = ["wrong_values"]
 
@@ -58,6 +59,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
             yield f"config.model.{name} must be two numbers between 1 and {LONGEST_SIDE}"
     yield from _wrong_ids(made)
     yield from _wrong_vision(made)
+    yield from (f"config.text.{what}" for what in wrong_texts(made.text))
     yield from _wrong_positions(made)
     generation = made.generation.wrong(max(made.model.vocab_size, 1))
     if generation is not None:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 __all__ = ["DecodeError", "decode"]
 
@@ -37,6 +37,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _decode_union(typing.get_args(hint), value, where)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in typing.get_args(hint):
+            raise DecodeError(f"{where} must be one of {', '.join(typing.get_args(hint))}")
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _decode_dataclass(hint, value, where)
     if origin is tuple:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trtprune.engine_dir.generation import GenerationInfo
+from trtprune.engine_dir.json_text import json_text
 from trtprune.engine_dir.paths import inside
 from trtprune.engine_dir.roles import DECODER, Part
 from trtprune.errors import EngineDirError
 from trtprune.schedules import ScheduleInfo
+from trtprune.text.info import TextInfo
 
 __all__ = [
     "POSITIONS",
@@ -211,6 +212,7 @@ class EngineDir:
     dtype: str
     model: ModelInfo
     vision: VisionInfo
+    text: TextInfo
     positions: PositionsInfo
     pruning: PruningInfo
     components: tuple[ComponentInfo, ...]
@@ -275,4 +277,4 @@ class EngineDir:
         """The text of ``config.json``."""
         data = dataclasses.asdict(self)
         del data["root"]
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        return json_text(data) + "\n"

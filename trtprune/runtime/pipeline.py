@@ -80,7 +80,8 @@ class Pipeline:
         self._turn = threading.RLock()
         self.chain = Chain(config, backend)
         files = text_files(config)
-        self.encoder = PromptEncoder(files, config.model.image_token, config.model.image_token_id)
+        model, template = config.model, config.text.template
+        self.encoder = PromptEncoder(files, model.image_token, model.image_token_id, template)
         self.clip_text = ClipText(self.chain, files)
         vision = config.vision
         self.processor = processor_from_settings(vision.processor, vision.settings, str(config.root / CONFIG_NAME))

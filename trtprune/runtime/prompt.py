@@ -5,6 +5,7 @@ Ids equal those of transformers' LLaVA processor with each run of image placehol
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtprune.arguments import arg
+from trtprune.engine_dir.json_dataclasses import decode
 from trtprune.errors import EngineDirError, InputError
+from trtprune.text.info import TemplateInfo, TextInfo
+from trtprune.text.limits import MAX_RENDERED_CHARS
 from trtprune.text.process import TextModel
-from trtprune.text.template import MAX_RENDERED_CHARS, Turn
+from trtprune.text.template import Turn
 from trtprune.text.tokens import is_panic, open_tokens
 
 __all__ = ["Detokenizer", "Prompt", "PromptEncoder"]
@@ -76,17 +80,23 @@ class PromptEncoder:
             ``chat_template.*``.
         image_token: The placeholder's text.
         image_token_id: Its id in the model.
+        template: The chat template as pieces; None: the template of the files, by jinja2.
 
     Raises:
         EngineDirError: if a file is broken, takes too much time or memory, or tokenizer and model disagree on the
             placeholder.
     """
 
-    def __init__(self, files: Mapping[str, str], image_token: str, image_token_id: int) -> None:
+    def __init__(
+        self, files: Mapping[str, str], image_token: str, image_token_id: int, template: TemplateInfo | None = None
+    ) -> None:
         self.image_token, self.image_token_id = image_token, image_token_id
         self._noted = False
         own = {name: files[name] for name in FILES if name in files}
-        self._model = TextModel("text", files=own, image_token=image_token, image_token_id=image_token_id)
+        pieces = None if template is None else dataclasses.asdict(template)
+        self._model = TextModel(
+            "text", files=own, image_token=image_token, image_token_id=image_token_id, template=pieces
+        )
         info = self._model.info
         self.byte_ids, self.skipped_ids = frozenset(info["byte_ids"]), frozenset(info["skipped_ids"])
         # Every token of an answer is decoded. Where that is known to be cheap it is done here: the same files were
@@ -121,6 +131,14 @@ class PromptEncoder:
         """
         notes: list[str] = self._model.ask("rehearse")
         return notes
+
+    def describe(self) -> TextInfo:
+        """Tokenizer and chat template for ``config.json``, the template as pieces if it can be written so.
+
+        Raises:
+            EngineDirError: if the template takes too much time or memory.
+        """
+        return decode(TextInfo, self._model.ask("describe"), "text")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens.

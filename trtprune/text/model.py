@@ -6,12 +6,15 @@ error can name the step that takes too much.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trtprune.errors import EngineDirError, InputError
-from trtprune.text.template import MAX_RENDERED_CHARS, ChatTemplate, Rendered, Turn, find_template
+from trtprune.text.limits import MAX_RENDERED_CHARS
+from trtprune.text.pieces import PieceTemplate, template_from
+from trtprune.text.template import ChatTemplate, Rendered, Turn, find_template
 from trtprune.text.tokens import is_panic, load_tokenizer, open_tokens
 
 __all__ = ["ClipModel", "TextModel"]
@@ -30,24 +33,36 @@ class TextModel:
         files: Content of the text files by name.
         image_token: The placeholder's text.
         image_token_id: Its id in the model.
+        template: The chat template as pieces, plain data of :class:`trtprune.text.info.TemplateInfo`; None: the
+            template of the files.
 
     Raises:
         EngineDirError: if a file is broken, or tokenizer and model disagree on the placeholder.
     """
 
-    def __init__(self, announce: Announce, files: Mapping[str, str], image_token: str, image_token_id: int) -> None:
+    def __init__(
+        self,
+        announce: Announce,
+        files: Mapping[str, str],
+        image_token: str,
+        image_token_id: int,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
         self._announce = announce
         self.image_token, self.image_token_id = image_token, image_token_id
         announce(TOKENIZER, LOAD_SECONDS)
         self.tokens = open_tokens(files)
         self._check_placeholder()
         announce(TEMPLATE, TEMPLATE_SECONDS)
-        self.template = ChatTemplate(find_template(files), image_token, self.tokens.named)
+        self.template: ChatTemplate | PieceTemplate
+        if template is None:
+            self.template = ChatTemplate(find_template(files), image_token, self.tokens.named)
+        else:
+            self.template = PieceTemplate(template_from(template))
 
     def info(self) -> dict[str, Any]:
         """Facts for the other process."""
         return {
-            "formats": self.template.formats,
             "named": dict(self.tokens.named),
             "byte_ids": sorted(self.tokens.byte_ids),
             "skipped_ids": sorted(self.tokens.skipped_ids),
@@ -104,9 +119,17 @@ class TextModel:
             notes.append(f"conversations of more than one question will be refused: {error.message}")
         for role, what in (("assistant", "earlier answers"), ("system", "system prompts"), ("user", "the question")):
             self._announce(TEMPLATE, TEMPLATE_SECONDS)
-            if self.template.drops(role):
+            if isinstance(self.template, ChatTemplate) and self.template.drops(role):
                 notes.append(f"the chat template leaves out {what}")
         return notes
+
+    def describe(self) -> dict[str, Any]:
+        """Tokenizer and template for ``config.json``, plain data of :class:`trtprune.text.info.TextInfo`."""
+        from trtprune.text.describing import COMPILE_SECONDS, describe_texts
+
+        assert isinstance(self.template, ChatTemplate)
+        self._announce(TEMPLATE, COMPILE_SECONDS + TEMPLATE_SECONDS)
+        return dataclasses.asdict(describe_texts(self.tokens, self.template))
 
     def _check_placeholder(self) -> None:
         tokenizer, text = self.tokens.tokenizer, self.image_token
@@ -135,7 +158,7 @@ class TextModel:
         if written != found:
             message = f"tokenizer.json makes {found} image placeholders of the {written} {token} in the prompt"
             return InputError(message, hint=f"add {token!r} to the tokenizer as a special token and build again")
-        if self.template.formats["user"] == "own":
+        if self.template.own_images:
             hint = f"the chat template writes {token} by itself: it takes one image, and " + (
                 "a conversation of one question" if len(turns) > 1 else "no more"
             )

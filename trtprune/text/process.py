@@ -27,8 +27,8 @@ __all__ = ["OFF", "TextModel", "stop"]
 
 OFF = "TRTPRUNE_TEXT_PROCESS"
 """Set to ``off``, this environment variable keeps templates and tokenizers in the program, without limits."""
-OPEN_SECONDS, ASK_SECONDS = 12.0, 6.0
-"""Limit of processor time for opening a model's files and asking it once, in seconds."""
+OPEN_SECONDS, ASK_SECONDS, DESCRIBE_SECONDS = 12.0, 6.0, 12.0
+"""Limit of processor time for opening a model's files, asking it once, and describing it, in seconds."""
 MEMORY = 1_500_000_000
 """Limit of the process's address space in bytes; reading a tokenizer of 256,000 tokens takes 320 to 630 MB."""
 # On a shared processor, more time passes than is used.
@@ -238,7 +238,8 @@ class TextModel:
         if self._generation != _PROCESS.generation:
             _PROCESS.ask({"model": self._number, **self._opening}, OPEN_SECONDS)
             self._generation = _PROCESS.generation
-        return _PROCESS.ask({"model": self._number, "method": method, "arguments": arguments}, ASK_SECONDS)
+        seconds = DESCRIBE_SECONDS if method == "describe" else ASK_SECONDS
+        return _PROCESS.ask({"model": self._number, "method": method, "arguments": arguments}, seconds)
 
 
 def stop() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -16,11 +18,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trtprune.errors import EngineDirError
+from trtprune.text.limits import CORRECT
 
-__all__ = ["CORRECT", "MAX_TEMPLATE_CHARS", "Refusal", "compile_template"]
+__all__ = ["MAX_TEMPLATE_CHARS", "Constants", "Refusal", "compile_template", "constants"]
 
 MAX_TEMPLATE_CHARS = 1 << 20
-CORRECT = "correct the checkpoint's chat template (chat_template.jinja) and build again"
+STRIPPING = ("lstrip", "rstrip", "strip", "trim")
 
 
 class Refusal(jinja2.exceptions.TemplateError):
@@ -85,20 +88,27 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def compile_template(source: str) -> jinja2.Template:
+def compile_template(source: str, on_date: Callable[[], object] = lambda: None) -> jinja2.Template:
     """The compiled template.
+
+    Args:
+        source: The jinja2 text.
+        on_date: Called when the template asks for the date.
 
     Raises:
         EngineDirError: naming the line, if it is not a valid template.
     """
     if len(source) > MAX_TEMPLATE_CHARS:
         raise EngineDirError(f"the chat template is longer than {MAX_TEMPLATE_CHARS:,} characters", hint=CORRECT)
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+
+    def strftime_now(form: str) -> str:
+        on_date()
+        return datetime.datetime.now().strftime(form)
+
+    environment = _environment()
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = strftime_now
     environment.globals["dict"] = _Dict()
     environment.globals["namespace"] = _Namespace
     environment.globals["cycler"] = environment.globals["joiner"] = environment.globals["lipsum"] = None
@@ -114,3 +124,31 @@ def compile_template(source: str) -> jinja2.Template:
     except Exception as error:
         message = f"the chat template cannot be compiled: {type(error).__name__}: {str(error)[:200]}"
         raise EngineDirError(message, hint=CORRECT) from None
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a template names, and its conditions can depend on: texts, numbers, and characters that it strips."""
+
+    texts: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    stripped: tuple[str, ...] = ()
+
+
+def constants(source: str) -> Constants:
+    """The constants of a valid template."""
+    tree = _environment().parse(source)
+    found = [node.value for node in tree.find_all(jinja2.nodes.Const)]
+    numbers = {value for value in found if isinstance(value, int) and not isinstance(value, bool)}
+    stripped = ""
+    for node in tree.find_all((jinja2.nodes.Call, jinja2.nodes.Filter)):
+        assert isinstance(node, jinja2.nodes.Call | jinja2.nodes.Filter)
+        name = node.name if isinstance(node, jinja2.nodes.Filter) else getattr(node.node, "attr", "")
+        if name in STRIPPING:
+            stripped += "".join(str(arg.value) for arg in node.args if isinstance(arg, jinja2.nodes.Const))
+    texts = dict.fromkeys(value for value in found if isinstance(value, str))
+    return Constants(tuple(texts), tuple(sorted(numbers)), tuple(sorted(set(stripped))))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])

@@ -22,7 +22,7 @@ __all__ = ["LENGTH", "Service", "main"]
 
 LENGTH = struct.Struct(">Q")
 KINDS = {"text": TextModel, "clip": ClipModel}
-METHODS = ("decode", "encode", "info", "rehearse", "segments")
+METHODS = ("decode", "describe", "encode", "info", "rehearse", "segments")
 
 
 class Service:

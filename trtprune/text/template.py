@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtprune.errors import EngineDirError, InputError
+from trtprune.text.limits import CORRECT, MAX_RENDERED_CHARS, RAW, too_long
 
-__all__ = ["MARK", "MAX_RENDERED_CHARS", "ChatTemplate", "Rendered", "Turn", "find_template"]
+__all__ = ["MARK", "ChatTemplate", "Rendered", "Turn", "find_template"]
 
-MAX_RENDERED_CHARS = 1 << 20
 # Private-use characters: no template tests for them or changes them, no user types them.
 MARK = "\ue000\ue001\ue000"
-RAW = "or write the whole prompt yourself (raw_prompt)"
 LIST, TEXT, OWN = "list", "text", "own"
 """Forms of a message's content: parts; text with placeholders; text alone, if the template writes the placeholders."""
 
@@ -94,20 +93,22 @@ class ChatTemplate:
 
     Attributes:
         formats: The form of a message's content by role: ``list``, ``text`` or ``own``.
+        source: The jinja2 text.
+        dated: Whether the template has asked for the date.
 
     Raises:
         EngineDirError: if the template cannot be compiled.
     """
 
     def __init__(self, source: str | None, image_token: str, tokens: Mapping[str, str]) -> None:
-        self.image_token = image_token
+        self.image_token, self.source, self.dated = image_token, source, False
         self._tokens = dict(tokens)
         self._template: Any = None
         self.formats = dict.fromkeys(("system", "user", "assistant"), TEXT)
         if source is not None:
             from trtprune.text.sandbox import compile_template
 
-            self._template = compile_template(source)
+            self._template = compile_template(source, self._note_date)
             self._find_formats()
 
     def render(self, turns: Sequence[Turn]) -> Rendered:
@@ -118,16 +119,17 @@ class ChatTemplate:
             EngineDirError: if the template itself is broken.
         """
         last = turns[-1]
-        text = self._text(turns)
+        text = self.text(turns)
         if not last.text.strip():
             return Rendered(text, len(text), len(text))
         # The same turns with a marker for the question show the text before and after it, even if its words occur
         # elsewhere, and whatever the template does around them.
-        marked = self._text([*turns[:-1], Turn(last.role, MARK, last.images)])
+        marked = self.text([*turns[:-1], Turn(last.role, MARK, last.images)])
         before, found, after = marked.partition(MARK)
-        if not found or MARK in after or not text.startswith(before) or not text.endswith(after):
-            return Rendered(text, len(text), len(text))
-        return Rendered(text, len(before), len(text) - len(after))
+        start, end = len(before), len(text) - len(after)
+        alone = found and MARK not in after and text.startswith(before) and text.endswith(after)
+        # A text can be trimmed to nothing.
+        return Rendered(text, start, end) if alone and start < end else Rendered(text, len(text), len(text))
 
     def drops(self, role: str) -> bool:
         """Whether the template omits the text of this role's turns; False for a role that it refuses."""
@@ -137,14 +139,23 @@ class ChatTemplate:
             "assistant": [Turn("user", "a", 1), Turn("assistant", MARK), Turn("user", "b")],
         }[role]
         try:
-            return MARK not in self._text(turns)
+            return MARK not in self.text(turns)
         except (InputError, EngineDirError):
             return False
 
-    def _text(self, turns: Sequence[Turn]) -> str:
+    def text(self, turns: Sequence[Turn]) -> str:
+        """As :meth:`render`, without the place of the question."""
         if self._template is None:
             return self._llava(turns)
         return self._run([self._message(turn, self.formats.get(turn.role, TEXT)) for turn in turns])
+
+    @property
+    def own_images(self) -> bool:
+        """Whether the template writes placeholders by itself."""
+        return self.formats["user"] == OWN
+
+    def _note_date(self) -> None:
+        self.dated = True
 
     def _llava(self, turns: Sequence[Turn]) -> str:
         names = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
@@ -187,7 +198,7 @@ class ChatTemplate:
     def _run(self, messages: list[dict[str, Any]]) -> str:
         import jinja2
 
-        from trtprune.text.sandbox import CORRECT, Refusal
+        from trtprune.text.sandbox import Refusal
 
         assert self._template is not None
         pieces, size = [], 0
@@ -195,8 +206,7 @@ class ChatTemplate:
             for piece in self._template.generate(messages=messages, add_generation_prompt=True, **self._tokens):
                 size += len(piece)
                 if size > MAX_RENDERED_CHARS:
-                    message = f"the chat template writes more than {MAX_RENDERED_CHARS:,} characters"
-                    raise EngineDirError(message, hint=f"{CORRECT}, {RAW}")
+                    raise too_long()
                 pieces.append(piece)
         except (EngineDirError, MemoryError):
             raise

@@ -9,14 +9,23 @@ before transformers 5, in ``special_tokens_map.json`` and ``added_tokens.json``,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from trtprune.errors import EngineDirError
 from trtprune.files.reading import parse_object
 
-__all__ = ["MAX_TOKENIZER_BYTES", "Tokens", "check_size", "is_panic", "load_tokenizer", "open_tokens"]
+__all__ = [
+    "MAX_TOKENIZER_BYTES",
+    "Tokens",
+    "check_size",
+    "is_panic",
+    "load_tokenizer",
+    "open_tokens",
+    "without_decoder",
+]
 
 MAX_TOKENIZER_BYTES = 64_000_000
 """Size limit of a tokenizer.json in bytes; with a vocabulary of 256,000 it has about 35 MB."""
@@ -39,6 +48,7 @@ class Tokens:
         byte_ids: Ids of single bytes (``<0x0A>``), if the decoder joins them to characters.
         skipped_ids: Ids that decoding omits.
         plain_decoder: Whether time and memory of decoding are proportional to the number of tokens.
+        special: Texts of special tokens: for the library, once special is always special.
     """
 
     tokenizer: Any
@@ -46,6 +56,7 @@ class Tokens:
     byte_ids: frozenset[int]
     skipped_ids: frozenset[int]
     plain_decoder: bool
+    special: frozenset[str]
 
 
 def open_tokens(files: Mapping[str, str]) -> Tokens:
@@ -64,9 +75,9 @@ def open_tokens(files: Mapping[str, str]) -> Tokens:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = _object(files, "tokenizer_config.json")
-    named = _add_tokens(tokenizer, config, files)
+    special = _special(tokenizer.get_added_tokens_decoder().values())
+    named, added = _add_tokens(tokenizer, config, files)
     tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
-    skipped = (number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
     decoder = _decoder(tokenizer)
     bytes_joined = '"ByteFallback"' in json.dumps(decoder)
     names = (f"<0x{byte:02X}>" for byte in range(256)) if bytes_joined else ()
@@ -75,9 +86,30 @@ def open_tokens(files: Mapping[str, str]) -> Tokens:
         tokenizer,
         named,
         frozenset(number for number in ids if number is not None),
-        frozenset(skipped),
+        _skipped(tokenizer),
         _growth(decoder) <= MAX_GROWTH,
+        special | _special(added),
     )
+
+
+@contextmanager
+def without_decoder(tokenizer: Any) -> Iterator[None]:
+    """Within it, decoding gives the texts of tokens as a decoder gets them, with spaces between."""
+    decoder, tokenizer.decoder = tokenizer.decoder, None
+    try:
+        yield
+    finally:
+        tokenizer.decoder = decoder
+
+
+def _skipped(tokenizer: Any) -> frozenset[int]:
+    """The ids that the library omits in decoding; the flags say only nearly which: it compares texts."""
+    with without_decoder(tokenizer):
+        return frozenset(
+            number
+            for number in tokenizer.get_added_tokens_decoder()
+            if not tokenizer.decode([number], skip_special_tokens=True)
+        )
 
 
 def check_size(text: str, name: str) -> None:
@@ -130,8 +162,14 @@ def _object(files: Mapping[str, str], name: str) -> dict[str, Any]:
         raise EngineDirError(f"{name}: {error}", hint=_correct(name)) from None
 
 
-def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]) -> dict[str, str]:
-    """Adds the tokens that ``tokenizer.json`` lacks, in transformers' order; returns the named tokens."""
+def _special(tokens: Iterable[Any]) -> frozenset[str]:
+    return frozenset(token.content for token in tokens if token.special)
+
+
+def _add_tokens(
+    tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]
+) -> tuple[dict[str, str], Sequence[Any]]:
+    """Adds the tokens that ``tokenizer.json`` lacks, in transformers' order; the named tokens, and all added ones."""
     where = "tokenizer_config.json"
     settings = dict(config)
     extra = settings.pop("extra_special_tokens", None)
@@ -167,8 +205,8 @@ def _add_tokens(tokenizer: Any, config: dict[str, Any], files: Mapping[str, str]
         found = _any_token(value, where, name)
         chosen[name] = known.get(_text(found), found) if name in NAMES else found
     extras = [_any_token(value, where, "extra_special_tokens") for value in _list(extra, where, "extra_special_tokens")]
-    _add(tokenizer, added, chosen.values(), extras)
-    return {name: _text(value) for name, value in chosen.items()}
+    new = _add(tokenizer, added, chosen.values(), extras)
+    return {name: _text(value) for name, value in chosen.items()}, new
 
 
 def _of_map(
@@ -206,7 +244,7 @@ def _of_list(found: Mapping[str, Any], special: set[str]) -> dict[int, Any]:
     return added
 
 
-def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras: Iterable[Any]) -> None:
+def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras: Iterable[Any]) -> list[Any]:
     """Adds listed tokens in the order of their ids, then named and extra ones that the tokenizer does not know."""
     from tokenizers import AddedToken
 
@@ -223,6 +261,7 @@ def _add(tokenizer: Any, added: Mapping[int, Any], named: Iterable[Any], extras:
             token.special = True
     if found:
         tokenizer.add_tokens(found)
+    return found
 
 
 def _own_name(key: str) -> bool:
