@@ -32,7 +32,8 @@ def test_registry() -> None:
         assert pruning.get(method.name) is method
         assert method.summary
         assert method.needs <= {*INPUTS, "seed"}
-        assert method.positions == ("original" if method.name == "fastv" else "compact")
+        assert method.positions_of(1) == ("original" if method.name == "fastv" else "compact")
+        assert method.positions_of(3) == (method.positions if method.inside else "original")
         assert method.text_span() in TEXT_SPANS
         names = [option.name for option in method.options]
         assert len({*names}) == len(names)

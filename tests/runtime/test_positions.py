@@ -121,11 +121,10 @@ def test_pruned_images(rule: str, axes: int, prompt: tuple[list[int], list[np.nd
     assert found.of_tokens.dtype == np.int64
     np.testing.assert_array_equal(found.of_tokens, np.array(rows, np.int64).reshape(-1, axes).T)
     assert found.next == following
-    # No image takes more positions than the bound says, and the bound is reached.
+    # No image takes more positions than the bound says, and one with its last token takes as many.
     for grid, some in zip(grids, kept, strict=True):
-        assert made.place([ImageTokens(some, grid)]).next <= made.most(len(some), len(grid))
-    line = grid_of(1, 5)
-    assert made.place([ImageTokens(np.array([4]), line)]).next == made.most(1, 5)
+        assert made.place([ImageTokens(some, grid)]).next <= made.most(len(some), grid)
+        assert made.place([ImageTokens(np.array([len(grid) - 1]), grid)]).next == made.most(1, grid)
 
 
 def test_three_axes_need_a_row_and_a_column() -> None:

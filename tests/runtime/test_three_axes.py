@@ -6,7 +6,6 @@ No such checkpoint exists; it has what the runtime must handle, a grid of rows a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from transformers import Qwen2_5_VLTextConfig, Qwen3VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from tests.kit import tiny
+from tests.kit import tiny, trt_kit
 from tests.kit.in_llm_generate import Pruned, generate
 from tests.kit.runtime_kit import Kit, Recorder, picture
 from trtprune.components.rope import Rope, RotaryAxes
 from trtprune.engine_dir import PositionsInfo
 from trtprune.errors import InputError
+from trtprune.eval.answering import Answerer
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Request, Vlm
 from trtprune.runtime.conversation import Conversation
@@ -278,12 +278,63 @@ def test_turns_inside_the_decoder(kit: Kit, name: str) -> None:
     np.testing.assert_allclose(logits_of(recorder), torch.stack(wanted.logits).numpy(), rtol=0, atol=3e-4)
 
 
-def test_the_models_positions_end(kit: Kit, tmp_path: Path) -> None:
-    """Rows and columns count, not tokens: a prompt longer than the model's positions fits where its grids are small."""
-    vlm = kit.load("none", method="none")
-    answer = vlm.generate([picture(i) for i in range(3)], "Alike?", max_new_tokens=2)
-    assert answer.prompt_tokens > 3 * ROWS * COLUMNS
-    layout_end = MODEL.max_positions
-    words = " a" * (layout_end - 3 * COLUMNS)
-    with pytest.raises(InputError, match=r"the KV cache was built for 512"):
-        vlm.generate([picture(i) for i in range(3)], "<image>" * 3 + words, raw_prompt=True, max_new_tokens=1)
+def test_the_models_positions_end(kit: Kit) -> None:
+    """Rows and columns count, not tokens: a dropped token may take a position, and 25 kept ones take 5."""
+    vlm = kit.load("random-original", method="random", keep=9, positions="original")
+
+    def positions_of(images: int) -> int:
+        return len(ids_of(vlm, "Why?", images)) - images + ROWS * images
+
+    most = next(n for n in range(1, 999) if positions_of(n) > MODEL.max_positions) - 1
+    assert vlm.generate([picture(0)] * most, "Why?", keep=1, max_new_tokens=1).prompt_tokens < MODEL.max_positions - 99
+    over = positions_of(most + 1)
+    with pytest.raises(InputError, match=f"takes {over} positions and max_new_tokens is 1; .* positions end at 512"):
+        vlm.generate([picture(0)] * (most + 1), "Why?", keep=1, max_new_tokens=1)
+    with pytest.raises(InputError, match=r"tokens and max_new_tokens is 1; the KV cache was built for 512"):
+        vlm.generate([picture(0)] * 21, "Why?", keep=25, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_engines(kit: Kit, backend: str) -> None:
+    """The decode step of engines: fields of its own for three numbers a row, in batches of unequal rows after each
+    other."""
+    out = trt_kit.make_dir(
+        kit, "engines", backend=backend, method="random", keep=9, keep_range=(2, 25), max_batch_size=3, max_images=2
+    )
+    vlm, _ = trt_kit.load(out)
+    requests = [
+        Request([picture(1)], "What is on the table?", keep=5),
+        Request([picture(2), picture(3)], "Alike?"),
+        Request([picture(4)], "Is there a somewhat longer question?", keep=7),
+    ]
+    for rows in (3, 1, 2):
+        for request, result in zip(
+            requests, vlm.generate_batch(requests[:rows], max_new_tokens=TOKENS, ignore_eos=True), strict=False
+        ):
+            ids = ids_of(vlm, request.prompt, len(request.images))
+            rule = vlm.config.positions.rule
+            assert result.token_ids == expected(kit, ids, request.images, result.kept_indices, rule)[0]
+
+
+def test_questions_about_one_image(kit: Kit) -> None:
+    """The cached beginning of a prompt is taken for the next question if its positions on all axes are the same."""
+    vlm = kit.load("random-compact", method="random", keep=9, positions="compact")
+    features = vlm.features([picture(3)])[0]
+    answerer = Answerer([vlm], max_new_tokens=TOKENS)
+    for question in ("What is on the table?", "What is on the left?", "Why?"):
+        answer = answerer.ask([features], question, 9)[0]
+        ids = expected(kit, ids_of(vlm, question, 1), [picture(3)], answer.kept_indices, "compact")[0]
+        ended = ids[: ids.index(tiny.EOS) + 1] if tiny.EOS in ids else ids
+        assert answer.token_ids == ended
+    assert answerer.reused > 2 * 9
+
+
+def test_the_room_for_an_answer(kit: Kit) -> None:
+    """What is said to fit does, to the token, and it is no less than what a decoder of one axis has room for."""
+    for rule in ("compact", "original"):
+        vlm = kit.load(f"random-{rule}", method="random", keep=9, positions=rule)
+        prompt = vlm.encoder.encode([Turn("user", "What?", 2)])
+        grids = [seen.plan.grid for seen in vlm.features([picture(0), picture(1)])]
+        words = len(prompt.ids) - 2
+        assert vlm.pipeline.positions.most(9, grids[0]) == ROWS
+        assert vlm.pipeline.room(prompt, 9, grids) == 512 - (words + 2 * 9) + 1

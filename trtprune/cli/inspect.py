@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trtprune.compiler.budget import describe_build, describe_served
 from trtprune.engine_dir import CONFIG_NAME, EngineDir, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
@@ -83,7 +85,9 @@ def _pictures(made: EngineDir) -> dict[str, Any]:
         # A whole image enters the first segment, so a prompt needs room for that.
         entering = pruning.schedule.entering(pruning.keep, total)
         layers, tokens, held = list(kv.segment_layers), None if entering is None else list(entering), total
-    places = position_rule(made.positions.rule, made.positions.axes).most(held, total)
+    # With rows and columns the longest image is a single row.
+    row = np.stack([np.zeros(total, np.int64), np.zeros(total, np.int64), np.arange(total)], axis=1)
+    places = position_rule(made.positions.rule, made.positions.axes).most(held, row)
     images = min((kv.capacity - 1) // held, (model.max_positions - 1) // places)
     per_layer = None if tokens is None else sum(n * count for n, count in zip(layers, tokens, strict=True))
     return {

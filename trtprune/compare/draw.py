@@ -209,12 +209,14 @@ def _value(
     if spec.name == INPUT_IDS:
         return rng.randint(0, vocab, shape).astype(np.int64)
     steps = np.broadcast_to(np.arange(shape[-1]), shape)
+    # The axes of a position have different numbers, so that one taken for another is seen.
+    axes = np.arange(1, shape[1] + 1)[:, None] if spec.name == POSITION_IDS else 1
     values: dict[str, Any] = {
         TEXT_MASK: 1,
         "keep": facts["keep"],
         "seed": facts["seed"],
         WRITE_INDEX: facts["begin"],
-        POSITION_IDS: facts["begin"] + steps,
+        POSITION_IDS: facts["begin"] + steps // axes,
         LOGITS_INDEX: facts["last"],
         # The last of the new tokens are the raters; the image is behind the first text token.
         RATER_INDEX: facts["last"] - shape[-1] + 1 + steps,

@@ -164,7 +164,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
             features,
             question,
             keep=self.keep,
-            max_new_tokens=max(1, min(asked, self._room(question, totals))),
+            max_new_tokens=max(1, min(asked, self._room(question, [seen.plan.grid for seen in features]))),
             temperature=temperature,
             top_p=float(settings["top_p"]) if temperature and settings.get("top_p") else None,
             stop=[until] if isinstance(until, str) else [text for text in until if text],
@@ -176,12 +176,12 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         self.kept_tokens += result.tokens_per_layer if result.segment_tokens else result.kept_tokens
         return result.text.strip()
 
-    def _room(self, question: str, totals: Sequence[int]) -> int:
+    def _room(self, question: str, grids: Sequence[Any]) -> int:
         """The longest possible answer, by the room in the cache and the positions."""
         from trtprune.runtime.pipeline import turns_of
 
-        prompt = self.vlm.encoder.encode(turns_of(question, len(totals), self._system))
-        return self.vlm.pipeline.room(prompt, self.keep, totals)
+        prompt = self.vlm.encoder.encode(turns_of(question, len(grids), self._system))
+        return self.vlm.pipeline.room(prompt, self.keep, grids)
 
 
 def manifest() -> Any:

@@ -97,7 +97,7 @@ class BaseMethod(ABC):
         positions: The position rule of the kept tokens in a decoder whose positions are single numbers, ``compact``
             (0..n-1) or ``original``.
         grid_positions: The same where a position has a row and a column (M-RoPE).  The authors' codes for such models
-            keep the original positions, unless the method says otherwise.
+            keep the original positions, unless the method says otherwise.  Not of methods inside the decoder.
         options: Its options.
     """
 

@@ -89,6 +89,10 @@ class InLlmMethod(BaseMethod):
     def own_positions(self, options: Mapping[str, Any]) -> str:
         return self.positions
 
+    def positions_of(self, axes: int) -> str:
+        """One rule for every model: whether the rows of a layer are numbered again is a part of the algorithm."""
+        return self.positions
+
     def passes_all(self, options: Mapping[str, Any]) -> bool:
         return False
 

@@ -347,17 +347,17 @@ class Pipeline:
     def _room(self, tokens: int, next_position: int) -> int:
         return min(self.config.kv.capacity - tokens, self.config.model.max_positions - next_position) + 1
 
-    def room(self, prompt: Prompt, keep: int, totals: Sequence[int]) -> int:
+    def room(self, prompt: Prompt, keep: int, grids: Sequence[np.ndarray]) -> int:
         """The number of answer tokens that fit behind a prompt at a budget; below 1 if none does.
 
         Args:
             prompt: The prompt.
             keep: The budget of an image.
-            totals: Visual tokens of each image.
+            grids: For each image int [N, 3], crop, row and column of its visual tokens.
         """
         words = len(prompt.ids) - len(prompt.image_positions)
-        entering = [min(total, self.decoder.entering(keep, total)) for total in totals]
-        numbered = sum(map(self.positions.most, entering, totals))
+        entering = [min(len(grid), self.decoder.entering(keep, len(grid))) for grid in grids]
+        numbered = sum(map(self.positions.most, entering, grids))
         return self._room(words + sum(entering), words + numbered)
 
     def run(

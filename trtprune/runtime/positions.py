@@ -56,6 +56,11 @@ class Positions:
     next: int
 
 
+def _extent(grid: np.ndarray) -> int:
+    """The positions of a whole image with three axes: its most crops, rows or columns."""
+    return int(grid.max(initial=-1)) + 1
+
+
 class PositionRule(ABC):
     """A rule for prompts with images.
 
@@ -86,10 +91,12 @@ class PositionRule(ABC):
         return Positions(np.concatenate(columns, axis=1), start)
 
     @abstractmethod
-    def most(self, kept: int, tokens: int) -> int:
-        """Upper bound of the positions that an image takes of whose ``tokens`` visual tokens ``kept`` are kept.
+    def most(self, kept: int, grid: np.ndarray) -> int:
+        """The most positions that an image takes of whose visual tokens ``kept`` are kept, whichever these are.
 
-        It is reached with one axis; with three by an image of a single row or column.
+        Args:
+            kept: Their number.
+            grid: int [N, 3], see :class:`ImageTokens`.
         """
 
     @abstractmethod
@@ -117,9 +124,9 @@ class Compact(PositionRule):
 
     name = "compact"
 
-    def most(self, kept: int, tokens: int) -> int:
+    def most(self, kept: int, grid: np.ndarray) -> int:
         """See :class:`PositionRule`."""
-        return kept if self.axes == 1 else tokens
+        return kept if self.axes == 1 else _extent(grid)
 
     def _image(self, image: ImageTokens) -> tuple[np.ndarray, int]:
         offsets = np.arange(len(image.kept))[None] if self.axes == 1 else self._places(image)
@@ -131,14 +138,14 @@ class Original(PositionRule):
 
     name = "original"
 
-    def most(self, kept: int, tokens: int) -> int:
+    def most(self, kept: int, grid: np.ndarray) -> int:
         """See :class:`PositionRule`."""
-        return tokens
+        return len(grid) if self.axes == 1 else _extent(grid)
 
     def _image(self, image: ImageTokens) -> tuple[np.ndarray, int]:
         if self.axes == 1:
             return image.kept[None], len(image.grid)
-        return self._places(image), int(image.grid.max(initial=-1)) + 1
+        return self._places(image), _extent(image.grid)
 
 
 RULES: dict[str, type[PositionRule]] = {rule.name: rule for rule in (Compact, Original)}
