@@ -15,9 +15,11 @@ from transformers import Qwen2_5_VLTextConfig, Qwen3VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
+import trtprune
 from tests.kit import tiny, trt_kit
 from tests.kit.in_llm_generate import Pruned, generate
 from tests.kit.runtime_kit import Kit, Recorder, picture
+from trtprune.compiler.engine_options import EngineOptions
 from trtprune.components.rope import Rope, RotaryAxes
 from trtprune.engine_dir import PositionsInfo
 from trtprune.errors import InputError
@@ -338,3 +340,29 @@ def test_the_room_for_an_answer(kit: Kit) -> None:
         words = len(prompt.ids) - 2
         assert vlm.pipeline.positions.most(9, grids[0]) == ROWS
         assert vlm.pipeline.room(prompt, 9, grids) == 512 - (words + 2 * 9) + 1
+
+
+def test_openvino(kit: Kit) -> None:
+    """The other lowering, in its own library."""
+    vlm = kit.load("openvino", method="random", keep=9, positions="original", provider="openvino")
+    images = [picture(2), picture(3)]
+    answer = vlm.generate(images, "Alike?", max_new_tokens=TOKENS, ignore_eos=True)
+    ids = ids_of(vlm, "Alike?", 2)
+    assert answer.token_ids == expected(kit, ids, images, answer.kept_indices, "original")[0]
+
+
+def test_prune_points_build_in_tensorrt_rtx(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs behind a layer that read positions: rotary angles, and the attention of the next layer."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
+    monkeypatch.setattr("trtprune.backends.tensorrt.gpus.find_gpus", list)
+    name = {"contiguous": "pyramiddrop", "interleaved": "sparsevlm-2"}[kit.path.name]
+    made = trtprune.build(
+        str(kit.path),
+        kit.path.parent / f"rtx-{name}",
+        backend="tensorrt-rtx",
+        engine=EngineOptions(compute_capability=("sm89",)),
+        **INSIDE[name],
+    )
+    shapes = {spec.shape for c in made.components for spec in c.inputs if spec.name == "position_ids"}
+    assert shapes == {("batch", 3, "sequence"), (1, 3, "sequence")}
+    assert all(component.engine is not None for component in made.components)
