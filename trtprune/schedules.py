@@ -23,6 +23,10 @@ __all__ = ["RULES", "Schedule", "ScheduleInfo", "merged_counts", "nearest", "wro
 
 RULES = ("fixed", "powers", "ratios", "equal")
 """The rules for the counts of an image of N tokens, see :class:`ScheduleInfo`."""
+MOST_POINTS = 64
+"""The largest number of points in a file; ``powers`` costs the square of it in exact arithmetic, for each count."""
+MOST_TOKENS = 1 << 20
+"""The largest number of visual tokens in a file's counts and ratios."""
 
 
 @dataclass(frozen=True)
@@ -337,6 +341,8 @@ def wrong_schedule(info: ScheduleInfo) -> Iterator[str]:
     points, many = info.points, len(info.points)
     if list(points) != sorted(set(points)) or not points or points[0] < 0 or points[-1] >= info.depth - 1:
         yield f"points must be ascending layers from 0 to {info.depth - 2}"
+    if many > MOST_POINTS:
+        yield f"points must be at most {MOST_POINTS}"
     if info.rule not in RULES:
         yield f"rule must be one of {', '.join(RULES)}"
     if info.rule == "fixed" and (len(info.counts) != many or min(info.counts, default=0) < 1):
@@ -346,6 +352,8 @@ def wrong_schedule(info: ScheduleInfo) -> Iterator[str]:
         rows = all(len(row) == many + 1 and min(row) >= 1 for row in info.ratios)
         if not rows or not averages or averages != sorted(set(averages)) or info.ratio_tokens < 1:
             yield f"ratios must be rows of {many + 1} numbers from 1 on, the first of each ascending"
+    if max((info.ratio_tokens, *info.counts, *(number for row in info.ratios for number in row))) > MOST_TOKENS:
+        yield f"counts, ratios and ratio_tokens must be at most {MOST_TOKENS}"
     if info.nominal_shift not in (0, 1):
         yield "nominal_shift must be 0 or 1"
     if not 0 <= info.recycled[0] <= info.recycled[1] or info.recycled[1] < 1 or info.per_vector < 1:

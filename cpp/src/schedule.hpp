@@ -49,7 +49,8 @@ struct ScheduleInfo {
     /// Whether the average over the layers is the budget; false if the prompt alone decides the number of tokens.
     bool meets_keep() const { return scales.empty(); }
 
-    /// The counts for an average of `keep` of an image of `tokens` visual tokens; for a ranked schedule, with equal ranks.
+    /// The counts for an average of `keep` of an image of `tokens` visual tokens; for a ranked schedule, with equal
+    /// ranks.
     ///
     /// \throws BudgetError  if the average cannot be reached.
     Schedule schedule(std::int64_t keep, std::int64_t tokens) const;

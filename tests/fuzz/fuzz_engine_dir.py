@@ -27,7 +27,7 @@ TEMPLATE = (
 METHODS: tuple[dict[str, Any], ...] = (
     {"method": "divprune"},
     {"method": "none"},
-    {"method": "fastv", "options": {"layer": 0}},
+    {"method": "fastv", "options": {"k": 1}},
 )
 
 

@@ -24,9 +24,14 @@ def read_graph(path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own classes
-        raise EngineDirError(f"{path}: not a readable ONNX graph: {error}", hint="build it again") from None
+        # Whatever its name: onnx has other forms for other endings.
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise EngineDirError(
+            f"{path}: cannot be read: {error.strerror or error}", hint="check the file's permissions"
+        ) from None
+    except Exception:  # protobuf's own classes; its words depend on its version
+        raise EngineDirError(f"{path}: not a readable ONNX graph", hint="build it again") from None
 
 
 def count_operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -47,8 +52,13 @@ def weight_locations(model: onnx.ModelProto) -> set[str]:
     for tensor in _tensors(model):
         # Some readers use the one, some the other.
         if tensor.data_location == external or tensor.external_data:
-            found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+            found |= {_text(entry.value) for entry in tensor.external_data if _text(entry.key) == "location"}
     return found
+
+
+def _text(value: str | bytes) -> str:
+    """A text of a graph; protobuf gives bytes for one that is not UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 def graph_digest(path: Path) -> str:
@@ -71,11 +81,17 @@ def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
     while stack:
         graph = stack.pop()
         yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    stack.append(attribute.g)
-                stack.extend(attribute.graphs)
+        for attribute in _attributes(graph):
+            if attribute.HasField("g"):
+                stack.append(attribute.g)
+            stack.extend(attribute.graphs)
+
+
+def _attributes(graph: Any) -> Iterator[onnx.AttributeProto]:
+    """Those of the nodes, and the defaults of a function's own."""
+    yield from getattr(graph, "attribute_proto", ())
+    for node in graph.node:
+        yield from node.attribute
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -88,7 +104,7 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from getattr(graph, "initializer", ())  # a function has no initializers
         for sparse in getattr(graph, "sparse_initializer", ()):
             yield from (sparse.values, sparse.indices)
-        for attribute in (a for node in graph.node for a in node.attribute):
+        for attribute in _attributes(graph):
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors

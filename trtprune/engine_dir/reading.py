@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from trtprune.arguments import arg
 from trtprune.engine_dir.checking import wrong_values
@@ -22,6 +23,8 @@ __all__ = ["MAX_CONFIG_BYTES", "VERIFY", "check_files", "read_config"]
 VERIFY = ("auto", "none", "fast", "full")
 """How much of a directory is checked before use: by its size, nothing, sizes, or every byte against its digest."""
 MAX_CONFIG_BYTES = 16_000_000
+MAX_NESTING = 200
+"""The largest number of lists and objects inside one another."""
 
 
 def read_config(root: Path) -> EngineDir:
@@ -32,14 +35,13 @@ def read_config(root: Path) -> EngineDir:
     """
     path = root / CONFIG_NAME
     try:
-        data = json.loads(_read_config(path))
-        # A lone surrogate passes the parser and would fail in the first message that prints it.
-        json.dumps(data, ensure_ascii=False).encode("utf-8")
+        data = _parse(_read_config(path))
     except FileNotFoundError:
         hint = "give the directory that trtprune build wrote; a build that was cut off leaves none"
         raise EngineDirError(f"{root}: not an engine directory, {CONFIG_NAME} is missing", hint=hint) from None
-    except (OSError, ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise EngineDirError(f"{path}: cannot be read: {error}", hint="build the directory again") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EngineDirError(f"{path}: cannot be read: {reason}", hint="build the directory again") from None
     schema = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         hint = "upgrade trtprune, or build the directory again with this version"
@@ -69,6 +71,36 @@ def _read_config(path: Path) -> str:
     if data is None:
         raise FileNotFoundError(path)
     return data.decode("utf-8")
+
+
+def _parse(text: str) -> Any:
+    """The JSON value of a text; raises ValueError, with words that do not depend on Python's version or its stack."""
+    try:
+        data = json.loads(text)
+        _check_nesting(data)
+        # A lone surrogate passes the parser and would fail in the first message that prints it.
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text with half of a character, a lone surrogate") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # the parser's own limit of digits
+        raise ValueError("a number of thousands of digits") from None
+    return data
+
+
+def _check_nesting(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_NESTING + 1):
+        inner = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [item for items in inner for item in items]
+        if not inner:
+            return
+    raise RecursionError
 
 
 def _named_files(engine_dir: EngineDir) -> Iterable[str]:
