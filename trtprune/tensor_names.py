@@ -11,8 +11,11 @@ from collections.abc import Iterable
 PIXEL_VALUES = "pixel_values"
 IMAGE_FEATURES = "image_features"
 CLS_ATTENTION = "cls_attention"
+MEAN_QUERY_ATTENTION = "mean_query_attention"
 SHALLOW_ATTENTION = "shallow_attention"
 DEEP_ATTENTION = "deep_attention"
+SALIENCY = (CLS_ATTENTION, MEAN_QUERY_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION)
+"""The outputs that say how strongly the tower attends to each patch."""
 INPUT_IDS = "input_ids"
 TEXT_EMBEDS = "text_embeds"
 CLIP_TEXT_EMBEDS = "clip_text_embeds"

@@ -28,7 +28,11 @@ def test_json() -> None:
         assert (row["cost"], row["merges"]) == (method.cost, method.merges)
         assert (row["positions"], row["grid_positions"]) == (method.positions_of(1), method.positions_of(3))
         assert set(row["options"]) == {option.name for option in method.options}
-    assert rows["adafv"]["needs_in_words"] == ["the attention of a CLS token", "the prompt's token embeddings"]
+    assert rows["adafv"]["needs_in_words"] == [
+        "the attention of a CLS token",
+        "the prompt's token embeddings",
+        "or, without a CLS token, the attention each patch receives from the mean query",
+    ]
     assert rows["none"]["needs_in_words"] == []
     assert rows["fastv"]["inside_decoder"]
 

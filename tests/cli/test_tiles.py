@@ -21,7 +21,7 @@ def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("commands")
     picture(1, LARGE).save(place / "large.png")
     picture(2, SMALL).save(place / "small.png")
-    return tiled.build(tiled.checkpoint(place / "model", request.param), place / "out", request.param)
+    return tiled.build(tiled.checkpoint(place / "model", request.param), place / "out")
 
 
 def command(*words: Any, text: str | None = None) -> Any:
@@ -47,8 +47,9 @@ def test_inspect(out: Path) -> None:
     least, most = config["vision"]["tokens"]
     assert found["vision"].items() >= config["vision"].items()
     clip = config["model"]["family"] == "llava-next"
-    assert found["vision"]["saliency"] == (["cls_attention"] if clip else [])
+    assert found["vision"]["saliency"] == ["cls_attention" if clip else "mean_query_attention"]
     text = command("inspect", out, "--verify", "none").stdout
+    assert f"{found['vision']['saliency'][0]}: the attention" in text
     few = f"{100 * 12 / most:.1f} to {100 * min(1, 12 / least):.1f} % kept"
     assert f"{least} to {most} → 12 visual tokens ({few}); any budget from 1 to {most}" in text
     assert f"{least} to {most} visual tokens; processor {config['vision']['processor']}; newline tokens" in text

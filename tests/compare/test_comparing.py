@@ -63,8 +63,7 @@ def session(out: Path, component: str) -> ort.InferenceSession:
 def test_a_build_passes_against_transformers(name: str, tmp_path: Path) -> None:
     t = FAMILIES[name]
     source = kit.checkpoint(tmp_path / "source", t)
-    method = "zspaprune" if t.tower == "siglip" else "adafv"
-    out = kit.build(source, tmp_path / "out", method=method, keep=5)
+    out = kit.build(source, tmp_path / "out", method="adafv", keep=5)
     found = compare(out, checkpoint=str(source), draw=Draw(iterations=2, batch_size=2, text_tokens=9))
     assert found.against == "transformers"
     assert found.passed

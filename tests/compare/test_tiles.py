@@ -28,7 +28,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def out(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiles")
-    return tiled.build(tiled.checkpoint(folder / "source", family), folder / "out", family, weights="copy")
+    return tiled.build(tiled.checkpoint(folder / "source", family), folder / "out", weights="copy")
 
 
 def against(out: Path, **settings: Any) -> Comparison:
@@ -41,7 +41,8 @@ def test_against_transformers(out: Path, family: str) -> None:
     assert found.passed, [o for c in found.components for o in c.outputs if not o.passed]
     assert [c.name for c in found.components] == ["vision", "pack", "embed", "pruner", "decoder"]
     packed = {o.name for o in found.components[1].outputs}
-    assert packed == {"packed_image_features"} | ({"packed_cls_attention"} if family == "llava-next" else set())
+    saliency = "cls_attention" if family == "llava-next" else "mean_query_attention"
+    assert packed == {"packed_image_features", f"packed_{saliency}"}
 
 
 def test_random_images_differ_in_their_crops(out: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_real_question(out: Path, tmp_path: Path) -> None:
 
 def test_what_a_method_computes_inside_the_decoder_has_no_counterpart(tmp_path: Path, out: Path, family: str) -> None:
     inside = tmp_path / "inside"
-    tiled.build(out.parent / "source", inside, family, method="sparsevlm", options={"schedule": "1:20"}, keep=None)
+    tiled.build(out.parent / "source", inside, method="sparsevlm", options={"schedule": "1:20"}, keep=None)
     found = compare(inside, "transformers", checkpoint=str(out.parent / "source"))
     assert found.passed
     assert [c.name for c in found.components] == ["vision", "pack", "embed", "decoder.0", "decoder.1"]
@@ -82,7 +83,7 @@ def test_what_a_method_computes_inside_the_decoder_has_no_counterpart(tmp_path: 
 
 
 def test_a_wrong_newline_is_found(out: Path, tmp_path: Path, family: str) -> None:
-    copy = tiled.build(out.parent / "source", tmp_path / "wrong", family, weights="copy")
+    copy = tiled.build(out.parent / "source", tmp_path / "wrong", weights="copy")
     name = next(n for n in kit_names(copy) if n.endswith("image_newline"))
     kit.disturb_weight(copy, name)
     found = compare(copy, checkpoint=str(out.parent / "source"), components=["pack"], running=Running(verify="none"))

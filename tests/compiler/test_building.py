@@ -19,6 +19,7 @@ from PIL import Image
 import trtprune
 from tests.kit.tiny import Tiny
 from tests.kit.tiny_files import complete
+from trtprune import pruning
 from trtprune.cli import main
 from trtprune.engine_dir import open_engine_dir
 from trtprune.errors import TrtpruneError
@@ -132,13 +133,48 @@ def test_bad_flags(checkpoint: Path, tmp_path: Path, arguments: list[Any], named
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize("method", ["adafv", "fastervlm"])
-def test_a_tower_without_cls(siglip: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "without"), [("adafv", {}), ("fastervlm", {}), ("visionzip", {"cls_token": "drop"}), ("scope", {})]
+)
+def test_a_tower_without_cls(siglip: Path, tmp_path: Path, method: str, without: dict[str, str]) -> None:
+    """The method goes by the attention of the mean query, and says so; a CLS token that is asked for is refused."""
     code, _, err = command("build", "-m", siglip, "-o", tmp_path / "out", "--method", method)
+    assert code == 0
+    assert f"the vision tower has no CLS token: {method} goes by mean_query_attention" in err
+    made = open_engine_dir(tmp_path / "out")
+    assert made.vision.saliency == ("mean_query_attention",)
+    options = made.pruning.options
+    assert {name: value for name, value in options.items() if value != defaults(method)[name]} == {
+        "received": "mean",
+        **without,
+    }
+    assert "cls_feature" not in made.pruning.needs
+    code, _, err = command(
+        "build", "-m", siglip, "-o", tmp_path / "all", "--method", method, "--option", "received=all"
+    )
+    assert code == 0
+    assert open_engine_dir(tmp_path / "all").vision.saliency == ("deep_attention",)
+
+
+def defaults(method: str) -> dict[str, Any]:
+    return pruning.get(method).validate_options()
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "lacks"),
+    [
+        ("fastervlm", "received=cls", "the attention of a CLS token"),
+        ("visionzip", "cls_token=keep", "the projected CLS token"),
+    ],
+)
+def test_a_cls_token_that_is_missing(siglip: Path, tmp_path: Path, method: str, option: str, lacks: str) -> None:
+    arguments = ("build", "-m", siglip, "-o", tmp_path / "out", "--method", method, "--option", option)
+    code, _, err = command(*arguments)
     assert code == 1
-    assert f"--method {method} needs the attention of a CLS token" in err
-    assert "random" in err
-    assert command("build", "-m", siglip, "-o", tmp_path / "out", "--method", "random")[0] == 0
+    assert f"--method {method} needs {lacks}; the vision tower of this model has none" in err
+    instead = {"received=cls": "received=mean", "cls_token=keep": "cls_token=drop"}[option]
+    assert f"--option {instead}; or --method with one of: none, random" in err
+    assert entries(tmp_path) == []
 
 
 def test_unknown_names(tmp_path: Path) -> None:

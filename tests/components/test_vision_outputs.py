@@ -29,7 +29,7 @@ from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION, INPUTS
 
 CPU = Lowering.for_backend("onnxruntime")
 TOWER = tuple(name for name in FROM_VISION if name not in FROM_CLIP)
-ATTENTION = ("cls_attention", "shallow_attention", "deep_attention")
+ATTENTION = ("cls_attention", "mean_query_attention", "shallow_attention", "deep_attention")
 LAYERS = 4
 
 
@@ -215,11 +215,13 @@ def test_what_is_refused(tower: str, layer: Any, strategy: str, needs: str, lack
     able = error.value.hint.partition(": ")[2].split(", ")
     assert {"none", "random"} <= set(able)
     for name in pruning.names():
-        if name in able and pruning.get(name).tower_layer() is None:
-            check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
+        method = pruning.get(name)
+        options = method.complete_options(None, has_cls=spec.has_cls)
+        if name in able and method.tower_layer() is None:
+            check_needs(method, spec, options)
         elif name not in able:
             with pytest.raises(BudgetError, match=f"method={name!r} needs "):
-                check_needs(pruning.get(name), spec, pruning.get(name).validate_options())
+                check_needs(method, spec, options)
 
 
 @pytest.mark.parametrize(

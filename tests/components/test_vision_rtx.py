@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def readers() -> list[str]:
     """Methods that together read everything of the tower; that each one's pruner builds is tested elsewhere."""
-    found, left = [], {*TOWER} - {"cls_attention"}
+    found, left = [], {*TOWER} - {"cls_attention", "mean_query_attention"}
     for method in pruning.all_methods():
         if method.needs & left and not method.needs & set(FROM_CLIP):
             found.append(method.name)
@@ -73,18 +74,22 @@ def readers() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", readers())
-def test_whole_builds(checkpoint: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "received"), [*((name, None) for name in readers()), ("fastervlm", "mean"), ("adafv", "all")]
+)
+def test_whole_builds(checkpoint: Path, tmp_path: Path, name: str, received: str | None) -> None:
     method = pruning.get(name)
-    options = {option.name: 2 for option in method.options if option.name.endswith("_layer")}
+    options: dict[str, Any] = {option.name: 2 for option in method.options if option.name.endswith("_layer")}
+    options |= {"received": received} if received else {}
     made = build(checkpoint, tmp_path / "out", method=name, options=options, keep=6, keep_range=(2, 12),
                  engine={"max_batch_size": 2, "max_images": 2})  # fmt: skip
     for component in made.components:
         assert component.engine is not None
         assert made.path(component.engine).stat().st_size > 10_000
-    assert {spec.name for spec in made.component("vision").outputs} >= method.needs & set(TOWER)
+    needs = {*made.pruning.needs} & {*TOWER}
+    assert {spec.name for spec in made.component("vision").outputs} >= needs
     profile = made.component("pruner").profiles[0]
     assert profile["keep"] == ((2,), (6,), (12,))
     assert made.component("vision").profiles[0]["pixel_values"][2] == (4, 3, 56, 56)
-    for read in method.needs & set(TOWER):
+    for read in needs:
         assert [shape[0] for shape in profile[read]] == [1, 1, 1]

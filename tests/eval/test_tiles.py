@@ -28,7 +28,7 @@ def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         picture(seed, size).save(place / f"{name}.png")
         lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "Why?", "answer": "x"}))
     (place / "q.jsonl").write_text("\n".join(lines) + "\n")
-    return tiled.build(tiled.checkpoint(place / "model", request.param), place / "out", request.param)
+    return tiled.build(tiled.checkpoint(place / "model", request.param), place / "out")
 
 
 def command(*words: Any) -> Any:

@@ -80,7 +80,7 @@ def make(root: Path) -> EngineDir:
             image_token_id=5,
             eos_token_ids=(2,),
         ),
-        vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop"),
+        vision=VisionInfo("single", {}, (576, 576), (1, 1), "drop", ("cls_attention",)),
         text=TextInfo(TokenizerInfo((), False, (), (), None), None, "the chat template prints the date"),
         positions=PositionsInfo("compact", 1, (16,)),
         pruning=PruningInfo("adafv", 64, (16, 576), {"ratio": 0.5}, ("cls_attention",), "question"),

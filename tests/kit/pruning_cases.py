@@ -107,6 +107,7 @@ def _more(rng: np.random.Generator, batch: int, tokens: int, kind: str) -> dict[
         "deep_attention": rng.random((batch, tokens)) ** 3,
         "clip_image_embeds": rng.standard_normal((batch, tokens, WIDTHS["P"])),
         "clip_text_embeds": rng.standard_normal((batch, segments, WIDTHS["P"])),
+        "mean_query_attention": rng.random((batch, tokens)) ** 3,
     }
     per_token = [name for name in found if name not in ("cls_feature", "clip_text_embeds")]
     if kind == "aligned":

@@ -25,8 +25,7 @@ FAMILIES = {
         more={"image_grid_pinpoints": POINTS, "vision_aspect_ratio": "anyres_max_2"},
     ),
 }
-"""One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches; the method is one that its tower serves."""
-METHODS = {"llava-next": "adafv", "llava-onevision": "divprune"}
+"""One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches."""
 
 
 def checkpoint(path: Path, family: str) -> Path:
@@ -37,7 +36,7 @@ def checkpoint(path: Path, family: str) -> Path:
     return path
 
 
-def build(path: Path, out: Path, family: str, **settings: Any) -> Path:
-    """An engine directory of :func:`checkpoint`, by the family's method unless ``settings`` say another."""
-    trtprune.build(str(path), out, **{"method": METHODS[family], "keep": 12, **settings})
+def build(path: Path, out: Path, **settings: Any) -> Path:
+    """An engine directory of :func:`checkpoint`, by the default method unless ``settings`` say another."""
+    trtprune.build(str(path), out, **{"keep": 12, **settings})
     return out

@@ -27,11 +27,15 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
     layers = [i % (t.vision_layers + 1) for i in chosen]
     last, first = max(layers), 1 if t.strategy == "default" else 0
     keys: dict[int, torch.Tensor] = {}
+    queries: dict[int, torch.Tensor] = {}
     handles = []
     for name, module in tower.named_modules():
-        if name.endswith("k_proj"):
+        if name.endswith(("k_proj", "q_proj")):
             index = int(next(part for part in name.split(".") if part.isdigit()))
-            handles.append(module.register_forward_hook(lambda _, __, out, i=index: keys.__setitem__(i, out)))
+            seen = keys if name.endswith("k_proj") else queries
+            handles.append(
+                module.register_forward_hook(lambda _, __, out, i=index, seen=seen: seen.__setitem__(i, out))
+            )
     try:
         with torch.no_grad():
             out = tower(torch.from_numpy(pixel_values), output_attentions=True, output_hidden_states=True)
@@ -45,6 +49,9 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
     if last:
         maps = out.attentions[last - 1]
         found["deep_attention"] = maps.mean(dim=(1, 2))[:, first:]
+        q, k = (seen[last - 1].double().unflatten(-1, (4, -1)).transpose(1, 2) for seen in (queries, keys))
+        mean = torch.softmax(q.mean(2, keepdim=True) @ k.mT / k.shape[-1] ** 0.5, dim=-1)
+        found["mean_query_attention"] = mean.mean(dim=(1, 2)).float()[:, first:]
         found["vision_keys"] = keys[last - 1].unflatten(-1, (4, -1)).mean(2)[:, first:]
         if t.tower != "siglip":
             found["cls_attention"] = maps[:, :, 0].mean(1)[:, first:]

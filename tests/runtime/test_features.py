@@ -101,16 +101,16 @@ def test_selecting_with_what_the_build_returns(vlm: Vlm) -> None:
         def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
             return np.arange(keep)
 
-    found = picture_inputs(vlm.config, Wanting(), view.features, np.asarray)
+    found = picture_inputs(vlm.config, Wanting(), {}, view.features, np.asarray)
     assert found["grid"].tolist() == [[0, row, column] for row in range(4) for column in range(4)]
     np.testing.assert_array_equal(found["cls_attention"], view.features.cls)
     for name in ("vision_keys", "shallow_attention", "clip_text_embeds"):
         Wanting.needs = frozenset({name})
         with pytest.raises(BudgetError, match=f"returns no {name}") as error:
-            picture_inputs(vlm.config, Wanting(), view.features, np.asarray)
+            picture_inputs(vlm.config, Wanting(), {}, view.features, np.asarray)
         assert error.value.hint is not None
         assert "--method wanting" in error.value.hint
     strange = dataclasses.replace(vlm.config, model=dataclasses.replace(vlm.config.model, first_patch=-1))
     Wanting.needs = frozenset({"grid"})
     with pytest.raises(BudgetError, match="not one a patch"):
-        picture_inputs(strange, Wanting(), view.features, np.asarray)
+        picture_inputs(strange, Wanting(), {}, view.features, np.asarray)

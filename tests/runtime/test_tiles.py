@@ -166,13 +166,12 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
         inputs = {name: array if name == "cls_feature" else array[candidates] for name, array in extras.items()}
         span = view.prompt.span(method.text_span(options))
         inputs |= {"text_embeds": np.asarray(view.text_embeds)[span], "grid": plan.grid[candidates], "seed": 0}
-        known = {name: inputs[name] for name in inputs if name in method.needs}
+        known = {name: inputs[name] for name in vlm.config.pruning.needs if name in inputs}
         features = np.asarray(view.features.image)[candidates]
-        places = method.reference(features, keep=12, **known, **options)
+        places = method.reference(features, keep=12, **{**known, **vlm.config.pruning.options})
         expected = np.where(places < 0, places, candidates[places])
         assert vlm.select(view, keep=12).tolist() == expected.tolist(), method.name
-    need_cls = {m.name for m in pruning.all_methods() if any(name.startswith("cls_") for name in m.needs)}
-    assert refused == {"cdpruner", "trim"} | (need_cls if kit.tiny.tower == "siglip" else set())
+    assert refused == {"cdpruner", "trim"}
 
 
 def test_a_share_of_each_image(kit: Kit) -> None:

@@ -100,7 +100,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("crops")
     source = tiled.checkpoint(place / "model", "llava-next")
     picture(3, (150, 90)).save(place / "p.png")
-    return tiled.build(source, place / "out", "llava-next", method="visionzip")
+    return tiled.build(source, place / "out", method="visionzip")
 
 
 def test_show(out: Path, tmp_path: Path) -> None:

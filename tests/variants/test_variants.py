@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 import trtprune
+from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture
 from trtprune import pruning
 from trtprune.backends.running import Running
 from trtprune.engine_dir import digest_file, open_engine_dir
 from trtprune.errors import BackendError, BudgetError, CheckpointError
+from trtprune.show.references import select
 from trtprune.variants import Variant, Variants, parse_variants
+from trtprune.variants.planning import choose_variants
 
 QUESTION = "what is red on the table ?"
 
@@ -38,6 +41,30 @@ def test_lists_are_parsed() -> None:
         "sparsevlm schedule=2:66,6:30",
     ]
     assert Variant.parse("zspaprune:core_ratio=0.50") == Variant.make("zspaprune")
+
+
+def test_methods_of_a_tower_without_a_cls_token(tmp_path: Path) -> None:
+    """Their own defaults hold for further methods, too, and every report names them by what they go by."""
+    kit = Kit.make(tmp_path / "model", tiny.Tiny(tower="siglip", strategy="full"))
+    base = kit.path.parent / "base"
+    trtprune.build(str(kit.path), base, method="adafv", keep=5)
+    with Variants(base, Running(threads=1)) as variants:
+        assert variants.own.label == "adafv received=mean"
+        chosen, _ = choose_variants("all", variants.own, has_cls=variants.has_cls)
+        assert chosen.count(variants.own) == sum(variant.method == "adafv" for variant in chosen) == 1
+        assert {v.label for v in chosen} >= {"fastervlm received=mean", "visionzip cls_token=drop received=mean"}
+        (all_queries,) = parse_variants("fastervlm:received=all", has_cls=variants.has_cls)
+        assert all_queries.label == "fastervlm received=all"
+        assert variants.open(all_queries).config.vision.saliency == ("deep_attention",)
+        (mean,) = parse_variants("fastervlm", has_cls=variants.has_cls)
+        vlm = variants.open(mean)
+        view = variants.open(variants.own).look(picture(4), QUESTION)
+        assert (
+            select(variants.open(variants.own), view, keep=6, method="fastervlm").tolist()
+            == vlm.select(vlm.look(picture(4), QUESTION), keep=6).tolist()
+        )
+        with pytest.raises(BudgetError, match="needs the attention of a CLS token"):
+            variants.open(Variant.parse("fastervlm:received=cls", has_cls=variants.has_cls))
 
 
 @pytest.mark.parametrize(

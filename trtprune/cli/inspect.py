@@ -15,12 +15,10 @@ from trtprune.engine_dir.graphs import count_operators, read_graph
 from trtprune.engine_dir.roles import PACK, VISION
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.positions import position_rule
-from trtprune.tensor_names import CLS_ATTENTION, DEEP_ATTENTION, SHALLOW_ATTENTION
 
 __all__ = ["describe", "render"]
 
 OPS_SHOWN = 8
-SALIENCY = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION)
 NEWLINES = {
     "keep": "a newline token stays beside the budget if something of its line does",
     "drop": "newline tokens of a pruned image are dropped",
@@ -42,7 +40,7 @@ def describe(engine_dir: EngineDir | str | os.PathLike[str]) -> dict[str, Any]:
         "path": str(made.root),
         **{name: config[name] for name in ("backend", "dtype", "weight_dtype", "lowering", "model")},
         "pruning": config["pruning"] | {"budget": describe_build(made), "served": describe_served(made)},
-        "vision": config["vision"] | {"saliency": [name for name in SALIENCY if name in made.pruning.needs]},
+        "vision": config["vision"],
         "text": config["text"],
         "positions": config["positions"],
         "chain": config["chain"],

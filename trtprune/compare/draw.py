@@ -25,8 +25,6 @@ from trtprune.engine_dir.roles import EMBED, PRUNER
 from trtprune.errors import EngineDirError, InputError
 from trtprune.runtime.images import processor_from_settings
 from trtprune.tensor_names import (
-    CLS_ATTENTION,
-    DEEP_ATTENTION,
     GRID,
     INPUT_IDS,
     INPUTS_EMBEDS,
@@ -37,7 +35,7 @@ from trtprune.tensor_names import (
     RATER_ATTENTION,
     RATER_INDEX,
     RATER_WEIGHTS,
-    SHALLOW_ATTENTION,
+    SALIENCY,
     TEXT_EMBEDS,
     TEXT_MASK,
     VISUAL_INDEX,
@@ -56,7 +54,7 @@ DEFAULT_SEED = 1  # polygraphy.constants.DEFAULT_SEED
 # Inputs that are embeddings of text, or of text and images; the table has only words.
 EMBEDDED = (INPUTS_EMBEDS, TEXT_EMBEDS)
 # Inputs with positive numbers that add up to 1.
-ATTENTION = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION, RATER_ATTENTION, RATER_WEIGHTS)
+ATTENTION = (*SALIENCY, RATER_ATTENTION, RATER_WEIGHTS)
 # Tokens of a question to CLIP's text tower, whose maximum is 77.
 CLIP_TOKENS = 16
 

@@ -7,10 +7,10 @@ Defaults, by the less precise of the two sides; none is ever widened because som
   10.
 * float16, bfloat16: ``mean`` of 1e-2, absolute or relative: NVIDIA's recipe for float16 engines. The mean, because
   single elements of a residual stream in half precision differ by more than any useful bound.
-* attention (``cls_attention``, ``shallow_attention``, ``deep_attention``, ``rater_attention``): N numbers add up to 1,
-  so the absolute tolerance above would accept anything. A score with an error of ε multiplies its weight by about
-  1 + ε: the absolute tolerance becomes the relative one, and 1/N of it the absolute one. In the tower, and packed, N is
-  the features of a crop.
+* attention (``cls_attention``, ``mean_query_attention``, ``shallow_attention``, ``deep_attention``,
+  ``rater_attention``): N numbers add up to 1, so the absolute tolerance above would accept anything. A score with an
+  error of ε multiplies its weight by about 1 + ε: the absolute tolerance becomes the relative one, and 1/N of it the
+  absolute one. In the tower, and packed, N is the features of a crop.
 * ``kept_indices``: the same tokens, all of them.
 """
 
@@ -22,14 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trtprune.errors import InputError
-from trtprune.tensor_names import (
-    CLS_ATTENTION,
-    DEEP_ATTENTION,
-    KEPT_INDICES,
-    PACKED,
-    RATER_ATTENTION,
-    SHALLOW_ATTENTION,
-)
+from trtprune.tensor_names import KEPT_INDICES, PACKED, RATER_ATTENTION, SALIENCY
 
 __all__ = ["STATS", "Tolerance", "defaults", "per_output"]
 
@@ -148,9 +141,8 @@ def defaults(dtype: str, visual_tokens: int, crop_features: int | None = None) -
     """
     half = dtype in ("float16", "bfloat16")
     atol, rtol, stat = (1e-2, 1e-2, "mean") if half else (1e-4, 1e-5, "elemwise")
-    tower = (CLS_ATTENTION, SHALLOW_ATTENTION, DEEP_ATTENTION)
     share = atol / (crop_features or visual_tokens)
-    rows = dict.fromkeys((*tower, *(PACKED + name for name in tower)), share)
+    rows = dict.fromkeys((*SALIENCY, *(PACKED + name for name in SALIENCY)), share)
     rows[RATER_ATTENTION] = atol / visual_tokens
     return Tolerance(
         {"": atol, **rows, KEPT_INDICES: 0.0},

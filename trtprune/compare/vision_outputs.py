@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["vision_outputs"]
 
 # The names in transformers 5 and 4.
-KEY_PROJECTIONS = (".k_proj", ".attention.key")
+PROJECTIONS = {"k": (".k_proj", ".attention.key"), "q": (".q_proj", ".attention.query")}
 
 
 def vision_outputs(
@@ -33,9 +33,13 @@ def vision_outputs(
     chosen = [i % count for i in (layers if isinstance(layers, list) else [layers])]
     last = max(chosen) - 1
     first = int(config.vision_feature_select_strategy == "default")
-    keys: list[torch.Tensor] = []
-    names = [name for name, _ in tower.named_modules() if name.endswith(KEY_PROJECTIONS) and f".{last}." in name]
-    hooks = [tower.get_submodule(name).register_forward_hook(lambda _, __, out: keys.append(out)) for name in names]
+    projected: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, which=which: projected.update({which: out}))
+        for name, module in tower.named_modules()
+        for which, ends in PROJECTIONS.items()
+        if name.endswith(ends) and f".{last}." in name
+    ]
     try:
         seen = tower(pixels, output_attentions=True, output_hidden_states=True)
     finally:
@@ -51,11 +55,18 @@ def vision_outputs(
         return torch.cat([seen.hidden_states[i] for i in chosen], dim=-1)
 
     heads = config.vision_config.num_attention_heads
+
+    def mean_query() -> torch.Tensor:
+        queries, keys = (projected[which].unflatten(-1, (heads, -1)).transpose(1, 2) for which in "qk")
+        logits = queries.mean(2, keepdim=True) @ keys.mT * keys.shape[-1] ** -0.5
+        return logits.softmax(-1).mean(dim=(1, 2))[:, first:]
+
     makers = {
         "image_features": lambda: projector(states()[:, first:]),
         "cls_attention": lambda: seen.attentions[last][:, :, 0].mean(1)[:, first:],
         "vision_features": lambda: states()[:, first:],
-        "vision_keys": lambda: keys[0].unflatten(-1, (heads, -1)).mean(2)[:, first:],
+        "mean_query_attention": mean_query,
+        "vision_keys": lambda: projected["k"].unflatten(-1, (heads, -1)).mean(2)[:, first:],
         "cls_feature": lambda: projector(states()[:, :1])[:, 0],
         "shallow_attention": lambda: received(shallow - 1) if shallow is not None else None,
         "deep_attention": lambda: received(last),

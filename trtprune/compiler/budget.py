@@ -10,6 +10,7 @@ from trtprune.arguments import arg
 from trtprune.engine_dir import POSITIONS, PositionsInfo, PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS
+from trtprune.tensor_names import SALIENCY
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -91,8 +92,12 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
     """
     missing = _missing(method, options, spec, clip)
     if missing is not None:
-        able = ", ".join(m.name for m in pruning.all_methods() if _missing(m, m.validate_options(), spec, clip) is None)
-        hint = f"{arg('method')} with one of: {able}"
+        own = {m.name: m.complete_options(None, has_cls=spec.has_cls) for m in pruning.all_methods()}
+        able = [name for name in own if _missing(pruning.get(name), own[name], spec, clip) is None]
+        hint = f"{arg('method')} with one of: {', '.join(able)}"
+        if method.name in able:
+            other = {name: value for name, value in own[method.name].items() if options.get(name) != value}
+            hint = f"{arg('options', other)}; or {hint}"
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
@@ -108,7 +113,7 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
 
 def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> str | None:
     """The first input of the method that the model does not have, with the reason; None without one."""
-    for name in sorted(method.needs & INPUTS.keys()):
+    for name in sorted(method.needs_of(options) & INPUTS.keys()):
         words = INPUTS[name].words
         if name in FROM_CLIP and spec.vision_tower != CLIP_TOWER:
             return f"CLIP's text tower; the vision tower of this model is {spec.vision_tower}, not CLIP's"
@@ -116,7 +121,7 @@ def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, cl
             return f"CLIP's text tower ({words}), which the checkpoint has not got and {arg('clip')} was not given"
         if name.startswith("cls_") and not spec.has_cls:
             return f"{words}; the vision tower of this model has none"
-        if name in ("vision_keys", "shallow_attention", "deep_attention") and not spec.tower_layers:
+        if name in (*SALIENCY, "vision_keys") and not spec.tower_layers:
             return f"{words}; this model uses none of the tower's layers"
     if "grid" in method.needs_of(options) and spec.first_patch != 0:
         first = "the CLS token is one of them" if spec.first_patch < 0 else "the first patch is dropped"

@@ -41,7 +41,7 @@ from trtprune.engine_dir.graphs import count_operators, read_graph, weight_locat
 from trtprune.engine_dir.roles import DECODER
 from trtprune.errors import BuildError, EngineDirError
 from trtprune.reports.reporter import Report, Reporter, reporter_of
-from trtprune.tensor_names import cached_layers
+from trtprune.tensor_names import SALIENCY, cached_layers
 
 if TYPE_CHECKING:
     from trtprune.compiler.quantized import QuantizedWeights
@@ -270,6 +270,7 @@ def _vision_info(plan: Plan) -> VisionInfo:
         tokens=processor.tokens_range,
         crops=processor.crops_range,
         newlines=plan.newlines,
+        saliency=tuple(name for name in SALIENCY if name in plan.pruning.needs),
     )
 
 

@@ -26,7 +26,8 @@ __all__ = ["describe", "make_graphs"]
 def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Graph]:
     """The graph of each component, in the order of the chain."""
     options, schedule = plan.method.validate_options(plan.pruning.options), plan.pruning.schedule
-    clip = plan.clip if plan.clip is not None and plan.method.needs & {*FROM_CLIP} else None
+    needs = plan.method.needs_of(options)
+    clip = plan.clip if plan.clip is not None and needs & {*FROM_CLIP} else None
     points = schedule.points if schedule is not None else ()
     moved = {**(quantized.moved if quantized else {}), **(clip.tensors if clip else {})}
     graphs = plan.model.build_components(
@@ -37,7 +38,7 @@ def make_graphs(plan: Plan, quantized: QuantizedWeights | None) -> dict[Part, Gr
         cuts=points,
         raters=plan.method.attention(options),
         vision_heads=_clip_head(clip) if clip else None,
-        vision_outputs=[name for name in FROM_VISION if name in plan.method.needs and name not in FROM_CLIP],
+        vision_outputs=[name for name in FROM_VISION if name in needs and name not in FROM_CLIP],
         shallow_layer=plan.method.tower_layer(options),
     )
     if clip is not None:

@@ -22,6 +22,7 @@ from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PositionsInfo, P
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.generation_config import read_generation
 from trtprune.reports.downloads import progress_of
+from trtprune.tensor_names import SALIENCY
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
@@ -123,6 +124,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     generation = _generation(checkpoint, spec, request.generation_config, report)
     clip = _find_clip(checkpoint, model, request.clip, report)
     info, positions, capacity, engines = limits.decide(model, clip=clip is not None)
+    _say_saliency(info, spec, limits.method, report)
     newlines = _newlines(request, model, limits.method)
     content = {
         "checkpoint": checkpoint.digest(),
@@ -173,6 +175,13 @@ def _newlines(request: BuildRequest, model: Model, method: BaseMethod) -> str:
     return request.newlines or NEWLINES[0]
 
 
+def _say_saliency(info: PruningInfo, spec: ModelSpec, method: BaseMethod, say: Report) -> None:
+    """A line about what a method reads of a tower without a CLS token."""
+    names = [name for name in SALIENCY if name in info.needs]
+    if not spec.has_cls and method.without_cls and names:
+        say("pruner", f"the vision tower has no CLS token: {method.name} goes by {', '.join(names)}")
+
+
 def _unsaid(component: str, message: str) -> None:
     """A report without warnings, which are repeated later."""
 
@@ -210,7 +219,7 @@ class _Limits:
             spec,
             keep=request.keep,
             keep_range=request.keep_range,
-            options=self.method.validate_options(dict(request.options or {})),
+            options=self.method.complete_options(request.options, has_cls=spec.has_cls),
             clip=clip,
         )
         positions = resolve_positions(self.method, spec, request.positions, info.options)

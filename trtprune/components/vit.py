@@ -21,9 +21,9 @@ import onnx_ir as ir
 from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
-from trtprune.graph.attention import attention, mean_attention, query_row
+from trtprune.graph.attention import attention, mean_attention, mean_query_row, query_row
 from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
-from trtprune.tensor_names import CLS_ATTENTION, PIXEL_VALUES
+from trtprune.tensor_names import CLS_ATTENTION, MEAN_QUERY_ATTENTION, PIXEL_VALUES
 
 __all__ = [
     "ATTENTION_OUTPUTS",
@@ -266,7 +266,9 @@ class TowerOutputs:
     extras: dict[str, ir.Value] = field(default_factory=dict)
 
 
-ATTENTION_OUTPUTS = ("vision_keys", "deep_attention", "shallow_attention")
+LAST_LAYER = frozenset({"vision_keys", "deep_attention", MEAN_QUERY_ATTENTION})
+"""Attention outputs of the last used layer."""
+ATTENTION_OUTPUTS = (*sorted(LAST_LAYER), "shallow_attention")
 """Attention outputs that :func:`build_tower` adds on request."""
 
 
@@ -296,7 +298,7 @@ def build_tower(
     for layer in range(1, selection.deepest + 1):
         reads = set()
         if layer == selection.deepest:
-            reads |= ({CLS_ATTENTION} if tower.HAS_CLS else set()) | ({"vision_keys", "deep_attention"} & set(wanted))
+            reads |= ({CLS_ATTENTION} if tower.HAS_CLS else set()) | (LAST_LAYER & set(wanted))
         if layer == shallow_layer and "shallow_attention" in wanted:
             reads |= {"shallow_attention"}
         with g.scope(f"layers.{layer - 1}"):
@@ -331,6 +333,8 @@ def _layer(
     found = {}
     if CLS_ATTENTION in reads:
         found[CLS_ATTENTION] = query_row(g, q, k, row=0, head_dim=dim)
+    if MEAN_QUERY_ATTENTION in reads:
+        found[MEAN_QUERY_ATTENTION] = mean_query_row(g, q, k, head_dim=dim)
     if "vision_keys" in reads:
         found["vision_keys"] = op.ReduceMean(g.cast(k, ir.DataType.FLOAT), g.ints(1), keepdims=0)
     for name in ("deep_attention", "shallow_attention"):

@@ -11,7 +11,7 @@ from typing import Any
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import POSITIONS, EngineDir, TensorSpec
 from trtprune.schedules import wrong_schedule
-from trtprune.tensor_names import POSITION_IDS, is_past
+from trtprune.tensor_names import POSITION_IDS, SALIENCY, is_past
 from trtprune.text.info import wrong_texts
 
 __all__ = ["wrong_values"]
@@ -97,6 +97,9 @@ def _wrong_vision(made: EngineDir) -> Iterator[str]:
         yield f"config.vision.crops must be two numbers between 1 and {MOST_CROPS}"
     if vision.newlines not in NEWLINES:
         yield f"config.vision.newlines must be one of {', '.join(NEWLINES)}"
+    read = [name for name in SALIENCY if name in made.pruning.needs]
+    if [*vision.saliency] != read:
+        yield f"config.vision.saliency must be {', '.join(read) or 'empty'}, as config.pruning.needs says"
 
 
 def _wrong_positions(made: EngineDir) -> Iterator[str]:

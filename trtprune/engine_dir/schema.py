@@ -115,6 +115,8 @@ class VisionInfo:
         newlines: The newline tokens of an image that is pruned: ``keep`` those of a line with a kept token, beside the
             budget; ``drop`` all; ``candidates``: the method selects among them as among other visual tokens.  An image
             that is not pruned keeps all of them.
+        saliency: The outputs of the vision graph that say how strongly the tower attends to each patch, as far as the
+            method reads them: ``cls_attention``, ``mean_query_attention``, ``shallow_attention``, ``deep_attention``.
     """
 
     processor: str
@@ -122,6 +124,7 @@ class VisionInfo:
     tokens: tuple[int, int]
     crops: tuple[int, int]
     newlines: str
+    saliency: tuple[str, ...]
 
 
 @dataclass(frozen=True)

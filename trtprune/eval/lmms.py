@@ -94,13 +94,15 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
 
         from trtprune.variants import Variant, Variants
 
-        chosen = None if method is None else Variant.parse(str(method))  # before anything is opened
+        if method is not None:
+            Variant.parse(str(method))  # an error before anything is opened
         self._variants = Variants(
             str(directory),
             Running(provider, threads=threads),
             build_options=None if clip is None else {"clip": clip},
         )
-        self.variant = chosen or self._variants.own
+        shared = self._variants
+        self.variant = shared.own if method is None else Variant.parse(str(method), has_cls=shared.has_cls)
         base = self._variants.base.pruning
         if keep is None and self.variant not in (self._variants.own, Variant.make("none")):
             # A variant's default budget is all tokens: without ``keep``, a method would be marked unpruned.

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from trtprune.graph.builder import Graph
 from trtprune.graph.lowering import Form
 
-__all__ = ["attention", "cache_mask", "cache_write", "mean_attention", "query_row", "rotary"]
+__all__ = ["attention", "cache_mask", "cache_write", "mean_attention", "mean_query_row", "query_row", "rotary"]
 
 
 def rotary(g: Graph, x: ir.Value, cos: ir.Value, sin: ir.Value, head_dim: int) -> ir.Value:
@@ -153,8 +153,23 @@ def query_row(g: Graph, q: ir.Value, k: ir.Value, *, row: int, head_dim: int) ->
         q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.
         row: The query, e.g. 0 for the CLS token.
     """
+    return _row(g, g.op.Slice(q, g.ints(row), g.ints(row + 1), g.ints(2)), k, head_dim)
+
+
+def mean_query_row(g: Graph, q: ir.Value, k: ir.Value, *, head_dim: int) -> ir.Value:
+    """The attention row of the mean of all queries, the mean over heads, float32 [B, Sk].
+
+    Args:
+        q: [B, heads, S, head_dim], not yet scaled; ``k`` likewise.
+    """
+    # Summed in float32: half precision would lose the small ones of some hundred queries.
+    mean = g.op.ReduceMean(g.cast(q, ir.DataType.FLOAT), g.ints(2), keepdims=1)
+    return _row(g, g.cast(mean, g.dtype), k, head_dim)
+
+
+def _row(g: Graph, query: ir.Value, k: ir.Value, head_dim: int) -> ir.Value:
+    """The attention of one query [B, heads, 1, head_dim], not yet scaled; the mean over heads, float32 [B, Sk]."""
     op = g.op
-    query = op.Slice(q, g.ints(row), g.ints(row + 1), g.ints(2))
     query = op.Mul(query, g.scalar(head_dim**-0.5))
     scores = op.MatMul(query, op.Transpose(k, perm=[0, 1, 3, 2]))
     weights = op.Softmax(g.cast(scores, ir.DataType.FLOAT), axis=-1)

@@ -99,6 +99,8 @@ class BaseMethod(ABC):
         grid_positions: The same where a position has a row and a column (M-RoPE).  The authors' codes for such models
             keep the original positions, unless the method says otherwise.  Not of methods inside the decoder.
         options: Its options.
+        without_cls: Options that have another default where the vision tower has no CLS token: how the method does
+            without one.
     """
 
     name: ClassVar[str]
@@ -112,10 +114,15 @@ class BaseMethod(ABC):
     positions: ClassVar[str] = "compact"
     grid_positions: ClassVar[str] = "original"
     options: ClassVar[tuple[Option, ...]] = ()
+    without_cls: ClassVar[Mapping[str, OptionValue]] = {}
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
         """Which text tokens the method wants: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
         return PROMPT_TOKENS[str(self.validate_options(options).get("prompt_tokens", "question"))]
+
+    def complete_options(self, options: Mapping[str, object] | None, *, has_cls: bool) -> dict[str, OptionValue]:
+        """:meth:`validate_options` for a model: with the defaults of a tower with a CLS token, or without one."""
+        return self.validate_options({**({} if has_cls else self.without_cls), **(options or {})})
 
     def validate_options(self, options: Mapping[str, object] | None = None) -> dict[str, OptionValue]:
         """All options of the method, defaults filled in and text parsed.

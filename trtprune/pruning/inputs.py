@@ -37,6 +37,7 @@ class Input:
 
 INPUTS = {
     "cls_attention": Input(("N",), "float32", "vision", "the attention of a CLS token"),
+    "mean_query_attention": Input(("N",), "float32", "vision", "the attention each patch receives from the mean query"),
     "vision_features": Input(("N", "C"), "model", "vision", "the tower's features before the projector"),
     "vision_keys": Input(("N", "K"), "float32", "vision", "the attention keys of the tower's last used layer"),
     "cls_feature": Input(("D",), "model", "vision", "the projected CLS token"),
@@ -51,6 +52,8 @@ INPUTS = {
 other words in ``Method.needs``.
 
 * ``cls_attention``: row of the CLS query in the last layer that is used, mean over heads, the CLS column dropped.
+* ``mean_query_attention``: softmax(q̄ · Kᵀ / sqrt(d)) of the same layer with q̄ the mean of all queries of a crop (CLS
+  included), mean over heads, columns of the patches.
 * ``vision_features``: what enters the projector.
 * ``vision_keys``: of the layer of ``cls_attention``, after its bias, mean over heads, patches only.
 * ``cls_feature``: the CLS token of the same hidden state, put through the projector like a patch.

@@ -33,6 +33,9 @@ class Method(BaseMethod):
 
     def describe_needs(self) -> list[str]:
         words = [entry.words for name, entry in INPUTS.items() if name in self.needs]
+        if self.without_cls:
+            other = self.needs_of(self.complete_options(None, has_cls=False)) - self.needs
+            words += [f"or, without a CLS token, {INPUTS[name].words}" for name in sorted(other)]
         words += ["a seed"] if "seed" in self.needs else []
         if self.needs & set(FROM_CLIP):
             words.append("a build with CLIP's text tower (--clip)")

@@ -34,6 +34,7 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
     if method == vlm.config.pruning.method:
         return vlm.select(view, keep=keep, seed=seed)
     other = pruning.get(method)
+    options = other.complete_options(None, has_cls=vlm.config.model.has_cls)
     if other.inside:
         raise BudgetError(
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
@@ -43,12 +44,13 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
     settled, places = plan.without_choice(keep), plan.candidates
     if settled is not None:
         return settled
-    kept = other.reference(keep=keep, seed=seed, **_reference_inputs(vlm, view, other, places))
+    inputs = {**_reference_inputs(vlm, view, other, places, options), **options}
+    kept = other.reference(keep=keep, seed=seed, **inputs)
     return np.where(kept < 0, kept, places[kept])
 
 
 def _reference_inputs(
-    vlm: Vlm, view: View, method: BaseMethod, places: np.ndarray, options: Mapping[str, Any] | None = None
+    vlm: Vlm, view: View, method: BaseMethod, places: np.ndarray, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The inputs of a method's reference from a viewed image and its prompt, on the host.
 
@@ -57,26 +59,34 @@ def _reference_inputs(
         view: The image, as it sees it.
         method: The method.
         places: The visual tokens that it chooses from.
-        options: Its options; None: by default.
+        options: All of its options.
     """
     with vlm.using():
         fetch = vlm.chain.memory.to_host
         extras = {**view.features.extras, **vlm.pipeline.clip_text.read(view.prompt)}
         seen = replace(view.features, extras=extras)
-        inputs = {"image_features": fetch(view.features.image), **picture_inputs(vlm.config, method, seen, fetch)}
+        inputs = {
+            "image_features": fetch(view.features.image),
+            **picture_inputs(vlm.config, method, options, seen, fetch),
+        }
         by_token = {name for name, entry in INPUTS.items() if entry.dims[0] == "N"} | {"image_features"}
         inputs |= {name: array[places] for name, array in inputs.items() if name in by_token}
         return {"text_embeds": fetch(view.text_embeds[view.prompt.span(method.text_span(options))]), **inputs}
 
 
 def picture_inputs(
-    config: EngineDir, method: BaseMethod, features: Features, fetch: Callable[[Array], np.ndarray]
+    config: EngineDir,
+    method: BaseMethod,
+    options: Mapping[str, Any],
+    features: Features,
+    fetch: Callable[[Array], np.ndarray],
 ) -> dict[str, Any]:
     """The method's inputs except text and seed, on the host.
 
     Args:
         config: The build of the features.
-        method: The method, with its default options.
+        method: The method.
+        options: All of its options.
         features: The image's features.
         fetch: Function that copies an array to the host.
 
@@ -85,9 +95,10 @@ def picture_inputs(
     """
     hint = f"trtprune build --method {method.name}, and take that build"
     needs = f"{arg('method', method.name)} needs"
+    needed = method.needs_of(options)
     found: dict[str, Any] = {}
     for name, entry in INPUTS.items():
-        if name not in method.needs or entry.source in ("embed", ""):
+        if name not in needed or entry.source in ("embed", ""):
             continue
         if name in features.extras:
             found[name] = fetch(features.extras[name])
@@ -104,14 +115,14 @@ def picture_inputs(
             )
     if "shallow_attention" in found:
         built = pruning.get(config.pruning.method).tower_layer(config.pruning.options)
-        wanted = method.tower_layer()
+        wanted = method.tower_layer(options)
         if built != wanted:
             raise BudgetError(
                 f"{needs} {INPUTS['shallow_attention'].words}: layer {wanted}; the vision graph "
                 f"of {config.root.name} returns that of layer {built}",
                 hint=hint,
             )
-    if "grid" in method.needs:
+    if "grid" in needed:
         if config.model.first_patch != 0:
             raise BudgetError(
                 f"{needs} the grid of patches; this model's image features are not one a patch",
@@ -137,7 +148,8 @@ def merged_into(
     """
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
-    options = method.validate_options(info.options if name in (None, info.method) else None)
+    own = info.options if name in (None, info.method) else None
+    options = method.complete_options(own, has_cls=vlm.config.model.has_cls)
     total = view.features.visual_tokens
     trace = method.trace(total, options)
     if trace is not None:

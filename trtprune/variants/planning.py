@@ -18,8 +18,13 @@ __all__ = ["ALL", "choose_budgets", "choose_variants", "parse_methods", "plan_ce
 ALL = "all"
 
 
-def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], bool]:
+def choose_variants(methods: str | None, own: Variant, *, has_cls: bool = True) -> tuple[list[Variant], bool]:
     """The methods to measure, and whether they were named one by one; ``none`` is always measured and not in the list.
+
+    Args:
+        methods: ``a,b:option=value``; ``all``; None: as built.
+        own: The build's.
+        has_cls: Whether its vision tower has a CLS token.
 
     Raises:
         BudgetError: for an unknown method or option.
@@ -27,15 +32,15 @@ def choose_variants(methods: str | None, own: Variant) -> tuple[list[Variant], b
     if methods is None:
         found, named = [own], True
     else:
-        found, named = parse_methods(methods)
+        found, named = parse_methods(methods, has_cls=has_cls)
         if not named:
             # The build's own method gets its options of the build.
-            every = [own if name == own.method else Variant.make(name) for name in pruning.names()]
+            every = [own if name == own.method else Variant.make(name, has_cls=has_cls) for name in pruning.names()]
             found = list(dict.fromkeys([*every, *found]))
     return [variant for variant in found if variant.method != "none"], named
 
 
-def parse_methods(methods: str) -> tuple[list[Variant], bool]:
+def parse_methods(methods: str, *, has_cls: bool = True) -> tuple[list[Variant], bool]:
     """The methods of ``--methods`` beside ``all``, and whether ``all`` is missing: ``all,divprune:center=true``.
 
     Raises:
@@ -43,8 +48,8 @@ def parse_methods(methods: str) -> tuple[list[Variant], bool]:
     """
     first, _, rest = methods.partition(",")
     if first.strip() != ALL:
-        return parse_variants(methods), True
-    return parse_variants(rest) if rest.strip() else [], False
+        return parse_variants(methods, has_cls=has_cls), True
+    return parse_variants(rest, has_cls=has_cls) if rest.strip() else [], False
 
 
 def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:

@@ -39,13 +39,22 @@ class Variant:
     options: tuple[tuple[str, str | int | float], ...] = ()
 
     @classmethod
-    def make(cls, method: str, options: Mapping[str, object] | None = None) -> Variant:
-        """Raises BudgetError for an unknown method or option."""
-        return cls(method, tuple(pruning.get(method).validate_options(options).items()))
+    def make(cls, method: str, options: Mapping[str, object] | None = None, *, has_cls: bool = True) -> Variant:
+        """A method with these options and the defaults of the others.
+
+        Args:
+            method: Its name.
+            options: The options that are set.
+            has_cls: Whether the model's vision tower has a CLS token, which decides defaults.
+
+        Raises:
+            BudgetError: for an unknown method or option.
+        """
+        return cls(method, tuple(pruning.get(method).complete_options(options, has_cls=has_cls).items()))
 
     @classmethod
-    def parse(cls, text: str) -> Variant:
-        """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``.
+    def parse(cls, text: str, *, has_cls: bool = True) -> Variant:
+        """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``; ``has_cls`` as in :meth:`make`.
 
         Raises:
             BudgetError: naming the fault.
@@ -55,7 +64,7 @@ class Variant:
         pairs = [setting.partition("=") for setting in settings]
         if not all(equals for _, equals, _ in pairs):
             raise BudgetError(f"--methods {text}: ends with a colon", hint="METHOD:OPTION=VALUE:OPTION=VALUE")
-        return cls.make(method, {name: value for name, _, value in pairs})
+        return cls.make(method, {name: value for name, _, value in pairs}, has_cls=has_cls)
 
     @property
     def label(self) -> str:
@@ -70,7 +79,7 @@ def split_methods(text: str) -> list[str]:
     return [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
 
 
-def parse_variants(text: str) -> list[Variant]:
+def parse_variants(text: str, *, has_cls: bool = True) -> list[Variant]:
     """A comma-separated list of :meth:`Variant.parse`, without duplicates.
 
     Raises:
@@ -79,7 +88,7 @@ def parse_variants(text: str) -> list[Variant]:
     parts = split_methods(text)
     if not parts:
         raise BudgetError("--methods: names no method", hint=f"some of {', '.join(pruning.names())}")
-    return list(dict.fromkeys(map(Variant.parse, parts)))
+    return list(dict.fromkeys(Variant.parse(part, has_cls=has_cls) for part in parts))
 
 
 def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
@@ -174,6 +183,11 @@ class Variants:
     def own(self) -> Variant:
         """The base's method and options."""
         return variant_of(self.base)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the model's vision tower has a CLS token."""
+        return self.base.model.has_cls
 
     def there(self, variant: Variant) -> bool:
         """Whether a variant exists without a new build."""

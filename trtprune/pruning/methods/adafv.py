@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import grids, ops
 from trtprune.pruning.crops import (
@@ -58,6 +58,7 @@ from trtprune.pruning.crops import (
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,14 +141,16 @@ class AdaFv(Method):
             "the prompt tokens compared with the image",
             choices=tuple(PROMPT_TOKENS),
         ),
+        RECEIVED,
     )
+    without_cls: ClassVar = {"received": "mean"}
 
     def passes_all(self, options: Mapping[str, Any]) -> bool:
         # The authors' form may choose a token twice and another not at all, whatever the budget.
         return bool(options["mode"] == "distinct")
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        return needs_by_crop(self.needs, options)
+        return needs_by_crop(needs_by_saliency(self.needs, options), options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens if options["crops"] == "each" else keep
@@ -156,7 +159,7 @@ class AdaFv(Method):
         import numpy as np
 
         text = text_scores(image_features, inputs["text_embeds"], inputs["temperature"])
-        cls = ops.clean(inputs["cls_attention"])
+        cls = ops.clean(saliency(inputs))
         fraction = _quota_fraction(inputs["quota"])
         quota = ops.scale_count(fraction.numerator, fraction.denominator, keep)
         if inputs["crops"] == "each":
@@ -214,7 +217,7 @@ class AdaFv(Method):
             inputs["text_mask"],
             options["temperature"],
         )
-        cls = ops.write_clean(g, inputs["cls_attention"])
+        cls = ops.write_clean(g, saliency(inputs, options))
         fraction = _quota_fraction(options["quota"])
         quota = ops.write_scale_count(g, fraction.numerator, fraction.denominator, keep)
         if options["crops"] == "each":

@@ -16,12 +16,13 @@ Several crops of one image: the code gives each the same budget, ``crops=each``;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import ops
 from trtprune.pruning.crops import CROPS, listed_by_crop, needs_by_crop, write_listed_by_crop, write_selected
 from trtprune.pruning.method import Method
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,10 +43,11 @@ class FasterVlm(Method):
     source = "https://github.com/Theia-4869/FasterVLM @ f5d5f12"
     needs = frozenset({"cls_attention"})
     cost = "one TopK"
-    options = (CROPS,)
+    options = (CROPS, RECEIVED)
+    without_cls: ClassVar = {"received": "mean"}
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        return needs_by_crop(self.needs, options)
+        return needs_by_crop(needs_by_saliency(self.needs, options), options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens if options["crops"] == "each" else keep
@@ -53,13 +55,13 @@ class FasterVlm(Method):
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
-        attention = ops.clean(inputs["cls_attention"])
+        attention = ops.clean(saliency(inputs))
         if inputs["crops"] == "each":
             return np.sort(listed_by_crop(attention, inputs["grid"], keep)[0][:keep])
         return np.sort(ops.descending(attention)[:keep])
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
-        attention = ops.write_clean(g, inputs["cls_attention"])
+        attention = ops.write_clean(g, saliency(inputs, options))
         if options["crops"] == "joint":
             return attention
         order, _ = write_listed_by_crop(g, attention, inputs["grid"], keep, options["most_crops"])

@@ -16,13 +16,14 @@ numbers, so the factor and the term may go in first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import ops
 from trtprune.pruning.greedy import LAST, TAKEN, least_close
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 from trtprune.pruning.similarity import CENTER, cosines, min_max, write_cosines, write_min_max
 
 if TYPE_CHECKING:
@@ -51,15 +52,20 @@ class Mmr(Method):
             "importance", 0.5, "weight of the CLS attention; the rest is that of being different", minimum=0, maximum=1
         ),
         CENTER,
+        RECEIVED,
     )
+    without_cls: ClassVar = {"received": "mean"}
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return needs_by_saliency(self.needs, options)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
         weight = np.float32(inputs["importance"])
         close, good = cosines(image_features, inputs["center"] == "true")
-        good = good & ~np.isnan(inputs["cls_attention"])
-        worth = min_max(ops.clean(inputs["cls_attention"]), good, widen=_WIDEN)
+        good = good & ~np.isnan(saliency(inputs))
+        worth = min_max(ops.clean(saliency(inputs)), good, widen=_WIDEN)
         close = np.float32(1 - inputs["importance"]) * close - weight * worth
         first = int(np.argmax(np.where(good, worth, np.float32(-1))))
         start = np.where(good, close[first], np.float32(LAST))
@@ -71,8 +77,8 @@ class Mmr(Method):
 
         op = g.op
         close, good = write_cosines(g, inputs["image_features"], options["center"] == "true")
-        good = op.And(good, op.Not(op.IsNaN(inputs["cls_attention"])))
-        worth = write_min_max(g, ops.write_clean(g, inputs["cls_attention"]), good, widen=_WIDEN)
+        good = op.And(good, op.Not(op.IsNaN(saliency(inputs, options))))
+        worth = write_min_max(g, ops.write_clean(g, saliency(inputs, options)), good, widen=_WIDEN)
         term = op.Unsqueeze(op.Mul(worth, ops.f32(g, options["importance"])), g.ints(1))
         close = op.Sub(op.Mul(close, ops.f32(g, 1 - options["importance"])), term)
         first = op.ArgMax(op.Where(good, worth, ops.f32(g, -1.0)), axis=1, keepdims=1, select_last_index=0)

@@ -18,13 +18,14 @@ is no longer the least similarity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import ops
 from trtprune.pruning.greedy import most_covering
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
 if TYPE_CHECKING:
@@ -52,15 +53,20 @@ class Scope(Method):
             "combine", "multiply", "the CLS attention is a factor of the gain or a term", choices=("multiply", "add")
         ),
         CENTER,
+        RECEIVED,
     )
+    without_cls: ClassVar = {"received": "mean"}
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return needs_by_saliency(self.needs, options)
 
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
         cover, good = cosines(inputs["vision_features"], inputs["center"] == "true")
         _, _, projected = ops.norms(image_features)
-        good = good & projected & ~np.isnan(inputs["cls_attention"])
-        weight = np.maximum(ops.clean(inputs["cls_attention"]), np.float32(0))
+        good = good & projected & ~np.isnan(saliency(inputs))
+        weight = np.maximum(ops.clean(saliency(inputs)), np.float32(0))
         if inputs["alpha"] != 1:
             weight = np.minimum(weight ** np.float32(inputs["alpha"]), np.float32(ops.LIMIT))
         return np.sort(np.array(most_covering(cover, keep, good, weight, inputs["combine"] == "add"), dtype=np.int64))
@@ -71,8 +77,8 @@ class Scope(Method):
         op = g.op
         cover, good = write_cosines(g, inputs["vision_features"], options["center"] == "true")
         _, _, projected = ops.write_norms(g, inputs["image_features"])
-        good = op.And(op.And(good, op.Squeeze(projected, g.ints(2))), op.Not(op.IsNaN(inputs["cls_attention"])))
-        weight = op.Max(ops.write_clean(g, inputs["cls_attention"]), ops.f32(g, 0.0))
+        good = op.And(op.And(good, op.Squeeze(projected, g.ints(2))), op.Not(op.IsNaN(saliency(inputs, options))))
+        weight = op.Max(ops.write_clean(g, saliency(inputs, options)), ops.f32(g, 0.0))
         if options["alpha"] != 1:
             weight = op.Min(op.Pow(weight, ops.f32(g, options["alpha"])), ops.f32(g, ops.LIMIT))
         return coverage_select(g, cover, keep, good, weight, added=options["combine"] == "add")

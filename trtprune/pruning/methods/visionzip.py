@@ -28,12 +28,13 @@ every target and goes to the first one that no other is closer than.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import merging, ops
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,13 @@ class VisionZip(Method):
         Option("contextual", 0.15625, "fraction of the budget for merged tokens", minimum=0, maximum=1),
         Option("cls_token", "keep", "whether one of the rows is the projected CLS token", choices=("keep", "drop")),
         Option("merge", "sum", "a merged row: target plus mean of the merged, or mean of all", choices=("sum", "mean")),
+        RECEIVED,
     )
+    without_cls: ClassVar = {"received": "mean", "cls_token": "drop"}
+
+    def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
+        needs = needs_by_saliency(self.needs, options)
+        return needs if options["cls_token"] == "keep" else needs - {"cls_feature"}
 
     def _parts(self, image_features: np.ndarray, keep: int, inputs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
         """Dominant patches, targets and others, each ascending."""
@@ -68,7 +75,7 @@ class VisionZip(Method):
         a, b, c = merging.half_up(inputs["contextual"])
         merged = min((a * keep + b) // c, keep - 1)
         dominant = keep - merged - (inputs["cls_token"] == "keep")
-        order = ops.descending(ops.clean(inputs["cls_attention"]))
+        order = ops.descending(ops.clean(saliency(inputs)))
         rest = np.sort(order[dominant:])
         at = np.arange(merged) * max(1, len(rest) // max(1, merged))
         return np.sort(order[:dominant]), rest[at], np.delete(rest, at)
@@ -134,7 +141,7 @@ class VisionZip(Method):
 
         tokens = op.Shape(features, start=1, end=2)
         place = ops.iota(g, tokens)
-        _, order = ops.top(g, ops.write_clean(g, inputs["cls_attention"]), tokens)
+        _, order = ops.top(g, ops.write_clean(g, saliency(inputs, options)), tokens)
         ahead = op.Where(op.Less(place, dominant), ops.f32(g, 0.0), ops.f32(g, 1.0))
         zeros = op.Expand(ops.f32(g, 0.0), op.Shape(order))
         rest = op.ScatterElements(zeros, order, op.Expand(ahead, op.Shape(order)), axis=1)

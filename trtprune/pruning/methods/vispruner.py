@@ -32,13 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import grids, ops
 from trtprune.pruning.crops import CROPS, NEVER, Room, needs_by_crop, shares, write_crop_ranks, write_rooms
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import Option
 from trtprune.pruning.registry import register
+from trtprune.pruning.saliency import RECEIVED, needs_by_saliency, saliency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,10 +87,12 @@ class VisPruner(Method):
     options = (
         Option("important", 0.5, "fraction of the budget chosen by CLS attention", minimum=0, maximum=1),
         CROPS,
+        RECEIVED,
     )
+    without_cls: ClassVar = {"received": "mean"}
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        return needs_by_crop(self.needs, options)
+        return needs_by_crop(needs_by_saliency(self.needs, options), options)
 
     def longest_order(self, tokens: int, keep: int, options: Mapping[str, Any]) -> int:
         return tokens
@@ -97,7 +100,7 @@ class VisPruner(Method):
     def select(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
         import numpy as np
 
-        attention = ops.clean(inputs["cls_attention"])
+        attention = ops.clean(saliency(inputs))
         if inputs["crops"] == "joint":
             return np.sort(_of_list(ops.descending(attention), keep, inputs))
         grid = inputs["grid"]
@@ -111,12 +114,12 @@ class VisPruner(Method):
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         if options["crops"] == "each":
             room = write_rooms(g, inputs["grid"], keep, options["most_crops"])
-            return _write_by_crop(g, inputs, room, _share(options["important"]))
+            return _write_by_crop(g, inputs, room, options)
         op = g.op
         one, zero = g.ints(1), g.ints(0)
         important = ops.write_scale_count(g, *_share(options["important"]), keep)
         diverse = op.Sub(keep, important)
-        attention = ops.write_clean(g, inputs["cls_attention"])
+        attention = ops.write_clean(g, saliency(inputs, options))
         tokens = op.Shape(attention, start=1, end=2)
         _, order = ops.top(g, attention, tokens)
         place = ops.iota(g, tokens)
@@ -205,14 +208,14 @@ class VisPruner(Method):
         return order
 
 
-def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, share: tuple[int, int]) -> ir.Value:
+def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, options: Mapping[str, Any]) -> ir.Value:
     """Scores [batch, N] whose ``keep`` largest are the selection with ``crops=each``."""
     import onnx_ir as ir
 
     op = g.op
     zero, one, two = (g.ints(n) for n in (0, 1, 2))
-    attention = op.Where(room.chosen, ops.write_clean(g, inputs["cls_attention"]), ops.f32(g, NEVER))
-    important = ops.write_scale_count(g, *share, room.quota)
+    attention = op.Where(room.chosen, ops.write_clean(g, saliency(inputs, options)), ops.f32(g, NEVER))
+    important = ops.write_scale_count(g, *_share(options["important"]), room.quota)
     diverse = op.Sub(room.quota, important)
     size = op.ReduceSum(room.own, two, keepdims=0)
     first = op.Sub(op.CumSum(size, one), size)
