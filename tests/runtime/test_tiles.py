@@ -13,8 +13,11 @@ import torch
 
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record
+from tests.kit.vision_maps import expected
 from tests.models.test_tiles import CASES, POINTS
 from trtprune import BudgetError, BuildError, CheckpointError, InputError, Request, pruning
+from trtprune.backends.running import Running
+from trtprune.variants import Variant, Variants
 
 TOKENS = 32
 TOLERANCE = 1e-4
@@ -172,6 +175,75 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
         expected = np.where(places < 0, places, candidates[places])
         assert vlm.select(view, keep=12).tolist() == expected.tolist(), method.name
     assert refused == {"cdpruner", "trim"}
+
+
+def test_newline_tokens_as_candidates(kit: Kit) -> None:
+    """divprune chooses among all tokens, as its authors do; what reads the tower cannot."""
+    vlm = kit.load("among", method="divprune", keep=12, newlines="candidates")
+    assert vlm.config.vision.newlines == "candidates"
+    question = "Why?"
+    for seed, size in enumerate([(90, 70), (31, 300), (400, 380)]):
+        image = picture(seed, size)
+        view = vlm.look(image, question)
+        features = np.asarray(view.features.image)
+        total = len(features)
+        for keep in (1, 12, total - 1):
+            wanted = pruning.get("divprune").reference(features, keep=keep)
+            assert vlm.select(view, keep=keep).tolist() == wanted.tolist(), (size, keep)
+        # With one left out, what is left out is a token like another: all newline tokens are the same row.
+        assert view.features.plan.newlines[wanted].sum() >= view.features.plan.newlines.sum() - 1
+        result = vlm.generate(image, question, keep=12, max_new_tokens=8)
+        assert result.kept_tokens == 12
+        inputs = kit.inputs([image], question)
+        rows = rows_left(inputs["input_ids"][0].numpy(), result.kept_indices, [total])
+        embeds = kit.embeds(inputs)[:, rows]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        assert result.token_ids == kit.generate(8, inputs_embeds=embeds, attention_mask=mask)[0]
+        whole = vlm.generate(image, question, keep=min(total, vlm.config.pruning.keep_range[1]), max_new_tokens=1)
+        assert whole.kept_tokens == total
+    with pytest.raises(BuildError, match=r"newlines='candidates': method adafv reads .*_attention, which newline"):
+        kit.load("tower", method="adafv", keep=9, newlines="candidates")
+
+
+def test_further_methods_see_the_same_tokens(kit: Kit) -> None:
+    """A variant of a build has its layout and its rule for newline tokens."""
+    settings: dict[str, Any] = {"newlines": "keep"}
+    if kit.tiny.family == "llava-next":
+        settings = {"layout": "paper"}
+    base = kit.load("base", method="random", keep=9, **settings).config
+    with Variants(base.root, Running(threads=1)) as variants:
+        other = variants.config(Variant.make("divprune"))
+        assert other.vision == replace(base.vision, saliency=())
+    among = kit.load("among-base", method="divprune", keep=9, newlines="candidates").config
+    with Variants(among.root, Running(threads=1)) as variants:
+        rules = [variants.config(Variant.make(m, has_cls=variants.has_cls)).vision.newlines for m in ("dart", "adafv")]
+        assert rules == ["candidates", "drop"]
+
+
+@pytest.mark.parametrize("size", [(90, 70), (31, 300), (7, 500)])
+def test_visionzip_of_each_crop(kit: Kit, size: tuple[int, int]) -> None:
+    """Rows and indices are the reference's; where the tower has a CLS token, a row of each crop is transformers'."""
+    has_cls = kit.tiny.tower != "siglip"
+    vlm = kit.load("zipped", method="visionzip", keep=12, options={"crops": "each"})
+    question, image = "Why?", picture(0, size)
+    view = vlm.look(image, question)
+    plan = view.features.plan
+    candidates = plan.candidates
+    needs = {*vlm.config.pruning.needs} - {"cls_feature", "grid"}
+    inputs = {name: np.asarray(view.features.extras[name])[candidates] for name in needs}
+    inputs["grid"] = plan.grid[candidates]
+    if has_cls:
+        pixels = kit.inputs([image], question)["pixel_values"].flatten(0, 1)[: plan.crops]
+        inputs["cls_feature"] = expected(kit.tiny, kit.model, pixels.numpy())["cls_feature"]
+    features = np.asarray(view.features.image)[candidates]
+    method = pruning.get("visionzip")
+    places, rows = method.pruned(features, keep=12, **{**inputs, **vlm.config.pruning.options})
+    assert (places < 0).sum() == (len({*plan.grid[candidates, 0].tolist()}) if has_cls else 0)
+    wanted = np.where(places < 0, places, candidates[np.maximum(places, 0)])
+    kept, found = vlm.pipeline.pruner.prune(view.features, None, 12, 0)  # type: ignore[union-attr]
+    assert kept.tolist() == wanted.tolist() == vlm.select(view, keep=12).tolist()
+    np.testing.assert_allclose(np.asarray(found), rows, rtol=0, atol=TOLERANCE)
+    assert vlm.generate(image, question, max_new_tokens=2).kept_indices == [wanted.tolist()]
 
 
 def test_a_share_of_each_image(kit: Kit) -> None:

@@ -140,8 +140,9 @@ _SETTINGS: Options = (
         "--newlines",
         type=click.Choice(NEWLINES),
         group=PRUNING,
-        help="What happens to the newline tokens of a pruned image: all are dropped, or those of lines with a kept "
-        "token are kept beside the budget.  [default: drop]",
+        help="What happens to the newline tokens of a pruned image: all are dropped, those of lines with a kept "
+        "token are kept beside the budget, or the method chooses among them, too (divprune's own code on LLaVA-NeXT).  "
+        "[default: drop]",
     ),
     option(
         "--provider",

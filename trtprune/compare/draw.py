@@ -163,8 +163,8 @@ class _Image:
     @classmethod
     def of(cls, made: EngineDir, component: ComponentInfo, plan: TokenPlan, keep: int) -> _Image:
         """The image of a plan as a component reads it."""
-        chooses = component.role == PRUNER and component.segment is None and made.vision.newlines != "candidates"
-        places = plan.candidates if chooses else np.arange(plan.tokens)
+        chooses = component.role == PRUNER and component.segment is None
+        places = plan.choices(made.vision.newlines) if chooses else np.arange(plan.tokens)
         arrays = {
             PACK_INDEX: plan.pack_index.astype(np.int64),
             PACK_WEIGHT: plan.pack_weight,

@@ -87,7 +87,7 @@ def image_bounds(processor: Processor, newlines: str) -> ImageBounds:
     return ImageBounds(
         processor.tokens_range,
         processor.crops_range,
-        processor.most_newlines,
+        processor.most_newlines if newlines != "candidates" else 0,
         newlines_stay=newlines == "keep",
         fixed=processor.fixed_tokens,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from trtprune.compiler.texts import check_texts
 from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PositionsInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.generation_config import read_generation
+from trtprune.pruning.inputs import takes_newlines
 from trtprune.reports.downloads import progress_of
 from trtprune.tensor_names import SALIENCY
 
@@ -125,7 +126,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     clip = _find_clip(checkpoint, model, request.clip, report)
     info, positions, capacity, engines = limits.decide(model, clip=clip is not None)
     _say_saliency(info, spec, limits.method, report)
-    newlines = _newlines(request, model, limits.method)
+    newlines = _newlines(request, model, limits.method, info.needs)
     content = {
         "checkpoint": checkpoint.digest(),
         "pruning": asdict(info),
@@ -156,8 +157,8 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     )
 
 
-def _newlines(request: BuildRequest, model: Model, method: BaseMethod) -> str:
-    """The newline rule of the build: ``keep``, ``drop`` or ``candidates``.
+def _newlines(request: BuildRequest, model: Model, method: BaseMethod, needs: Collection[str]) -> str:
+    """The newline rule of the build: ``keep``, ``drop`` or ``candidates``; ``needs`` are those of its method.
 
     Raises:
         BuildError: naming ``--newlines``, for a model without newline tokens, or a method that leaves no choice.
@@ -172,6 +173,14 @@ def _newlines(request: BuildRequest, model: Model, method: BaseMethod) -> str:
                 hint=f"leave out {arg('newlines')}",
             )
         return "candidates"
+    if request.newlines == "candidates" and not takes_newlines(needs):
+        read = ", ".join(name for name in needs if not takes_newlines([name]))
+        every = (m for m in pruning.all_methods() if not m.inside and m.name != "none")
+        able = [m.name for m in every if takes_newlines(m.needs_of(m.validate_options()))]
+        raise BuildError(
+            f"{flag}: method {method.name} reads {read}, which newline tokens do not have",
+            hint=f"leave out {arg('newlines')}, or {arg('method')} with one of: {', '.join(able)}",
+        )
     return request.newlines or NEWLINES[0]
 
 
@@ -227,7 +236,7 @@ class _Limits:
         if self.target is None:
             return info, positions, capacity, None
         options = request.engine_options
-        image = image_bounds(model.processor, _newlines(request, model, self.method))
+        image = image_bounds(model.processor, _newlines(request, model, self.method, info.needs))
         limits = find_limits(options, info, image, spec.max_positions, request.max_seq_len)
         # At a budget that fits: the rest of what is too long is the method's own.
         served = min(info.keep_range[1], MAX_TOPK)

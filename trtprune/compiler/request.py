@@ -30,7 +30,7 @@ DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHT_DTYPES = ("int8", "int4")
 GENERATION_CONFIGS = ("checkpoint", "ignore")
 LAYOUTS = ("model", "paper")
-NEWLINES = ("drop", "keep")
+NEWLINES = ("drop", "keep", "candidates")
 
 
 class BuildSettings(TypedDict, total=False):
@@ -73,8 +73,9 @@ class BuildRequest:
         positions: ``"compact"`` or ``"original"`` position ids of the kept tokens (default: the method's own).
         layout: Layout of an image's visual tokens: ``"model"``, the checkpoint's own, or ``"paper"``, without unpadding
             and newline tokens, for models of several crops an image (default: ``"model"``).
-        newlines: What happens to the newline tokens of a pruned image: ``"drop"``, or ``"keep"`` those of lines with a
-            kept token, beside the budget (default: ``"drop"``; a method inside the decoder treats them like the rest).
+        newlines: What happens to the newline tokens of a pruned image: ``"drop"``, ``"keep"`` those of lines with a
+            kept token, beside the budget, or ``"candidates"``: a method that reads nothing of the tower chooses among
+            them, too (default: ``"drop"``; a method inside the decoder treats them like the rest).
         backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
         provider: Target of the graphs and default of runs: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).

@@ -151,6 +151,10 @@ class BaseMethod(ABC):
         """:attr:`needs`, and what else the method reads with these options, all of them validated."""
         return self.needs
 
+    def of_each_crop(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """Needed inputs without a row a token that have a row for each crop; others are those of the whole image."""
+        return frozenset()
+
     @abstractmethod
     def describe_needs(self) -> list[str]:
         """What the method reads beside the image features, each in a few words."""

@@ -51,14 +51,17 @@ def needs_by_crop(needs: frozenset[str], options: Mapping[str, Any]) -> frozense
     return needs | {"grid"} if options["crops"] == "each" else needs
 
 
-def shares(grid: np.ndarray, keep: int) -> list[tuple[int, int]]:
-    """The crops with candidates of int64 ``grid`` [N, 3], by number, and how many of ``keep`` tokens each gives."""
+def shares(grid: np.ndarray, keep: int, beside: int = 0) -> list[tuple[int, int]]:
+    """The crops with candidates of int64 ``grid`` [N, 3], by number, and how many of ``keep`` tokens each gives.
+
+    A crop gives at most its candidates and ``beside`` more rows.
+    """
     import numpy as np
 
     numbers, sizes = np.unique(grid[grids.candidates(grid), 0], return_counts=True)
     share, more = divmod(keep, max(1, len(numbers)))
     return [
-        (int(n), min(share + (place < more), int(size)))
+        (int(n), min(share + (place < more), int(size) + beside))
         for place, (n, size) in enumerate(zip(numbers, sizes, strict=True))
     ]
 
@@ -157,7 +160,7 @@ def write_listed_by_crop(
     return op.ScatterElements(op.Expand(zero, op.Shape(order)), where, order, axis=1), count
 
 
-def _write_shares(g: Graph, own: ir.Value, keep: ir.Value) -> ir.Value:
+def _write_shares(g: Graph, own: ir.Value, keep: ir.Value, beside: int = 0) -> ir.Value:
     """:func:`shares` for the tokens of each crop, int64 0 or 1 [batch, crops, N]: int64 [batch, crops]."""
     import onnx_ir as ir
 
@@ -168,7 +171,8 @@ def _write_shares(g: Graph, own: ir.Value, keep: ir.Value) -> ir.Value:
     place = op.Sub(op.CumSum(present, one), present)
     crops = op.Max(op.ReduceSum(present, one, keepdims=1), one)
     more = op.Cast(op.Less(place, op.Mod(keep, crops)), to=int64)
-    return op.Min(op.Mul(op.Add(op.Div(keep, crops), more), present), size)
+    most = op.Add(size, g.ints(beside)) if beside else size
+    return op.Min(op.Mul(op.Add(op.Div(keep, crops), more), present), most)
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,11 @@ class Room:
         return self.of_token(g, op.ReduceMax(op.Where(own, op.Unsqueeze(values, one), zero), g.ints(2), keepdims=0))
 
 
-def write_rooms(g: Graph, grid: ir.Value, keep: ir.Value, most_crops: int) -> Room:
-    """:class:`Rooms` for int64 ``grid`` [batch, N, 3] of crops below ``most_crops`` and ``keep`` [1]."""
+def write_rooms(g: Graph, grid: ir.Value, keep: ir.Value, most_crops: int, beside: int = 0) -> Room:
+    """:class:`Rooms` for int64 ``grid`` [batch, N, 3] of crops below ``most_crops`` and ``keep`` [1].
+
+    ``beside`` is that of :func:`shares`.
+    """
     import onnx_ir as ir
 
     op, one = g.op, g.ints(1)
@@ -236,7 +243,7 @@ def write_rooms(g: Graph, grid: ir.Value, keep: ir.Value, most_crops: int) -> Ro
     crop = op.Where(chosen, numbers, g.ints(-1))
     own = op.Equal(op.Unsqueeze(crop, one), op.Unsqueeze(g.ints(*range(most_crops)), one))
     own = op.Cast(own, to=int(ir.DataType.INT64))
-    quota = _write_shares(g, own, keep)
+    quota = _write_shares(g, own, keep, beside)
     start = op.GatherElements(quota, op.Max(crop, g.ints(0)), axis=1)
     return Room(crop, chosen, own, quota, op.Where(chosen, start, g.ints(-1)))
 

@@ -16,7 +16,12 @@ __all__ = ["read_images"]
 
 
 def read_images(
-    method: str, needs: frozenset[str], image_features: Any, inputs: Mapping[str, Any]
+    method: str,
+    needs: frozenset[str],
+    image_features: Any,
+    inputs: Mapping[str, Any],
+    *,
+    of_each_crop: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """The images of a batch, each with the inputs that the method needs.
 
@@ -25,6 +30,7 @@ def read_images(
         needs: :attr:`trtprune.pruning.Method.needs`.
         image_features: [N, D] or [B, N, D].
         inputs: Inputs by name; others are ignored.
+        of_each_crop: :meth:`trtprune.pruning.BaseMethod.of_each_crop`.
 
     Returns:
         For each image ``image_features`` float32 [N, D] and each needed input by name, without the text rows that the
@@ -49,7 +55,8 @@ def read_images(
         if name in needs:
             dtype = np.int64 if entry.dtype == "int64" else np.float32
             array = _grid(inputs.get(name), features.shape) if name == "grid" else inputs.get(name)
-            give(name, array, entry.shape(sizes), dtype)
+            crops = ("crops",) if name in of_each_crop else ()
+            give(name, array, (*crops, *entry.shape(sizes)), dtype)
     if "text_embeds" in needs and inputs.get("text_mask") is not None:
         give("text_mask", inputs["text_mask"], (images[0]["text_embeds"].shape[0],), np.bool_)
         for image in images:

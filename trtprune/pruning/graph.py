@@ -1,9 +1,9 @@
 """The pruner graph of the chain: a method's selection and the gather of the kept features.
 
 Inputs ``image_features`` [batch, N, D]; those of :data:`trtprune.pruning.inputs.INPUTS` that the method needs, each
-with ``batch`` before its dimensions; ``text_mask`` int64 [batch, T] (1 = a real token) with ``text_embeds``; ``seed``
-int64 [1]; ``keep`` int64 [1].  Outputs ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch,
-keep, D].
+with ``batch`` before its dimensions, and ``crops`` behind it where there is a row for each crop; ``text_mask`` int64
+[batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64 [1]; ``keep`` int64 [1].  Outputs ``kept_indices``
+int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep, D].
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Selection(Protocol):
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
         """What the method reads."""
+
+    def of_each_crop(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """What has a row for each crop."""
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
         """Scores whose ``keep`` largest are the selection; None for a method without such scores."""
@@ -105,12 +108,14 @@ def write_pruner(
     dtype, needs = g.dtype_name, method.needs_of(options)
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
     sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **widths}
+    by_crop = method.of_each_crop(options)
     features = g.input("image_features", dtype, ["batch", tokens, hidden_size])
     inputs = {"image_features": features}
     for name, entry in INPUTS.items():
         if name in needs:
             kind = dtype if entry.dtype == "model" else entry.dtype
-            inputs[name] = g.input(name, kind, ["batch", *entry.shape(sizes)])
+            crops = ["crops"] if name in by_crop else []
+            inputs[name] = g.input(name, kind, ["batch", *crops, *entry.shape(sizes)])
     if "text_embeds" in needs:
         inputs["text_mask"] = g.input("text_mask", "int64", ["batch", sizes["T"]])
     if "seed" in needs:

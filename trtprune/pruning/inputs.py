@@ -5,11 +5,11 @@ One table for the references, the pruner graphs, the vision graphs that return t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "INPUT_NAMES", "Input"]
+__all__ = ["FROM_CLIP", "FROM_VISION", "INPUTS", "INPUT_NAMES", "Input", "takes_newlines"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ other words in ``Method.needs``.
 * ``grid``: crop, row and column of each visual token, see :mod:`trtprune.pruning.grids`.
 * ``clip_text_embeds``: CLIP's ``text_embeds`` of the question, one row for each segment of up to 77 tokens.
 """
+
+
+def takes_newlines(needs: Collection[str]) -> bool:
+    """Whether a method that reads these can choose among newline tokens, which the tower knows nothing of."""
+    return not any("N" in INPUTS[name].dims for name in needs if name in INPUTS)
+
 
 INPUT_NAMES = frozenset({*INPUTS, "text_mask", "seed"})
 """All names that a reference takes beside the image features and the budget; others are options of its method."""

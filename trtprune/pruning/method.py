@@ -115,7 +115,9 @@ class Method(BaseMethod):
         from trtprune.pruning.feeds import read_images
 
         options = self.validate_options({name: value for name, value in inputs.items() if name not in INPUT_NAMES})
-        images = read_images(self.name, self.needs_of(options), image_features, inputs)
+        images = read_images(
+            self.name, self.needs_of(options), image_features, inputs, of_each_crop=self.of_each_crop(options)
+        )
         allowed = [int((image["grid"][:, 1] >= 0).sum()) for image in images if "grid" in image]
         keep = self.check_keep(keep, min([np.shape(image_features)[-2], *allowed]))
         with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are part of the definition: they come last

@@ -104,14 +104,15 @@ class Chain:
         pack = self.config.find(PACK)
         if pack is None:
             single = {name: array[0] for name, array in rows.items()}
-            return Features(single.pop(IMAGE_FEATURES), plan, single)
+            return Features(single.pop(IMAGE_FEATURES), plan, single, {name: rows[name] for name in single})
         inputs: dict[str, Array] = {PACK_INDEX: plan.pack_index.astype(np.int64), PACK_WEIGHT: plan.pack_weight}
         inputs |= rows
         packed = self.session(PACK).run({spec.name: inputs[spec.name] for spec in pack.inputs})
         tokens = {name.removeprefix(PACKED): array for name, array in packed.items()}
         # Outputs that do not belong to patches are taken from the overview, which shows the whole image.
-        whole = {name: array[max(plan.overview, 0)] for name, array in rows.items() if name not in tokens}
-        return Features(tokens.pop(IMAGE_FEATURES), plan, tokens | whole)
+        crops = {name: array for name, array in rows.items() if name not in tokens}
+        whole = {name: array[max(plan.overview, 0)] for name, array in crops.items()}
+        return Features(tokens.pop(IMAGE_FEATURES), plan, tokens | whole, crops)
 
     def embed(self, ids: np.ndarray, name: Callable[[int], str] = str) -> Array:
         """Embeddings [B, T, D] of int64 [B, T] ids.

@@ -25,12 +25,15 @@ class Features:
     Attributes:
         image: [N, D] in the build's dtype, a row for each visual token.
         plan: What the visual tokens show.
-        extras: The other outputs by name, without their batch dimension, such as ``cls_attention`` float32 [N].
+        extras: The other outputs by name, without their batch dimension, such as ``cls_attention`` float32 [N].  Those
+            without a row a patch are of the crop that shows the whole image.
+        crops: The outputs without a row a patch, with a row for each crop: ``cls_feature`` [crops, D].
     """
 
     image: Array
     plan: TokenPlan
     extras: Mapping[str, Array] = field(default_factory=dict)
+    crops: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def cls(self) -> Array | None:

@@ -33,7 +33,7 @@ from trtprune.runtime.layout import Layout, Selection, lay_out
 from trtprune.runtime.pictures import ImageInput, load_picture
 from trtprune.runtime.positions import position_rule
 from trtprune.runtime.prompt import Prompt, PromptEncoder
-from trtprune.runtime.pruner import Pruner, image_inputs, reads_text
+from trtprune.runtime.pruner import Pruner, crop_inputs, image_inputs, reads_text
 from trtprune.runtime.texts import text_files
 from trtprune.text.template import Turn
 
@@ -256,8 +256,9 @@ class Pipeline:
                 f"{self.config.dtype} [{tokens}, {model.hidden_size}]",
                 hint="give the picture itself, or features made by a build of the same checkpoint and dtype",
             )
+        by_crop = crop_inputs(self.config)
         for name in image_inputs(self.config):
-            if name not in features.extras:
+            if name not in (features.crops if name in by_crop else features.extras):
                 raise InputError(
                     f"features of a picture lack {name}, which method {self.config.pruning.method} needs",
                     hint="give the picture itself, or features made by a build whose vision graph returns it",
@@ -304,7 +305,7 @@ class Pipeline:
         if self.on_whole is None or (self.pruner is None and not self.decoder.prunes):
             return
         for number, (seen, keep) in enumerate(zip(features, keeps, strict=True), 1):
-            settled = None if self.decoder.prunes else seen.plan.without_choice(keep)
+            settled = None if self.decoder.prunes else seen.plan.without_choice(keep, self.config.vision.newlines)
             whole = keep > seen.visual_tokens if settled is None else len(settled) == seen.visual_tokens
             if whole:
                 self.on_whole(number, seen.visual_tokens, keep)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trtprune.runtime.chain import Chain
     from trtprune.runtime.features import Features
 
-__all__ = ["Pruner", "image_inputs", "reads_text"]
+__all__ = ["Pruner", "crop_inputs", "image_inputs", "reads_text"]
 
 
 def image_inputs(config: EngineDir) -> tuple[str, ...]:
@@ -39,6 +39,13 @@ def image_inputs(config: EngineDir) -> tuple[str, ...]:
         return ()
     outputs = {spec.name for spec in vision.outputs}
     return tuple(spec.name for spec in pruner.inputs if spec.name in outputs and spec.name != IMAGE_FEATURES)
+
+
+def crop_inputs(config: EngineDir) -> frozenset[str]:
+    """Those of :func:`image_inputs` that the pruner reads for each crop of an image."""
+    read = image_inputs(config)
+    specs = [spec for pruner in config.by_role(PRUNER) for spec in pruner.inputs if spec.name in read]
+    return frozenset(spec.name for spec in specs if spec.shape[1:2] == ("crops",))
 
 
 def reads_text(config: EngineDir) -> bool:
@@ -66,6 +73,7 @@ class Pruner:
             for spec in chain.config.part(PRUNER).inputs
             if "visual_tokens" in spec.shape[1:2] and spec.name != GRID
         )
+        self._by_crop = crop_inputs(chain.config)
         self.reads_embeds = TEXT_EMBEDS in self._inputs
         """Whether it reads the prompt's embeddings."""
 
@@ -92,13 +100,15 @@ class Pruner:
         Returns:
             Kept indices int64 [n], ascending, and features [n, D]; n is ``keep`` and the newline tokens that stay.
         """
-        settled = features.plan.without_choice(keep)
+        settled = features.plan.without_choice(keep, self._newlines)
         if settled is not None:
             whole = len(settled) == features.visual_tokens
             return self._laid_out(features, settled, features.image if whole else features.image[settled])
-        candidates = features.plan.candidates
+        candidates = features.plan.choices(self._newlines)
         inputs: dict[str, Array] = {IMAGE_FEATURES: features.image, KEEP: np.array([keep], np.int64)}
-        inputs |= {name: features.extras[name] for name in self._image_inputs}
+        inputs |= {
+            name: (features.crops if name in self._by_crop else features.extras)[name] for name in self._image_inputs
+        }
         if len(candidates) < features.visual_tokens:
             inputs |= {name: inputs[name][candidates] for name in self._by_token}
         inputs |= {name: inputs[name][None] for name in (IMAGE_FEATURES, *self._image_inputs)}
@@ -113,7 +123,8 @@ class Pruner:
             inputs[SEED] = np.array([seed], np.int64)
         out = self._chain.session(PRUNER).run(inputs)
         places = self._chain.memory.to_host(out[KEPT_INDICES])[0]
-        kept = np.where(places < 0, places, candidates[places])  # below 0: no visual token, but one of the tower's own
+        # Below 0: no visual token, but one of the tower's own.
+        kept = np.where(places < 0, places, candidates[np.maximum(places, 0)])
         return self._laid_out(features, kept, out[PRUNED_FEATURES][0])
 
     def _laid_out(self, features: Features, kept: np.ndarray, rows: Array) -> tuple[np.ndarray, Array]:

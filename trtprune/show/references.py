@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.inputs import INPUTS
+from trtprune.pruning.inputs import INPUTS, takes_newlines
 from trtprune.runtime.cut_decoder import CutDecoder
 
 if TYPE_CHECKING:
@@ -40,13 +40,19 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
             hint=f"trtprune build --method {method}, and show that build",
         )
-    plan = view.features.plan
-    settled, places = plan.without_choice(keep), plan.candidates
+    plan, newlines = view.features.plan, _newlines(vlm.config, other.needs_of(options))
+    settled, places = plan.without_choice(keep, newlines), plan.choices(newlines)
     if settled is not None:
         return settled
     inputs = {**_reference_inputs(vlm, view, other, places, options), **options}
     kept = other.reference(keep=keep, seed=seed, **inputs)
-    return np.where(kept < 0, kept, places[kept])
+    return np.where(kept < 0, kept, places[np.maximum(kept, 0)])
+
+
+def _newlines(config: EngineDir, needs: Collection[str]) -> str:
+    """The newline rule of the build, as far as a method that reads these can follow it."""
+    rule = config.vision.newlines
+    return "drop" if rule == "candidates" and not takes_newlines(needs) else rule
 
 
 def _reference_inputs(
@@ -97,11 +103,13 @@ def picture_inputs(
     needs = f"{arg('method', method.name)} needs"
     needed = method.needs_of(options)
     found: dict[str, Any] = {}
+    by_crop = method.of_each_crop(options)
     for name, entry in INPUTS.items():
         if name not in needed or entry.source in ("embed", ""):
             continue
-        if name in features.extras:
-            found[name] = fetch(features.extras[name])
+        given = features.crops if name in by_crop else features.extras
+        if name in given:
+            found[name] = fetch(given[name])
         elif name.startswith("cls_") and not config.model.has_cls:
             raise BudgetError(
                 f"{needs} {entry.words}; the vision tower of this model has no CLS token",
@@ -164,10 +172,10 @@ def merged_into(
     if method.inside or not method.merges:
         return None
     into = np.full(total, -1)
-    plan = view.features.plan
-    if plan.without_choice(keep) is None:
-        places = plan.candidates
+    plan, newlines = view.features.plan, _newlines(vlm.config, method.needs_of(options))
+    if plan.without_choice(keep, newlines) is None:
+        places = plan.choices(newlines)
         inputs = {**_reference_inputs(vlm, view, method, places, options), **options}
         targets = method.merged_into(keep=keep, seed=seed, **inputs)
-        into[places] = np.where(targets < 0, targets, places[targets])
+        into[places] = np.where(targets < 0, targets, places[np.maximum(targets, 0)])
     return into

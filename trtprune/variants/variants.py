@@ -20,6 +20,7 @@ from trtprune.backends.running import Running
 from trtprune.engine_dir.graphs import graph_digest
 from trtprune.engine_dir.paths import hub_blobs
 from trtprune.errors import BackendError, BudgetError, EngineDirError
+from trtprune.pruning.inputs import takes_newlines
 
 if TYPE_CHECKING:
     import os
@@ -261,6 +262,8 @@ class Variants:
             method=variant.method,
             options=dict(variant.options),
             positions=positions,
+            layout=base.vision.settings.get("layout"),
+            newlines=_newlines(base, variant),
             provider=provider,
             dtype=base.dtype,
             weight_dtype=base.weight_dtype,
@@ -304,6 +307,18 @@ class Variants:
             self._sessions[key] = backend.session(component, config.root)
         self._users.setdefault(key, set()).add(variant)
         return self._sessions[key]
+
+
+def _newlines(base: EngineDir, variant: Variant) -> str | None:
+    """The newline rule of a base for one of its variants, as far as it can follow it; None: its default."""
+    from trtprune.engine_dir import CONFIG_NAME
+    from trtprune.runtime.images import processor_from_settings
+
+    rule, method = base.vision.newlines, pruning.get(variant.method)
+    processor = processor_from_settings(base.vision.processor, base.vision.settings, str(base.root / CONFIG_NAME))
+    if method.inside or pruning.get(base.pruning.method).inside or not processor.has_newlines:
+        return None
+    return None if rule == "candidates" and not takes_newlines(method.needs_of(dict(variant.options))) else rule
 
 
 def variant_of(config: EngineDir) -> Variant:

@@ -47,7 +47,7 @@ class ImageBounds:
     Attributes:
         tokens: The fewest and the most visual tokens before pruning.
         crops: The fewest and the most crops.
-        newlines: An upper bound of the newline tokens.
+        newlines: An upper bound of the newline tokens that are beside the budget.
         newlines_stay: Whether those of lines with a kept token stay beside the budget.
         fixed: Whether the pruner chooses from the same number of visual tokens for every image, so that it is a
             static dimension of its graph.

@@ -141,13 +141,21 @@ class TokenPlan:
         """int64 [n], ascending: the visual tokens that a pruner chooses from, neither newline tokens nor padding."""
         return np.flatnonzero(~self.newlines & ~self.padding)
 
-    def without_choice(self, keep: int) -> np.ndarray | None:
+    def choices(self, newlines: str) -> np.ndarray:
+        """:attr:`candidates`, and the newline tokens where the build's rule ``newlines`` is ``candidates``."""
+        return np.flatnonzero(self.newlines | ~self.padding) if newlines == "candidates" else self.candidates
+
+    def without_choice(self, keep: int, newlines: str = "drop") -> np.ndarray | None:
         """The kept tokens, int64 [n], ascending, of a budget that leaves nothing to choose; None if it does.
 
         All tokens of the image, newline tokens included, if the budget is no smaller than the rest; else every
         candidate, and padding in order up to the budget.
+
+        Args:
+            keep: The budget.
+            newlines: The newline rule of the build.
         """
-        real, padding = self.candidates, np.flatnonzero(self.padding & ~self.newlines)
+        real, padding = self.choices(newlines), np.flatnonzero(self.padding & ~self.newlines)
         if keep < len(real) or keep == len(real) == self.tokens:
             return None
         if keep >= len(real) + len(padding):
