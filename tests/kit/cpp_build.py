@@ -84,6 +84,14 @@ def onnxruntime() -> Path:
     return library
 
 
+def fetched() -> list[str]:
+    """Prefixes of libraries that were downloaded because this machine lacks them."""
+    for line in (BUILD / "CMakeCache.txt").read_text().splitlines():
+        if line.startswith("TRTPRUNE_FETCHED:"):
+            return line.partition("=")[2].split(";")
+    return []
+
+
 def tool(name: str) -> str:
     """A program of this environment, or of PATH."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
