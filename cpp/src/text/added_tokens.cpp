@@ -97,10 +97,38 @@ void AddedTokens::add(const std::vector<AddedToken>& tokens, const Vocabulary& v
         if (token.special) special_.insert(token.content);
         by_id_[number] = token;
     }
-    refresh(name);
+    skipped_.clear();
+    for (const auto& [id, token] : by_id_) {
+        // The library compares texts, and a special token stays special whatever its flag becomes.
+        if (special_.count(*text(id)) != 0) skipped_.insert(id);
+    }
+    build_finders(name);
 }
 
-void AddedTokens::refresh(const std::string& name) {
+void AddedTokens::replace(const std::vector<AddedTokenInfo>& tokens, const Vocabulary& vocabulary,
+                          const std::string& name) {
+    *this = AddedTokens();
+    for (const AddedTokenInfo& token : tokens) {
+        const auto wrong = [&](const std::string& why) {
+            throw EngineDirError(
+                "config.json: text.tokenizer.added_tokens: '" + token.content + "' " + why + " " + name,
+                "build the directory again");
+        };
+        if (token.id < 0 || token.id > 0xFFFFFFFF || token.content.empty()) wrong("is no token of");
+        const auto id = static_cast<std::uint32_t>(token.id);
+        const auto known = vocabulary.id(token.content);
+        const auto other = vocabulary.text(id);
+        if ((known && *known != id) || (other && *other != token.content)) wrong("has another id in");
+        if (!ids_.emplace(token.content, id).second || by_id_.count(id) != 0) wrong("is twice beside");
+        by_id_[id] = {token.content, token.single_word, token.lstrip, token.rstrip, token.normalized, token.special};
+        if (token.decoded != token.content) normalized_[id] = token.decoded;
+        if (token.special) special_.insert(token.content);
+        if (token.skipped) skipped_.insert(token.id);
+    }
+    build_finders(name);
+}
+
+void AddedTokens::build_finders(const std::string& name) {
     std::vector<std::pair<std::string, std::uint32_t>> plain, normalized;
     std::unordered_set<std::string> seen;
     for (const auto& [id, token] : by_id_) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -46,6 +47,11 @@ class AddedTokens {
     void add(const std::vector<AddedToken>& tokens, const Vocabulary& vocabulary, const Normalizer* normalizer,
              const std::string& name);
 
+    /// Takes tokens in place of all others, with their ids.
+    ///
+    /// \throws EngineDirError  if an id or text is that of another token, or as `add` does.
+    void replace(const std::vector<AddedTokenInfo>& tokens, const Vocabulary& vocabulary, const std::string& name);
+
     /// The pieces of a text, normalised; those that are added tokens have their ids.
     ///
     /// \param split_special  Whether the texts of special tokens are text like any other.
@@ -54,12 +60,13 @@ class AddedTokens {
     std::optional<std::uint32_t> id(std::string_view content) const;
     /// The text that decoding takes for an id: of a normalised token, that of the normalizer.
     std::optional<std::string> text(std::uint32_t id) const;
-    bool is_special(std::string_view text) const { return special_.count(std::string(text)) != 0; }
-    const std::map<std::uint32_t, AddedToken>& by_id() const noexcept { return by_id_; }
+    /// Whether decoding leaves an id out.
+    bool skips(std::int64_t id) const { return skipped_.count(id) != 0; }
+    const std::set<std::int64_t>& skipped() const noexcept { return skipped_; }
     const std::unordered_map<std::string, std::uint32_t>& ids() const noexcept { return ids_; }
 
   private:
-    void refresh(const std::string& name);
+    void build_finders(const std::string& name);
     void split(std::vector<Piece>& pieces, const TextFinder& finder, bool split_special) const;
     std::vector<Piece> cut(const AlignedText& text, const TextFinder& finder, bool split_special) const;
 
@@ -67,6 +74,7 @@ class AddedTokens {
     std::map<std::uint32_t, AddedToken> by_id_;
     std::unordered_map<std::uint32_t, std::string> normalized_;  // where the normalizer changes the content
     std::unordered_set<std::string> special_;
+    std::set<std::int64_t> skipped_;
     TextFinder plain_finder_, normalized_finder_;
 };
 

@@ -41,7 +41,7 @@ Detokenizer::Detokenizer(Tokenizer tokenizer, std::vector<std::string> stop)
             throw InputError("stop: an empty stop string would end every answer at once",
                              "leave it out, or give a text");
     }
-    for (const std::int64_t id : tokenizer_.special_ids()) skipped_.insert(id);
+    for (const std::int64_t id : tokenizer_.skipped_ids()) skipped_.insert(id);
     for (const std::int64_t id : tokenizer_.byte_ids()) bytes_.insert(id);
 }
 

@@ -3,22 +3,18 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "text/detokenizer.hpp"
+#include "text/info.hpp"
+#include "text/pieces.hpp"
 
 namespace trtprune::engine_dir {
 struct EngineDir;
 }
 
 namespace trtprune::text {
-
-/// One message.
-struct Turn {
-    std::string role;         ///< `system`, `user` or `assistant`
-    std::string text;         ///< UTF-8
-    std::int64_t images = 0;  ///< number of images before the text
-};
 
 /// A tokenised prompt.
 struct Prompt {
@@ -39,6 +35,12 @@ class PromptEncoder {
   public:
     /// \throws EngineDirError  if a file is broken, or tokenizer and model disagree on the placeholder.
     explicit PromptEncoder(const engine_dir::EngineDir& directory);
+
+    /// \param tokenizer       The content of tokenizer.json.
+    /// \param info            What `config.json` says of tokenizer and template.
+    /// \param image_token     The placeholder's text.
+    /// \param image_token_id  Its id in the model.
+    PromptEncoder(std::string_view tokenizer, TextInfo info, std::string image_token, std::int64_t image_token_id);
 
     PromptEncoder(PromptEncoder&&) noexcept;
     PromptEncoder& operator=(PromptEncoder&&) noexcept;

@@ -119,6 +119,10 @@ void Tokenizer::add_tokens(const std::vector<AddedToken>& tokens) {
     state_->added.add(tokens, state_->bpe.vocabulary(), state_->normalizer.get(), state_->name);
 }
 
+void Tokenizer::replace_added_tokens(const std::vector<AddedTokenInfo>& tokens) {
+    state_->added.replace(tokens, state_->bpe.vocabulary(), state_->name);
+}
+
 void Tokenizer::set_encode_special_tokens(bool value) {
     state_->encode_special_tokens = value;
 }
@@ -158,8 +162,8 @@ std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_sp
     std::vector<std::string> tokens;
     tokens.reserve(ids.size());
     for (const std::int64_t id : ids) {
-        std::optional<std::string> token = id_to_token(id);
-        if (token && !(skip_special_tokens && state_->added.is_special(*token))) tokens.push_back(std::move(*token));
+        if (skip_special_tokens && state_->added.skips(id)) continue;
+        if (std::optional<std::string> token = id_to_token(id)) tokens.push_back(std::move(*token));
     }
     if (state_->decoder) state_->decoder->apply(tokens);
     std::string text;
@@ -190,12 +194,9 @@ std::int64_t Tokenizer::size() const {
     return size;
 }
 
-std::vector<std::int64_t> Tokenizer::special_ids() const {
-    std::vector<std::int64_t> ids;
-    for (const auto& [id, token] : state_->added.by_id()) {
-        if (token.special) ids.push_back(id);
-    }
-    return ids;
+std::vector<std::int64_t> Tokenizer::skipped_ids() const {
+    const auto& skipped = state_->added.skipped();
+    return {skipped.begin(), skipped.end()};
 }
 
 std::vector<std::int64_t> Tokenizer::byte_ids() const {

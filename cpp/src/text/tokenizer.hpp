@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "text/info.hpp"
+
 namespace trtprune::text {
 
 /// A token that is found in the text before the model sees it; the flags are those of Hugging Face `tokenizers`.
@@ -43,6 +45,11 @@ class Tokenizer {
     /// Adds tokens in this order; known ones take the new flags, others the next free id.
     void add_tokens(const std::vector<AddedToken>& tokens);
 
+    /// Takes tokens in place of all added ones, with their ids.
+    ///
+    /// \throws EngineDirError  if an id or text is that of another token.
+    void replace_added_tokens(const std::vector<AddedTokenInfo>& tokens);
+
     /// Whether the texts of special tokens are split like other text.
     void set_encode_special_tokens(bool value);
 
@@ -63,7 +70,7 @@ class Tokenizer {
     std::int64_t size() const;
 
     /// Ids that decoding leaves out, ascending.
-    std::vector<std::int64_t> special_ids() const;
+    std::vector<std::int64_t> skipped_ids() const;
 
     /// Ids of single bytes (`<0x0A>`), ascending, if the decoder joins them to characters.
     std::vector<std::int64_t> byte_ids() const;

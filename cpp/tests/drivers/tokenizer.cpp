@@ -1,5 +1,5 @@
 // Commands on standard input, answers on standard output, one JSON object a line:
-//   {"open": "tokenizer.json"}                  {"size": …, "special_ids": […], "byte_ids": […], "seconds": …}
+//   {"open": "tokenizer.json"}                  {"size": …, "skipped_ids": […], "byte_ids": […], "seconds": …}
 //   {"add": [{"content": …, …}]}                {}
 //   {"split_special": true}                     {}
 //   {"encode": "text", "special": true}         {"ids": […], "offsets": [[start, end], …]}
@@ -39,7 +39,7 @@ json open(std::optional<Tokenizer>& tokenizer, const std::string& path) {
     tokenizer.emplace(Tokenizer::from_json(text));
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
     return {{"size", tokenizer->size()},
-            {"special_ids", tokenizer->special_ids()},
+            {"skipped_ids", tokenizer->skipped_ids()},
             {"byte_ids", tokenizer->byte_ids()},
             {"seconds", time.count()}};
 }
