@@ -5,6 +5,7 @@
 #include <trtprune/error.hpp>
 #include <utility>
 
+#include "files/printable.hpp"
 #include "text/aligned_text.hpp"
 #include "text/utf8.hpp"
 

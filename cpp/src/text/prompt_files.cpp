@@ -1,9 +1,10 @@
 #include <algorithm>
-#include <fstream>
 #include <string>
 #include <trtprune/error.hpp>
+#include <utility>
 
 #include "engine_dir/schema.hpp"
+#include "files/reading.hpp"
 #include "text/prompt.hpp"
 
 namespace trtprune::text {
@@ -18,13 +19,13 @@ std::string read_tokenizer(const engine_dir::EngineDir& directory) {
     if (std::none_of(directory.files.begin(), directory.files.end(), listed))
         throw EngineDirError("tokenizer.json is missing", "add the checkpoint's tokenizer.json and build again");
     const std::string path = directory.path(name);
-    std::ifstream file(path, std::ios::binary);
-    std::string text(largest_file + 1, '\0');
-    file.read(text.data(), static_cast<std::streamsize>(text.size()));
-    text.resize(static_cast<std::size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-    if (text.empty() || text.size() > largest_file)
-        throw EngineDirError(path + ": cannot be read", "build the directory again");
-    return text;
+    std::string reason = "missing";
+    try {
+        if (auto text = files::read_bounded(path, largest_file)) return std::move(*text);
+    } catch (const files::ReadError& error) {
+        reason = error.what();
+    }
+    throw EngineDirError(path + ": cannot be read: " + reason, "build the directory again");
 }
 
 }  // namespace
