@@ -82,6 +82,25 @@ def configs(builds: list[Path]) -> list[dict[str, Any]]:
         "suppress_tokens": [7],
         "stop_strings": ["é"],
     }
+    pieces = [{"kind": "open"}, {"kind": "text"}, {"kind": "close", "left": " ", "right": "é"}]
+    rules = [{"system": s, "first": None, "last": None, "images": None, "pieces": pieces} for s in (True, None)]
+    refusal = {"system": None, "several": True, "error": "input", "message": "no", "hint": "é"}
+    literal = [{"kind": "literal", "value": "<s>"}]
+    token = {"id": 3, "content": "<a>", "decoded": "<a>"}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special", "skipped")
+    full["text"] = {
+        "tokenizer": {
+            "added_tokens": [token | {flag: index % 2 == 0 for index, flag in enumerate(flags)}],
+            "encode_special_tokens": True,
+            "before": [1],
+            "after": [],
+            "bos": "<s>",
+        },
+        "template": {
+            **{"begin": literal, "system": [*literal, {"kind": "system"}], "user": rules, "assistant": rules},
+            **{"end": rules, "refusals": [refusal], "own_images": False},
+        },
+    }
     full["weight_dtype"] = "int8"
     full["vision"]["settings"] = {"a": [1, 2.5, {"b": None}], "é": 10**30}
     return [*data, full]

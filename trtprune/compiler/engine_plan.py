@@ -72,13 +72,13 @@ def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: 
     return Target(trt.__version__, build, names, register_plugins(trt))
 
 
-def plan_engines(options: EngineOptions, target: Target, limits: Limits) -> EnginePlan:
-    """The engines of a build.
+def plan_engines(options: EngineOptions, target: Target, limits: Limits, ordered: int) -> EnginePlan:
+    """The engines of a build; ``ordered`` as for :func:`~trtprune.backends.tensorrt.profiles.check_limits`.
 
     Raises:
-        BuildError: for limits no engine can serve.
+        BuildError, BudgetError: for limits no engine can serve.
     """
-    check_limits(limits)
+    check_limits(limits, ordered=ordered)
     return EnginePlan(options, target, limits)
 
 

@@ -28,6 +28,9 @@ constexpr std::array<const char*, 8> all_roles = {roles::vision, roles::pack,   
 constexpr std::array<const char*, 11> dtypes = {"bool",  "int4",    "int8",     "uint8",   "int16",  "int32",
                                                 "int64", "float16", "bfloat16", "float32", "float64"};
 
+constexpr std::array<const char*, 4> saliency = {"cls_attention", "mean_query_attention", "shallow_attention",
+                                                 "deep_attention"};
+
 template <class Names>
 bool is_one_of(const Names& names, const std::string& name) {
     return std::any_of(names.begin(), names.end(), [&](const auto& other) { return name == other; });
@@ -136,7 +139,9 @@ Fault wrong_ids(const ModelInfo& model) {
     return {};
 }
 
-Fault wrong_vision(const VisionInfo& vision, std::int64_t most) {
+Fault wrong_vision(const EngineDir& directory) {
+    const VisionInfo& vision = directory.vision;
+    const std::int64_t most = directory.model.visual_tokens;
     if (vision.tokens[0] < 1 || vision.tokens[0] > vision.tokens[1] || vision.tokens[1] != most) {
         return "config.vision.tokens must be two numbers from 1 to model.visual_tokens, " + to_string(most);
     }
@@ -145,6 +150,16 @@ Fault wrong_vision(const VisionInfo& vision, std::int64_t most) {
     }
     if (vision.newlines != "keep" && vision.newlines != "drop" && vision.newlines != "candidates") {
         return "config.vision.newlines must be one of keep, drop, candidates";
+    }
+    std::vector<std::string> read;
+    std::string list;
+    for (const char* name : saliency) {
+        if (!is_one_of(directory.pruning.needs, name)) continue;
+        read.emplace_back(name);
+        list += (list.empty() ? "" : ", ") + read.back();
+    }
+    if (vision.saliency != read) {
+        return "config.vision.saliency must be " + (list.empty() ? "empty" : list) + ", as config.pruning.needs says";
     }
     return {};
 }
@@ -370,7 +385,8 @@ Fault wrong_generation(const EngineDir& directory) {
 std::optional<std::string> wrong_values(const EngineDir& directory) {
     if (Fault fault = wrong_sizes(directory)) return fault;
     if (Fault fault = wrong_ids(directory.model)) return fault;
-    if (Fault fault = wrong_vision(directory.vision, directory.model.visual_tokens)) return fault;
+    if (Fault fault = wrong_vision(directory)) return fault;
+    if (Fault fault = directory.text.wrong()) return "config.text." + *fault;
     if (Fault fault = wrong_positions(directory)) return fault;
     if (Fault fault = wrong_generation(directory)) return fault;
     if (Fault fault = wrong_budget(directory)) return fault;

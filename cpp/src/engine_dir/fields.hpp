@@ -53,6 +53,7 @@ void fields(V& visit, VisionInfo& vision) {
     visit("tokens", vision.tokens);
     visit("crops", vision.crops);
     visit("newlines", vision.newlines);
+    visit("saliency", vision.saliency);
 }
 
 template <class V>
@@ -138,6 +139,7 @@ void fields(V& visit, EngineDir& directory) {
     visit("dtype", directory.dtype);
     visit("model", directory.model);
     visit("vision", directory.vision);
+    visit("text", directory.text);
     visit("positions", directory.positions);
     visit("pruning", directory.pruning);
     visit("components", directory.components);
@@ -175,3 +177,74 @@ void fields(V& visit, ScheduleInfo& schedule) {
 }
 
 }  // namespace trtprune
+
+namespace trtprune::text {
+
+template <class V>
+void fields(V& visit, AddedTokenInfo& token) {
+    visit("id", token.id);
+    visit("content", token.content);
+    visit("single_word", token.single_word);
+    visit("lstrip", token.lstrip);
+    visit("rstrip", token.rstrip);
+    visit("normalized", token.normalized);
+    visit("special", token.special);
+    visit("skipped", token.skipped);
+    visit("decoded", token.decoded);
+}
+
+template <class V>
+void fields(V& visit, TokenizerInfo& tokenizer) {
+    visit("added_tokens", tokenizer.added_tokens);
+    visit("encode_special_tokens", tokenizer.encode_special_tokens);
+    visit("before", tokenizer.before);
+    visit("after", tokenizer.after);
+    visit("bos", tokenizer.bos);
+}
+
+template <class V>
+void fields(V& visit, PieceInfo& piece) {
+    using engine_dir::with_default;
+    visit("kind", piece.kind, engine_dir::Choices{{"literal", "images", "text", "system", "open", "close"}});
+    visit("value", piece.value, with_default);
+    visit("left", piece.left, with_default);
+    visit("right", piece.right, with_default);
+}
+
+template <class V>
+void fields(V& visit, Rule& rule) {
+    visit("system", rule.system);
+    visit("first", rule.first);
+    visit("last", rule.last);
+    visit("images", rule.images);
+    visit("pieces", rule.pieces);
+}
+
+template <class V>
+void fields(V& visit, Refusal& refusal) {
+    visit("system", refusal.system);
+    visit("several", refusal.several);
+    visit("error", refusal.error, engine_dir::Choices{{"input", "directory"}});
+    visit("message", refusal.message);
+    visit("hint", refusal.hint);
+}
+
+template <class V>
+void fields(V& visit, TemplateInfo& chat_template) {
+    visit("begin", chat_template.begin);
+    visit("system", chat_template.system);
+    visit("user", chat_template.user);
+    visit("assistant", chat_template.assistant);
+    visit("end", chat_template.end);
+    visit("refusals", chat_template.refusals);
+    visit("own_images", chat_template.own_images);
+}
+
+template <class V>
+void fields(V& visit, TextInfo& text) {
+    visit("tokenizer", text.tokenizer);
+    visit("template", text.chat_template);
+    visit("reason", text.reason, engine_dir::with_default);
+}
+
+}  // namespace trtprune::text

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -19,8 +20,8 @@
 ///
 /// An unknown type, a missing or an extra field is an error naming the field: nothing is coerced, and nothing is filled
 /// in silently.  A struct is described once, by a function `fields(visitor, value)` that calls `visitor(name, member)`
-/// for each member in the order of the Python dataclass, and `visitor(name, member, with_default)` for one with a
-/// default.
+/// for each member in the order of the Python dataclass, `visitor(name, member, with_default)` for one with a default,
+/// and `visitor(name, member, Choices{…})` for a text that is one of a few.
 namespace trtprune::engine_dir {
 
 /// A JSON value without the form of the struct; the message names the field.
@@ -32,6 +33,11 @@ class DecodeError : public std::runtime_error {
 /// A mark for a member that may be missing.
 struct WithDefault {};
 constexpr WithDefault with_default{};
+
+/// The texts that a member may be.
+struct Choices {
+    std::initializer_list<const char*> texts;
+};
 
 /// The place of a value in the file; written out only for an error.
 class Where {
@@ -209,6 +215,8 @@ struct NameCollector {
     void operator()(const char* name, T&, WithDefault = {}) {
         names.insert(name);
     }
+
+    void operator()(const char* name, std::string&, const Choices&) { names.insert(name); }
 };
 
 // Reads the members of a struct in their order.
@@ -226,6 +234,21 @@ struct MemberReader {
     template <class T>
     void operator()(const char* name, T& member, WithDefault) {
         if (const Json* given = value.member(name)) decode(*given, Where(where, name), member);
+    }
+
+    void operator()(const char* name, std::string& member, const Choices& choices) {
+        const Json* given = value.member(name);
+        if (given == nullptr) throw DecodeError(Where(where, name).text() + " is missing");
+        const auto* text = given->get<std::string>();
+        std::string list;
+        for (const char* choice : choices.texts) {
+            if (text != nullptr && *text == choice) {
+                member = choice;
+                return;
+            }
+            list += (list.empty() ? "" : ", ") + std::string(choice);
+        }
+        Where(where, name).fail("must be one of " + list);
     }
 };
 

@@ -83,6 +83,9 @@ struct VisionInfo {
     std::array<std::int64_t, 2> tokens{};
     std::array<std::int64_t, 2> crops{};
     std::string newlines;  ///< `keep`, `drop` or `candidates`
+    /// The outputs of the vision graph that say how strongly the tower attends to each patch, as far as the method
+    /// reads them.
+    std::vector<std::string> saliency;
 };
 
 /// The positions of a prompt's tokens in the decoder.

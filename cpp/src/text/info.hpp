@@ -60,6 +60,9 @@ struct TextInfo {
     TokenizerInfo tokenizer;
     std::optional<TemplateInfo> chat_template;  ///< `template` in config.json; not set: `reason` says why
     std::optional<std::string> reason;
+
+    /// The first fault of the values, a text that begins with the field; not set if there is none.
+    std::optional<std::string> wrong() const;
 };
 
 }  // namespace trtprune::text

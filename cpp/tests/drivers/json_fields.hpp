@@ -97,6 +97,10 @@ struct FieldWriter {
     void operator()(const char* name, T& member, trtprune::engine_dir::WithDefault = {}) {
         object[name] = to_json(member);
     }
+
+    void operator()(const char* name, std::string& member, const trtprune::engine_dir::Choices&) {
+        object[name] = member;
+    }
 };
 
 template <class T>
