@@ -162,3 +162,17 @@ def test_scales_of_ranks() -> None:
 def test_schedules_that_no_method_writes(change: dict[str, Any], word: str) -> None:
     info = stored("sparsevlm", 32, {})
     assert any(word in what for what in wrong_schedule(dataclasses.replace(info, **change)))
+
+
+@pytest.mark.parametrize(("method", "options"), [("fastv", {"k": 1}), ("pyramiddrop", {"first": 1}), ("sparsevlm", {})])
+def test_a_budget_that_the_largest_image_meets(method: str, options: dict[str, object]) -> None:
+    """Images of any smaller number of tokens meet it, too, unless they have no more than one or two above it."""
+    chosen = pruning.get(method)
+    values = chosen.validate_options(options)
+    for depth, fewest, most in ((8, 16, 88), (6, 17, 60)):
+        info = chosen.plan(depth, values)
+        assert info is not None
+        low, high = chosen.budgets(most, depth, values)
+        for tokens in range(fewest, most + 1):
+            for keep in range(low, min(high, tokens - 3) + 1):
+                assert info.kept(keep, tokens)[-1] < tokens

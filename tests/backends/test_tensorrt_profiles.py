@@ -12,7 +12,7 @@ from trtprune.backends.tensorrt.gpus import Gpu
 from trtprune.backends.tensorrt.profiles import Limits, check_limits, component_profiles, default_capacity
 from trtprune.compiler.engine_options import EngineOptions, check_options, parse_pool_limit, resolve_targets
 from trtprune.engine_dir import Part, TensorSpec
-from trtprune.errors import BackendError, BudgetError, BuildError
+from trtprune.errors import BackendError, BuildError
 
 CACHE = ("batch", 8, "capacity", 64)
 INPUTS = {
@@ -101,7 +101,6 @@ def test_llava_by_hand() -> None:
         ({"max_input_len": -1}, BuildError, "--max-input-len -1"),
         ({"max_images": 0}, BuildError, "--max-images 0"),
         ({"max_input_len": 1409}, BuildError, "--max-input-len 1409"),
-        ({"visual_tokens": 5000, "keep_range": (1, 3841)}, BudgetError, "budget of 3841 is beyond 3840"),
     ],
 )
 def test_limits_no_engine_serves(changes: dict, error: type[Exception], named: str) -> None:
@@ -110,9 +109,9 @@ def test_limits_no_engine_serves(changes: dict, error: type[Exception], named: s
         check_limits(Limits(**case))
 
 
-def test_a_method_that_selects_nothing_has_no_limit() -> None:
-    check_limits(Limits(5000, 5000, (5000, 5000), 8192), ordered=0)
-    check_limits(Limits(5000, 64, (1, 3840), 8192))
+def test_any_budget_is_served() -> None:
+    """Beyond what TensorRT's TopK returns, too: graphs put longer lists in order in pieces."""
+    check_limits(Limits(5000, 64, (1, 5000), 8192))
 
 
 def test_an_unknown_dimension_is_named() -> None:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from tests.cpp.real_tokenizers import NAMES, real_tokenizers
 from tests.kit import cpp_build
 from tests.kit.tokenizer_styles import PARTS, STYLES, content, hard_text
 from trtprune.text.tokens import is_panic
@@ -318,3 +319,17 @@ def test_parts_in_any_order(
         assert session.ask({"decode": plain.ids}) == {"text": tokenizer.decode(plain.ids)}
     for skip in (True, False):
         assert session.ask({"decode": ids, "skip": skip}) == {"text": tokenizer.decode(ids, skip_special_tokens=skip)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_real_tokenizers(run: Driver, pytestconfig: pytest.Config, name: str) -> None:
+    """200,000 and more texts, with the tokenizers of published models."""
+    assert pytestconfig.cache is not None
+    files = real_tokenizers(pytestconfig.cache.mkdir("real-tokenizers"))
+    if name not in files:
+        pytest.skip(f"{name} cannot be downloaded here")
+    tokenizer = Tokenizer.from_file(str(files[name]))
+    for seed in range(10):
+        random = Random(f"{name} {seed}")
+        compare(run, {"open": str(files[name])}, tokenizer, [hard_text(random) for _ in range(3000)], random)

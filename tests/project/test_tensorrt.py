@@ -45,7 +45,7 @@ def test_flags_exist() -> None:
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installer, "installed_by", lambda: "pip")
     assert f"| `--max-input-len` | {DEFAULT_INPUT_LEN} |" in PAGE
-    assert f"at most {MAX_TOPK:,}, the limit of TensorRT's TopK" in PAGE
+    assert f"TensorRT's TopK returns {MAX_TOPK:,} entries at most" in PAGE
     assert set(re.findall(r"^\| `([a-z0-9-]+)`(?: \(default\))? \| .*\| .*\|$", PAGE, re.MULTILINE)) >= set(
         ATTENTION_FORMS["tensorrt"]
     )

@@ -72,13 +72,13 @@ def find_target(backend: str, options: EngineOptions, dtype: str, weight_dtype: 
     return Target(trt.__version__, build, names, register_plugins(trt))
 
 
-def plan_engines(options: EngineOptions, target: Target, limits: Limits, ordered: int) -> EnginePlan:
-    """The engines of a build; ``ordered`` as for :func:`~trtprune.backends.tensorrt.profiles.check_limits`.
+def plan_engines(options: EngineOptions, target: Target, limits: Limits) -> EnginePlan:
+    """The engines of a build.
 
     Raises:
-        BuildError, BudgetError: for limits no engine can serve.
+        BuildError: for limits no engine can serve.
     """
-    check_limits(limits, ordered=ordered)
+    check_limits(limits)
     return EnginePlan(options, target, limits)
 
 

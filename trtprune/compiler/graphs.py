@@ -65,13 +65,14 @@ def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) 
 
     def make(name: str) -> Graph:
         if plan.pruning.schedule is None:
-            return Graph(name, dtype=plan.dtype, lowering=plan.lowering)
+            return Graph(name, dtype=plan.dtype, lowering=plan.lowering, pieces=plan.pieces)
         return Graph(  # a prune point may read weights of the decoder around it
             name,
             dtype=plan.dtype,
             lowering=plan.lowering,
             tensors={**plan.model.weight_tensors(), **(quantized.moved if quantized else {})},
             quantized=quantized.matrices if quantized else None,
+            pieces=plan.pieces,
         )
 
     return BuildContext(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trtprune.compiler.engine_plan import EnginePlan, Target
     from trtprune.compiler.request import BuildRequest
     from trtprune.graph import Lowering
+    from trtprune.graph.lowering import Pieces
     from trtprune.models import Model, ModelSpec
     from trtprune.models.clip_text import Clip
     from trtprune.pruning import BaseMethod
@@ -89,6 +90,18 @@ class Plan:
     def weight_dtype(self) -> str | None:
         """The stored type of the decoder's matrices; None: the checkpoint's."""
         return self.request.weight_dtype
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """How graphs put lists in order that are too long for one TopK of the backend; None where none is."""
+        from trtprune.backends.tensorrt.profiles import MAX_TOPK
+        from trtprune.graph.lowering import Pieces
+
+        if self.backend == "onnxruntime":
+            return None
+        info = self.pruning
+        longest = self.method.longest_order(self.spec.visual_tokens, info.keep_range[1], info.options)
+        return Pieces.of(longest, MAX_TOPK)
 
 
 def plan_build(request: BuildRequest, report: Reporter) -> Plan:
@@ -218,7 +231,6 @@ class _Limits:
         Raises:
             BudgetError, BuildError: naming the flag that this model cannot serve.
         """
-        from trtprune.backends.tensorrt.profiles import MAX_TOPK
         from trtprune.compiler.budget import resolve_budget, resolve_positions
         from trtprune.compiler.engine_plan import find_limits, image_bounds, plan_engines
 
@@ -238,10 +250,7 @@ class _Limits:
         options = request.engine_options
         image = image_bounds(model.processor, _newlines(request, model, self.method, info.needs))
         limits = find_limits(options, info, image, spec.max_positions, request.max_seq_len)
-        # At a budget that fits: the rest of what is too long is the method's own.
-        served = min(info.keep_range[1], MAX_TOPK)
-        ordered = self.method.longest_order(spec.visual_tokens, served, info.options)
-        engines = plan_engines(options, self.target, limits, ordered)
+        engines = plan_engines(options, self.target, limits)
         return info, positions, engines.limits.capacity, engines
 
 

@@ -19,7 +19,7 @@ from onnxscript import GraphBuilder
 
 from trtprune._version import __version__
 from trtprune.errors import CheckpointError, shown
-from trtprune.graph.lowering import Lowering
+from trtprune.graph.lowering import Lowering, Pieces
 from trtprune.graph.tensors import QUANTIZED_OPSET, QuantizedMatrix, TensorLocation
 
 __all__ = ["DOMAIN", "DTYPES", "Graph", "TensorLocation"]
@@ -56,6 +56,7 @@ class Graph:
         tensors: Weight key → place on disk.  Keys may differ from the names in the file (see
             ``models.weights``); a graph without weights needs none.
         quantized: Weight key → integers and scales, for the matrices that :meth:`matrix` takes from there instead.
+        pieces: How lists are put in order that are too long for one TopK of the backend; None: none is.
 
     ``op`` creates nodes: ``g.op.MatMul(a, b)``; Python numbers become constants of the other operand's type.
     """
@@ -68,8 +69,10 @@ class Graph:
         lowering: Lowering | None = None,
         tensors: Mapping[str, TensorLocation] | None = None,
         quantized: Mapping[str, QuantizedMatrix] | None = None,
+        pieces: Pieces | None = None,
     ) -> None:
         self.name = name
+        self.pieces = pieces
         self.dtype_name = dtype
         self.dtype = DTYPES[dtype]
         self.lowering = lowering or Lowering()

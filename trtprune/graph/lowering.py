@@ -7,7 +7,7 @@ from typing import Literal
 
 from trtprune.errors import BackendError
 
-__all__ = ["FORMS", "Form", "Lowering"]
+__all__ = ["FORMS", "Form", "Lowering", "Pieces"]
 
 Form = Literal["op", "op-float32", "primitives", "primitives-float32"]
 
@@ -86,3 +86,22 @@ class Lowering:
         raise BackendError(
             f"unknown backend {backend!r}", hint="one of cuda, onnxruntime, openvino, tensorrt, tensorrt-rtx"
         )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a graph puts a list in order.
+
+    Attributes:
+        count: TopK nodes, one after the other.
+        entries: The most entries that one of them returns; ``count`` times as many are the longest list.
+    """
+
+    count: int
+    entries: int
+
+    @classmethod
+    def of(cls, longest: int, entries: int) -> Pieces | None:
+        """The pieces of lists of up to ``longest`` entries; None if one TopK does."""
+        count = -(-longest // entries)
+        return cls(count, entries) if count > 1 else None

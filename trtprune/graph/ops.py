@@ -15,6 +15,7 @@ from onnxscript import build_function
 
 from trtprune.errors import CheckpointError
 from trtprune.graph.builder import DOMAIN, Graph
+from trtprune.graph.topk import top
 
 __all__ = [
     "ACTIVATIONS",
@@ -141,7 +142,7 @@ def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) 
     Args:
         scores: float [batch, N]; equal scores are taken in index order, +0 equals -0, and NaN counts as -inf.
         features: [batch, N, D].
-        keep: int64 [1], 1 ≤ keep ≤ N; TensorRT serves at most 3840.
+        keep: int64 [1], 1 ≤ keep ≤ N.
 
     Returns:
         features [batch, keep, D] and their indices int64 [batch, keep], ascending.
@@ -151,8 +152,8 @@ def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) 
         # float32 holds every float16 and bfloat16 exactly, so one body serves all three.
         scores = op.Cast(scores, to=int(ir.DataType.FLOAT))
         lowest = op.Constant(value=ir.tensor(-np.inf, dtype=ir.DataType.FLOAT))
-        _, best = op.TopK(op.Where(op.IsNaN(scores), lowest, scores), keep, axis=-1, largest=1, sorted=1, _outputs=2)
-        indices, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
+        _, best = top(g, op, op.Where(op.IsNaN(scores), lowest, scores), keep)
+        indices, _ = top(g, op, best, keep, largest=False, dtype=np.int64)
         return [op.GatherND(features, op.Unsqueeze(indices, [-1]), batch_dims=1), indices]
 
     function = g.memo(

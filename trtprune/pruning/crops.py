@@ -260,9 +260,11 @@ def write_crop_ranks(g: Graph, op: Any, scores: ir.Value, own: ir.Value) -> ir.V
     Returns:
         int64 [batch, N].
     """
+    from trtprune.graph.topk import top
+
     one, two = g.ints(1), g.ints(2)
     tokens = op.Shape(scores, start=1, end=2)
-    _, order = op.TopK(scores, tokens, axis=-1, largest=1, sorted=1, _outputs=2)
+    _, order = top(g, op, scores, tokens)
     sorted_own = op.GatherElements(own, op.Expand(op.Unsqueeze(order, one), op.Shape(own)), axis=2)
     rank = op.Sub(op.ReduceSum(op.Mul(sorted_own, op.CumSum(sorted_own, two)), one, keepdims=0), one)
     return op.ScatterElements(rank, order, rank, axis=1)

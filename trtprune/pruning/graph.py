@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from trtprune.graph import Graph, Lowering
+    from trtprune.graph.lowering import Pieces
 
 __all__ = ["build_pruner", "write_pruner"]
 
@@ -62,6 +63,7 @@ def build_pruner(
     num_tokens: int | None = None,
     most_crops: int = MOST_CROPS,
     widths: Mapping[str, int] | None = None,
+    pieces: Pieces | None = None,
 ) -> Graph:
     """The graph of ``method`` for features of width ``hidden_size``.
 
@@ -74,6 +76,7 @@ def build_pruner(
         num_tokens: N, if the model fixes it; None: a run-time dimension.
         most_crops: Largest number of crops of an image, for a method that needs the grid.
         widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, if known; otherwise run-time dimensions.
+        pieces: How lists are put in order that are too long for one TopK of the backend.
 
     Raises:
         BudgetError: for an unknown method or option, or a missing ``grid``.
@@ -84,7 +87,7 @@ def build_pruner(
     chosen = pruning.get(method) if isinstance(method, str) else method
     values = chosen.validate_options(options)
     context = BuildContext(
-        lambda name: Graph(name, dtype=dtype, lowering=lowering), hidden_size,
+        lambda name: Graph(name, dtype=dtype, lowering=lowering, pieces=pieces), hidden_size,
         num_tokens=num_tokens, most_crops=most_crops, widths=widths or {},
     )  # fmt: skip
     if chosen.inside:

@@ -16,6 +16,7 @@ from onnxscript import build_function
 
 from trtprune.graph.builder import DOMAIN, Graph
 from trtprune.graph.ops import PLUGIN_ATTRIBUTES
+from trtprune.graph.topk import top
 from trtprune.pruning.crops import Room
 
 __all__ = [
@@ -281,7 +282,7 @@ def take_in_turns(g: Graph, cost: ir.Value, first: ir.Value, quota: ir.Value) ->
     order = op.ScatterElements(nothing, first, before, axis=1)
     width = op.Cast(all_tokens, to=int(_FLOAT))
     # All rows at once: inside a loop TensorRT's TopK takes no length that is known at run time only.
-    _, sorted_tokens = op.TopK(cost, all_tokens, axis=-1, largest=0, sorted=1, _outputs=2)
+    _, sorted_tokens = top(g, op, cost, all_tokens, largest=False)
     one = g.scalar(1.0, _FLOAT)
     share = op.Cast(quota, to=int(_FLOAT))
 

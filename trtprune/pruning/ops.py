@@ -107,14 +107,18 @@ def top(g: Graph, scores: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]
 
     Of equal scores ONNX Runtime takes the lower index first, as the references do.  TensorRT promises no order.
     """
-    values, indices = g.op.TopK(scores, keep, axis=-1, largest=1, sorted=1, _outputs=2)
-    return values, indices
+    from trtprune.graph.topk import top as write
+
+    return write(g, g.op, scores, keep)
 
 
 def ascending(g: Graph, indices: ir.Value, keep: ir.Value) -> ir.Value:
     """``indices`` [batch, keep] sorted."""
-    in_order, _ = g.op.TopK(indices, keep, axis=-1, largest=0, sorted=1, _outputs=2)
-    return in_order
+    import numpy as np
+
+    from trtprune.graph.topk import top as write
+
+    return write(g, g.op, indices, keep, largest=False, dtype=np.int64)[0]
 
 
 def write_clean(g: Graph, scores: ir.Value) -> ir.Value:

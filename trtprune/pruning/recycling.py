@@ -112,6 +112,8 @@ def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2"
     """:func:`merge` for float32 [batch, M, D] and int64 [1]: float32 [batch, C, D]."""
     import onnx_ir as ir
 
+    from trtprune.graph.topk import top
+
     op, f32 = g.op, ir.DataType.FLOAT
     width = op.Cast(op.Shape(vectors, start=2, end=3), to=int(f32))
     centred = op.Sub(vectors, op.ReduceMean(vectors, g.ints(1), keepdims=1))
@@ -125,14 +127,14 @@ def write_merge(g: Graph, vectors: ir.Value, count: ir.Value, assign: str = "l2"
     squared = op.Where(op.Equal(row, column), g.scalar(0.0, f32), op.Max(squared, g.scalar(0.0, f32)))
     distance = op.Div(op.Sqrt(squared), op.Sqrt(width))
 
-    nearest, _ = op.TopK(distance, count, axis=-1, largest=0, sorted=1, _outputs=2)
+    nearest, _ = top(g, op, distance, count, largest=False)
     density = op.Exp(op.Neg(op.ReduceMean(op.Mul(nearest, nearest), g.ints(2), keepdims=1)))  # [B, M, 1]
     other = op.Transpose(density, perm=[0, 2, 1])
     denser = op.Or(op.Greater(other, density), op.And(op.Equal(other, density), op.Less(column, row)))
     farthest = op.ReduceMax(distance, g.ints(1, 2), keepdims=1)
     delta = op.ReduceMin(op.Where(denser, distance, farthest), g.ints(2), keepdims=0)
     score = op.Mul(op.Squeeze(density, g.ints(2)), delta)
-    _, centres = op.TopK(score, count, axis=-1, largest=1, sorted=1, _outputs=2)
+    _, centres = top(g, op, score, count)
 
     place = op.Unsqueeze(centres, g.ints(2))
     if assign == "cosine":

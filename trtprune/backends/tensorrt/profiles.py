@@ -14,7 +14,7 @@ from trtprune.backends.batches import TEXT_BATCH, VISION_BATCH
 from trtprune.engine_dir import Part, TensorSpec
 from trtprune.engine_dir.roles import CLIP_TEXT, DECODER, PRUNER, RATERS, VISION
 from trtprune.engine_dir.schema import Profile
-from trtprune.errors import BudgetError, BuildError
+from trtprune.errors import BuildError
 
 __all__ = [
     "MAX_TOPK",
@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 MAX_TOPK = 3840
-"""The largest number of entries of TensorRT's TopK; an engine with more builds, but fails at run time."""
+"""The largest number of entries of TensorRT's TopK; an engine with more builds, but fails at run time.  Graphs put a
+longer list in order in pieces (:mod:`trtprune.graph.topk`)."""
 
 # A lower bound of text tokens in one segment of CLIP's text tower: it has 77, and one token of the language model can
 # be several of CLIP's.
@@ -145,17 +146,11 @@ def default_capacity(max_positions: int, max_input_len: int, max_images: int, ke
     return min(max_positions, -(-need // CAPACITY_STEP) * CAPACITY_STEP)
 
 
-def check_limits(limits: Limits, *, ordered: int | None = None) -> None:
+def check_limits(limits: Limits) -> None:
     """Refuses limits no engine can serve.
-
-    Args:
-        limits: The limits of the build.
-        ordered: The longest list that a graph of the method orders at the largest budget that TensorRT's TopK serves,
-            0 for a method that orders none; None: the budget.
 
     Raises:
         BuildError: naming the flag.
-        BudgetError: for a budget, or a model's number of visual tokens, above TensorRT's TopK.
     """
     sizes = {"batch-size": limits.max_batch_size, "input-len": limits.max_input_len, "images": limits.max_images}
     for name, value in sizes.items():
@@ -165,18 +160,6 @@ def check_limits(limits: Limits, *, ordered: int | None = None) -> None:
         raise BuildError(
             f"--max-input-len {limits.max_input_len}: above the KV capacity of {limits.capacity} tokens",
             hint="lower it, or raise --max-seq-len as far as the model's positions go",
-        )
-    low, high = limits.keep_range
-    if ordered is not None and ordered > MAX_TOPK:
-        raise BudgetError(
-            f"{limits.visual_tokens} visual tokens an image: this method orders {ordered} of them with TensorRT's "
-            f"TopK, which returns {MAX_TOPK} at most",
-            hint="--method with one that orders only what it keeps, or --backend onnxruntime",
-        )
-    if high > MAX_TOPK and ordered != 0:
-        raise BudgetError(
-            f"--keep-range: a budget of {high} is beyond {MAX_TOPK}, the most that TensorRT's TopK returns",
-            hint=f"--keep-range {min(low, MAX_TOPK)}:{MAX_TOPK}, or --backend onnxruntime",
         )
 
 

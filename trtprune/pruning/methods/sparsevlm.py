@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError, InputError
-from trtprune.pruning import recycling
+from trtprune.pruning import ops, recycling
 from trtprune.pruning.base import LayerAccess
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.ops import write_products
@@ -251,9 +251,9 @@ class SparseVlm(InLlmMethod):
             rows = self._corrected(g, rows, inputs, columns, weights, layer, int(options["heads"]))
         rows = op.Mul(rows, op.Unsqueeze(weights, g.ints(2)))
         scores = op.Div(op.ReduceSum(rows, g.ints(1), keepdims=0), op.ReduceSum(weights, g.ints(1), keepdims=1))
-        _, order = op.TopK(scores, op.Shape(scores, start=1, end=2), axis=-1, largest=1, sorted=1, _outputs=2)
+        _, order = ops.top(g, scores, op.Shape(scores, start=1, end=2))
         best = op.Slice(order, g.ints(0), keep, g.ints(1))
-        kept, _ = op.TopK(best, keep, axis=-1, largest=0, sorted=1, _outputs=2)
+        kept = ops.ascending(g, best, keep)
         result = op.GatherND(visual, op.Unsqueeze(kept, g.ints(2)), batch_dims=1)
         if not self.recycles(options):
             return kept, result, None
@@ -285,6 +285,6 @@ class SparseVlm(InLlmMethod):
         corrected = op.Div(attention, op.Unsqueeze(pull, g.ints(1)))
         looks = op.ReduceSum(op.Mul(corrected, op.Unsqueeze(weights, g.ints(1, 3))), g.ints(2, 3), keepdims=0)
         count = op.Min(op.Shape(looks, start=1, end=2), g.ints(heads))
-        _, best = op.TopK(looks, count, axis=-1, largest=1, sorted=1, _outputs=2)
+        _, best = ops.top(g, looks, count)
         chosen = op.GatherND(corrected, op.Unsqueeze(best, g.ints(2)), batch_dims=1)
         return op.ReduceMean(chosen, g.ints(1), keepdims=0)

@@ -142,6 +142,8 @@ class VisPruner(Method):
         import numpy as np
         import onnx_ir as ir
 
+        from trtprune.graph.topk import top
+
         op = g.op
         zero, one, two, eight = (g.ints(n) for n in (0, 1, 2, _AT_ONCE))
         vectors, norm, good = ops.write_norms(g, features)
@@ -180,7 +182,7 @@ class VisPruner(Method):
                 rank = op.ReduceSum(op.Cast(before, to=int(ir.DataType.INT64)), two, keepdims=0)
                 by_score = op.ScatterElements(rank, rank, op.Expand(seats, op.Shape(rank)), axis=1)
             else:
-                _, by_score = op.TopK(scores, half, axis=-1, largest=1, sorted=1, _outputs=2)
+                _, by_score = top(g, op, scores, half)
             both = op.Concat(op.GatherElements(even, by_score, axis=1), odd, axis=1)
             left = op.Sub(upper, removed)
             source = op.Add(place, op.Where(op.Less(place, left), removed, op.Sub(half, left)))

@@ -100,7 +100,7 @@ class TokenPlan:
         grid: int32 [N, 3]: crop, row and column of each visual token.  Row and column count patches of the plane the
             crop lies on, padding included; of a plane that is shrunk they count the shrunk plane, and the crop is that
             of the tap with the largest weight, the first of equal ones.  (−1, −1, −1) for newline tokens; a CLS token
-            has a crop, and −1 for row and column.
+            has a crop, and −1 for row and column.  Positions of three axes are made of it (``runtime.positions``).
         newline: int32 [N]: place of the newline token that ends the token's line, −1 if none does; a newline token has
             its own place.
         pack_index: int32 [N, taps]: rows of the image's crop features, flattened to [crops · features, width] and
