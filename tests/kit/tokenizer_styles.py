@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -301,3 +303,21 @@ def hard_text(random: Random) -> str:
             low, high = random.choice(BLOCKS)
             text.extend(chr(random.randint(low, high)) for _ in range(random.randrange(1, 6)))
     return "".join(text)
+
+
+def main(folder: str) -> None:
+    """Writes a small tokenizer of each style with a text behind it, as the C++ fuzzer reads them."""
+    for style in STYLES:
+        data = json.loads(content(style))
+        merges = data["model"]["merges"][:8]
+        texts = {text for a, b in merges for text in (a, b, a + b)} | {"<unk>", "<s>", "<0x41>", "a", "Ġ", "▁"}
+        kept = {text: number for number, text in enumerate(sorted(texts))}
+        data["model"] |= {"merges": merges, "vocab": kept}
+        for token in data["added_tokens"]:
+            token["id"] = 900
+        written = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\0"
+        (Path(folder) / style).write_bytes(written + "USER: <image>\nWhat is  é \U0001f642? word".encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
