@@ -301,3 +301,56 @@ def test_settings_that_are_refused(name: str, change: dict[str, Any], call: Call
     _, error = python(lambda: processor_from_settings(name, settings, "out/config.json"))
     assert error
     same_error(answer, error)
+
+
+NUMBERS = [0, 1, 2, 3, 5, 7, 14, 27, 28, 29, 56, -1, 336, 16384, 16385, 10**9, 2**63 - 1, -(2**63)]
+NUMBERS += [0.0, 1.0, 0.5, 28.0, 1e-7, 1e22, 3.5e38, 3.3e38, -2.5, 1 / 3, 123456789.125, 1e15, 1e16, -1e-5, 255.0]
+TEXTS = ["", "a", "model", "paper", "anyres_max_9", "anyres_max_1\n", "CLIPImageProcessor", "LlavaImageProcessorFast"]
+TEXTS += [
+    "it's",
+    '"both\'"',
+    "é\u200b\u00a0\n\t\\",
+    "x" * 130,
+    "ab" * 59 + "'" * 3,
+    "\U0001f600" * 119 + "z" * 9,
+    "\x7f\x80",
+]
+NAMES = ["height", "width", "shortest_edge", "longest_edge", "patch", "max_height", "first_patch", "é'"]
+FURTHER = ["image_processor_type", "feature_extractor_type", "do_pad", "background", "model_pinpoints"]
+FURTHER += ["vision_aspect_ratio", "default_to_square", "layout"]
+
+
+def anything(random: np.random.Generator, depth: int = 0) -> Any:
+    """A JSON value."""
+    kind = random.integers(0, 8)
+    if kind < 2 or (kind > 5 and depth > 4):
+        return [None, True, False][random.integers(0, 3)]
+    if kind < 6:
+        values: list[Any] = NUMBERS if kind < 5 else TEXTS
+        return values[random.integers(0, len(values))]
+    count = int(random.choice([0, 1, 2, 3, 3, 9]))
+    if kind == 6:
+        return [anything(random, depth + 1) for _ in range(count)]
+    return {NAMES[random.integers(0, len(NAMES))]: anything(random, depth + 1) for _ in range(count)}
+
+
+def test_settings_of_nobody(call: Call) -> None:
+    """Whatever the settings are, they are taken where Python takes them, and else refused in its words."""
+    random = np.random.default_rng(5)
+    requests = []
+    for _ in range(1500):
+        name, settings = SETTINGS[list(SETTINGS)[random.integers(0, len(SETTINGS))]]
+        keys = [*settings, *FURTHER]
+        settings = settings | {
+            keys[random.integers(0, len(keys))]: anything(random) for _ in range(random.integers(1, 4))
+        }
+        if random.random() < 0.3:
+            crop = {"height": 28, "width": 28, "patch": [7, 7], "first_patch": 0}
+            settings["crop"] = {key: anything(random) if random.random() < 0.3 else crop[key] for key in crop}
+        requests.append({"op": "processor", "name": name, "settings": settings, "where": "config.json"})
+    taken = 0
+    for request, answer in zip(requests, call(requests), strict=True):
+        name, settings = request["name"], request["settings"]
+        _, error = python(lambda n=name, s=settings: processor_from_settings(n, s, "config.json"))
+        taken += not same_error(answer, error)
+    assert 100 < taken < 1400
