@@ -292,6 +292,9 @@ inline std::string time_topk(const TopKCase& c, const TopKCall& call, double ban
     return "{" + text(c) + line;
 }
 
+/// Visual tokens of images: one, and the most that LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision have.
+constexpr int64_t kImages[] = {1, 576, 2928, 8765};
+
 struct Options {
     int cases = 400;
     int64_t max_tokens = 32768;
@@ -348,6 +351,7 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
         c.batch = 1 + static_cast<int64_t>(random() % 3);
         const uint64_t largest[] = {32, 700, 4097, 32768};
         c.tokens = 1 + static_cast<int64_t>(random() % largest[random() % 4]);
+        if (i < 4) c.tokens = kImages[i];
         c.tokens = std::min(c.tokens, options.max_tokens);
         c.keep = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(c.tokens));
         const uint64_t widest =
@@ -360,8 +364,10 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
     for (int i = 0; i < options.cases / 8; ++i) {
         MaxMinCase c{1 + static_cast<int64_t>(random() % 2), 1 + static_cast<int64_t>(random() % 1300), 0,
                      static_cast<int>(random() % 2)};
+        if (i == 0) c = {1, kImages[3], 0, c.mode};
         c.tokens = std::min(c.tokens, options.max_tokens);
         c.steps = static_cast<int64_t>(random() % static_cast<uint64_t>(c.tokens));
+        if (i == 0) c.steps = std::min<int64_t>(c.tokens, 64);
         const std::string why = prove_maxmin(c, maxmin, random);
         if (!why.empty()) {
             fail("\"tokens\": " + std::to_string(c.tokens) + ", \"steps\": " + std::to_string(c.steps) +
@@ -374,7 +380,7 @@ inline int run(const std::string& subject, const TopKCall& topk, const MaxMinCal
         bandwidth = measure_bandwidth();
         const int64_t shapes[][4] = {{1, 576, 4096, 64},    {1, 576, 4096, 128},   {1, 576, 4096, 192},
                                      {1, 576, 4096, 576},   {8, 576, 4096, 192},   {1, 2880, 4096, 640},
-                                     {1, 4096, 4096, 1024}, {1, 8192, 4096, 2048}, {1, 32768, 1024, 3840}};
+                                     {1, 8765, 3584, 640},  {1, 4096, 4096, 1024}, {1, 8192, 4096, 2048}, {1, 32768, 1024, 3840}};
         for (const auto& s : shapes) {
             const TopKCase c{TRTPRUNE_FLOAT32, TRTPRUNE_BFLOAT16, s[0], s[1], s[2], s[3]};
             times += (times.empty() ? "" : ", ") + time_topk(c, topk, bandwidth, random);

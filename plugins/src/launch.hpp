@@ -14,6 +14,6 @@ cudaError_t launch_maxmin_select(const float* similarity, const float* close, in
                                  const int64_t* device_steps, int mode, float* close_out, cudaStream_t stream);
 
 constexpr int64_t kTopKGatherTokens = 32768;
-constexpr int64_t kMaxMinSelectTokens = 8192;
+constexpr int64_t kMaxMinSelectTokens = 16384;
 
 }  // namespace trtprune

@@ -107,7 +107,7 @@ class MaxMinSelect final : public Plugin<MaxMinSelect> {
         if (similarity.d[1] != similarity.d[2] || similarity.d[2] != close.d[1]) {
             return refuse("similarity and close differ in the number of tokens");
         }
-        if (close.d[1] > kMaxMinSelectTokens) return refuse("more than 8192 tokens");
+        if (close.d[1] > kMaxMinSelectTokens) return refuse("more than 16384 tokens");
         return 0;
     }
 

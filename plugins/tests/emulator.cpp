@@ -103,7 +103,7 @@ const char* emulate_maxmin_select(const float* similarity, const float* close, i
         memory.writable(close_out, batch * tokens * 4);
         if (picks != nullptr) memory.writable(picks, batch * steps * 4);
         if (device_steps != nullptr) memory.readable(device_steps, 8);
-        launch<kMaxMinThreads>(batch, device::kSlotBytes + 4 * tokens, memory, seed,
+        launch<kMaxMinThreads>(batch, maxmin_shared_bytes(tokens), memory, seed,
                                [&](auto& block) { device::maxmin_block(block, p); });
     });
 }

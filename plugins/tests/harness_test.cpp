@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
         const std::string problem = emulate_maxmin_select(similarity, close, c.batch, c.tokens, c.steps, c.mode,
                                                           close_out, nullptr, nullptr, 1);
         if (!problem.empty()) throw std::runtime_error(problem);
-        if (mistake == "close") close_out[c.tokens - 1] += 1e30f;
+        if (mistake == "close") close_out[c.tokens - 1] = 1e30f;
         return 0;
     };
     try {

@@ -264,7 +264,7 @@ void maxmin_select(IPluginCreatorV3One& creator) {
     combinations(name, build, 3, 1, chosen, "");
     shapes(name + ".shapes", *plugin, {exprs({"B", "N", "N"}), exprs({"B", "N"}), exprs({"1"})}, {});
     shapes(name + ".shapes of two inputs", *plugin, {exprs({"B", "N", "N"}), exprs({"B", "N"})}, {});
-    for (int64_t tokens : {8192, 8193}) {
+    for (int64_t tokens : {8765, 16384, 16385}) {
         DynamicPluginTensorDesc in[] = {desc(DataType::kFLOAT, {1, tokens, tokens}),
                                         desc(DataType::kFLOAT, {1, tokens}), desc(DataType::kINT64, {1})};
         DynamicPluginTensorDesc out[] = {desc(DataType::kFLOAT, {1, tokens})};

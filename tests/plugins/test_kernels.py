@@ -158,6 +158,8 @@ def random_features(rng: np.random.Generator, batch: int, tokens: int, width: in
     return rng.integers(0, np.iinfo(bits).max, (batch, tokens, width), dtype=bits, endpoint=True)
 
 
+IMAGES = (1, 576, 2928, 8765, 16384)
+"""Visual tokens: of LLaVA-1.5, the largest images of LLaVA-NeXT and LLaVA-OneVision, and beyond."""
 KINDS = st.sampled_from(["normal", "attention", "levels", "special", "bits"])
 
 
@@ -205,6 +207,20 @@ def test_topk_gather_of_many_tokens(kernels, seed, kind, dtype, tokens, data) ->
     expected = expected_indices(scores, keep)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(kept, np.take_along_axis(features, expected[..., None], 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("tokens", IMAGES)
+def test_topk_gather_of_an_image(kernels: Emulator, tokens: int, dtype: type) -> None:
+    """Budgets from one token to all, many scores equal."""
+    for keep in sorted({1, min(64, tokens), tokens // 3 or 1, tokens - 1 or 1, tokens}):
+        rng = np.random.default_rng(keep)
+        scores = random_scores(rng, "levels", (1, tokens), dtype)
+        features = random_features(rng, 1, tokens, 3, 2)
+        kept, indices = kernels.topk_gather(scores, features, keep, keep)
+        expected = expected_indices(scores, keep)
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(kept, np.take_along_axis(features, expected[..., None], 1))
 
 
 @pytest.mark.parametrize("dtype", SCORES)
@@ -302,6 +318,24 @@ def test_maxmin_select(kernels, seed, batch, tokens, steps, mode, levels, on_dev
         expected, expected_picks = greedy(similarity[row], close[row].copy(), steps, mode)
         np.testing.assert_array_equal(result[row], expected)
         np.testing.assert_array_equal(picks[row], expected_picks)
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("tokens", IMAGES)
+def test_maxmin_select_of_an_image(kernels: Emulator, tokens: int, mode: int) -> None:
+    """Any image's number of tokens; only the rows that are picked have numbers, the others are never read."""
+    rng = np.random.default_rng(tokens)
+    similarity = np.zeros((1, tokens, tokens), np.float32)  # pages that nobody touches take no memory
+    start = rng.uniform(-1, 1, (1, tokens)).astype(np.float32)
+    close = start[0].copy()
+    for _ in range(min(3, tokens)):
+        best = int(np.argmin(close))
+        similarity[0, best] = rng.uniform(-1, 1, tokens)
+        close, _ = greedy(similarity[0], close, 1, mode)
+    result, picks = kernels.maxmin_select(similarity, start, min(3, tokens), mode, tokens)
+    expected, expected_picks = greedy(similarity[0], start[0].copy(), min(3, tokens), mode)
+    np.testing.assert_array_equal(result[0], expected)
+    assert picks[0].tolist() == expected_picks
 
 
 @pytest.mark.parametrize("mode", ["maxmin", "meansim"])

@@ -148,7 +148,7 @@ def test_maxmin_select(seen: dict[str, list[str]]) -> None:
     assert seen["MaxMinSelect.shapes"] == ["B N"]
     assert seen["MaxMinSelect.shapes of two inputs"] == ["refused"]
     assert (seen["MaxMinSelect.unknown mode"], seen["MaxMinSelect.mode of wrong type"]) == (["refused"], ["refused"])
-    assert (seen["MaxMinSelect.configure 8192"], seen["MaxMinSelect.configure 8193"]) == (["ok"], ["refused"])
+    assert [seen[f"MaxMinSelect.configure {n}"] for n in (8765, 16384, 16385)] == [["ok"], ["ok"], ["refused"]]
 
 
 # -- machine code -------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_c_interface(built: Path) -> None:
     def maxmin(tokens: int, steps: int, mode: int = 0) -> int:
         return kernels.trtprune_maxmin_select(null, null, size(1), size(tokens), size(steps), mode, null, null, null)
 
-    assert maxmin(0, 1) == maxmin(8193, 1) == maxmin(8, -1) == maxmin(8, 1, 2) == invalid
+    assert maxmin(0, 1) == maxmin(16385, 1) == maxmin(8, -1) == maxmin(8, 1, 2) == invalid
     if not GPU:
         assert kernels.trtprune_device_count() == 0
         assert topk(8, 4) not in (0, invalid)
@@ -233,6 +233,12 @@ def test_harness_finds_mistakes(built: Path, mistake: str) -> None:
     assert result.returncode == (0 if mistake == "none" else 1)
     assert report["cases"] == 9
     assert (report["failed"] == 0) == (mistake == "none")
+
+
+@pytest.mark.slow
+def test_harness_at_the_sizes_of_images(built: Path) -> None:
+    result = run(built / "harness_test", "none", "--cases", 8, "--max-tokens", 8765, "--no-time")
+    assert json.loads(result.stdout)["failures"] == []
 
 
 # -- trtprune's loader --------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ TRTPRUNE_API int trtprune_topk_gather_launches(int64_t tokens);
 
 /* `steps` times: best = argmin(close), the lowest index of equals; close = max(close, similarity[best]) or
  * close + similarity[best]; close[best] = 3.0e38.  similarity [batch, tokens, tokens] and close [batch, tokens]
- * float32; close_out may be close; picks [batch, steps] in order of selection, or null.  1 <= tokens <= 8192. */
+ * float32; close_out may be close; picks [batch, steps] in order of selection, or null.  1 <= tokens <= 16384. */
 TRTPRUNE_API int trtprune_maxmin_select(const float* similarity, const float* close, int64_t batch, int64_t tokens,
                                         int64_t steps, int mode, float* close_out, int32_t* picks, void* stream);
 

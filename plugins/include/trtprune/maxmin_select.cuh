@@ -19,7 +19,9 @@
 
 namespace trtprune {
 
-constexpr int kMaxMinTokens = 8192;  // `close` in shared memory, 4 bytes each
+constexpr int kMaxMinTokens = 16384;  // `close` in shared memory, 4 bytes each
+/// Shared memory of a block that a kernel has without asking for it, on every GPU.
+constexpr int64_t kPlainSharedBytes = 48 * 1024;
 constexpr int kMaxMinThreads = 512;
 constexpr float kTaken = 3.0e38f;  // above every closeness
 
@@ -108,6 +110,11 @@ template <class Block> TRTPRUNE_DEVICE void maxmin_block(Block& block, const Max
 
 }  // namespace device
 
+/// Bytes of shared memory of a block: 64.5 KiB for kMaxMinTokens.
+constexpr int64_t maxmin_shared_bytes(int64_t tokens) {
+    return device::kSlotBytes + static_cast<int64_t>(sizeof(float)) * tokens;
+}
+
 #ifdef __CUDACC__
 
 template <int Threads> __global__ void __launch_bounds__(Threads) maxmin_kernel(MaxMinParams p) {
@@ -122,7 +129,14 @@ inline cudaError_t maxmin_select(const MaxMinParams& p, int64_t batch, cudaStrea
         return cudaErrorInvalidValue;
     }
     if (batch == 0) return cudaSuccess;
-    const int64_t shared_bytes = device::kSlotBytes + static_cast<int64_t>(sizeof(float)) * p.tokens;
+    const int64_t shared_bytes = maxmin_shared_bytes(p.tokens);
+    if (shared_bytes > kPlainSharedBytes) {
+        // More is asked for kernel by kernel; every GPU from Ampere on has it.
+        const cudaError_t error = cudaFuncSetAttribute(maxmin_kernel<kMaxMinThreads>,
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                       static_cast<int>(shared_bytes));
+        if (error != cudaSuccess) return error;
+    }
     return launch(maxmin_kernel<kMaxMinThreads>, batch, kMaxMinThreads, shared_bytes, stream, p);
 }
 
