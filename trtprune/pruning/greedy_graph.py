@@ -7,6 +7,7 @@ a step reads one row of them, and its state is a few vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,11 @@ def start_at(g: Graph, matrix: ir.Value, first: ir.Value, good: ir.Value, last: 
     return op.Where(op.Equal(_places(g, good), first), g.scalar(TAKEN, _FLOAT), close)
 
 
-def write_loop(g: Graph, body: Any, trips: ir.Value, states: list[tuple[str, ir.Value, ir.DataType, list[str]]]) -> Any:
+State = tuple[str, ir.Value, ir.DataType, Sequence[int | str]]
+"""A loop's state: name, start, dtype and dimensions."""
+
+
+def write_loop(g: Graph, body: Any, trips: ir.Value, states: Sequence[State]) -> Any:
     """A Loop of at most ``trips`` times ``body(op, step, *states)``; each returns whether to go on, and the states."""
 
     def step(op: Any, step: ir.Value, go_on: ir.Value, *values: ir.Value) -> list[ir.Value]:

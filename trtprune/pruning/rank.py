@@ -20,16 +20,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from trtprune.graph import Graph
 
 __all__ = ["build_rank"]
 
 SQUARINGS = 24
 """trace(G^(2^24))^(1 / 2^24) is within a factor of n^(1 / 2^24), 3e-7 for 200 rows, of the largest eigenvalue."""
+TINY = 1e-300
+"""What is divided by instead of 0."""
 
 
 def build_rank() -> Graph:
-    """``attention`` float32 [raters, visual_tokens] → ``rank`` int64 [1]."""
+    """The graph: ``attention`` float32 [raters, visual_tokens] → ``rank`` int64 [1]."""
     import numpy as np
     import onnx_ir as ir
 
@@ -38,40 +42,66 @@ def build_rank() -> Graph:
     g = Graph("rank")
     op, f64, int64 = g.op, ir.DataType.DOUBLE, ir.DataType.INT64
     a = g.cast(g.input("attention", "float32", ["raters", "visual_tokens"]), f64)
-    shape = op.Shape(a)
-    size = op.Cast(op.ReduceMax(shape, g.ints(0), keepdims=0), to=int(f64))
+    size = op.Cast(op.ReduceMax(op.Shape(a), g.ints(0), keepdims=0), to=int(f64))
     gram = op.MatMul(a, op.Transpose(a, perm=[1, 0]))
     rows = op.Squeeze(op.Shape(a, start=0, end=1), g.ints(0))
     index = op.Range(g.scalar(0, int64), rows, g.scalar(1, int64))
     eye = op.Equal(op.Unsqueeze(index, g.ints(0)), op.Unsqueeze(index, g.ints(1)))
+    total, largest = _write_largest(g, gram, eye)
+    bound = op.Mul(size, g.scalar(float(np.finfo(np.float32).eps), f64))
+    tau = op.Mul(op.Mul(bound, bound), largest)
+    unit = op.Where(eye, g.scalar(1.0, f64), g.scalar(0.0, f64))
+    found = _write_positive_pivots(g, op.Sub(gram, op.Mul(unit, tau)), eye, index, rows)
+    # A block of zeros: tau is 0 and every pivot too.
+    found = op.Where(op.Greater(total, g.scalar(0.0, f64)), found, g.ints(0))
+    g.output(found, "rank", "int64", [1])
+    return g
 
-    def number(value: float) -> ir.Value:
-        return g.scalar(value, f64)
 
-    zero, one = number(0.0), number(1.0)
+def _write_largest(g: Graph, gram: ir.Value, eye: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The trace of a matrix float64 [n, n] without a negative eigenvalue, and its largest eigenvalue.
+
+    ``eye`` is bool [n, n], true on the diagonal.
+    """
+    import onnx_ir as ir
+
+    op, f64 = g.op, ir.DataType.DOUBLE
 
     def trace(matrix: ir.Value) -> ir.Value:
-        return op.ReduceSum(op.Where(eye, matrix, zero), g.ints(0, 1), keepdims=0)
+        return op.ReduceSum(op.Where(eye, matrix, g.scalar(0.0, f64)), g.ints(0, 1), keepdims=0)
 
-    # log of the largest eigenvalue: each squared matrix is divided by its trace, which keeps it in range.
-    tiny = number(1e-300)
+    # The logarithm: each squared matrix is divided by its trace, which keeps it in range.
+    tiny = g.scalar(TINY, f64)
     first = trace(gram)
     power, log = op.Div(gram, op.Max(first, tiny)), op.Log(op.Max(first, tiny))
     share = 1.0
     for _ in range(SQUARINGS):
         power = op.MatMul(power, power)
         step, share = trace(power), share / 2
-        log = op.Add(log, op.Mul(op.Log(step), number(share)))
+        log = op.Add(log, op.Mul(op.Log(step), g.scalar(share, f64)))
         power = op.Div(power, op.Max(step, tiny))
-    largest = op.Exp(log)
-    bound = op.Mul(size, number(float(np.finfo(np.float32).eps)))
-    tau = op.Mul(op.Mul(bound, bound), largest)
-    shifted = op.Sub(gram, op.Mul(op.Where(eye, one, zero), tau))
+    return first, op.Exp(log)
+
+
+def _write_positive_pivots(g: Graph, matrix: ir.Value, eye: ir.Value, index: ir.Value, rows: ir.Value) -> ir.Value:
+    """The number of positive pivots, int64 [1], of a symmetric matrix float64 [n, n].
+
+    Args:
+        g: The graph.
+        matrix: The matrix.
+        eye: bool [n, n], true on the diagonal.
+        index: int64 [n], 0, 1, …
+        rows: n, an int64 scalar.
+    """
+    import onnx_ir as ir
+
+    op, f64, int64, boolean = g.op, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.BOOL
+    zero, one, tiny = (g.scalar(value, f64) for value in (0.0, 1.0, TINY))
 
     def body(op: Any, step: ir.Value, go_on: ir.Value, m: ir.Value, left: ir.Value, found: ir.Value) -> list[Any]:
         # The pivot: the largest magnitude on the remaining diagonal.
         diagonal = op.ReduceSum(op.Where(eye, m, zero), g.ints(0), keepdims=0)
-        size = op.Where(left, op.Abs(diagonal), number(-1.0))
+        size = op.Where(left, op.Abs(diagonal), g.scalar(-1.0, f64))
         best = op.ArgMax(size, axis=0, keepdims=1)
         pivot = op.Gather(diagonal, best, axis=0)
         row = op.Gather(m, best, axis=0)
@@ -79,35 +109,25 @@ def build_rank() -> Graph:
         update = op.Div(op.MatMul(op.Transpose(row, perm=[1, 0]), row), safe)
         left = op.And(left, op.Not(op.Equal(index, best)))
         positive = op.Cast(op.Greater(pivot, zero), to=int(int64))
-        return [
-            op.Identity(go_on),
-            op.Sub(m, update),
-            left,
-            op.Add(found, positive),
-        ]
+        return [op.Identity(go_on), op.Sub(m, update), left, op.Add(found, positive)]
 
     square, line = ir.Shape(["raters", "raters"]), ir.Shape(["raters"])
+    states = {"matrix": (f64, square), "left": (boolean, line), "found": (int64, ir.Shape([1]))}
     with g.scope("pivots"):
         graph = g.builder.subgraph(
             body,
             [
                 ir.val("step", int64, []),
-                ir.val("go_on", ir.DataType.BOOL, []),
-                ir.val("matrix_in", f64, square),
-                ir.val("left_in", ir.DataType.BOOL, line),
-                ir.val("found_in", int64, ir.Shape([1])),
+                ir.val("go_on", boolean, []),
+                *(ir.val(f"{name}_in", kind, shape) for name, (kind, shape) in states.items()),
             ],
             [
-                ir.val("go_on_out", ir.DataType.BOOL, []),
-                ir.val("matrix_out", f64, square),
-                ir.val("left_out", ir.DataType.BOOL, line),
-                ir.val("found_out", int64, ir.Shape([1])),
+                ir.val("go_on_out", boolean, []),
+                *(ir.val(f"{name}_out", kind, shape) for name, (kind, shape) in states.items()),
             ],
             name="eliminate",
         )
     left = op.GreaterOrEqual(index, g.scalar(0, int64))
-    _, _, found = op.Loop(rows, g.scalar(1, ir.DataType.BOOL), shifted, left, g.ints(0), body=graph, _outputs=3)
-    # A block of zeros: tau is 0 and every pivot too.
-    found = op.Where(op.Greater(first, zero), found, g.ints(0))
-    g.output(found, "rank", "int64", [1])
-    return g
+    _, _, found = op.Loop(rows, g.scalar(1, boolean), matrix, left, g.ints(0), body=graph, _outputs=3)
+    count: ir.Value = found
+    return count

@@ -139,10 +139,10 @@ class VisPruner(Method):
     @staticmethod
     def _thin_out(g: Graph, features: ir.Value, residual: ir.Value, count: ir.Value, diverse: ir.Value) -> ir.Value:
         """``residual`` [batch, N], of which ``count`` are in use, after the rounds; then ``diverse`` are in use."""
-        import numpy as np
         import onnx_ir as ir
 
         from trtprune.graph.topk import top
+        from trtprune.pruning.greedy_graph import State, write_loop
 
         op = g.op
         zero, one, two, eight = (g.ints(n) for n in (0, 1, 2, _AT_ONCE))
@@ -189,25 +189,9 @@ class VisPruner(Method):
             order = op.Gather(both, op.Min(source, op.Sub(op.Add(half, half), one)), axis=1)
             return [op.Identity(go_on), order, op.Sub(count, removed)]
 
-        state = ir.Shape(["batch", "visual_tokens"])
-        graph = op.builder.subgraph(
-            body,
-            [
-                ir.val("round", ir.DataType.INT64, []),
-                ir.val("go_on", ir.DataType.BOOL, []),
-                ir.val("order_in", ir.DataType.INT64, state),
-                ir.val("count_in", ir.DataType.INT64, [1]),
-            ],
-            [
-                ir.val("go_on_out", ir.DataType.BOOL, []),
-                ir.val("order_out", ir.DataType.INT64, state),
-                ir.val("count_out", ir.DataType.INT64, [1]),
-            ],
-            name="thin_out",
-        )
-        start = op.Constant(value=ir.tensor(np.bool_(True)))
-        order, _ = op.Loop(op.Squeeze(rounds), start, residual, count, body=graph, _outputs=2)
-        return order
+        int64 = ir.DataType.INT64
+        states: list[State] = [("order", residual, int64, ["batch", "visual_tokens"]), ("count", count, int64, [1])]
+        return write_loop(g, body, rounds, states)[0]
 
 
 def _write_by_crop(g: Graph, inputs: Mapping[str, ir.Value], room: Room, options: Mapping[str, Any]) -> ir.Value:
