@@ -46,6 +46,9 @@ def find_layer(
 ) -> Layers:
     """Finds the first layer and tensor beyond tolerance.  This only explains: outputs alone decide about failure.
 
+    One function for the three comparisons, because each goes on from what the one before has found and any of them can
+    be the last.
+
     Args:
         candidate, reference: The sides.
         component: A component of the candidate.

@@ -1,4 +1,4 @@
-"""What every pruning method has: a name, options, what it needs, and the budgets it serves.
+"""The common part of all pruning methods: a name, options, what it needs, and the budgets it serves.
 
 :class:`trtprune.pruning.Method` prunes before the decoder and :class:`trtprune.pruning.InLlmMethod` between its layers;
 whoever builds or reports asks the base and need not know which of the two it has.
@@ -32,23 +32,23 @@ __all__ = ["BaseMethod", "BuildContext", "LayerAccess"]
 
 
 class LayerAccess(Protocol):
-    """What a point graph may use of the decoder around it."""
+    """The decoder around a prune point, as far as the point's graph may use it."""
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """D, the width of the hidden states."""
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
+        """The width of an attention head."""
 
     @property
     def num_heads(self) -> int:
-        """Query heads."""
+        """The number of query heads."""
 
     @property
     def position_axes(self) -> int:
-        """Numbers of a position, 1 or 3."""
+        """The number of axes of a position, 1 or 3."""
 
     def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
         """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
@@ -59,7 +59,7 @@ class LayerAccess(Protocol):
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What the graphs of a method may use of the build around them.
+    """The build around the graphs of a method, as far as they may use it.
 
     Attributes:
         make: Component name → an empty graph in the build's dtype and lowering, with the model's weights at hand.
@@ -117,7 +117,7 @@ class BaseMethod(ABC):
     without_cls: ClassVar[Mapping[str, OptionValue]] = {}
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
-        """Which text tokens the method wants: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
+        """The span of text tokens that the method reads: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
         return PROMPT_TOKENS[str(self.validate_options(options).get("prompt_tokens", "question"))]
 
     def complete_options(self, options: Mapping[str, object] | None, *, has_cls: bool) -> dict[str, OptionValue]:
@@ -157,7 +157,7 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def describe_needs(self) -> list[str]:
-        """What the method reads beside the image features, each in a few words."""
+        """The inputs of the method beside the image features, each in a few words."""
 
     # -- budget -------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class BaseMethod(ABC):
         return int(keep)
 
     def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo | None:
-        """Where the decoder of ``depth`` layers is cut, and how many tokens stay; None: it is not cut.
+        """The cuts of a decoder of ``depth`` layers and the number of tokens behind each; None: it is not cut.
 
         Raises:
             BudgetError: if the decoder is too shallow, or the options do not fit to each other.
@@ -227,14 +227,14 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def merged_into(self, image_features: np.ndarray, *, keep: int, **inputs: Any) -> np.ndarray:
-        """Where each token went: int64 [N], a token of the row it is a part of, -1 for none; as :meth:`reference`."""
+        """The row of each token: int64 [N], a token of the row it is a part of, -1 for none; as :meth:`reference`."""
 
     def trace(self, tokens: int, options: Mapping[str, Any]) -> Trace | None:
         """Follows an image of ``tokens`` tokens through the decoder; None where it does not merge any there."""
         return None
 
     def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
-        """How much of its raters' attention the decoder returns: its mean over heads, all heads, or nothing."""
+        """The form of the raters' attention that the decoder returns: its mean over heads, all heads, or nothing."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a method is that prunes between decoder layers.
+"""Methods that prune between decoder layers.
 
 The decoder is cut into segments behind the method's points.  At each point the visual tokens of one image go through a
 *point graph*: their hidden states, what the raters' queries gave them in the layer before (``rater_attention``, only
@@ -45,7 +45,7 @@ class InLlmMethod(BaseMethod):
         return "after_image"
 
     def attention(self, options: Mapping[str, Any]) -> Literal["mean", "heads"] | None:
-        """How much of the raters' attention the segments return: its mean over heads, all heads, or nothing."""
+        """The form of the raters' attention that segments return: its mean over heads, all heads, or nothing."""
         return "mean"
 
     def describe_needs(self) -> list[str]:
@@ -55,7 +55,7 @@ class InLlmMethod(BaseMethod):
 
     @abstractmethod
     def plan(self, depth: int, options: Mapping[str, Any]) -> ScheduleInfo:
-        """Where the decoder of ``depth`` layers is cut, and how many tokens stay.
+        """The cuts of a decoder of ``depth`` layers, and the number of tokens behind each.
 
         Raises:
             BudgetError: if the decoder is too shallow for it.
@@ -66,7 +66,7 @@ class InLlmMethod(BaseMethod):
         return self.plan(depth, options).points
 
     def schedule(self, keep: int, visual_tokens: int, depth: int, options: Mapping[str, Any]) -> Schedule:
-        """How many tokens are kept at each point for an average of ``keep``.
+        """The number of tokens behind each point for an average of ``keep``.
 
         Raises:
             BudgetError: if the average cannot be reached.
@@ -117,7 +117,7 @@ class InLlmMethod(BaseMethod):
     # -- NumPy --------------------------------------------------------------------------------------------------
 
     def raters(self, image_features: np.ndarray, text_embeds: np.ndarray, **options: Any) -> np.ndarray:
-        """Which tokens behind the image judge it, bool [T], from float32 input embeddings [N, D] and [T, D].
+        """The tokens behind the image that judge it, bool [T], from float32 input embeddings [N, D] and [T, D].
 
         The last token of the prompt, unless the method says otherwise.
         """
@@ -146,13 +146,13 @@ class InLlmMethod(BaseMethod):
         return False
 
     def recycle(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
-        """What the removed tokens are merged into, float32 [C, D]; none, unless the method says otherwise."""
+        """The vectors that removed tokens are merged into, float32 [C, D]; none, unless the method says otherwise."""
         import numpy as np
 
         return np.zeros((0, visual.shape[1]), np.float32)
 
     def clusters(self, visual: np.ndarray, scores: np.ndarray, kept: np.ndarray, **options: Any) -> np.ndarray:
-        """Which vector of :meth:`recycle` each token went into, int64 [N]; -1: into none."""
+        """The vector of :meth:`recycle` that each token is a part of, int64 [N]; -1: none."""
         import numpy as np
 
         return np.full(len(visual), -1, np.int64)
@@ -217,7 +217,7 @@ class InLlmMethod(BaseMethod):
     def merged_into(
         self, image_features: np.ndarray, *, keep: int, attention: np.ndarray | None = None, **context: Any
     ) -> np.ndarray:
-        """Where each token of one prune point went, int64 [N]: a token of the same row, -1 for none."""
+        """The row of each token of one prune point, int64 [N]: a token of the same row, -1 for none."""
         import numpy as np
 
         features, inputs = self._point_inputs(image_features, keep, attention, context)

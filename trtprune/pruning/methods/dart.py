@@ -38,7 +38,7 @@ __all__ = ["Dart"]
 
 @register
 class Dart(Method):
-    """Least duplication of a few pivots."""
+    """The tokens that duplicate a few pivots least."""
 
     name = "dart"
     summary = "tokens that duplicate a few strong visual and text tokens least; needs no CLS token"

@@ -25,7 +25,7 @@ __all__ = ["NoPruning"]
 
 @register
 class NoPruning(Method):
-    """Keep all N tokens."""
+    """All N tokens, in order."""
 
     name = "none"
     summary = "keep every visual token"
