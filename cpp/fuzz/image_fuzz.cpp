@@ -43,11 +43,12 @@ void read_settings(const std::string& text, std::int64_t width, std::int64_t hei
     for (const char* name : {"single", "llava_next", "llava_onevision"}) {
         try {
             const auto processor = trtprune::images::processor_from_settings(name, settings, "config.json");
-            // Larger crops only take time.
+            // More only takes time.
             if (processor->shape().features() > (1 << 16)) continue;
             for (const std::int64_t images : {1, 2}) {
-                check(processor->plan(height, width, images), processor->shape());
-                if (processor->pixels_taken(width, height, images) > (1 << 20)) continue;
+                const trtprune::images::TokenPlan plan = processor->plan(height, width, images);
+                check(plan, processor->shape());
+                if (plan.crops * processor->pixels_taken(width, height, images) > (1 << 20)) continue;
                 if (processor->shape().height * processor->shape().width > (1 << 18)) continue;
                 check(*processor->prepare(image, images).plan, processor->shape());
             }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tests.runtime.test_pictures import encoded, noise
+from tests.runtime.test_pictures import encoded, noise, png
 from trtprune.errors import InputError
 from trtprune.runtime.pictures import load_picture, max_pixels_from
 
@@ -92,3 +93,37 @@ def gif(size: tuple[int, int], box: tuple[int, int, int, int], **options: Any) -
     shades = bytes(i for i in range(16) for _ in range(3))
     colours = {"shades": shades}.get(options.get("colours", ""), other if local else table)
     return screen + colours + options.get("before", b"") + control + head + (table if local else b"") + frame[at + 10 :]
+
+
+def adam7(rows: np.ndarray) -> list[np.ndarray]:
+    """The passes of an interlaced image, samples [h, w, channels]."""
+    steps = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    return [rows[y::dy, x::dx] for y, dy, x, dx in steps]
+
+
+def packed_rows(samples: np.ndarray, depth: int) -> bytes:
+    """Rows of a PNG without a filter."""
+    lines = []
+    for row in map(np.ravel, samples):
+        if depth == 16:
+            data = row.astype(">u2").tobytes()
+        else:
+            bits = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
+            data = np.packbits(bits.ravel()).tobytes()
+        lines.append(b"\0" + data)
+    return b"".join(lines) if samples.shape[1] else b""
+
+
+def png_of(
+    depth: int, colour: int, interlaced: bool, *extra: tuple[bytes, bytes], size: tuple[int, int] = (11, 19)
+) -> bytes:
+    """A PNG of random samples, with further chunks behind its header, in three parts."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    random = np.random.default_rng(depth * 10 + colour)
+    samples = random.integers(0, 1 << depth, (*size, channels))
+    parts = adam7(samples) if interlaced else [samples]
+    header = struct.pack(">IIBBBBB", size[1], size[0], depth, colour, 0, 0, interlaced)
+    data = zlib.compress(b"".join(packed_rows(part, depth) for part in parts))
+    half = len(data) // 2
+    pieces = [(b"IDAT", data[:half]), (b"IDAT", b""), (b"IDAT", data[half:])]
+    return png([(b"IHDR", header), *extra, *pieces, (b"IEND", b"")])

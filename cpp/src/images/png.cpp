@@ -76,11 +76,16 @@ struct Session {
     png_infop info = nullptr;
     std::jmp_buf jump{};
     bool truncated = false;
+    std::int64_t rows = 0;   ///< decoded so far, in all passes
+    std::int64_t total = 0;  ///< of the image
 
     Session() = default;
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
     ~Session() { png_destroy_read_struct(&png, &info, nullptr); }
+
+    // Whether all pixels are there, and what is missing behind them is not missed.
+    bool complete() const { return truncated && rows == total; }
 };
 
 extern "C" {
@@ -88,6 +93,9 @@ extern "C" {
     std::longjmp(static_cast<Session*>(png_get_error_ptr(png))->jump, 1);
 }
 static void on_png_warning(png_structp, png_const_charp) {}
+static void on_png_row(png_structp png, png_row_infop, png_bytep) {
+    ++static_cast<Session*>(png_get_user_transform_ptr(png))->rows;
+}
 static void on_png_read(png_structp png, png_bytep bytes, png_size_t count) {
     auto* const session = static_cast<Session*>(png_get_io_ptr(png));
     if (session->feed->read(bytes, count)) return;
@@ -111,6 +119,8 @@ bool start(Session& session, std::size_t row_bytes) {
     session.info = png_create_info_struct(session.png);
     if (session.info == nullptr) return false;
     png_set_read_fn(session.png, &session, on_png_read);
+    png_set_read_user_transform_fn(session.png, on_png_row);
+    png_set_user_transform_info(session.png, &session, 0, 0);
     png_set_crc_action(session.png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);
     png_set_user_limits(session.png, 0x7FFFFFFF, 0x7FFFFFFF);
     png_read_info(session.png, session.info);
@@ -120,19 +130,32 @@ bool start(Session& session, std::size_t row_bytes) {
 }
 
 bool read_row(Session& session, std::uint8_t* row) {
-    if (setjmp(session.jump) != 0) return false;
+    // libpng looks for the end of the data once the last row is written.
+    if (setjmp(session.jump) != 0) return session.complete();
     png_read_row(session.png, row, nullptr);
     return true;
 }
 
 bool read_passes(Session& session, const Rows& rows) {
-    if (setjmp(session.jump) != 0) return false;
+    if (setjmp(session.jump) != 0) return session.complete();
     for (int pass = 0; pass < 7; ++pass) {
         for (std::int64_t y = 0; y < rows.height; ++y) {
             png_read_row(session.png, rows.bytes + static_cast<std::size_t>(y) * rows.row_bytes, nullptr);
         }
     }
     return true;
+}
+
+// Rows of all passes of an image.
+std::int64_t rows_of(std::int64_t width, std::int64_t height, bool interlaced) {
+    if (!interlaced) return height;
+    // First row, rows to the next one, first column.
+    constexpr std::int64_t passes[7][3] = {{0, 8, 0}, {0, 8, 4}, {4, 8, 0}, {0, 4, 2}, {2, 4, 0}, {0, 2, 1}, {1, 2, 0}};
+    std::int64_t rows = 0;
+    for (const auto& [top, down, left] : passes) {
+        if (width > left && height > top) rows += (height - top + down - 1) / down;
+    }
+    return rows;
 }
 
 std::string number(std::int64_t value) {
@@ -168,6 +191,7 @@ class Png : public Decoder {
         Feed feed(data_, chunks_.pixels, header_of(part));
         const auto session = std::make_unique<Session>();
         session->feed = &feed;
+        session->total = rows_of(part.width, part.height, chunks_.interlaced);
         if (!start(*session, row_bytes)) fail(*session);
         const auto rows = static_cast<std::size_t>(chunks_.interlaced ? part.height : 1);
         std::vector<std::uint8_t> bytes(rows * row_bytes);
