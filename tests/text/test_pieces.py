@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tests.kit.chat_templates import NOT_COMPILED, STYLES
+from tests.runtime.test_prompt import byte_level
 from tests.text.test_template import CONVERSATIONS, NAMED, encoder, files, theirs
 from trtprune.engine_dir.json_dataclasses import decode
 from trtprune.errors import EngineDirError, InputError, TrtpruneError
 from trtprune.runtime.prompt import PromptEncoder
+from trtprune.text import describing
 from trtprune.text.compiling import WHITE_SPACE, conversation
 from trtprune.text.info import Piece, Rule, TemplateInfo, TextInfo, wrong_texts
 from trtprune.text.pieces import PieceTemplate, template_from
 from trtprune.text.template import ChatTemplate, Turn
+from trtprune.text.tokens import open_tokens
 
 SOURCES: dict[str, str | None] = {"none": None} | {name: style.source for name, style in STYLES.items()}
 JINJA = {name: ChatTemplate(source, "<image>", NAMED) for name, source in SOURCES.items()}
@@ -221,3 +224,20 @@ def test_pieces_from_a_file_are_checked(fault: str) -> None:
     changes, said = FAULTS[fault]
     info = dataclasses.replace(described("llava"), template=dataclasses.replace(template, **changes))
     assert any(said in line for line in wrong_texts(info))
+
+
+def test_a_template_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "COMPILE_SECONDS", 0.05)
+    idle = "{% for i in range(99999) %}{% endfor %}"
+    info = describing.describe_texts(
+        open_tokens(files("")), ChatTemplate(idle + STYLES["chatml"].source, "<image>", NAMED)
+    )
+    assert (info.template, info.reason) == (None, "the chat template takes more than 0 s to compile")
+
+
+def test_hundreds_of_special_tokens_cost_no_time() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(1000)])
+    info = describing.describe_texts(open_tokens(files("", tokenizer)), JINJA["chatml"])
+    assert info.template == described("chatml").template
+    assert len(info.tokenizer.added_tokens) > 1000

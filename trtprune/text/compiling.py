@@ -101,7 +101,8 @@ class _Compiler:
     def __init__(self, render: Render, image_token: str, stripped: Sequence[str]) -> None:
         self._render = render
         self._image_token = image_token
-        self._stripped = sorted({*WHITE_SPACE, *stripped})
+        self._stripped = sorted({*stripped} - {*WHITE_SPACE})
+        self._some = bool(stripped)
         self.table: Table = {}
         self.tails: Table = {}
         self.refusals: dict[tuple[bool, bool], Refusal | None] = {}
@@ -185,17 +186,19 @@ class _Compiler:
     def _trims(self, case: _Case, images: int, text: str) -> Trims:
         literals, marks = MARKED.split(text)[::2], MARKED.split(text)[1::2]
         removed = {mark: ["", ""] for mark in marks}
-        for side, character in ((side, character) for side in (0, 1) for character in self._stripped):
-            around = (character, "") if side == 0 else ("", character)
-            parts = MARKED.split(self._written(case.marked(images, *around)))
-            if parts[1::2] != marks:
-                raise NotCompilableError("changes the texts of turns")
-            for place, mark in enumerate(marks):
-                base, now = literals[place + side], parts[::2][place + side]
-                if now == base:
-                    removed[mark][side] += character
-                elif now != (base + character if side == 0 else character + base):
+        for side in (0, 1):
+            # All white space at once: a template that strips no characters of its own removes all of it, or none.
+            for characters in (*WHITE_SPACE, *self._stripped) if self._some else (WHITE_SPACE,):
+                around = (characters, "") if side == 0 else ("", characters)
+                parts = MARKED.split(self._written(case.marked(images, *around)))
+                if parts[1::2] != marks:
                     raise NotCompilableError("changes the texts of turns")
+                for place, mark in enumerate(marks):
+                    base, now = literals[place + side], parts[::2][place + side]
+                    if now == base:
+                        removed[mark][side] += characters
+                    elif now != (base + characters if side == 0 else characters + base):
+                        raise NotCompilableError("changes the texts of turns")
         return {mark: (left, right) for mark, (left, right) in removed.items()}
 
     def _trimmed(

@@ -17,13 +17,17 @@ __all__ = ["COMPILE_SECONDS", "describe_texts"]
 
 COMPILE_SECONDS = 8.0
 """The processor time after which the compilation of a template is given up."""
+MOST_SPECIAL = 20
+"""Special tokens whose texts are tried in conversations."""
 SAMPLES = ("", "a", "a b", "\n", "What is 3 + 4?", "é猫🐈")
 
 
 def describe_texts(tokens: Tokens, template: ChatTemplate) -> TextInfo:
     """Tokenizer and template, the latter as pieces if it can be."""
+    # Some tokenizers have hundreds of special tokens, all but the named ones reserved.
+    special = list(dict.fromkeys([*tokens.named.values(), *sorted(tokens.special)]))[:MOST_SPECIAL]
     try:
-        return TextInfo(_tokenizer(tokens), _pieces(template, sorted(tokens.special)))
+        return TextInfo(_tokenizer(tokens), _pieces(template, special))
     except NotCompilableError as error:
         return TextInfo(_tokenizer(tokens), None, f"the chat template {error}")
 
@@ -71,12 +75,15 @@ def _pieces(template: ChatTemplate, special: Sequence[str]) -> TemplateInfo:
     """
     end = time.process_time() + COMPILE_SECONDS
 
-    def text(turns: Sequence[Turn]) -> str:
+    def watch() -> None:
         if time.process_time() > end:
             raise NotCompilableError(f"takes more than {COMPILE_SECONDS:.0f} s to compile")
-        written = template.text(turns)
         if template.dated:
             raise NotCompilableError("prints the date")
+
+    def text(turns: Sequence[Turn]) -> str:
+        written = template.text(turns)
+        watch()
         try:
             written.encode("utf-8")
         except UnicodeEncodeError:
@@ -85,5 +92,6 @@ def _pieces(template: ChatTemplate, special: Sequence[str]) -> TemplateInfo:
 
     named = Constants() if template.source is None else constants(template.source)
     info = compile_pieces(text, template.image_token, own_images=template.own_images, stripped=named.stripped)
-    check_pieces(info, template, text, named, special)
+    check_pieces(info, template, watch, named, special)
+    watch()
     return info

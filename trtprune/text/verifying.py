@@ -6,12 +6,11 @@ number and length that the template itself names.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from trtprune.errors import TrtpruneError
-from trtprune.text.compiling import WHITE_SPACE, NotCompilableError, Render, conversation
+from trtprune.text.compiling import WHITE_SPACE, NotCompilableError, conversation
 from trtprune.text.info import TemplateInfo
 from trtprune.text.pieces import PieceTemplate
 from trtprune.text.sandbox import Constants
@@ -54,14 +53,18 @@ WORDS = (
 
 
 def check_pieces(
-    info: TemplateInfo, template: ChatTemplate, watch: Render, constants: Constants, special: Sequence[str]
+    info: TemplateInfo,
+    template: ChatTemplate,
+    watch: Callable[[], object],
+    constants: Constants,
+    special: Sequence[str],
 ) -> None:
     """Compares the prompts, with the place of the question, and the errors.
 
     Args:
         info: The pieces.
         template: The template.
-        watch: Called with each conversation; it raises NotCompilableError if there is no more time.
+        watch: Called for each conversation; it raises NotCompilableError if there is no more time.
         constants: What it names.
         special: Texts of special tokens.
 
@@ -70,8 +73,7 @@ def check_pieces(
     """
     pieces = PieceTemplate(info)
     for turns in conversations(constants, special, template.image_token):
-        with contextlib.suppress(TrtpruneError):
-            watch(turns)
+        watch()
         if _outcome(template, turns) != _outcome(pieces, turns):
             raise NotCompilableError("depends on the words or the number of turns")
 
