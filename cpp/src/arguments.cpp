@@ -4,6 +4,7 @@
 #include <trtprune/error.hpp>
 
 #include "files/printable.hpp"
+#include "files/shown.hpp"
 
 namespace trtprune::arguments {
 
@@ -31,7 +32,7 @@ std::string arg(std::string_view name, int value) {
     return with_value(name, std::to_string(value));
 }
 std::string arg(std::string_view name, double value) {
-    return with_value(name, files::number_text(value));
+    return with_value(name, files::float_repr(value));
 }
 std::string arg(std::string_view name, bool value) {
     return with_value(name, value ? "True" : "False");

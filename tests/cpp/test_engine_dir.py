@@ -21,7 +21,7 @@ import trtprune
 from tests.engine_dir import test_engine_dir as python_tests
 from tests.fuzz.fuzz_config import raw
 from tests.fuzz.fuzz_engine_dir import METHODS, spoil, write_checkpoint
-from tests.kit import engine_dirs
+from tests.kit import cpp_build, engine_dirs
 from tests.kit.cpp_engine_dirs import check, opened, read
 from trtprune.engine_dir import EngineDir, digest_file, open_engine_dir
 
@@ -322,6 +322,16 @@ def test_a_config_that_cannot_be_opened(tmp_path: Path) -> None:
         requests.append(opened(tmp_path / name))
     requests += [opened(f"{tmp_path}//./loop/../nothing/"), opened(tmp_path / "no\0thing"), opened("")]
     assert all("error" in answer for answer in check(requests))
+
+
+def test_a_repository_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python downloads it; C++ says how."""
+    monkeypatch.chdir(tmp_path)
+    names = ("owner/name", "owner/name@main", "./owner/name", "owner/name/x", "-owner/name", "owner")
+    answers = cpp_build.driver("engine_dir")([opened(name) for name in names])
+    assert [answer["error"][1] for answer in answers[:2]] == [f"{name}: no such engine directory" for name in names[:2]]
+    hints = ["hf download" in answer["error"][2] for answer in answers]
+    assert hints == [True, True, False, False, False, False]
 
 
 def test_paths_of_directories(builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 #include "files/printable.hpp"
 
-#include <charconv>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 
@@ -151,24 +149,6 @@ std::vector<std::string_view> words(std::string_view text) {
     }
     end_word(text.size());
     return found;
-}
-
-std::string number_text(double number) {
-    if (std::isnan(number)) return "nan";
-    if (std::isinf(number)) return number > 0 ? "inf" : "-inf";
-    if (number == 0) return std::signbit(number) ? "-0.0" : "0.0";
-    char buffer[64];
-    const int exponent = [&] {
-        const auto end = std::to_chars(buffer, buffer + sizeof buffer, number, std::chars_format::scientific);
-        const std::string_view text(buffer, static_cast<std::size_t>(end.ptr - buffer));
-        return std::atoi(std::string(text.substr(text.find('e') + 1)).c_str());
-    }();
-    // Python writes numbers from 1e-4 to below 1e16 without an exponent.
-    const bool plain = exponent >= -4 && exponent < 16;
-    const auto end = std::to_chars(buffer, buffer + sizeof buffer, number,
-                                   plain ? std::chars_format::fixed : std::chars_format::scientific);
-    std::string text(buffer, static_cast<std::size_t>(end.ptr - buffer));
-    return plain && text.find('.') == text.npos ? text + ".0" : text;
 }
 
 }  // namespace trtprune::files

@@ -27,7 +27,4 @@ std::string_view cut(std::string_view text, std::size_t limit);
 /// The words between white space, as Python's `str.split` finds them.
 std::vector<std::string_view> words(std::string_view text);
 
-/// The shortest decimal that reads back as the number, as Python's `repr` writes it: `0.5`, `1e-05`, `100.0`.
-std::string number_text(double number);
-
 }  // namespace trtprune::files

@@ -159,10 +159,6 @@ std::string shown(const nlohmann::json& value) {
     return shown_at(value, max_level);
 }
 
-std::string text_repr(std::string_view text) {
-    return utf8(repr_codes(code_points(text)));
-}
-
 std::string float_repr(double value) {
     if (std::isnan(value)) return "nan";
     if (std::isinf(value)) return value < 0 ? "-inf" : "inf";

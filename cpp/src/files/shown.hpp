@@ -15,9 +15,4 @@ std::string shown(const nlohmann::json& value);
 /// A number as Python's `repr` has it: the fewest digits that give it back, `0.1`, `28.0`, `1e-05`, `inf`.
 std::string float_repr(double value);
 
-/// A text as Python's `repr` has it, in quotes and with escapes.
-///
-/// \param text  UTF-8; other bytes become escapes.
-std::string text_repr(std::string_view text);
-
 }  // namespace trtprune::files

@@ -5,7 +5,9 @@
 #include <string>
 #include <trtprune/error.hpp>
 
-using trtprune::files::number_text;
+#include "files/shown.hpp"
+
+using trtprune::files::float_repr;
 using trtprune::files::one_line;
 using trtprune::files::quoted;
 using trtprune::files::words;
@@ -47,15 +49,15 @@ TEST_CASE("a text in quotes is Python's repr, cut to a number of characters") {
 }
 
 TEST_CASE("floats are written as Python writes them") {
-    CHECK(number_text(100) == "100.0");
-    CHECK(number_text(0.1) == "0.1");
-    CHECK(number_text(1e16) == "1e+16");
-    CHECK(number_text(123456789012345680.0) == "1.2345678901234568e+17");
-    CHECK(number_text(9007199254740993.0) == "9007199254740992.0");
-    CHECK(number_text(0.0001) == "0.0001");
-    CHECK(number_text(0.00001) == "1e-05");
-    CHECK(number_text(-0.0) == "-0.0");
-    CHECK(number_text(5e-324) == "5e-324");
+    CHECK(float_repr(100) == "100.0");
+    CHECK(float_repr(0.1) == "0.1");
+    CHECK(float_repr(1e16) == "1e+16");
+    CHECK(float_repr(123456789012345680.0) == "1.2345678901234568e+17");
+    CHECK(float_repr(9007199254740993.0) == "9007199254740992.0");
+    CHECK(float_repr(0.0001) == "0.0001");
+    CHECK(float_repr(0.00001) == "1e-05");
+    CHECK(float_repr(-0.0) == "-0.0");
+    CHECK(float_repr(5e-324) == "5e-324");
 }
 
 TEST_CASE("words lie between white space of any kind") {
