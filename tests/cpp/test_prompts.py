@@ -19,6 +19,7 @@ from trtprune.runtime.prompt import PromptEncoder
 from trtprune.text.template import Turn
 
 Driver = Callable[[list[Any]], list[Any]]
+GENERATION = write_turns.PATH.with_name("generation.json")
 TURNS = json.loads(write_turns.PATH.read_text(encoding="utf-8"))
 CODES = {"InputError": 1, "EngineDirError": 3}
 
@@ -46,6 +47,22 @@ def test_turns(run: Driver, directory: dict[str, Any]) -> None:
         else:
             names = ("rendered", "ids", "image_positions", "question", "decoded")
             assert {name: answer[name] for name in names} == {name: case[name] for name in names}
+
+
+@pytest.mark.parametrize("number", range(len(json.loads(GENERATION.read_text(encoding="utf-8"))["directories"])))
+def test_growing_answers(run: Driver, number: int) -> None:
+    file = json.loads(GENERATION.read_text(encoding="utf-8"))
+    directory = file["directories"][number]
+    tokens = directory["text"]["tokenizer"]["added_tokens"]
+    image = next(token["id"] for token in tokens if token["content"] == "<image>")
+    # The ids that the run sees, up to the one that ends it.
+    cases = [(case, case["ids"][: len(case["pieces"])]) for case in directory["cases"]]
+    commands = [{"stream": ids, "stop": case["stop"]} for case, ids in cases]
+    answers = run([{"image_token_id": image, **opening(directory, file["tokenizers"])}, *commands])[1:]
+    for (case, _), answer in zip(cases, answers, strict=True):
+        assert {**answer, "stopped": None} == {
+            "pieces": case["pieces"], "final": case["rest"], "text": case["text"], "stopped": None,
+        }  # fmt: skip
 
 
 @functools.cache

@@ -10,7 +10,7 @@ namespace trtprune::text {
 
 namespace {
 
-constexpr std::uint64_t steps_per_byte = 300, steps_at_least = 1000000;
+constexpr std::uint64_t steps_per_byte = 100, steps_at_least = 1000000;
 
 bool same(const AddedToken& a, const AddedToken& b) {
     return a.content == b.content && a.single_word == b.single_word && a.lstrip == b.lstrip && a.rstrip == b.rstrip &&

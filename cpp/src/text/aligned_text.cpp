@@ -14,6 +14,15 @@ namespace {
                      "the checkpoint's tokenizer.json is at fault, if other prompts fail, too");
 }
 
+// A prompt has at most 4 MB; Python bounds the memory of what normalizers make of it.
+constexpr std::size_t largest_text = 1U << 25;
+
+void check_growth(std::size_t size) {
+    if (size > largest_text)
+        throw InputError("the prompt cannot be tokenised: a normalizer of tokenizer.json makes it too long",
+                         "the checkpoint's tokenizer.json is at fault, if other prompts fail, too");
+}
+
 std::vector<Cut> joined(const std::vector<Cut>& cuts, Behavior behavior) {
     std::vector<Cut> found;
     const bool reversed = behavior == Behavior::merged_with_next;
@@ -110,6 +119,7 @@ void AlignedText::transform_range(std::size_t first, std::size_t last, const std
             for (std::int64_t i = change; i <= 0 && next < last; ++i) offset += skip();
         }
         append(text, point);
+        check_growth(text.size());
         places.insert(places.end(), text.size() - places.size(), place);
     }
     text_.replace(first, last - first, text);
@@ -120,6 +130,7 @@ void AlignedText::transform_range(std::size_t first, std::size_t last, const std
 
 void AlignedText::prepend(std::string_view text) {
     if (text_.empty()) return;
+    check_growth(text_.size() + text.size());
     std::vector<Change> changes;
     for (const char32_t point : characters(text)) changes.push_back({point, changes.empty() ? 0 : 1});
     changes.push_back({char_at(text_, 0), 1});
@@ -134,6 +145,7 @@ void AlignedText::replace(const std::vector<Cut>& cuts, std::string_view content
         if (cut.match) {
             const auto begin = static_cast<std::int32_t>(start_);
             text += content;
+            check_growth(text.size());
             places.insert(places.end(), content.size(),
                           cut.end > 0 ? places_[cut.end - 1] : std::pair<std::int32_t, std::int32_t>(begin, begin));
             continue;

@@ -10,7 +10,7 @@ namespace trtprune::text {
 namespace {
 
 // The patterns of all known tokenizers take less than 20 steps a character.
-constexpr std::uint64_t steps_per_byte = 300, steps_at_least = 1000000;
+constexpr std::uint64_t steps_per_byte = 100, steps_at_least = 1000000;
 constexpr std::size_t largest_stack = 1U << 22;
 
 }  // namespace

@@ -32,11 +32,29 @@ namespace {
 
 // Places are kept in 32 bits.
 constexpr std::size_t largest_text = 1U << 30;
+// Each part takes the whole text in its hands; known tokenizers have less than ten.
+constexpr std::size_t most_objects = 40;
 
 const nlohmann::json& member(const nlohmann::json& object, const char* name) {
     static const nlohmann::json null;
     const auto found = object.find(name);
     return found == object.end() ? null : *found;
+}
+
+std::size_t count_objects(const nlohmann::json& value) {
+    std::size_t count = value.is_object() ? 1 : 0;
+    if (value.is_structured()) {
+        for (const auto& part : value) count += count_objects(part);  // the reader of the file bounds the depth
+    }
+    return count;
+}
+
+const nlohmann::json& part(const nlohmann::json& members, const char* kind, const std::string& name) {
+    const nlohmann::json& value = member(members, kind);
+    if (count_objects(value) > most_objects)
+        throw EngineDirError(name + ": its " + kind + " has too many parts for the C++ runtime",
+                             "run the directory from Python");
+    return value;
 }
 
 Bpe read_model(TokenizerFile& file, const std::string& name) {
@@ -106,10 +124,10 @@ Tokenizer Tokenizer::from_json(std::string_view json, const std::string& name) {
     if (!version.is_null() && version != "1.0")
         throw EngineDirError(name + " cannot be read: Unknown tokenizer version", "correct the checkpoint's " + name);
     auto state = std::make_shared<State>(read_model(file, name), name);
-    state->normalizer = read_normalizer(member(file.members, "normalizer"), name);
-    state->pre_tokenizer = read_pre_tokenizer(member(file.members, "pre_tokenizer"), name);
+    state->normalizer = read_normalizer(part(file.members, "normalizer", name), name);
+    state->pre_tokenizer = read_pre_tokenizer(part(file.members, "pre_tokenizer", name), name);
     state->post_processor = read_post_processor(member(file.members, "post_processor"), name);
-    state->decoder = read_decoder(member(file.members, "decoder"), name);
+    state->decoder = read_decoder(part(file.members, "decoder", name), name);
     Tokenizer tokenizer(std::move(state));
     tokenizer.add_tokens(read_added(member(file.members, "added_tokens"), name));
     return tokenizer;

@@ -95,6 +95,23 @@ TEST_CASE("pieces never cut a character, nor a stop string") {
     CHECK_THROWS_AS(Detokenizer(tokenizer, {""}), trtprune::InputError);
 }
 
+TEST_CASE("a file cannot take any memory or time") {
+    nlohmann::json file = small();
+    const nlohmann::json grow = {
+        {"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(60, 'a')}};
+    file["normalizer"] = {{"type", "Sequence"}, {"normalizers", nlohmann::json::array({grow, grow, grow, grow, grow})}};
+    CHECK_THROWS_AS(Tokenizer::from_json(file.dump()).encode("aaaa"), trtprune::InputError);
+    file["normalizer"]["normalizers"] = std::vector<nlohmann::json>(100, grow);
+    CHECK(message(file) == "tokenizer.json: its normalizer has too many parts for the C++ runtime");
+    file = small();
+    file["post_processor"] = {
+        {"type", "TemplateProcessing"},
+        {"single", std::vector<nlohmann::json>(5000, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}})},
+        {"pair", nlohmann::json::array()},
+        {"special_tokens", nlohmann::json::object()}};
+    CHECK_THROWS_AS(Tokenizer::from_json(file.dump()).encode(std::string(20000, 'b')), trtprune::InputError);
+}
+
 TEST_CASE("what is not supported is refused by name") {
     nlohmann::json file = small();
     file["normalizer"] = {{"type", "Nmt"}};
