@@ -1,5 +1,6 @@
 #include "backend/host.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <trtprune/error.hpp>
 #include <utility>
@@ -9,6 +10,17 @@
 namespace trtprune::backend {
 
 namespace {
+
+// Whether rows of one array fit into another.
+void check_rows(const Tensor& piece, const Tensor& whole, std::size_t axes) {
+    const Shape& shape = piece.shape();
+    const Shape& wanted = whole.shape();
+    if (piece.dtype() == whole.dtype() &&
+        std::equal(shape.begin() + 1, shape.end(), wanted.begin() + static_cast<std::ptrdiff_t>(axes), wanted.end()))
+        return;
+    throw BackendError("rows of " + std::string(dtype_name(piece.dtype())) + " " + shown(shape) + " in an array of " +
+                       std::string(dtype_name(whole.dtype())) + " " + shown(wanted));
+}
 
 void copy_to(std::byte*& target, const Tensor& piece) {
     const auto bytes = static_cast<std::size_t>(piece.nbytes());
@@ -24,7 +36,10 @@ Tensor HostMemory::join(const std::vector<std::vector<Tensor>>& rows, std::int64
     const Tensor joined = Tensor::zeros(first.dtype(), {static_cast<std::int64_t>(rows.size()), width, depth});
     for (std::size_t i = 0; i < rows.size(); ++i) {
         std::int64_t length = 0;
-        for (const Tensor& piece : rows[i]) length += piece.length();
+        for (const Tensor& piece : rows[i]) {
+            length += piece.length();
+            check_rows(piece, joined, 2);
+        }
         if (length > width) throw BackendError("a row of " + std::to_string(length) + " does not fit into a batch");
         std::byte* target = joined.at(static_cast<std::int64_t>(i)).bytes();
         for (const Tensor& piece : rows[i]) copy_to(target, piece);
@@ -39,7 +54,10 @@ Tensor HostMemory::concatenate(const std::vector<Tensor>& pieces) {
     for (const Tensor& piece : pieces) shape[0] += piece.length();
     const Tensor joined = Tensor::empty(pieces[0].dtype(), std::move(shape));
     std::byte* target = joined.bytes();
-    for (const Tensor& piece : pieces) copy_to(target, piece);
+    for (const Tensor& piece : pieces) {
+        check_rows(piece, joined, 1);
+        copy_to(target, piece);
+    }
     return joined;
 }
 

@@ -1,0 +1,45 @@
+#include <trtprune/error.hpp>
+#include <trtprune/vlm.hpp>
+
+#include "arguments.hpp"
+#include "backend/onnxruntime/backend.hpp"
+#include "backend/session.hpp"
+#include "engine_dir/schema.hpp"
+
+namespace trtprune::backend {
+
+using arguments::arg;
+
+std::unique_ptr<Backend> open_backend(const engine_dir::EngineDir& config, const LoadOptions& options) {
+    std::string provider = options.provider;
+    const bool graphs = config.backend == "onnxruntime";
+    if (provider.empty() && graphs) {
+        const auto built = config.built_with.find("provider");
+        provider = built == config.built_with.end() ? "cpu" : built->second;
+    }
+    if (provider == "cpu" || provider == "cuda") {
+        return std::make_unique<onnxruntime::OrtBackend>(provider, options.threads, options.provider_options,
+                                                         options.library);
+    }
+    if (provider == "openvino") {
+        throw BackendError(arg("provider", provider) + ": OpenVINO runs from Python only",
+                           arg("provider", "cpu") + " runs the same graphs in ONNX Runtime");
+    }
+    if (!provider.empty() && provider != "tensorrt") {
+        throw BackendError(arg("provider", provider) + ": unknown", "one of cpu, cuda, tensorrt");
+    }
+    if (graphs) {
+        throw BackendError(arg("provider", provider) + ": " + config.root + " holds no engines",
+                           "build with " + arg("backend", "tensorrt") + ", or " + arg("provider", "cuda"));
+    }
+    if (options.threads != 0) {
+        throw BackendError(arg("threads", options.threads) + ": " + config.root + " holds " + config.backend +
+                               " engines, which run on the GPU",
+                           "leave it out, or " + arg("provider", "cpu") + " to run the graphs in ONNX Runtime");
+    }
+    throw BackendError(
+        config.root + ": holds " + config.backend + " engines, and this library was built without " + "TensorRT",
+        arg("provider", "cpu") + " runs the graphs in ONNX Runtime");
+}
+
+}  // namespace trtprune::backend
