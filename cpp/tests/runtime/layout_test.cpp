@@ -1,0 +1,116 @@
+#include "runtime/layout.hpp"
+
+#include <doctest/doctest.h>
+
+#include <memory>
+#include <trtprune/error.hpp>
+#include <vector>
+
+#include "runtime/kv_cache.hpp"
+#include "runtime/segment_rows.hpp"
+
+using namespace trtprune::runtime;
+using trtprune::backend::DType;
+using trtprune::backend::Tensor;
+
+namespace {
+
+// An image of 2 × 3 tokens, row by row.
+Plan image_of_six() {
+    auto plan = std::make_shared<trtprune::images::TokenPlan>();
+    for (std::int32_t row = 0; row < 2; ++row) {
+        for (std::int32_t column = 0; column < 3; ++column) {
+            plan->grid.insert(plan->grid.end(), {0, row, column});
+            plan->newline.push_back(-1);
+        }
+    }
+    return plan;
+}
+
+trtprune::text::Prompt prompt_of(std::vector<std::int64_t> ids, std::vector<std::int64_t> places) {
+    trtprune::text::Prompt prompt;
+    prompt.ids = std::move(ids);
+    prompt.image_positions = std::move(places);
+    return prompt;
+}
+
+Selection selection_of(std::vector<Ids> kept) {
+    Selection selection;
+    for (Ids& indices : kept) {
+        selection.rows.push_back(Tensor::zeros(DType::float32, {static_cast<std::int64_t>(indices.size()), 4}));
+        selection.plans.push_back(image_of_six());
+        selection.keeps.push_back(static_cast<std::int64_t>(indices.size()));
+        selection.kept.push_back(std::move(indices));
+    }
+    return selection;
+}
+
+}  // namespace
+
+TEST_CASE("kept tokens take the place of their image's placeholder") {
+    const auto prompt = prompt_of({1, 5, 7, 5, 8, 9}, {1, 3});
+    const Tensor words = Tensor::zeros(DType::float32, {6, 4});
+    const Layout compact = lay_out(prompt, words, selection_of({{1, 4}, {0}}), PositionRule("compact", 1));
+    CHECK(compact.ids == Ids{1, 5, 5, 7, 5, 8, 9});
+    CHECK(compact.pictures == std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 3}, {4, 5}});
+    CHECK(compact.positions == std::vector<Ids>{{0, 1, 2, 3, 4, 5, 6}});
+    CHECK(compact.next_position == 7);
+    CHECK(compact.embeds.size() == 5);
+    CHECK(unpruned_ids(prompt, compact) == Ids{1, 5, 5, 5, 5, 5, 5, 7, 5, 5, 5, 5, 5, 5, 8, 9});
+
+    const Layout original = lay_out(prompt, words, selection_of({{1, 4}, {0}}), PositionRule("original", 1));
+    CHECK(original.positions == std::vector<Ids>{{0, 2, 5, 7, 8, 14, 15}});
+    CHECK(original.next_position == 16);
+}
+
+TEST_CASE("with three axes kept tokens stay at their row and column") {
+    const auto prompt = prompt_of({1, 5, 7}, {1});
+    const Tensor words = Tensor::zeros(DType::float32, {3, 4});
+    const Layout compact = lay_out(prompt, words, selection_of({{1, 3}}), PositionRule("compact", 3));
+    CHECK(compact.positions == std::vector<Ids>{{0, 1, 1, 3}, {0, 1, 2, 3}, {0, 2, 1, 3}});
+    CHECK(compact.next_position == 4);
+    const Layout original = lay_out(prompt, words, selection_of({{1, 3}}), PositionRule("original", 3));
+    CHECK(original.positions == std::vector<Ids>{{0, 1, 1, 4}, {0, 1, 2, 4}, {0, 2, 1, 4}});
+    CHECK_THROWS_AS(lay_out(prompt, words, selection_of({{-1}}), PositionRule("compact", 3)), trtprune::EngineDirError);
+    CHECK_THROWS_AS(PositionRule("other", 1), trtprune::EngineDirError);
+}
+
+TEST_CASE("rows before a segment of the decoder know their images and raters") {
+    PromptRow row;
+    row.picture = {text_row, 0, 0, 0, text_row, text_row};
+    row.source = {0, 1, 3, merged_row, 7, 8};
+    row.raters = {{7}};
+    row.plans = {image_of_six()};
+    row.firsts = {1};
+    CHECK(row.span(0) == std::pair<std::int64_t, std::int64_t>{1, 4});
+    CHECK(row.rating(0) == Ids{4});
+    CHECK(row.tokens_of(0) == 3);
+    CHECK(row.kept() == std::vector<Ids>{{0, 2}});
+    const Tensor table = rating_table({row});
+    CHECK(table.shape() == trtprune::backend::Shape{1, 1});
+    CHECK(table.data<std::int64_t>()[0] == 4);
+}
+
+TEST_CASE("capacities are rounded up, so that similar requests share one shape") {
+    CHECK(round_capacity(1, 1000) == 16);
+    CHECK(round_capacity(256, 1000) == 256);
+    CHECK(round_capacity(257, 1000) == 320);
+    CHECK(round_capacity(999, 1000) == 1000);
+    CHECK_NOTHROW(check_length(10, 7, {16}));
+    CHECK_THROWS_WITH_AS(check_length(10, 8, {16}),
+                         "the prompt has 10 tokens and max_new_tokens is 8; the KV cache was built for 16 "
+                         "(max_new_tokens up to 7, a smaller keep, or build with a larger max_seq_len)",
+                         trtprune::InputError);
+    CHECK_THROWS_WITH_AS(check_length(16, 2, {16, Limit::Kind::positions}),
+                         "the prompt takes 16 positions and max_new_tokens is 2; the model's positions end at 16 "
+                         "(shorten the prompt or max_new_tokens)",
+                         trtprune::InputError);
+}
+
+TEST_CASE("rows that are skipped may end inside a piece") {
+    const std::vector<Tensor> pieces{Tensor::zeros(DType::float32, {3, 2}), Tensor::zeros(DType::float32, {2, 2})};
+    CHECK(skip_rows(pieces, 0).size() == 2);
+    CHECK(skip_rows(pieces, 2).at(0).length() == 1);
+    CHECK(skip_rows(pieces, 3).size() == 1);
+    CHECK(skip_rows(pieces, 5).empty());
+}

@@ -1,0 +1,301 @@
+"""Whole answers in C++ on random checkpoints: ids, kept indices, texts and reasons as in Python."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trtprune
+from tests.kit import cpp_build, tiled, tiny
+from tests.kit.clip_kit import ClipKit
+from tests.kit.cpp_answers import Images, compare, for_driver
+from tests.kit.runtime_kit import picture
+from tests.kit.tiny_files import add_text_files
+from trtprune.runtime import Vlm
+
+TOKENS = 32
+SIZES = [(90, 70), (56, 56), (31, 200), (300, 120), (1, 1), (113, 57)]
+"""(width, height)."""
+LONG = "Describe what is on the table, left of the lamp, and say which of the two is nearer to the window."
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    folder = tmp_path_factory.mktemp("images")
+    return Images(folder, {str(i): picture(i, size) for i, size in enumerate(SIZES)})
+
+
+@pytest.fixture(scope="module")
+def ask(images: Images) -> Callable[..., list[Any]]:
+    program = cpp_build.driver("vlm")
+
+    def call(vlm: Vlm, *calls: Any, **load: Any) -> list[Any]:
+        return compare(program, vlm, calls, images, **load)
+
+    return call
+
+
+def checkpoint(path: Path, t: tiny.Tiny) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    tiny.make(path, t)
+    add_text_files(path, t)
+    return path
+
+
+def load(path: Path, name: str, **settings: Any) -> Vlm:
+    out = path.parent / f"{path.name}-{name}"
+    trtprune.build(str(path), out, **settings)
+    return trtprune.load(out, threads=1, provider_options=settings.get("provider_options"))
+
+
+def question(*names: str, prompt: str = "What is on the table?", **options: Any) -> dict[str, Any]:
+    return {"kind": "generate", "images": names, "prompt": prompt, "options": {"max_new_tokens": TOKENS, **options}}
+
+
+def batch(*rows: tuple[list[str], str, dict[str, Any]], **options: Any) -> dict[str, Any]:
+    requests = [{"images": names, "prompt": prompt, **more} for names, prompt, more in rows]
+    return {"kind": "batch", "requests": requests, "options": {"max_new_tokens": TOKENS, **options}}
+
+
+def turns(*names: str, repick: bool = True, **options: Any) -> dict[str, Any]:
+    asked = ["What is this?", "And behind it?", LONG]
+    options = {"max_new_tokens": 12, **options}
+    return {
+        "kind": "chat",
+        "images": names,
+        "turns": [{"prompt": prompt, "repick": repick, "options": options} for prompt in asked],
+    }
+
+
+MIXED = batch(
+    (["0"], "Which?", {}), (["1"], LONG, {"max_new_tokens": 5}), (["2"], "", {"seed": 5}), temperature=0.9, seed=9
+)
+
+
+# -- LLaVA-1.5, each of towers and decoders once in the fast run
+
+
+FAST = {
+    "clip": tiny.Tiny(seed=71),
+    "dinov2": tiny.Tiny(seed=72, tower="dinov2", decoder="qwen2", image_size=70, tied=True),
+    "siglip": tiny.Tiny(seed=73, tower="siglip", decoder="mistral", strategy="full", dtype="float16"),
+}
+
+
+@pytest.fixture(scope="module", params=FAST)
+def fast(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("fast") / request.param, FAST[request.param])
+
+
+def test_one_graph(fast: Path, ask: Callable[..., list[Any]]) -> None:
+    """One image, several, a batch of mixed lengths, draws, turns with and without the cache."""
+    vlm = load(fast, "divprune", method="divprune", keep=6)
+    answers = ask(
+        vlm,
+        question("0"),
+        question("0", "1", keep=3),
+        question("0", prompt=LONG, keep_ratio=0.5, temperature=0.8, seed=11),
+        question("2", top_p=0.7, temperature=1.3, repetition_penalty=1.2, seed=2**63 - 1),
+        MIXED,
+        turns("0"),
+        turns("0", "1", repick=False, keep=5),
+        question("0", keep=10**6),
+        question("0", keep=0),
+        question("0", keep=3, keep_ratio=0.5),
+        question("0", keep_ratio=1.5),
+        question("0", max_new_tokens=10**6),
+        question("0", stop=["e", "a"]),
+        question("0", stop=[""]),
+        question(),
+        question("0", prompt="a <image> b"),
+        question("0", prompt="<image> b", raw_prompt=True),
+        question("0", ignore_eos=True, system="Be brief."),
+    )
+    assert len(answers[0]["token_ids"]) > 1
+
+
+def test_pieces(fast: Path, ask: Callable[..., list[Any]], images: Images) -> None:
+    """The pieces of an answer add up to its text; a callback ends it, and its words stay in the conversation."""
+    vlm = load(fast, "none", method="none")
+    (whole,) = ask(vlm, question("0") | {"pieces": 1000})
+    assert "".join(whole["pieces"]) == whole["text"]
+    assert whole["finish_reason"] in ("stop", "length")
+    line = {"directory": str(vlm.config.root), "calls": [for_driver(question("0") | {"pieces": 2}, images)]}
+    ((cut,),) = cpp_build.driver("vlm")([line])
+    assert cut["finish_reason"] == "callback"
+    assert cut["pieces"] == whole["pieces"][:2]
+    assert cut["token_ids"] == whole["token_ids"][: len(cut["token_ids"])]
+    assert len(cut["token_ids"]) < len(whole["token_ids"])
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "fastv"])
+def test_cut_decoder(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> None:
+    path = checkpoint(tmp_path / "model", tiny.Tiny(seed=74, layers=5, image_size=112))
+    vlm = load(path, name, method=name, keep=30)
+    ask(vlm, *cut_calls())
+
+
+def cut_calls() -> list[dict[str, Any]]:
+    return [
+        question("0"),
+        question("0", "3", prompt=LONG, keep=20),
+        batch((["0"], "Which?", {}), (["1", "2"], LONG, {"keep": 25})),
+        turns("0"),
+        turns("0", "1", repick=False),
+        question("0", keep=1),
+        question("0", prompt="What? <image>", raw_prompt=True),
+    ]
+
+
+@pytest.mark.parametrize("family", tiled.FAMILIES)
+def test_several_crops(tmp_path: Path, ask: Callable[..., list[Any]], family: str) -> None:
+    path = tiled.checkpoint(tmp_path / "model", family)
+    tiled.build(path, tmp_path / "out", method="divprune")
+    vlm = trtprune.load(tmp_path / "out", threads=1)
+    ask(vlm, question("0"), question("2", keep=4), question("3", "0"), question("4", keep=500), MIXED, turns("3"))
+
+
+# -- all the rest in the slow run
+
+METHODS = {
+    "sparsevlm-auto": {"method": "sparsevlm", "keep": 30, "options": {"schedule": "auto"}},
+    "sparsevlm-2": {"method": "sparsevlm", "options": {"version": "2.0", "heads": 3, "schedule": "0:40,2:21,3:9"}},
+    "sparsevlm-rank": {"method": "sparsevlm", "keep": 30, "options": {"ratio": "rank", "scale": 1.7, "bias": 2}},
+    "sparsevlm-budget": {"method": "sparsevlm", "keep": 30, "options": {"ratio": "rank"}},
+    "pyramiddrop": {"method": "pyramiddrop", "keep": 30, "options": {"first": 1}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("model", ["llama", "qwen2"])
+def test_pruning_inside(tmp_path: Path, ask: Callable[..., list[Any]], name: str, model: str) -> None:
+    t = tiny.Tiny(seed=75, decoder=model, layers=6, image_size=112, tower="dinov2" if model == "qwen2" else "clip")
+    ask(load(checkpoint(tmp_path / "model", t), name, **METHODS[name]), *cut_calls())
+
+
+MERGING = ["visionzip", "prumerge", "visionzip", "vispruner", "hiprune", "cdpruner", "adafv", "random"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", dict.fromkeys(MERGING))
+def test_methods(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> None:
+    from trtprune import pruning
+    from trtprune.pruning.inputs import FROM_CLIP
+
+    if pruning.get(name).needs & set(FROM_CLIP):
+        pytest.skip("needs CLIP's text tower")
+    options = {option.name: 2 for option in pruning.get(name).options if option.name.endswith("_layer")}
+    path = checkpoint(tmp_path / "model", tiny.Tiny(seed=76, feature_layer=-2))
+    ask(
+        load(path, name, method=name, keep=6, options=options),
+        question("0"),
+        question("0", "1", seed=4),
+        MIXED,
+        turns("2"),
+    )
+
+
+def drawn(family: str, seed: int) -> tiny.Tiny:
+    """A random checkpoint of a family."""
+    r = random.Random(f"{family} {seed}")
+    tower = (
+        "siglip" if family == "llava-onevision" else r.choice(tiny.TOWERS if family == "llava" else ["clip", "siglip"])
+    )
+    patch = r.choice([8, 14])
+    side = patch * r.choice([3, 4])
+    more: dict[str, Any] = {}
+    if family != "llava":
+        shapes = [(h, w) for h in (1, 2, 3) for w in (1, 2, 3) if h * w > 1]
+        more["image_grid_pinpoints"] = [[h * side, w * side] for h, w in r.sample(shapes, r.randint(2, len(shapes)))]
+    if family == "llava-onevision":
+        more["vision_aspect_ratio"] = f"anyres_max_{r.choice([2, 4, 9])}"
+    return tiny.Tiny(
+        family=family,
+        tower=tower,
+        decoder=r.choice(tiny.DECODERS),
+        seed=seed,
+        layers=r.choice([2, 3]),
+        image_size=side,
+        patch_size=patch,
+        tied=r.random() < 0.3,
+        dtype=r.choice(["float32", "float16", "bfloat16"]),
+        shards=r.random() < 0.3,
+        old_names=r.random() < 0.5,
+        feature_layer=r.choice([-1, -2, [-2, 1]]),
+        strategy="full" if tower == "siglip" else r.choice(["default", "full"]) if family == "llava" else "default",
+        max_positions=1024,
+        more=more,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("family", ["llava", "llava-next", "llava-onevision"])
+def test_random_checkpoints(tmp_path: Path, ask: Callable[..., list[Any]], family: str, seed: int) -> None:
+    r = random.Random(seed)
+    path = checkpoint(tmp_path / "model", drawn(family, seed))
+    weights = [None, None, "int8", "int4"][seed % 4]
+    method = r.choice(["none", "divprune", "random"])
+    settings: dict[str, Any] = {} if method == "none" else {"keep": r.randint(1, 6)}
+    vlm = load(path, method, method=method, weight_dtype=weights, dtype="float32", **settings)
+    names = [str(r.randrange(len(SIZES))) for _ in range(2)]
+    ask(vlm, question(names[0]), question(*names, temperature=1.0, seed=seed), MIXED, turns(*names, repick=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cdpruner", "adafv"])
+def test_clip_text(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> None:
+    """CLIP's text tower reads the question, in segments where it is long."""
+    t = tiny.Tiny(seed=77, feature_layer=-2)
+    path = checkpoint(tmp_path / "model", t)
+    tower = tiny.load(path).model.vision_tower.vision_model
+    clip = ClipKit.make(tmp_path / "clip", t, tower)
+    vlm = load(path, name, method=name, keep=6, clip=str(clip.path))
+    ask(vlm, question("0"), question("0", "1", prompt=LONG * 3, keep=3))
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path, images: Images) -> None:
+    """Two hundred rounds of loading and asking take no more memory than fifty, and leave no descriptor open."""
+    path = checkpoint(tmp_path / "model", tiny.Tiny(seed=78))
+    vlm = load(path, "divprune", method="divprune", keep=6)
+    calls = [for_driver(call, images) for call in (question("0"), MIXED, turns("1", repick=False))]
+    line = {"directory": str(vlm.config.root), "load": {"threads": 2}, "calls": calls, "rounds": 200}
+    (rounds,) = cpp_build.driver("vlm", timeout=1200)([line])
+    memory, descriptors = zip(*rounds, strict=True)
+    assert max(memory[150:]) <= max(memory[30:60]) + 1024, memory[::10]
+    assert set(descriptors[1:]) == {descriptors[1]}
+
+
+def test_missing_library(fast: Path, images: Images, tmp_path: Path) -> None:
+    """A library that is missing or something else is an error that says what to install."""
+    vlm = load(fast, "none", method="none")
+    (tmp_path / "other.so").write_bytes(b"no library")
+    lines = [
+        {"directory": str(vlm.config.root), "calls": [], "load": {"library": library, "provider": provider}}
+        for library, provider in [
+            ("/nowhere/libonnxruntime.so.1", ""),
+            (str(tmp_path / "other.so"), ""),
+            ("libm.so.6", ""),
+            ("", "cuda"),
+            ("", "tensorrt"),
+            ("", "openvino"),
+            ("", "abacus"),
+        ]
+    ]
+    found = cpp_build.driver("vlm")(lines)
+    assert [answer["code"] for answer in found] == [4] * len(found), found
+    for answer in found[:3]:
+        assert "ONNX Runtime" in answer["error"]
+        assert "TRTPRUNE_ONNXRUNTIME" in answer["hint"]
+    assert [answer["error"].split(":")[0] for answer in found[3:]] == [
+        "provider='cuda'",
+        "provider='tensorrt'",
+        "provider='openvino'",
+        "provider='abacus'",
+    ]
