@@ -22,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / os.environ.get("TRTPRUNE_CPP_BUILD", "build/cpp")
+HAS_MODEL = (ROOT / "cpp/src/vlm.cpp").is_file()
 
 Driver = Callable[..., list[Any]]
 
