@@ -94,7 +94,7 @@ def make_case(random: Random) -> str:
 
 
 def attempt(case: str, folder: Path) -> Any:
-    """Two questions, as a build and a user ask them."""
+    """Two questions, as a build and a user ask them, and the same prompt from the template's pieces."""
     from trtprune.runtime.prompt import PromptEncoder
     from trtprune.text.process import stop
     from trtprune.text.template import Turn
@@ -106,8 +106,16 @@ def attempt(case: str, folder: Path) -> Any:
         "chat_template.jinja": case,
     }
     try:
-        encoder = PromptEncoder(files, "<image>", tokenizer["model"]["vocab"]["<image>"])
+        image = tokenizer["model"]["vocab"]["<image>"]
+        turns = [Turn("system", "Be brief."), Turn("user", "What is it?", 1)]
+        encoder = PromptEncoder(files, "<image>", image)
         encoder.rehearse()
-        return encoder.encode([Turn("system", "Be brief."), Turn("user", "What is it?", 1)])
+        template = encoder.describe().template
+        prompt = encoder.encode(turns)
+        if template is not None:
+            pieces = PromptEncoder(files, "<image>", image, template).encode(turns)
+            assert pieces.ids.tolist() == prompt.ids.tolist()
+            assert pieces.question == prompt.question
+        return prompt
     finally:
         stop()
