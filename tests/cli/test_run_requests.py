@@ -30,6 +30,7 @@ from trtprune.errors import InputError
 from trtprune.files import json_lines
 from trtprune.files.json_lines import JsonLines
 from trtprune.runtime import Vlm, requests
+from trtprune.runtime.answer import AnswerArguments
 from trtprune.runtime.requests import RequestFile
 
 
@@ -432,7 +433,8 @@ def test_setting_names_are_those_of_generate() -> None:
     import inspect
 
     own = {*requests.IN_REQUEST, *requests.IN_CALL}
-    assert own == set(inspect.signature(Vlm.generate).parameters) - {"self", "images", "prompt"}
+    named = {*inspect.signature(Vlm.generate).parameters, *AnswerArguments.__annotations__}
+    assert own == named - {"self", "images", "prompt", "settings"}
 
 
 def test_the_closing_line(place: Path) -> None:
