@@ -224,6 +224,7 @@ def test_consumer(package: Path, engines: Path, tmp_path: Path, static: str) -> 
     assert ("libtrtprune.so.0.1" in needed) == (static == "OFF")
     result = start(build / "describe", engines)
     assert result.returncode == 0, result.stderr
+    assert b"ORT_DISABLE_TELEMETRY" in (build / "describe").read_bytes() or static == "OFF"
     assert " of 16 visual tokens" in result.stdout
 
 
