@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -294,31 +295,42 @@ def test_parts_in_any_order(
     session: Session, tmp_path_factory: pytest.TempPathFactory, data: Any, more: Any, texts: Any, ids: Any, split: bool
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "parts"
-    tokenizer = Tokenizer.from_str(json.dumps(data))
+    tokenizer = attempt(lambda: Tokenizer.from_str(json.dumps(data)))
     answer = session.ask(save(path, json.dumps(data)))
-    if "is another one, too, to its normalizer" in answer.get("error", "") or "is nothing" in answer.get("error", ""):
-        return  # the library takes any of two tokens that its normalizer makes equal
+    # The library takes any of two added tokens that its normalizer makes equal.
+    if tokenizer is None or " to its normalizer" in answer.get("error", ""):
+        assert "error" in answer
+        return
     assert answer["size"] == tokenizer.get_vocab_size()
-    tokenizer.add_tokens([AddedToken(**token) for token in more])
-    if "error" in session.ask({"add": more}):
+    known = attempt(lambda: tokenizer.add_tokens([AddedToken(**token) for token in more]))
+    answer = session.ask({"add": more})
+    if known is None or " to its normalizer" in answer.get("error", ""):
+        assert "error" in answer
         return
     tokenizer.encode_special_tokens = split
     session.ask({"split_special": split})
     for text in texts:
+        wanted = attempt(functools.partial(expected, tokenizer, text))
         answer = session.ask({"encode": text})
-        try:
-            assert answer == expected(tokenizer, text)
-        except BaseException as error:
-            # What stops the library with a panic is an error here.
-            if not is_panic(error):
-                raise
+        if wanted is None:
             assert "error" in answer
             continue
+        assert answer == wanted
         plain = tokenizer.encode(text, add_special_tokens=False)
         assert session.ask({"encode": text, "special": False})["ids"] == plain.ids
         assert session.ask({"decode": plain.ids}) == {"text": tokenizer.decode(plain.ids)}
     for skip in (True, False):
         assert session.ask({"decode": ids, "skip": skip}) == {"text": tokenizer.decode(ids, skip_special_tokens=skip)}
+
+
+def attempt(ask: Callable[[], Any]) -> Any:
+    """What the library answers; None where it panics, which has to be an error in C++."""
+    try:
+        return ask()
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        return None
 
 
 @pytest.mark.slow
