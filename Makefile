@@ -54,7 +54,7 @@ format: $(VENV)/.test-extra
 
 # The C++ library, its unit tests and examples, into build/cpp; downloads the libraries that are not installed.
 cpp: $(VENV)/.test-extra
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S cpp -B build/cpp -G Ninja -DTRTPRUNE_FETCH=ON \
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S cpp -B build/cpp -G Ninja -DTRTPRUNE_FETCH=ON -DTRTPRUNE_TENSORRT=ON \
 	    -DPython3_EXECUTABLE="$(abspath $(BIN))/python" $(CCACHE)
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp
 	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/cpp --output-on-failure

@@ -39,7 +39,7 @@ def target(name: str) -> Path:
             ninja = tool("ninja")
             launcher = shutil.which("ccache")
             cache = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []
-            options = ["-DTRTPRUNE_FETCH=ON", f"-DPython3_EXECUTABLE={sys.executable}", *cache]
+            options = ["-DTRTPRUNE_FETCH=ON", "-DTRTPRUNE_TENSORRT=ON", f"-DPython3_EXECUTABLE={sys.executable}", *cache]
             source = str(ROOT / "cpp")
             run(cmake, "-S", source, "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
         run(cmake, "--build", str(BUILD), "--target", name)

@@ -21,7 +21,7 @@ struct LoadOptions {
     int threads = 0;                                      ///< processor threads; 0: all that the process may use
     std::string verify = "auto";                          ///< level of the file checks: `auto`, `none`, `fast`, `full`
     std::map<std::string, std::string> provider_options;  ///< as `--provider-option` of the command line
-    std::string library;  ///< the ONNX Runtime library to load; empty: `$TRTPRUNE_ONNXRUNTIME`, or the system's
+    std::string library;  ///< the ONNX Runtime or TensorRT library to load; empty: see docs/cpp.md
 };
 
 /// Settings of an answer.  What is not set comes from the checkpoint's `generation_config.json`, see docs/python.md.

@@ -4,6 +4,9 @@
 #include "arguments.hpp"
 #include "backend/onnxruntime/backend.hpp"
 #include "backend/session.hpp"
+#ifdef TRTPRUNE_TENSORRT
+#include "backend/tensorrt/backend.hpp"
+#endif
 #include "engine_dir/schema.hpp"
 
 namespace trtprune::backend {
@@ -37,9 +40,18 @@ std::unique_ptr<Backend> open_backend(const engine_dir::EngineDir& config, const
                                " engines, which run on the GPU",
                            "leave it out, or " + arg("provider", "cpu") + " to run the graphs in ONNX Runtime");
     }
+    if (config.backend != "tensorrt") {
+        throw BackendError(config.root + ": holds " + config.backend + " engines, which run from Python only",
+                           arg("provider", "cpu") + " runs the graphs in ONNX Runtime");
+    }
+#ifdef TRTPRUNE_TENSORRT
+    return tensorrt::open(config, options);
+#else
     throw BackendError(
-        config.root + ": holds " + config.backend + " engines, and this library was built without " + "TensorRT",
-        arg("provider", "cpu") + " runs the graphs in ONNX Runtime");
+        config.root + ": holds tensorrt engines, and this library was built without TensorRT",
+        arg("provider", "cpu") +
+            " runs the graphs in ONNX Runtime; -DTRTPRUNE_TENSORRT=ON builds a library that runs engines");
+#endif
 }
 
 }  // namespace trtprune::backend

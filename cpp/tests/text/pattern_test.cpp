@@ -37,8 +37,8 @@ TEST_CASE("a pattern finds what Oniguruma finds") {
 }
 
 TEST_CASE("a pattern that is not supported is refused by name") {
-    for (const char* expression : {"(?<=a)b", "a++", "a{1,2}?", "(a*)*", "\\bword", "[a&&b]", "\\p{Han}", "(?i:ss)", "a{2,1}", "(",
-                                   ")", "[", "a{,2}", "(?>a)", "\\1", "(?i:[\\p{L}])", "\\uD800", "*"}) {
+    for (const char* expression : {"(?<=a)b", "a++", "a{1,2}?", "(a*)*", "\\bword", "[a&&b]", "\\p{Han}", "(?i:ss)",
+                                   "a{2,1}", "(", ")", "[", "a{,2}", "(?>a)", "\\1", "(?i:[\\p{L}])", "\\uD800", "*"}) {
         CAPTURE(expression);
         CHECK_THROWS_AS(Pattern::from_regex(expression, "tokenizer.json"), trtprune::EngineDirError);
     }
