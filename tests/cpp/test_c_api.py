@@ -17,8 +17,6 @@ from tests.kit.cpp_library import Failure, Info, Library
 from tests.kit.cpp_package import without_times
 from trtprune.runtime import Request
 
-pytestmark = pytest.mark.skipif(not cpp_build.HAS_MODEL, reason="cpp/src has the parts of the model, not yet the model")
-
 INPUT, BUDGET, ENGINE_DIR, BACKEND, BUSY, STOPPED = 1, 2, 3, 4, 5, 6
 PROMPT = "What is it?"
 

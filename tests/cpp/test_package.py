@@ -18,8 +18,6 @@ import trtprune
 from tests.kit import cpp_build, cpp_package
 from tests.kit.cpp_package import without_times
 
-pytestmark = pytest.mark.skipif(not cpp_build.HAS_MODEL, reason="cpp/src has the parts of the model, not yet the model")
-
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "cpp/examples"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")

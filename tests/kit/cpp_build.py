@@ -22,7 +22,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / os.environ.get("TRTPRUNE_CPP_BUILD", "build/cpp")
-HAS_MODEL = (ROOT / "cpp/src/vlm.cpp").is_file()
 
 Driver = Callable[..., list[Any]]
 
@@ -39,7 +38,8 @@ def target(name: str) -> Path:
             ninja = tool("ninja")
             launcher = shutil.which("ccache")
             cache = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []
-            options = ["-DTRTPRUNE_FETCH=ON", "-DTRTPRUNE_TENSORRT=ON", f"-DPython3_EXECUTABLE={sys.executable}", *cache]
+            python = f"-DPython3_EXECUTABLE={sys.executable}"
+            options = ["-DTRTPRUNE_FETCH=ON", "-DTRTPRUNE_TENSORRT=ON", python, *cache]
             source = str(ROOT / "cpp")
             run(cmake, "-S", source, "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
         run(cmake, "--build", str(BUILD), "--target", name)
