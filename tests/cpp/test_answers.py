@@ -153,10 +153,20 @@ def cut_calls() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("family", tiled.FAMILIES)
-def test_several_crops(tmp_path: Path, ask: Callable[..., list[Any]], family: str) -> None:
+OF_CROPS: dict[str, dict[str, Any]] = {
+    "divprune": {},
+    "divprune-newlines": {"method": "divprune", "newlines": "candidates"},
+    "visionzip": {"method": "visionzip", "options": {"crops": "each"}},
+}
+"""A selection over all crops, one among newline tokens too, and one that reads a CLS row of each crop."""
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("llava-onevision", "divprune"), *(("llava-next", name) for name in OF_CROPS)]
+)
+def test_several_crops(tmp_path: Path, ask: Callable[..., list[Any]], family: str, name: str) -> None:
     path = tiled.checkpoint(tmp_path / "model", family)
-    tiled.build(path, tmp_path / "out", method="divprune")
+    tiled.build(path, tmp_path / "out", **{"method": "divprune", **OF_CROPS[name]})
     vlm = trtprune.load(tmp_path / "out", threads=1)
     ask(vlm, question("0"), question("2", keep=4), question("3", "0"), question("4", keep=500), MIXED, turns("3"))
 

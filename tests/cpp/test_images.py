@@ -142,6 +142,7 @@ def test_plans(name: str, call: Call) -> None:
             "height": height,
             "width": width,
             "images": int(random.integers(1, 3)),
+            "newlines": str(random.choice(["drop", "keep", "candidates"])),
             "keep": [int(random.integers(0, 80)) for _ in range(3)],
         }
         for height, width in [*sizes(random, count), (1, 1), (28, 28), (0, 5), (7, 0), (1, 30000), (30000, 1)]
@@ -156,8 +157,9 @@ def test_plans(name: str, call: Call) -> None:
             found = decoded(answer[key], dtype).reshape(expected.shape)
             np.testing.assert_array_equal(found, expected, err_msg=f"{key} of {request}")
         assert answer["candidates"] == plan.candidates.tolist()
+        assert answer["choices"] == plan.choices(request["newlines"]).tolist()
         for keep, kept in zip(request["keep"], answer["without_choice"], strict=True):
-            expected = plan.without_choice(keep)
+            expected = plan.without_choice(keep, request["newlines"])
             assert kept == (None if expected is None else expected.tolist())
 
 

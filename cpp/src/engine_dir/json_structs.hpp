@@ -6,7 +6,6 @@
 #include <initializer_list>
 #include <map>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <unordered_set>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "files/json.hpp"
+#include "files/text_error.hpp"
 
 /// JSON → structs, strictly; the twin of `trtprune.engine_dir.json_dataclasses`.
 ///
@@ -25,9 +25,9 @@
 namespace trtprune::engine_dir {
 
 /// A JSON value without the form of the struct; the message names the field.
-class DecodeError : public std::runtime_error {
+class DecodeError : public files::TextError {
   public:
-    using std::runtime_error::runtime_error;
+    using TextError::TextError;
 };
 
 /// A mark for a member that may be missing.

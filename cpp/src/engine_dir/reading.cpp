@@ -137,7 +137,7 @@ EngineDir parse_config(const std::string& text, const std::string& root) {
     try {
         decode(data, Where("config"), directory);
     } catch (const DecodeError& error) {
-        throw EngineDirError(path + ": " + error.what(), again);
+        throw EngineDirError(path + ": " + error.text(), again);
     }
     if (const std::optional<std::string> wrong = wrong_values(directory)) {
         throw EngineDirError(path + ": " + *wrong, again);

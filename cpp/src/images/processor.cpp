@@ -1,6 +1,7 @@
 #include "images/processor.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <trtprune/error.hpp>
 
 #include "files/shown.hpp"
@@ -28,31 +29,35 @@ constexpr Entry processors[] = {
 }  // namespace
 
 std::vector<std::int64_t> TokenPlan::candidates() const {
+    return choices("drop");
+}
+
+std::vector<std::int64_t> TokenPlan::choices(const std::string& newlines) const {
+    const bool all_newlines = newlines == "candidates";
     std::vector<std::int64_t> result;
     for (std::int64_t token = 0; token < tokens(); ++token) {
-        if (!is_newline(token) && padding[static_cast<std::size_t>(token)] == 0) result.push_back(token);
+        const bool taken = is_newline(token) ? all_newlines : padding[static_cast<std::size_t>(token)] == 0;
+        if (taken) result.push_back(token);
     }
     return result;
 }
 
-std::optional<std::vector<std::int64_t>> TokenPlan::without_choice(std::int64_t keep) const {
-    std::int64_t real = 0;
-    std::int64_t spare = 0;
+std::optional<std::vector<std::int64_t>> TokenPlan::without_choice(std::int64_t keep,
+                                                                   const std::string& newlines) const {
+    std::vector<std::int64_t> kept = choices(newlines);
+    std::vector<std::int64_t> spare;  // padding alone
     for (std::int64_t token = 0; token < tokens(); ++token) {
-        if (is_newline(token)) continue;
-        ++(padding[static_cast<std::size_t>(token)] != 0 ? spare : real);
+        if (!is_newline(token) && padding[static_cast<std::size_t>(token)] != 0) spare.push_back(token);
     }
+    const auto real = static_cast<std::int64_t>(kept.size());
     if (keep < real || (keep == real && real == tokens())) return {};
-    const bool all = keep >= real + spare;
-    std::int64_t left = keep - real;
-    std::vector<std::int64_t> kept;
-    for (std::int64_t token = 0; token < tokens(); ++token) {
-        const bool padded = padding[static_cast<std::size_t>(token)] != 0;
-        if (all || (!is_newline(token) && (!padded || left > 0))) {
-            kept.push_back(token);
-            if (padded) --left;
-        }
+    if (keep >= real + static_cast<std::int64_t>(spare.size())) {
+        std::vector<std::int64_t> all(static_cast<std::size_t>(tokens()));
+        std::iota(all.begin(), all.end(), std::int64_t{0});
+        return all;
     }
+    kept.insert(kept.end(), spare.begin(), spare.begin() + (keep - real));
+    std::sort(kept.begin(), kept.end());
     return kept;
 }
 

@@ -69,11 +69,17 @@ struct TokenPlan {
     /// Ascending: the visual tokens that a pruner chooses from, neither newline tokens nor padding.
     std::vector<std::int64_t> candidates() const;
 
+    /// `candidates`, and the newline tokens where the build's rule `newlines` is `candidates`.
+    std::vector<std::int64_t> choices(const std::string& newlines) const;
+
     /// The kept tokens, ascending, of a budget that leaves nothing to choose; not set if it does.
     ///
     /// All tokens of the image, newline tokens included, if the budget is no smaller than the rest; else every
     /// candidate, and padding in order up to the budget.
-    std::optional<std::vector<std::int64_t>> without_choice(std::int64_t keep) const;
+    ///
+    /// \param newlines  The newline rule of the build.
+    std::optional<std::vector<std::int64_t>> without_choice(std::int64_t keep,
+                                                            const std::string& newlines = "drop") const;
 };
 
 /// An image, ready for the vision graph.

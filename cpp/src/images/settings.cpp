@@ -38,7 +38,7 @@ Size pinpoint(const std::string& name, const Json& value, std::int64_t tile, std
 }  // namespace
 
 void raise_named(const SettingError& error, const std::string& where) {
-    throw EngineDirError(where + ": not a valid image processor: " + error.what(),
+    throw EngineDirError(where + ": not a valid image processor: " + error.text(),
                          "correct " + where + ", or fetch it again, and build again");
 }
 

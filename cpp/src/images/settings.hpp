@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "files/text_error.hpp"
 #include "images/processor.hpp"
 
 /// Readers for the settings of an image processor: values of an untrusted JSON file.
@@ -26,9 +26,9 @@ using Channels = std::array<double, 3>;
 using Json = nlohmann::json;
 
 /// A setting that is none.
-class SettingError : public std::runtime_error {
+class SettingError : public files::TextError {
   public:
-    using std::runtime_error::runtime_error;
+    using TextError::TextError;
 };
 
 /// The EngineDirError of a SettingError, which begins with the file's name.

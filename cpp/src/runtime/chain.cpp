@@ -108,10 +108,12 @@ Tensor Chain::rows(const std::vector<Tensors>& runs, const std::string& name, st
 
 // The visual tokens of an image, from the outputs of the vision graph for its crops.
 Features Chain::pack(Tensors rows, const std::shared_ptr<const images::TokenPlan>& plan) const {
-    Features features{{}, plan, {}};
+    Features features{{}, plan, {}, {}};
     const engine_dir::ComponentInfo* component = config_.find(roles::pack);
     if (component == nullptr) {
         for (const auto& [name, array] : rows) features.extras[name] = array.at(0);
+        features.crops = rows;
+        features.crops.erase(names::image_features);
     } else {
         const std::int64_t tokens = plan->tokens();
         rows[names::pack_index] =
@@ -130,9 +132,9 @@ Features Chain::pack(Tensors rows, const std::shared_ptr<const images::TokenPlan
         rows.erase(names::pack_weight);
         // Outputs that do not belong to patches are taken from the overview, which shows the whole image.
         for (const auto& [name, array] : rows) {
-            if (features.extras.count(name) == 0) {
-                features.extras[name] = array.at(std::max<std::int64_t>(plan->overview, 0));
-            }
+            if (features.extras.count(name) != 0) continue;
+            features.crops[name] = array;
+            features.extras[name] = array.at(std::max<std::int64_t>(plan->overview, 0));
         }
     }
     const auto image = features.extras.find(names::image_features);

@@ -17,11 +17,16 @@ bool has(const std::vector<engine_dir::TensorSpec>& specs, const std::string& na
     return std::any_of(specs.begin(), specs.end(), [&](const auto& spec) { return spec.name == name; });
 }
 
+// What the second axis of an input counts; empty for a number.
+std::string second_axis(const engine_dir::TensorSpec& spec) {
+    const auto* name = spec.shape.size() > 1 ? std::get_if<std::string>(&spec.shape[1]) : nullptr;
+    return name != nullptr ? *name : "";
+}
+
 // Whether the second axis of an input counts visual tokens; the graph's number is then one of the run, unless every
 // image has the same candidates.
 bool by_token(const engine_dir::TensorSpec& spec) {
-    const auto* name = spec.shape.size() > 1 ? std::get_if<std::string>(&spec.shape[1]) : nullptr;
-    return name != nullptr && *name == "visual_tokens" && spec.name != names::grid;
+    return second_axis(spec) == "visual_tokens" && spec.name != names::grid;
 }
 
 }  // namespace
@@ -50,12 +55,12 @@ bool Pruner::reads(const std::string& name) const {
 
 std::pair<Ids, Tensor> Pruner::prune(const Features& features, const Tensor& text, std::int64_t keep, std::int64_t seed,
                                      const Tensors& others) const {
-    if (auto settled = features.plan->without_choice(keep)) {
+    if (auto settled = features.plan->without_choice(keep, chain_.config().vision.newlines)) {
         const bool whole = static_cast<std::int64_t>(settled->size()) == features.visual_tokens();
         Tensor rows = whole ? features.image : chain_.memory().take(features.image, *settled);
         return laid_out(features, std::move(*settled), std::move(rows));
     }
-    const Ids candidates = features.plan->candidates();
+    const Ids candidates = features.plan->choices(chain_.config().vision.newlines);
     Tensors given = inputs(features, candidates);
     given[names::keep] = Tensor::of(Ids{keep});
     for (const auto& [name, array] : others) {
@@ -89,7 +94,10 @@ std::pair<Ids, Tensor> Pruner::prune(const Features& features, const Tensor& tex
 // What the graph reads of an image: the rows of its candidates.
 Tensors Pruner::inputs(const Features& features, const Ids& candidates) const {
     Tensors given{{names::image_features, features.image}};
-    for (const std::string& name : image_inputs_) given[name] = features.extras.at(name);
+    for (const auto& spec : component_.inputs) {
+        if (std::find(image_inputs_.begin(), image_inputs_.end(), spec.name) == image_inputs_.end()) continue;
+        given[spec.name] = (second_axis(spec) == "crops" ? features.crops : features.extras).at(spec.name);
+    }
     if (static_cast<std::int64_t>(candidates.size()) < features.visual_tokens()) {
         for (const auto& spec : component_.inputs) {
             const auto found = given.find(spec.name);

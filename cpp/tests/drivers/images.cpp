@@ -71,8 +71,10 @@ json planned(const json& request) {
                 {"boxes", hex(plan.boxes)},
                 {"padding", hex(plan.padding)},
                 {"candidates", plan.candidates()}};
+    const std::string newlines = request.value("newlines", "drop");
+    answer["choices"] = plan.choices(newlines);
     for (const std::int64_t keep : request.value("keep", std::vector<std::int64_t>())) {
-        const auto kept = plan.without_choice(keep);
+        const auto kept = plan.without_choice(keep, newlines);
         answer["without_choice"].push_back(kept ? json(*kept) : json());
     }
     return answer;
