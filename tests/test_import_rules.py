@@ -78,7 +78,7 @@ def test_an_exception_that_is_not_needed_is_an_error(copy: Path) -> None:
 def test_the_architecture_page_has_the_same_floors() -> None:
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     [floors] = [rule["layers"] for rule in rules if rule["id"] == "floors"]
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (ROOT / "docs" / "architecture.md").read_text().split("\n## Rooms\n")[1].split("\n## ")[0]
     table: list[set[str]] = []
     for number, room in re.findall(r"^\| ([0-9–]*) ?\| (`.*?) \|", page, re.MULTILINE):
         names = set(re.findall(r"`(\w+)(?:/|\.py)`", room))

@@ -81,9 +81,9 @@ CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], str, str]] = {
     "max-seq-len": (llava() | SAFETENSORS, {"max_seq_len": 10**6}, "--max-seq-len 1000000", "prompt and the answer"),
     "no-cls": (
         llava(vision_config={"model_type": "siglip_vision_model"}) | SAFETENSORS,
-        {"method": "fastervlm"},
-        "--method fastervlm needs",
-        "--method with one of",
+        {"method": "fastervlm", "options": {"received": "cls"}},
+        "--method fastervlm needs the attention of a CLS token",
+        "received=mean",
     ),
     "picture-size": (
         llava() | SAFETENSORS | {"preprocessor_config.json": b'{"crop_size": {"height": 224, "width": 224}}'},

@@ -17,9 +17,8 @@ import onnx
 import pytest
 
 from tests.kit.engine_kit import ALL, FAMILIES, build, command
-from tests.kit.tiny import Tiny
 from tests.kit.tiny_files import complete
-from trtprune.errors import BackendError, BuildError, TrtpruneError
+from trtprune.errors import BackendError, BuildError
 from trtprune.graph import Graph
 
 rtx = pytest.importorskip("tests.kit.rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -93,14 +92,6 @@ def test_tensorrt_rtx_not_installed(checkpoint: Path, tmp_path: Path, monkeypatc
     with pytest.raises(BackendError, match="--backend tensorrt-rtx: tensorrt_rtx is not installed") as caught:
         build(checkpoint, tmp_path / "out", keep=4)
     assert caught.value.hint == "pip install 'trtprune[tensorrt-rtx]'"
-
-
-def test_a_budget_beyond_topk(checkpoint: Path, tmp_path: Path) -> None:
-    big = complete(tmp_path / "big", Tiny(image_size=14 * 63, vision_layers=2, layers=1))  # 63 * 63 = 3,969 tokens
-    with pytest.raises(TrtpruneError, match="a budget of 3969 is beyond 3840"):
-        build(big, tmp_path / "out", keep=64)
-    with pytest.raises(TrtpruneError, match="a budget of 3841 is beyond 3840"):
-        build(big, tmp_path / "out", keep=64, keep_range=(1, 3841))
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

@@ -46,7 +46,9 @@ def test_every_variable_that_is_read_is_named() -> None:
         read |= set(re.findall(r"environ(?:\.get\(|\[|\.setdefault\()\"([A-Z_]+)\"", text))
         read |= set(re.findall(r"env\.get\(\"([A-Z_]+)\"\)", text))
         read |= set(re.findall(r"\b(TRTPRUNE_[A-Z_]+)\b", text))
-    assert {"TRTPRUNE_CACHE", "PIP_INDEX_URL", "UV_INDEX"} <= read
+    for path in (ROOT / "cpp" / "src").rglob("*.cpp"):
+        read |= set(re.findall(r"\"(TRTPRUNE_[A-Z_]+)\"", path.read_text(encoding="utf-8")))
+    assert {"TRTPRUNE_CACHE", "PIP_INDEX_URL", "UV_INDEX", "TRTPRUNE_ONNXRUNTIME"} <= read
     # Folders that systems name, a plain terminal, and what environments say of themselves.
     own = {"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_DATA_DIRS", "LOCALAPPDATA"}
     own |= {"WINDIR", "PYTHONPATH", "VIRTUAL_ENV", "TERM"}
