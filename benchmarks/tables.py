@@ -29,6 +29,7 @@ DOCUMENTS = (
     "docs/methods-in-decoder.md",
     "docs/bench.md",
     "docs/eval-demo.md",
+    "docs/cpp.md",
 )
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -331,6 +332,25 @@ def frontier() -> str:
     return "".join(f"* {part['words']}\n" for part in found.values())
 
 
+def cpp() -> str:
+    """docs/cpp.md: C++ beside Python."""
+    found = result("cpp.json")
+    names = {
+        "first_token_ms": "time to the first token",
+        "ms_per_token": "time of a further token",
+        "start_ms": "process start to the first token",
+    }
+    lines = []
+    for key, name in names.items():
+        ratio, own, other = (found[key][side] for side in ("ratio", "cpp", "python"))
+        spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        lines.append([name, spread, f"{own['median']:.1f} ms", f"{other['median']:.1f} ms"])
+    peak, size = found["peak_mb"], found["size"]
+    lines.append(["peak memory", f"{peak['ratio']:.2f}", f"{peak['cpp']} MB", f"{peak['python']} MB"])
+    lines.append(["files to ship", f"{size['ratio']:.2f}", f"{size['cpp_mb']:.1f} MB", f"{size['python_mb']:.1f} MB"])
+    return markdown(["", "C++ / Python", "C++", "Python"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "pruners": pruners,
@@ -348,6 +368,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": lambda: claim("scenes"),
     "claim_signs": lambda: claim("signs"),
     "frontier": frontier,
+    "cpp": cpp,
     "openvino": lambda: speed("bench-openvino.json", floor=False),
     "peers": lambda: speed("bench-peers.json"),
     "headline": lambda: speed(floor=False, methods=("none", "adafv"), keeps=(576, 192, 64, 16)),
