@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -254,7 +255,7 @@ def test_random_checkpoints(tmp_path: Path, ask: Callable[..., list[Any]], famil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cdpruner", "adafv"])
+@pytest.mark.parametrize("name", ["cdpruner", "trim", "adafv"])
 def test_clip_text(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> None:
     """CLIP's text tower reads the question, in segments where it is long."""
     t = tiny.Tiny(seed=77, feature_layer=-2)
@@ -273,7 +274,8 @@ def test_memory(tmp_path: Path, images: Images) -> None:
     line = {"directory": str(vlm.config.root), "load": {"threads": 2}, "calls": calls, "rounds": 200}
     (rounds,) = cpp_build.driver("vlm", timeout=1200)([line])
     memory, descriptors = zip(*rounds, strict=True)
-    assert max(memory[150:]) <= max(memory[30:60]) + 1024, memory[::10]
+    # The heap's own ups and downs are two megabytes; a leak moves the middle.
+    assert median(memory[150:]) <= median(memory[30:80]) + 1024, memory[::10]
     assert set(descriptors[1:]) == {descriptors[1]}
 
 
