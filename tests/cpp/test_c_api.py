@@ -150,10 +150,10 @@ def test_one_call_at_a_time(library: Library, vlm: c_void_p, images: list[c_void
     codes = []
 
     def wait(_piece: bytes) -> int:
-        running.set()
         with pytest.raises(Failure) as failure:
             library.generate(vlm, images, PROMPT)
         codes.append(failure.value.code)
+        running.set()  # behind the call: the handle is freed only after it was refused
         return int(go.wait(60))
 
     thread = threading.Thread(target=library.generate, args=(vlm, images, PROMPT, wait), kwargs={"max_new_tokens": 2})
@@ -166,7 +166,7 @@ def test_one_call_at_a_time(library: Library, vlm: c_void_p, images: list[c_void
     go.set()
     thread.join(60)
     assert not thread.is_alive()
-    assert set(codes) == {BUSY, INPUT} or codes == [BUSY]
+    assert codes in ([BUSY], [BUSY, INPUT])  # a second piece finds the handle freed
 
 
 def test_two_models_side_by_side(library: Library, engines: Path, images: list[c_void_p], peer: trtprune.Vlm) -> None:
