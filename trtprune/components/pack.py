@@ -1,8 +1,8 @@
 """From the features of an image's crops to its visual tokens, as one gather.
 
 Where each visual token comes from is decided outside of the graph (``prepare``), from the image's size alone: ``P``
-features a crop, crops one behind the other, and behind the last of them one learned row, the newline token.  One tap a
-visual token is tiling and unpadding; several are an interpolation, with a weight each.
+features a crop, crops one behind the other, and behind the last of them one learned row, the newline token, in a model
+that has one.  One tap a visual token is tiling and unpadding; several are an interpolation, with a weight each.
 
 Source: ``pack_image_features`` of LLaVA-NeXT and LLaVA-OneVision in transformers, as data instead of reshapes.
 """
@@ -40,13 +40,14 @@ def build_pack(g: Graph, outputs: Mapping[str, Packed], patches: int, *, taps: i
     Args:
         g: The empty graph.
         outputs: Vision outputs by name, each [crops, patches] or [crops, patches, width]; ``image_features`` is the
-            one whose last row is the newline token, and a row of zeros is that of the others.
+            one whose last row is the newline token, and a row of zeros is that of the others.  Without a newline
+            token there is no such row.
         patches: P, features of a crop.
         taps: Features that make a visual token.  With one tap there is no input ``pack_weight``.
         newline: Key of the newline token [D]; None for a model without one.
 
-    The graph's inputs beside ``outputs`` are ``pack_index`` int64 [visual_tokens, taps], from 0 to crops · patches, and
-    ``pack_weight`` float32 [visual_tokens, taps].
+    The graph's inputs beside ``outputs`` are ``pack_index`` int64 [visual_tokens, taps], from 0 to crops · patches (the
+    newline token's row), and ``pack_weight`` float32 [visual_tokens, taps].
     """
     op = g.op
     sources = {}
@@ -58,8 +59,9 @@ def build_pack(g: Graph, outputs: Mapping[str, Packed], patches: int, *, taps: i
     for name, output in outputs.items():
         with g.scope(name):
             rows = op.Reshape(sources[name], g.ints(-1, output.width or 1))
-            last = _last_row(g, output, newline if name == IMAGE_FEATURES else None)
-            rows = op.Concat(rows, last, axis=0)
+            if newline is not None:
+                last = _last_row(g, output, newline if name == IMAGE_FEATURES else None)
+                rows = op.Concat(rows, last, axis=0)
             packed = _gather(g, rows, index, weight)
             tail: Sequence[int] = [output.width] if output.width else []
             if not tail:

@@ -1,8 +1,12 @@
-"""LLaVA's projector: two linear layers from the tower's features to the language model's embeddings."""
+"""Projectors: from the tower's features to the language model's embeddings.
+
+Each has a class of its own with the interface of :class:`Projector`; LLaVA's, two linear layers, is here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -11,18 +15,39 @@ from trtprune.components.vit import linear_weights
 from trtprune.graph import Graph
 from trtprune.graph.ops import ACTIVATIONS, activation, linear
 
-__all__ = ["ProjectorConfig", "build_projector", "projector_weights"]
+__all__ = ["Projector", "ProjectorConfig"]
+
+
+class Projector(Protocol):
+    """The interface of a projector: its sizes, its weights and its graph."""
+
+    @property
+    def input_size(self) -> int:
+        """C, the width of a row that enters it."""
+
+    @property
+    def side(self) -> int:
+        """Patches on a side of the square that becomes one visual token, see :mod:`trtprune.components.squares`; 1
+        where each feature of the tower is one."""
+
+    def weights(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Key → shape of the weights of :meth:`write`."""
+
+    def write(self, g: Graph, prefix: str, features: ir.Value) -> ir.Value:
+        """[B, N, input_size] → [B, N, D]."""
 
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    """Sizes and options of the projector."""
+    """LLaVA's projector: two linear layers; see :class:`Projector`."""
 
     input_size: int
     """Vision hidden size × number of selected layers."""
     output_size: int
     activation: str
     bias: bool
+
+    side: ClassVar[int] = 1
 
     @classmethod
     def from_config(cls, config: Section, input_size: int, output_size: int) -> ProjectorConfig:
@@ -34,16 +59,14 @@ class ProjectorConfig:
             config.flag("multimodal_projector_bias", True),
         )
 
+    def weights(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Key → shape of the weights of :meth:`write`."""
+        return linear_weights(f"{prefix}linear_1", self.output_size, self.input_size, self.bias) | linear_weights(
+            f"{prefix}linear_2", self.output_size, self.output_size, self.bias
+        )
 
-def projector_weights(cfg: ProjectorConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Key → shape of the weights of :func:`build_projector`."""
-    return linear_weights(f"{prefix}linear_1", cfg.output_size, cfg.input_size, cfg.bias) | linear_weights(
-        f"{prefix}linear_2", cfg.output_size, cfg.output_size, cfg.bias
-    )
-
-
-def build_projector(g: Graph, cfg: ProjectorConfig, prefix: str, features: ir.Value) -> ir.Value:
-    """[B, N, input_size] → [B, N, output_size]."""
-    with g.scope("projector"):
-        x = activation(g, linear(g, features, f"{prefix}linear_1", bias=cfg.bias), cfg.activation)
-        return linear(g, x, f"{prefix}linear_2", bias=cfg.bias)
+    def write(self, g: Graph, prefix: str, features: ir.Value) -> ir.Value:
+        """[B, N, input_size] → [B, N, output_size]."""
+        with g.scope("projector"):
+            x = activation(g, linear(g, features, f"{prefix}linear_1", bias=self.bias), self.activation)
+            return linear(g, x, f"{prefix}linear_2", bias=self.bias)

@@ -1,10 +1,11 @@
-"""The common part of the three vision towers: layer selection, encoder layers, attention outputs.
+"""The common part of the vision towers: layer selection, encoder layers, attention outputs.
 
-A tower module (``clip``, ``dinov2``, ``siglip``) has the embeddings and the names of its weights; this one runs the
-needed layers and selects the features, as ``LlavaModel.get_image_features`` of transformers does:
+A tower module (``clip``, ``dinov2``, ``internvl_vision``, ``siglip``) has the embeddings and the names of its weights;
+this one runs the needed layers and selects the features, as ``LlavaModel.get_image_features`` of transformers does:
 
 * ``hidden_states[0]`` is the input of the first encoder layer (for CLIP after ``pre_layrnorm``) and
-  ``hidden_states[k]`` the output of layer ``k - 1``; the tower's final norm is not applied to any of them.
+  ``hidden_states[k]`` the output of layer ``k - 1``; the tower's final norm is not applied to any of them, unless the
+  selection names it.
 * ``vision_feature_layer`` indexes them like a Python list; several are concatenated along the features.
 * ``vision_feature_select_strategy`` "default" drops the first token of each, "full" keeps all.  Without a CLS token
   "default" drops the first patch.
@@ -22,7 +23,7 @@ from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, mean_attention, mean_query_row, query_row
-from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, split_heads
+from trtprune.graph.ops import ACTIVATIONS, activation, layer_norm, linear, merge_heads, rms_norm, split_heads
 from trtprune.tensor_names import CLS_ATTENTION, MEAN_QUERY_ATTENTION, PIXEL_VALUES
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
 
 MAX_PATCHES = 65536
 """The largest number of patches of an image; a tower that interpolates its position table has no bound of its own."""
+QK_EPS = 1e-6
+"""Epsilon of the norms of queries and keys, which is transformers' default and no setting."""
 _OTHER = "download config.json again, or correct it"
 
 Present = Callable[[str], bool]
@@ -68,6 +71,10 @@ class TowerConfig:
     layer_scale: bool
     position_grid: tuple[int, int]
     """Rows and columns of the stored position table."""
+    rms_norm: bool = False
+    """Whether the layers' norms are RMSNorm; else LayerNorm."""
+    qk_norm: bool = False
+    """Whether queries and keys go through an RMSNorm of their own, over all heads together."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,6 +104,8 @@ class TowerConfig:
         qkv_bias: bool = True,
         swiglu: bool = False,
         layer_scale: bool = False,
+        rms_norm: bool = False,
+        qk_norm: bool = False,
     ) -> TowerConfig:
         """Read the keys that all towers have.
 
@@ -106,7 +115,7 @@ class TowerConfig:
             intermediate_size: Width of the MLP.
             patch_size: Default value, as are ``norm_eps`` and ``activation``.
             image_size: The preprocessor's (height, width), for a tower that accepts other sizes than its own.
-            qkv_bias: A feature of some towers only, as are ``swiglu`` and ``layer_scale``.
+            qkv_bias: A feature of some towers only, as are ``swiglu``, ``layer_scale``, ``rms_norm`` and ``qk_norm``.
         """
         hidden = vision.integer("hidden_size", 768)
         heads = vision.integer("num_attention_heads", 12)
@@ -140,6 +149,8 @@ class TowerConfig:
             swiglu=swiglu,
             layer_scale=layer_scale,
             position_grid=(own[0] // patch[0], own[1] // patch[1]),
+            rms_norm=rms_norm,
+            qk_norm=qk_norm,
         )
 
 
@@ -150,10 +161,12 @@ class FeatureSelection:
     Attributes:
         layers: Indices into ``hidden_states``, all ≥ 0, in the order they are concatenated.
         drop_first: Whether the first token of each is dropped (strategy "default").
+        norm: The tower's norm that the features go through, relative to the tower's prefix; None: they go through none.
     """
 
     layers: tuple[int, ...]
     drop_first: bool
+    norm: str | None = None
 
     @property
     def deepest(self) -> int:
@@ -310,6 +323,9 @@ def build_tower(
     op = g.op
     rest = (g.ints(1), g.ints(2**31 - 1), g.ints(1))
     features = [states[i] for i in selection.layers]
+    if selection.norm is not None:
+        with g.scope(selection.norm):
+            features = [layer_norm(g, f, prefix + selection.norm, eps=cfg.norm_eps) for f in features]
     cls = [op.Slice(f, g.ints(0), g.ints(1), g.ints(1)) for f in features if tower.HAS_CLS and "cls_feature" in wanted]
     if selection.drop_first:
         features = [op.Slice(f, *rest) for f in features]
@@ -326,10 +342,13 @@ def _layer(
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
     """One pre-norm encoder layer, and its requested attention outputs for all tokens."""
     op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
-    y = layer_norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
-    q, k, v = (
-        split_heads(g, linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias), heads, dim) for n in "qkv"
-    )
+    norm = rms_norm if cfg.rms_norm else layer_norm
+    y = norm(g, x, layer + names.norm1, eps=cfg.norm_eps)
+    q, k, v = (linear(g, y, f"{layer}{names.attention}{n}_proj", bias=cfg.qkv_bias) for n in "qkv")
+    if cfg.qk_norm:
+        q = rms_norm(g, q, f"{layer}{names.attention}q_norm", eps=QK_EPS)
+        k = rms_norm(g, k, f"{layer}{names.attention}k_norm", eps=QK_EPS)
+    q, k, v = (split_heads(g, rows, heads, dim) for rows in (q, k, v))
     found = {}
     if CLS_ATTENTION in reads:
         found[CLS_ATTENTION] = query_row(g, q, k, row=0, head_dim=dim)
@@ -345,7 +364,7 @@ def _layer(
     if cfg.layer_scale:
         y = op.Mul(y, g.weight(layer + names.scale1))
     x = op.Add(x, y)
-    y = layer_norm(g, x, layer + names.norm2, eps=cfg.norm_eps)
+    y = norm(g, x, layer + names.norm2, eps=cfg.norm_eps)
     y = _swiglu(g, cfg, layer, y) if cfg.swiglu else _mlp(g, cfg, layer, y)
     if cfg.layer_scale:
         y = op.Mul(y, g.weight(layer + names.scale2))

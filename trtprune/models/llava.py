@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trtprune.models.projected_config import LLAVA_DEFAULTS, parse
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class LlavaFamily:
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name, layout=layout)
+        return ProjectedTowerModel(checkpoint, self.name, parse(checkpoint, LLAVA_DEFAULTS), layout=layout)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trtprune.models.projected_config import CLIP_LARGE, Defaults
+from trtprune.models.projected_config import CLIP_LARGE, Defaults, parse
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LlavaNextFamily:
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name, DEFAULTS, layout=layout)
+        return ProjectedTowerModel(checkpoint, self.name, parse(checkpoint, DEFAULTS), layout=layout)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trtprune.models.projected_config import Defaults
+from trtprune.models.projected_config import Defaults, parse
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LlavaOnevisionFamily:
         Raises:
             CheckpointError: for a tower, decoder, rope type or activation that is not supported.
         """
-        return ProjectedTowerModel(checkpoint, self.name, DEFAULTS, layout=layout)
+        return ProjectedTowerModel(checkpoint, self.name, parse(checkpoint, DEFAULTS), layout=layout)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""

@@ -10,8 +10,9 @@ from trtprune.checkpoint.advice import for_quantization
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
 from trtprune.components.decoder import DecoderConfig, decoder_weights
-from trtprune.components.projector import ProjectorConfig, projector_weights
-from trtprune.components.vit import FeatureSelection, Tower, TowerConfig
+from trtprune.components.projector import Projector, ProjectorConfig
+from trtprune.components.squares import Squares
+from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, norm_weights
 from trtprune.errors import CheckpointError
 from trtprune.models.weights import canonical_tensors
 
@@ -30,7 +31,10 @@ __all__ = [
     "Defaults",
     "ProjectedConfig",
     "image_token",
+    "output_projection",
     "parse",
+    "preprocessed_size",
+    "refuse_quantized",
     "required",
     "tower_layer",
 ]
@@ -95,7 +99,7 @@ class ProjectedConfig:
     tower: Tower
     vision: TowerConfig
     selection: FeatureSelection
-    projector: ProjectorConfig
+    projector: Projector
     text: DecoderConfig
     lm_head: str
     """Key of the output projection: the embedding's if they are tied."""
@@ -104,12 +108,57 @@ class ProjectedConfig:
     tensors: dict[str, TensorInfo]
     image_token_id: int
     processors: tuple[str, ...]
+    several_crops: bool
+    """Whether an image is several crops, whose features are packed."""
     newline: str | None
     taps: int
 
+    @property
+    def squares(self) -> Squares:
+        """The squares of a crop's patches that become one visual token each."""
+        return Squares(*self.vision.grid, self.projector.side)
+
+    @property
+    def features(self) -> int:
+        """Features of a crop, rows of ``image_features``."""
+        beside = self.tower.HAS_CLS - self.selection.drop_first
+        return self.squares.count if self.projector.side > 1 else self.vision.patches + beside
+
 
 def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
+    """The configuration of a checkpoint of LLaVA's kind; raises CheckpointError for what is not supported."""
     config = Section(checkpoint.config, "")
+    refuse_quantized(config)
+    vision = config.section("vision_config")
+    if checkpoint.config.get("vision_config") is None:
+        vision = Section(defaults.vision, "vision_config")
+    tower = TOWERS[vision.choice("model_type", TOWERS, defaults.vision["model_type"])]
+    vision_cfg = tower.read_config(vision, preprocessed_size(checkpoint))
+    selection = FeatureSelection.from_config(
+        config, vision_cfg.num_layers, layer=defaults.feature_layer, strategy=defaults.select_strategy
+    )
+    text = DecoderConfig.from_config(config.section("text_config"), defaults.decoder)
+    tensors = canonical_tensors(checkpoint.tensors, tower.RENAMES, (defaults.newline,) if defaults.newline else ())
+    lm_head, tied = output_projection(checkpoint, config, tensors)
+    return ProjectedConfig(
+        tower=tower,
+        vision=vision_cfg,
+        selection=selection,
+        projector=ProjectorConfig.from_config(config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size),
+        text=text,
+        lm_head=lm_head,
+        tied_in_config=tied,
+        tensors=tensors,
+        image_token_id=defaults.image_token_id,
+        processors=defaults.processors,
+        several_crops=defaults.newline is not None,
+        newline=defaults.newline,
+        taps=defaults.taps,
+    )
+
+
+def refuse_quantized(config: Section) -> None:
+    """Raises CheckpointError for a checkpoint with a ``quantization_config``."""
     for section in (config, config.section("text_config")):
         settings = section.values.get("quantization_config")
         if settings is not None:
@@ -118,33 +167,22 @@ def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
                 f"{section.key('quantization_config')}: quantised checkpoints are not supported ({method})",
                 hint=advice,
             )
-    vision = config.section("vision_config")
-    if checkpoint.config.get("vision_config") is None:
-        vision = Section(defaults.vision, "vision_config")
-    tower = TOWERS[vision.choice("model_type", TOWERS, defaults.vision["model_type"])]
-    vision_cfg = tower.read_config(vision, _preprocessed_size(checkpoint))
-    selection = FeatureSelection.from_config(
-        config, vision_cfg.num_layers, layer=defaults.feature_layer, strategy=defaults.select_strategy
-    )
-    text_section = config.section("text_config")
-    text = DecoderConfig.from_config(text_section, defaults.decoder)
-    tensors = canonical_tensors(checkpoint.tensors, tower.RENAMES, (defaults.newline,) if defaults.newline else ())
+
+
+def output_projection(
+    checkpoint: Checkpoint, config: Section, tensors: dict[str, TensorInfo], tied: bool = False
+) -> tuple[str, bool]:
+    """Key of the output projection, the embedding's if they are tied, and whether the config ties them.
+
+    Args:
+        checkpoint: The checkpoint; ``config`` is its ``config.json``.
+        tensors: Its tensors by canonical name; an embedding that is stored as the output projection alone is renamed.
+        tied: The family's ``tie_word_embeddings`` where the config leaves it out.
+    """
     # Old checkpoints set this on either level, and in transformers either one ties them.
-    tied = config.flag("tie_word_embeddings", False) | text_section.flag("tie_word_embeddings", False)
-    return ProjectedConfig(
-        tower=tower,
-        vision=vision_cfg,
-        selection=selection,
-        projector=ProjectorConfig.from_config(config, vision_cfg.hidden_size * len(selection.layers), text.hidden_size),
-        text=text,
-        lm_head=_tied_head(checkpoint, tensors) if tied else LM_HEAD,
-        tied_in_config=tied,
-        tensors=tensors,
-        image_token_id=defaults.image_token_id,
-        processors=defaults.processors,
-        newline=defaults.newline,
-        taps=defaults.taps,
-    )
+    name = "tie_word_embeddings"
+    either = config.flag(name, tied) | config.section("text_config").flag(name, False)
+    return (_tied_head(checkpoint, tensors) if either else LM_HEAD), either
 
 
 def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
@@ -166,7 +204,9 @@ def required(m: ProjectedConfig) -> dict[str, tuple[int, ...]]:
     weights = m.tower.embedding_weights(m.vision, VISION)
     for i in range(m.selection.deepest):
         weights |= tower_layer(m, i)
-    weights |= projector_weights(m.projector, PROJECTOR)
+    if m.selection.norm is not None:
+        weights |= norm_weights(VISION + m.selection.norm, m.vision.hidden_size)
+    weights |= m.projector.weights(PROJECTOR)
     if m.newline is not None:
         weights[m.newline] = (m.text.hidden_size,)
     weights[EMBED] = (m.text.vocab_size, m.text.hidden_size)
@@ -177,7 +217,7 @@ def tower_layer(m: ProjectedConfig, index: int) -> dict[str, tuple[int, ...]]:
     return m.tower.layer_weights(m.vision, VISION + m.tower.NAMES.prefix(index), m.tensors.__contains__)
 
 
-def _preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+def preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """The (height, width) of every image after ``preprocessor_config.json``; None if it does not fix them."""
     values = checkpoint.json_file("preprocessor_config.json")
     if values is None:  # in transformers 5 the image processor is in the processor's file

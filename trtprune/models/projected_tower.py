@@ -1,4 +1,4 @@
-"""Models of a vision tower, a two-layer projector and a language model: what LLaVA and the families after it share.
+"""Models of a vision tower, a projector and a language model: what LLaVA and the families after it share.
 
 Graphs and their consumers:
 
@@ -18,7 +18,7 @@ The names are those of transformers 5; ``models.weights`` maps older ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,6 @@ from trtprune.components.config import Section
 from trtprune.components.decoder import DECODERS, build_decoder, build_embedding, decoder_weights, segments
 from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.components.pack import Packed, build_pack
-from trtprune.components.projector import build_projector
 from trtprune.components.rope import ROPE_TYPES
 from trtprune.components.vit import build_tower
 from trtprune.errors import CheckpointError, EngineDirError
@@ -35,16 +34,13 @@ from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.generation_config import eos_token_ids
 from trtprune.models.projected_config import (
     EMBED,
-    LLAVA_DEFAULTS,
     LM_HEAD,
     PROJECTOR,
     TEXT,
     TOWERS,
     VISION,
-    Defaults,
     ProjectedConfig,
     image_token,
-    parse,
     required,
     tower_layer,
 )
@@ -55,6 +51,8 @@ from trtprune.runtime.images import PROCESSOR_FILES, CropShape, processor_from_f
 from trtprune.tensor_names import IMAGE_FEATURES
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
@@ -63,14 +61,16 @@ if TYPE_CHECKING:
 __all__ = ["ProjectedTowerModel", "describe_parts"]
 
 
-def describe_parts() -> dict[str, Any]:
-    """The parts that every family of this kind supports, for ``trtprune models``."""
+def describe_parts(
+    towers: Iterable[str] = TOWERS, decoders: Iterable[str] = DECODERS, strategies: Iterable[str] = ("default", "full")
+) -> dict[str, Any]:
+    """The parts that a family of this kind supports, for ``trtprune models``."""
     return {
-        "vision_towers": sorted(TOWERS),
-        "decoders": list(DECODERS),
+        "vision_towers": sorted(towers),
+        "decoders": list(decoders),
         "rope_types": list(ROPE_TYPES),
         "activations": sorted(ACTIVATIONS),
-        "select_strategies": ["default", "full"],
+        "select_strategies": list(strategies),
     }
 
 
@@ -80,18 +80,16 @@ class ProjectedTowerModel:
     Args:
         checkpoint: The checkpoint.
         family: The name of its family.
-        defaults: What the family's ``config.json`` may leave out.
-
-    Raises:
-        CheckpointError: for a tower, decoder, rope type or activation that is not supported.
+        parsed: Its configuration, as the family reads it.
+        layout: Layout of an image's visual tokens; None: the model's own.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, family: str, defaults: Defaults = LLAVA_DEFAULTS, *, layout: str | None = None
+        self, checkpoint: Checkpoint, family: str, parsed: ProjectedConfig, *, layout: str | None = None
     ) -> None:
         self.family = family
         self._checkpoint, self._layout = checkpoint, layout
-        self._parsed = parse(checkpoint, defaults)
+        self._parsed = parsed
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -99,13 +97,13 @@ class ProjectedTowerModel:
         m = self._parsed
         config = Section(self._checkpoint.config, "")
         full_cls = m.tower.HAS_CLS and not m.selection.drop_first
-        tokens = self._features
+        tokens = m.features
         if tokens < 1:
             raise CheckpointError(
                 "config.json: vision_feature_select_strategy 'default' leaves no image feature",
                 hint="a larger picture, or the strategy 'full'",
             )
-        if m.newline is not None:
+        if m.several_crops:
             if m.selection.drop_first != m.tower.HAS_CLS:
                 raise CheckpointError(
                     f"config.json: vision_feature_select_strategy '{self._strategy}' gives {tokens} features of a "
@@ -150,16 +148,12 @@ class ProjectedTowerModel:
     def _strategy(self) -> str:
         return "default" if self._parsed.selection.drop_first else "full"
 
-    @property
-    def _features(self) -> int:
-        """Features of a crop."""
-        return self._parsed.vision.patches + self._parsed.tower.HAS_CLS - self._parsed.selection.drop_first
-
     @cached_property
     def processor(self) -> Processor:
         """The checkpoint's image processor; raises CheckpointError for one that is missing or does not fit."""
         m, checkpoint = self._parsed, self._checkpoint
-        shape = CropShape(*m.vision.image_size, m.vision.patch_size, m.selection.drop_first - m.tower.HAS_CLS)
+        height, width = (m.projector.side * length for length in m.vision.patch_size)
+        shape = CropShape(*m.vision.image_size, (height, width), m.selection.drop_first - m.tower.HAS_CLS)
         files = {name: text for name in PROCESSOR_FILES if (text := checkpoint.text_file(name)) is not None}
         try:
             return processor_from_files(files, shape, checkpoint.config, m.processors, self._layout)
@@ -243,10 +237,10 @@ class ProjectedTowerModel:
                 tensors=tensors,
                 quantized=quantized if name in names else None,
             )
-            for name in ("vision", *(["pack"] if m.newline is not None else []), "embed", *names)
+            for name in ("vision", *(["pack"] if m.several_crops else []), "embed", *names)
         }
         _build_vision(graphs["vision"], m, vision_outputs, shallow_layer, vision_heads or {})
-        if m.newline is not None:
+        if m.several_crops:
             _build_pack(graphs["pack"], graphs["vision"], m.newline, m.taps)
         build_embedding(graphs["embed"], m.text, EMBED)
         for name, part in zip(names, parts, strict=True):
@@ -267,39 +261,49 @@ def _build_vision(
 ) -> None:
     """Tower and projector, with the outputs in the order of ``INPUTS``."""
     tower = build_tower(g, m.tower, m.vision, m.selection, VISION, wanted, shallow_layer)
-    found = dict(tower.extras)
-    if "cls_feature" in wanted:
-        assert tower.cls is not None, "the tower has no CLS token"
-        with g.scope("cls"):
-            row = build_projector(g, m.projector, PROJECTOR, tower.cls)
-            found["cls_feature"] = g.op.Squeeze(row, g.ints(1))
-    for name, head in heads.items():
-        with g.scope(name):
-            found[name] = head.write(g, tower.features)
-    if "vision_features" in wanted:
-        found["vision_features"] = tower.features
-    features = build_projector(g, m.projector, PROJECTOR, tower.features)
-    tokens = m.vision.patches + m.tower.HAS_CLS - m.selection.drop_first
     widths = {
-        "N": tokens,
+        "N": m.features,
         "D": m.text.hidden_size,
         "C": m.projector.input_size,
         "K": m.vision.head_dim,
         "P": max((head.width for head in heads.values()), default=0),
     }
-    g.output(features, IMAGE_FEATURES, g.dtype_name, ["batch", tokens, m.text.hidden_size])
+    features, found = _in_squares(g, m, tower.features, tower.extras, widths)
+    if "cls_feature" in wanted:
+        assert tower.cls is not None, "the tower has no CLS token"
+        with g.scope("cls"):
+            row = m.projector.write(g, PROJECTOR, tower.cls)
+            found["cls_feature"] = g.op.Squeeze(row, g.ints(1))
+    for name, head in heads.items():
+        with g.scope(name):
+            found[name] = head.write(g, features)
+    if "vision_features" in wanted:
+        found["vision_features"] = features
+    projected = m.projector.write(g, PROJECTOR, features)
+    g.output(projected, IMAGE_FEATURES, g.dtype_name, ["batch", m.features, m.text.hidden_size])
     for name, entry in INPUTS.items():
         if name in found:
             dtype = g.dtype_name if entry.dtype == "model" else entry.dtype
-            g.output(
-                found[name],
-                name,
-                dtype,
-                ["batch", *entry.shape(widths)],
-            )
+            g.output(found[name], name, dtype, ["batch", *entry.shape(widths)])
 
 
-def _build_pack(g: Graph, vision: Graph, newline: str, taps: int) -> None:
+def _in_squares(
+    g: Graph, m: ProjectedConfig, features: ir.Value, extras: Mapping[str, ir.Value], widths: Mapping[str, int]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """The rows that enter the projector, and the tower's further outputs with a value for each of these rows."""
+    if m.projector.side == 1:
+        return features, dict(extras)
+    squares = m.squares
+    with g.scope("squares"):
+        rows = squares.rows_of(g, features, m.vision.hidden_size * len(m.selection.layers))
+        means = {}
+        for name, value in extras.items():
+            _, *tail = INPUTS[name].shape(widths)
+            means[name] = squares.means(g, value, *tail)
+    return rows, means
+
+
+def _build_pack(g: Graph, vision: Graph, newline: str | None, taps: int) -> None:
     """The pack graph of all that the vision graph returns of every patch."""
     outputs, patches = {}, 0
     for value in vision.outputs:
