@@ -26,6 +26,7 @@ FAMILIES = {
     "llava": (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration),
     "llava-next": (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration),
     "llava-onevision": (transformers.LlavaOnevisionConfig, transformers.LlavaOnevisionForConditionalGeneration),
+    "internvl": (transformers.InternVLConfig, transformers.InternVLForConditionalGeneration),
 }
 
 
@@ -76,6 +77,8 @@ def vision_config(t: Tiny) -> Any:
     }
     if t.tower == "dinov2":
         return transformers.Dinov2Config(**{**common, "mlp_ratio": 2, **t.vision})
+    if t.tower == "internvl":
+        return transformers.InternVLVisionConfig(**{**common, "intermediate_size": 80, **t.vision})
     kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}[t.tower]
     return kind(**{**common, "intermediate_size": 80, **t.vision})
 
@@ -110,7 +113,7 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            if ("norm" in name and name.endswith("weight")) or "lambda1" in name:
+            if ("norm" in name and name.endswith("weight")) or "lambda" in name:
                 p.copy_(1 + 0.2 * noise)
             elif name.endswith("image_newline"):
                 p.copy_(0.7 * noise)
@@ -132,7 +135,7 @@ def make(path: Path, t: Tiny | None = None) -> Any:
     config = kind(
         vision_config=vision_config(t),
         text_config=text_config(t),
-        image_token_index=IMAGE_TOKEN_ID,
+        **{"image_token_id" if t.family == "internvl" else "image_token_index": IMAGE_TOKEN_ID},
         vision_feature_layer=t.feature_layer,
         vision_feature_select_strategy=t.strategy,
         multimodal_projector_bias=t.projector_bias,

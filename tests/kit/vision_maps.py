@@ -1,6 +1,7 @@
 """Every output of a vision graph, from transformers: hidden states, full attention maps, and hooks on key projections.
 
-Written from the definitions in ``trtprune.pruning.inputs``; nothing of trtprune is used.
+Written from the definitions in ``trtprune.pruning.inputs``; nothing of trtprune is used.  Where a square of patches is
+a visual token, features are the model's own and all else is the mean over the square.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
     keys: dict[int, torch.Tensor] = {}
     queries: dict[int, torch.Tensor] = {}
     handles = []
+    ends = ("k_norm", "q_norm") if t.vision.get("use_qk_norm") else ("k_proj", "q_proj")
     for name, module in tower.named_modules():
-        if name.endswith(("k_proj", "q_proj")):
+        if name.endswith(ends):
             index = int(next(part for part in name.split(".") if part.isdigit()))
-            seen = keys if name.endswith("k_proj") else queries
+            seen = keys if name.endswith(ends[0]) else queries
             handles.append(
                 module.register_forward_hook(lambda _, __, out, i=index, seen=seen: seen.__setitem__(i, out))
             )
@@ -40,8 +42,15 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
         with torch.no_grad():
             out = tower(torch.from_numpy(pixel_values), output_attentions=True, output_hidden_states=True)
             states = torch.cat([out.hidden_states[i] for i in layers], dim=-1)
-            found = {"image_features": projector(states[:, first:]), "vision_features": states[:, first:]}
-            if t.tower != "siglip":
+            found = {"vision_features": states[:, first:]}
+            if t.tower == "internvl":
+                if layers == [t.vision_layers] and chosen == [-1]:
+                    states = out.last_hidden_state
+                square = states[:, first:].unflatten(1, (int((states.shape[1] - first) ** 0.5), -1))
+                shuffled = model.model.pixel_shuffle(square, scale_factor=model.config.downsample_ratio)
+                found = {"vision_features": shuffled.flatten(1, 2)}
+            found["image_features"] = projector(found["vision_features"])
+            if t.tower not in ("siglip", "internvl"):
                 found["cls_feature"] = projector(states[:, :1])[:, 0]
     finally:
         for handle in handles:
@@ -57,4 +66,16 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
             found["cls_attention"] = maps[:, :, 0].mean(1)[:, first:]
     if shallow is not None:
         found["shallow_attention"] = out.attentions[shallow - 1].mean(dim=(1, 2))[:, first:]
+    if t.tower == "internvl":
+        side = int(1 / model.config.downsample_ratio)
+        for name in found.keys() - {"image_features", "vision_features"}:
+            found[name] = _square_means(found[name], side)
     return {name: value.numpy() for name, value in found.items()}
+
+
+def _square_means(values: torch.Tensor, side: int) -> torch.Tensor:
+    """Means over squares of ``side`` × ``side`` patches of [B, P, …]: [B, P / side², …]."""
+    rows = int(values.shape[1] ** 0.5)
+    planes = values.reshape(len(values), rows, rows, -1).movedim(-1, 1)
+    means = torch.nn.functional.avg_pool2d(planes, side).flatten(2).movedim(1, -1)
+    return means.reshape(len(values), -1, *values.shape[2:])

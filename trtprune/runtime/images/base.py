@@ -33,7 +33,8 @@ class CropShape:
 
     Attributes:
         height, width: Pixels.
-        patch: (height, width) of a patch in pixels.  No patch sees the pixels right of the last whole one and below it.
+        patch: (height, width) in pixels of what a feature stands for: a patch, or a square of patches that are put
+            together.  Nothing sees the pixels right of the last whole one and below it.
         first_patch: The patch, row by row, that feature 0 stands for: 0; −1 if feature 0 is the CLS token; 1 if the
             first patch is dropped.
     """

@@ -8,6 +8,7 @@ from typing import Any
 from trtprune.arguments import arg
 from trtprune.errors import EngineDirError, shown
 from trtprune.runtime.images.base import CropShape, Processor
+from trtprune.runtime.images.internvl import InternVL
 from trtprune.runtime.images.llava_next import LlavaNext
 from trtprune.runtime.images.llava_onevision import LlavaOnevision
 from trtprune.runtime.images.settings import named, processor_section
@@ -15,7 +16,7 @@ from trtprune.runtime.images.single import Single
 
 __all__ = ["PROCESSORS", "processor_from_files", "processor_from_settings"]
 
-PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision)}
+PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision, InternVL)}
 """Processor by its name in ``config.json``."""
 
 

@@ -1,0 +1,149 @@
+"""InternVL (``InternVLForConditionalGeneration``): tiles and a thumbnail, four patches put together to a visual token.
+
+The tower is InternViT, whose CLS token is left out; squares of patches (``downsample_ratio``) go through a norm and two
+linear layers.  The language model is Qwen2, Qwen3 or Llama.  The layout of the authors' own code
+(``InternVLChatModel``) is another one; each of its repositories has a twin in transformers' layout.  Images only; video
+is not supported.
+
+Source: https://arxiv.org/abs/2504.10479 (InternVL3); ``InternVLModel`` in transformers 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import onnx_ir as ir
+
+from trtprune.components import internvl_vision
+from trtprune.components.config import Section
+from trtprune.components.decoder import DecoderConfig
+from trtprune.components.projector import ProjectorConfig
+from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, norm_weights
+from trtprune.errors import CheckpointError, shown
+from trtprune.graph import Graph
+from trtprune.graph.ops import layer_norm
+from trtprune.models.projected_config import ProjectedConfig, output_projection, preprocessed_size, refuse_quantized
+from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
+from trtprune.models.weights import canonical_tensors
+
+if TYPE_CHECKING:
+    from trtprune.checkpoint import Checkpoint
+
+__all__ = ["InternVLFamily"]
+
+TOWER = "internvl_vision"
+DECODERS = ("llama", "qwen2")
+SIDES = {1.0: 1, 0.5: 2, 0.25: 4}
+"""``downsample_ratio`` → patches on a side of a visual token's square; for other ratios transformers' integer
+arithmetic is not exact."""
+NORM_EPS = 1e-5
+"""Epsilon of the projector's norm, PyTorch's default and no setting."""
+IMAGE_TOKEN_ID = 151667
+
+
+@dataclass(frozen=True)
+class NormedProjector:
+    """A norm over all patches of a square, and two linear layers; a
+    :class:`~trtprune.components.projector.Projector`."""
+
+    linear: ProjectorConfig
+    side: int
+
+    @property
+    def input_size(self) -> int:
+        """C, side² times the tower's width."""
+        return self.linear.input_size
+
+    def weights(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Key → shape of the weights of :meth:`write`."""
+        return norm_weights(f"{prefix}layer_norm", self.input_size) | self.linear.weights(prefix)
+
+    def write(self, g: Graph, prefix: str, features: ir.Value) -> ir.Value:
+        """[B, N, input_size] → [B, N, D]."""
+        with g.scope("projector.layer_norm"):
+            features = layer_norm(g, features, f"{prefix}layer_norm", eps=NORM_EPS)
+        return self.linear.write(g, prefix, features)
+
+
+class InternVLFamily:
+    """See :class:`trtprune.models.spec.Family`."""
+
+    name = "internvl"
+    architecture = "InternVLForConditionalGeneration"
+    model_type = "internvl"
+
+    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> ProjectedTowerModel:
+        """The checkpoint as a model of this family.
+
+        Raises:
+            CheckpointError: for a tower, decoder, rope type, activation or feature selection that is not supported.
+        """
+        return ProjectedTowerModel(checkpoint, self.name, _parse(checkpoint), layout=layout)
+
+    def describe(self) -> dict[str, Any]:
+        """The supported towers and decoders, for ``trtprune models``."""
+        parts = describe_parts((TOWER,), DECODERS, ("default",))
+        return {"family": self.name, "architecture": self.architecture, **parts}
+
+
+def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
+    config = Section(checkpoint.config, "")
+    refuse_quantized(config)
+    section = config.section("vision_config")
+    section.choice("model_type", (TOWER,), TOWER)
+    vision = internvl_vision.read_config(section, preprocessed_size(checkpoint))
+    text_section = config.section("text_config")
+    text_section.choice("model_type", DECODERS, "qwen2")
+    text = DecoderConfig.from_config(text_section, "qwen2")
+    tensors = canonical_tensors(checkpoint.tensors, internvl_vision.RENAMES)
+    lm_head, tied = output_projection(checkpoint, config, tensors, tied=True)
+    side = _side(config, vision)
+    linear = ProjectorConfig.from_config(config, vision.hidden_size * side * side, text.hidden_size)
+    return ProjectedConfig(
+        tower=cast(Tower, internvl_vision),
+        vision=vision,
+        selection=_selection(config, section, vision),
+        projector=NormedProjector(replace(linear, bias=True), side),
+        text=text,
+        lm_head=lm_head,
+        tied_in_config=tied and "tie_word_embeddings" in checkpoint.config,
+        tensors=tensors,
+        image_token_id=IMAGE_TOKEN_ID,
+        processors=("internvl",),
+        several_crops=True,
+        newline=None,
+        taps=1,
+    )
+
+
+def _selection(config: Section, vision: Section, tower: TowerConfig) -> FeatureSelection:
+    """One hidden state without its CLS token; the last one, asked for as -1, has passed the tower's final norm."""
+    layer = config.values.get("vision_feature_layer", -1)
+    if isinstance(layer, list):
+        raise CheckpointError(
+            f"{config.key('vision_feature_layer')} is {shown(layer)}, which trtprune does not support",
+            hint="supported: one layer, as in transformers",
+        )
+    config.choice("vision_feature_select_strategy", ("default",), "default")
+    selection = FeatureSelection.from_config(config, tower.num_layers, layer=-1)
+    # transformers takes the tower's own output for -1, and a hidden state before the norm for any other number.
+    normed = layer == -1 and not vision.flag("use_mean_pooling", True)
+    return replace(selection, norm=internvl_vision.FINAL_NORM if normed else None)
+
+
+def _side(config: Section, vision: TowerConfig) -> int:
+    """Patches on a side of the square that is one visual token."""
+    ratio = config.number("downsample_ratio", 0.5)
+    if ratio not in SIDES:
+        raise CheckpointError(
+            f"{config.key('downsample_ratio')} is {shown(ratio)}, which trtprune does not support",
+            hint=f"supported: {', '.join(map(str, SIDES))}",
+        )
+    rows, columns = vision.grid
+    if rows != columns or rows % SIDES[ratio]:
+        raise CheckpointError(
+            f"config.json: tiles of {rows} × {columns} patches are no square of {SIDES[ratio]} × {SIDES[ratio]} ones",
+            hint="correct image_size, patch_size or downsample_ratio in config.json",
+        )
+    return SIDES[ratio]
