@@ -129,6 +129,18 @@ class MmrOracle(Oracle):
         return weight * self.worth - (1 - weight) * self.similarity[chosen].max(axis=0)
 
 
+class ScoreOracle(Oracle):
+    def prepare(self, center: bool) -> None:
+        vectors, cls = Vectors(self.row["vision_features"], center), self.row["cls_attention"].astype(np.float64)
+        self.good = vectors.good & Vectors(self.row["image_features"]).good & ~np.isnan(cls)
+        self.salient = np.maximum(np.nan_to_num(cls), 0)
+        self.weight = self.salient ** self.options.get("alpha", 1.0)
+        self.distance, self.slack = 1 - vectors.cosines(), self.weight * (vectors.error + 8 * UNIT)
+
+    def values(self, chosen: list[int]) -> Array:
+        return self.weight * self.distance[chosen].min(axis=0) if chosen else self.salient
+
+
 class CoverOracle(Oracle):
     """``cover`` [R, N] as in the papers: what is covered by what."""
 
@@ -242,4 +254,5 @@ ORACLES: dict[str, Any] = {
     "scope": ScopeOracle,
     "dart": DartOracle,
     "mmr": MmrOracle,
+    "score": ScoreOracle,
 }

@@ -31,6 +31,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dart", {"image_pivots": 2, "text_pivots": 0}),
     ("mmr", {}),
     ("mmr", {"importance": 0.2, "center": "true"}),
+    ("score", {}),
+    ("score", {"alpha": 0.6, "center": "true"}),
+    ("score", {"alpha": 0.0}),
 ]
 COVERING = {"scope", "mmtok"}
 FORMS = {"every": Lowering(), "lazy": Lowering(coverage="lazy"), "sm75": Lowering(products="primitives")}
@@ -136,6 +139,20 @@ def test_mmr_by_hand() -> None:
     assert mmr.reference(image, cls_attention=cls, keep=2, importance=1).tolist() == [0, 1]
     cls = np.array([np.nan, 0.9, 0.0])
     assert mmr.reference(image, cls_attention=cls, keep=2, importance=1).tolist() == [1, 2]
+
+
+def test_score_by_hand() -> None:
+    """The product decides: the second of two alike tokens has no worth, however salient it is."""
+    score, image = pruning.get("score"), np.ones((4, 3))
+    given = {"vision_features": circle(0, 0, 60, 90), "cls_attention": np.array([0.5, 1.0, 0.5, 0.2])}
+    assert score.reference(image, **given, keep=1).tolist() == [1]
+    assert score.reference(image, **given, keep=2).tolist() == [1, 2]  # 0.5 x 0.5 against 1 x 0.2
+    assert score.reference(image, **given, keep=2, alpha=0).tolist() == [1, 3]  # 0.5 against 1
+    assert score.reference(image, **given, keep=2, alpha=0.6).tolist() == [1, 3]  # 0.33 against 0.38
+    assert score.reference(image, **given, keep=3).tolist() == [1, 2, 3]
+    given["cls_attention"] = np.array([0.5, np.nan, 0.5, 0.0])
+    assert score.reference(image, **given, keep=1).tolist() == [0]
+    assert score.reference(image, **given, keep=3).tolist() == [0, 2, 3]  # NaN comes after no attention at all
 
 
 def test_scope_by_hand() -> None:
