@@ -241,6 +241,17 @@ def test_with_clip_nothing_of_it_is_refused() -> None:
     check_needs(wanting(*FROM_CLIP), spec_of("clip", -2, "default"), {}, clip=True)
 
 
+def test_what_does_without_clip_says_so() -> None:
+    """For any tower, and where CLIP was not given."""
+    cdpruner = pruning.get("cdpruner")
+    for tower in ("siglip", "clip"):
+        spec = spec_of(tower, -2, "full")
+        with pytest.raises(BudgetError, match="method='cdpruner' needs CLIP's text tower") as error:
+            check_needs(cdpruner, spec, cdpruner.validate_options())
+        assert "options={'relevance': 'prompt'}; or method with" in str(error.value.hint)
+        check_needs(cdpruner, spec, cdpruner.validate_options({"relevance": "prompt"}))
+
+
 def test_a_layer_that_is_not_built() -> None:
     spec = spec_of("clip", -2, "default")
     check_needs(wanting("shallow_attention", layer=3), spec, {"object_layer": 3})

@@ -186,13 +186,8 @@ class MmTokOracle(CoverOracle):
 class CdPrunerOracle(Oracle):
     def prepare(self, center: bool) -> None:
         vectors = Vectors(self.row["image_features"], center)
-        patches, text = Vectors(self.row["clip_image_embeds"]), Vectors(self.row["clip_text_embeds"])
-        self.good = vectors.good & patches.good
-        sign = 1 if self.options.get("relevance") == "positive" else -1
-        mean = np.round(sign * patches.cosines(text).mean(axis=1), 11)
-        span = np.ptp(mean[self.good]) if self.good.any() else 0
-        factor = scaled(mean, self.good, above=1e-6, least=1e-6)
-        error = 4 * patches.error / span if span else 0.0
+        prompt = self.options.get("relevance") == "prompt"
+        factor, error = self.likeness() if prompt else self.clip(vectors.good)
         if "theta" in self.options:
             slope = float(self.options["theta"]) / (2 * (1 - float(self.options["theta"])))
             factor, error = np.exp(slope * factor), error * slope * np.exp(slope * factor.max())
@@ -200,11 +195,35 @@ class CdPrunerOracle(Oracle):
             rare, more = rarity(self.row["image_features"], self.good)
             factor, error = factor * rare, error + more * factor.max(initial=0)
         factor = np.where(self.good, factor, 0)
-        self.kernel = factor[:, None] * vectors.cosines() * factor
+        weight = float(self.options.get("weight", 0.5 if prompt else 1))
+        self.kernel = ((1 - weight) + weight * factor[:, None] * factor) * vectors.cosines()
+        factor = np.sqrt((1 - weight) + weight * factor**2)
         diagonal = np.maximum(np.diag(self.kernel), 0)
         self.floor = 1e-5 * np.sqrt(diagonal * diagonal.max())
         top = factor.max(initial=0)
         self.slack = 3 * self.floor + 4 * (vectors.error * self.keep * factor + error) * top
+
+    def clip(self, good: Array) -> tuple[Array, float]:
+        """r and its error: CLIP's cosine to the question."""
+        patches, text = Vectors(self.row["clip_image_embeds"]), Vectors(self.row["clip_text_embeds"])
+        self.good = good & patches.good
+        sign = 1 if self.options.get("relevance") == "positive" else -1
+        mean = np.round(sign * patches.cosines(text).mean(axis=1), 11)
+        span = np.ptp(mean[self.good]) if self.good.any() else 0
+        return scaled(mean, self.good, above=1e-6, least=1e-6), 4 * patches.error / span if span else 0.0
+
+    def likeness(self) -> tuple[Array, float]:
+        """r and its error: the cosine to the mean of the prompt's embeddings."""
+        image, text = Vectors(self.row["image_features"]), Vectors(self.row["text_embeds"])
+        self.good = image.good
+        rows = self.row["text_embeds"][text.good].astype(np.float64)
+        mean = rows.mean(axis=0) if len(rows) else np.zeros(image.width)
+        cosine = np.round(image.unit @ mean / max(np.linalg.norm(mean), 1e-12), 11)
+        span = np.ptp(cosine[self.good]) if self.good.any() else 0
+        # The sum over text cancels, so its error counts relative to the length of the result.
+        spread = np.linalg.norm(rows, axis=1).sum() / max(np.linalg.norm(mean) * len(rows), 1e-300) if len(rows) else 1
+        error = image.error * (1 + spread) * (len(rows) + 2)
+        return scaled(cosine, self.good, widen=1e-6, least=2e-6), 4 * error / max(span, 1e-6)
 
     def values(self, chosen: list[int]) -> Array:
         """What each token adds to the determinant: det with it over det without, by orthogonal elimination."""

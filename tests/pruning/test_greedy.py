@@ -22,6 +22,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("cdpruner", {}),
     ("cdpruner", {"center": "true", "relevance": "positive"}),
     ("cdpruner", {"theta": "0.5"}),
+    ("cdpruner", {"relevance": "prompt"}),
+    ("cdpruner", {"relevance": "prompt", "weight": "1", "theta": "0.5", "center": "true"}),
     ("mmtok", {}),
     ("mmtok", {"center": "true"}),
     ("scope", {}),
@@ -180,6 +182,61 @@ def test_cdpruner_prefers_what_clip_finds_unlike() -> None:
     # The mean over two segments is least in the middle of neither: 0 and 90 degrees tie at 1/2.
     assert cdpruner.reference(image, **two, keep=1).tolist() == [0]
     assert cdpruner.reference(image, **two, keep=2).tolist() == [0, 3]
+
+
+def openvino_choice(visual: np.ndarray, text: np.ndarray, keep: int, weight: float = 0.5) -> list[int]:
+    """OpenVINO GenAI's formulas in float64, with its additions of 1e-6 and without its split into halves.
+
+    openvinotoolkit/openvino.genai@da1db864, ``src/cpp/src/visual_language/cdpruner``: ``conditional_kernel.cpp`` (the
+    model that it compiles) and ``fast_dpp.cpp``; the text's mean is in ``vision_token_pruning_processor.cpp``.
+    """
+    small = 1e-6
+    unit = visual / np.sqrt((visual**2).sum(axis=1, keepdims=True) + small)
+    prompt = text.mean(axis=0)
+    mean = unit @ (prompt / np.sqrt((prompt**2).sum() + small))
+    r = (mean - mean.min()) / (mean.max() - mean.min() + small)
+    similarity = unit @ unit.T
+    kernel = (1 - weight) * similarity + weight * (r[:, None] * similarity * r)
+    left, rows, picks = np.diag(kernel).copy(), np.zeros((0, len(visual))), []
+    for _ in range(keep):
+        best = int(left.argmax())
+        row = (kernel[best] - rows.T @ rows[:, best]) / np.sqrt(left[best] + small)
+        rows, left = np.vstack([rows, row]), left - row**2
+        left[best] = -np.inf
+        picks.append(best)
+    return sorted(picks)
+
+
+def test_cdpruner_by_the_prompt_is_openvino() -> None:
+    """Wide features, of which no choice is decided by rounding; graph and reference."""
+    rng = np.random.default_rng(5)
+    width, differing = 64, 0
+    for weight in (0.5, 0.9):
+        options = {"relevance": "prompt"} if weight == 0.5 else {"relevance": "prompt", "weight": str(weight)}
+        session = pc.open_graph(build_pruner("cdpruner", width, options=options))
+        for tokens in (12, 45, 100):
+            visual = rng.standard_normal((tokens, width)) + rng.standard_normal(width)
+            text = rng.standard_normal((7, width)) + 0.3 * visual[:1]
+            case = {"image_features": visual[None].astype(np.float32), "text_embeds": text[None].astype(np.float32)}
+            case |= {"text_mask": np.ones((1, 7), np.int64), "keep": np.array(tokens // 3)}
+            wanted = openvino_choice(visual, text, tokens // 3, weight)
+            given = {"text_embeds": text, "keep": tokens // 3, **options}
+            assert pruning.get("cdpruner").reference(visual, **given).tolist() == wanted
+            assert pc.run(session, case)[0][0].tolist() == wanted
+            differing += pruning.get("divprune").reference(visual, keep=tokens // 3).tolist() != wanted
+    assert differing == 6
+
+
+def test_cdpruner_by_the_prompt_reads_no_clip() -> None:
+    method = pruning.get("cdpruner")
+    prompt = method.validate_options({"relevance": "prompt"})
+    assert method.needs_of(prompt) == {"text_embeds"}
+    assert [i.name for i in pc.session("cdpruner", (("relevance", "prompt"),)).get_inputs()] == [
+        "image_features", "text_embeds", "text_mask", "keep",
+    ]  # fmt: skip
+    assert method.text_span() == "question"
+    assert method.text_span(prompt) == "all"
+    assert method.text_span({"relevance": "prompt", "prompt_tokens": "after_image"}) == "after_image"
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

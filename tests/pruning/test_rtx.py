@@ -35,6 +35,8 @@ def test_builds(method: str, option: str, dtype: str) -> None:
     ("method", "options"),
     [
         ("cdpruner", {"center": "true", "theta": "0.5"}),
+        ("cdpruner", {"relevance": "prompt"}),
+        ("score", {"alpha": 0.6}),
         ("scope", {"combine": "add", "alpha": 2.0}),
         ("mmtok", {"center": "true"}),
         ("dart", {"text_pivots": 0}),

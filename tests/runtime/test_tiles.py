@@ -152,12 +152,13 @@ def test_newlines_of_a_method_inside_the_decoder(kit: Kit) -> None:
 def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
     """Graph and NumPy see the same candidates: no newline token, and what shows the image before padding."""
     question, size, refused = "What is left of it?", (90, 70), set()
-    for method in pruning.all_methods():
-        options = {"object_layer": 1} if method.name == "hiprune" else {}
+    cases = [(method, {}) for method in pruning.all_methods()]
+    for method, given in [*cases, (pruning.get("cdpruner"), {"relevance": "prompt"})]:
+        options = {"object_layer": 1} if method.name == "hiprune" else given
         if method.inside or method.name == "none":
             continue
         try:
-            vlm = kit.load(method.name, method=method.name, keep=12, options=options)
+            vlm = kit.load("-".join([method.name, *given]), method=method.name, keep=12, options=options)
         except BudgetError:
             refused.add(method.name)
             continue
@@ -167,7 +168,7 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
         assert len(candidates) < plan.tokens
         extras = {name: np.asarray(array) for name, array in view.features.extras.items()}
         inputs = {name: array if name == "cls_feature" else array[candidates] for name, array in extras.items()}
-        span = view.prompt.span(method.text_span(options))
+        span = view.prompt.span(vlm.config.pruning.text_span)
         inputs |= {"text_embeds": np.asarray(view.text_embeds)[span], "grid": plan.grid[candidates], "seed": 0}
         known = {name: inputs[name] for name in vlm.config.pruning.needs if name in inputs}
         features = np.asarray(view.features.image)[candidates]

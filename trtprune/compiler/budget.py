@@ -98,6 +98,10 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         if method.name in able:
             other = {name: value for name, value in own[method.name].items() if options.get(name) != value}
             hint = f"{arg('options', other)}; or {hint}"
+        if method.without_clip and method.name not in able:
+            other = method.complete_options({**options, **method.without_clip}, has_cls=spec.has_cls)
+            if _missing(method, other, spec, clip) is None:
+                hint = f"{arg('options', dict(method.without_clip))}; or {hint}"
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)

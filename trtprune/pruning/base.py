@@ -101,6 +101,7 @@ class BaseMethod(ABC):
         options: Its options.
         without_cls: Options that have another default where the vision tower has no CLS token: how the method does
             without one.
+        without_clip: Options with which it reads nothing of CLIP's text tower, for a method that otherwise does.
     """
 
     name: ClassVar[str]
@@ -115,6 +116,7 @@ class BaseMethod(ABC):
     grid_positions: ClassVar[str] = "original"
     options: ClassVar[tuple[Option, ...]] = ()
     without_cls: ClassVar[Mapping[str, OptionValue]] = {}
+    without_clip: ClassVar[Mapping[str, OptionValue]] = {}
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
         """The span of text tokens that the method reads: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""

@@ -39,6 +39,10 @@ class Method(BaseMethod):
         words += ["a seed"] if "seed" in self.needs else []
         if self.needs & set(FROM_CLIP):
             words.append("a build with CLIP's text tower (--clip)")
+        if self.without_clip:
+            other = self.needs_of(self.validate_options(self.without_clip)) - self.needs
+            setting = " ".join(f"{name}={value}" for name, value in self.without_clip.items())
+            words += [f"or, with {setting}, {INPUTS[name].words}" for name in sorted(other)]
         return words
 
     def check_budget(self, keep: int, tokens: int, depth: int, options: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from trtprune.pruning import ops
 from trtprune.pruning.greedy import LAST, TAKEN
 from trtprune.pruning.method import Method
 from trtprune.pruning.options import PROMPT_TOKENS, Option
+from trtprune.pruning.prompt import prompt_cosines, write_prompt_cosines
 from trtprune.pruning.registry import register
 from trtprune.pruning.similarity import CENTER, cosines, write_cosines
 
@@ -56,10 +57,7 @@ def prompt_scores(image_features: np.ndarray, text_embeds: np.ndarray) -> np.nda
     """cos(mean text, v_j) [N] for float32 [N, D] and [T, D]; 0 without usable text, lowest for a bad token."""
     import numpy as np
 
-    image, image_norm, good = ops.norms(image_features)
-    text, _, _ = ops.norms(text_embeds)
-    prompt, prompt_norm, _ = ops.norms(text.sum(axis=0, keepdims=True))
-    cosine = ops.cosine(prompt, prompt_norm, image, image_norm)[0]
+    cosine, good = prompt_cosines(image_features, text_embeds)
     return np.where(good, cosine, -np.float32(ops.BAR))
 
 
@@ -116,18 +114,10 @@ class ZspaPrune(Method):
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value:
         """Closeness after the last step: ``TAKEN`` for the selected tokens, exactly ``keep`` of them."""
-        import onnx_ir as ir
-
         from trtprune.pruning.greedy_graph import maxmin_select
 
         op = g.op
-        image, image_norm, good = ops.write_norms(g, inputs["image_features"])
-        text, _, _ = ops.write_norms(g, inputs["text_embeds"])
-        real = op.Cast(op.Unsqueeze(inputs["text_mask"], g.ints(2)), to=int(ir.DataType.BOOL))
-        text_sum = op.ReduceSum(op.Where(real, text, ops.f32(g, 0.0)), g.ints(1), keepdims=1)
-        prompt, prompt_norm, _ = ops.write_norms(g, text_sum)
-        good = op.Squeeze(good, g.ints(2))
-        cosine = op.Squeeze(ops.write_cosine(g, prompt, prompt_norm, image, image_norm), g.ints(1))
+        cosine, good = write_prompt_cosines(g, inputs["image_features"], inputs["text_embeds"], inputs["text_mask"])
         relevance = op.Where(good, cosine, ops.f32(g, -ops.BAR))
 
         a, b, c = _core_count(options["core_ratio"])
