@@ -103,7 +103,7 @@ class Answerer:
             InputError: if the prompt does not fit.
         """
         pipeline, clock, lanes = self._pipeline, Clock(), self._lanes
-        prompt = pipeline.encoder.encode(turns_of(question, 1, None))
+        prompt = pipeline.encode(turns_of(question, 1, None), features[:1])
         embeds = pipeline.embed(prompt, clock)
         layouts, answers, known = [], [], []
         for lane, seen in zip(lanes, features, strict=True):
@@ -169,4 +169,4 @@ def _known(cached: Layout | None, layout: Layout, same_rows: bool) -> int:
     different = np.flatnonzero(~same)
     known = int(different[0]) if len(different) else length
     # The text before the image is too short to justify a cache that is not zeroed for a new image.
-    return known if known >= layout.pictures[0][1] else 0
+    return known if known >= layout.places[0][-1][1] else 0

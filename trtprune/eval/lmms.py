@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtprune.backends.running import Running
 from trtprune.errors import BudgetError, InputError, one_line
@@ -32,6 +32,9 @@ except ImportError as error:
             print(__doc__)
         sys.exit(f"error: {one_line(missing.flag_message)}\nhint:  {one_line(missing.flag_hint or '')}")
     raise missing from None
+
+if TYPE_CHECKING:
+    from trtprune.runtime.features import Features
 
 __all__ = ["TrtPrune", "main", "manifest"]
 
@@ -166,7 +169,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
             features,
             question,
             keep=self.keep,
-            max_new_tokens=max(1, min(asked, self._room(question, [seen.plan.grid for seen in features]))),
+            max_new_tokens=max(1, min(asked, self._room(question, features))),
             temperature=temperature,
             top_p=float(settings["top_p"]) if temperature and settings.get("top_p") else None,
             stop=[until] if isinstance(until, str) else [text for text in until if text],
@@ -178,12 +181,12 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
         self.kept_tokens += result.tokens_per_layer if result.segment_tokens else result.kept_tokens
         return result.text.strip()
 
-    def _room(self, question: str, grids: Sequence[Any]) -> int:
+    def _room(self, question: str, features: Sequence[Features]) -> int:
         """The longest possible answer, by the room in the cache and the positions."""
         from trtprune.runtime.pipeline import turns_of
 
-        prompt = self.vlm.encoder.encode(turns_of(question, len(grids), self._system))
-        return self.vlm.pipeline.room(prompt, self.keep, grids)
+        prompt = self.vlm.pipeline.encode(turns_of(question, len(features), self._system), features)
+        return self.vlm.pipeline.room(prompt, self.keep, [seen.plan.grid for seen in features])
 
 
 def manifest() -> Any:

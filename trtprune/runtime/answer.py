@@ -119,7 +119,7 @@ class AnswerSettings:
 def unpruned_ids(prompt: Prompt, layout: Layout) -> np.ndarray:
     """Ids of a prompt with the placeholder once for each visual token, as transformers' processor writes them."""
     repeats = np.ones(len(prompt.ids), np.int64)
-    repeats[list(prompt.image_positions)] = layout.visual_tokens
+    repeats[list(prompt.image_positions)] = [length for lengths in layout.spans for length in lengths]
     return np.repeat(prompt.ids, repeats)
 
 

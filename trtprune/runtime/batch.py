@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from trtprune.runtime.layout import Layout
     from trtprune.runtime.pictures import ImageInput
     from trtprune.runtime.pipeline import Pipeline
-    from trtprune.runtime.prompt import Prompt
     from trtprune.runtime.result import Request, Result
+    from trtprune.text.template import Turn
 
 __all__ = ["Batch", "Stream"]
 
@@ -82,7 +82,7 @@ class Batch:
         pipeline.check_batch(len(self._rows))
         # 1. The prompts first: they are cheap, and a bad one is reported before the vision tower runs.
         with clock.stage("preprocess"):
-            prompts = [self._encode(row) for row in self._rows]
+            prompts = [pipeline.encoder.encode(self._turns(row), raw=row.request.raw_prompt) for row in self._rows]
         # 2. All images of all rows, each once.
         images = [image for row in self._rows for image in row.images]
         together = [len(row.images) for row in self._rows for _ in row.images]
@@ -91,6 +91,8 @@ class Batch:
         layouts: list[Layout] = []
         for prompt, row in zip(prompts, self._rows, strict=True):
             seen = [next(features) for _ in row.images]
+            with clock.stage("preprocess"):
+                prompt = pipeline.written_out(prompt, self._turns(row), seen, raw=row.request.raw_prompt)
             embeds = pipeline.embed(prompt, clock)
             selection = pipeline.select(prompt, embeds, seen, row.budget, row.settings.sampling.seed or 0, clock)
             layouts.append(pipeline.lay_out(prompt, embeds, selection))
@@ -104,10 +106,8 @@ class Batch:
         finally:
             decoder.give_back(cache)
 
-    def _encode(self, row: _Row) -> Prompt:
-        request = row.request
-        turns = turns_of(request.prompt, len(row.images), request.system)
-        return self._pipeline.encoder.encode(turns, raw=request.raw_prompt)
+    def _turns(self, row: _Row) -> list[Turn]:
+        return turns_of(row.request.prompt, len(row.images), row.request.system)
 
 
 class Stream:

@@ -82,11 +82,14 @@ class Conversation:
         pipeline, clock = self._pipeline, Clock()
         # 1. The whole conversation as one prompt.
         question = Turn("user", prompt, 0 if self._turns else len(self._images))
+        turns = [*self._system, *self._turns, question]
         with clock.stage("preprocess"):
-            encoded = pipeline.encoder.encode([*self._system, *self._turns, question])
+            encoded = pipeline.encoder.encode(turns)
         # 2. The vision tower runs once.
         if self._features is None:
             self._features = pipeline.features(self._images, clock)
+        with clock.stage("preprocess"):
+            encoded = pipeline.written_out(encoded, turns, self._features)
         # 3. The selection: the question's own, or the earlier one.
         before = None if repick else self._selection
         if before is not None and chosen and budget != self._budget:

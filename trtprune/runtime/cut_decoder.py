@@ -23,7 +23,7 @@ from trtprune.runtime.kv_cache import CachePool
 from trtprune.runtime.positions import position_rule
 from trtprune.runtime.rank import matrix_rank
 from trtprune.runtime.segment_caches import SegmentCaches, SegmentStep
-from trtprune.runtime.segment_rows import MERGED, TEXT, PromptRow, kept_of, pieces_of, rating_table
+from trtprune.runtime.segment_rows import MARKER, MERGED, TEXT, PromptRow, kept_of, pieces_of, rating_table
 from trtprune.tensor_names import (
     HIDDEN_STATES,
     IMAGE_FEATURES,
@@ -136,7 +136,9 @@ class CutDecoder:
         # A prune point must see a whole image and all its raters at once: the cached part is kept only if it includes
         # the images.
         start = [0] * len(layouts) if start is None else start
-        behind = all(stop <= first for layout, first in zip(layouts, start, strict=True) for _, stop in layout.pictures)
+        behind = all(
+            places[-1][1] <= first for layout, first in zip(layouts, start, strict=True) for places in layout.places
+        )
         fresh = not (behind and any(start))
         start = [0] * len(layouts) if fresh else list(start)
         rows = [self._begin(layout, first, fresh) for layout, first in zip(layouts, start, strict=True)]
@@ -203,13 +205,15 @@ class CutDecoder:
 
     def _begin(self, layout: Layout, first: int, fresh: bool) -> PromptRow:
         picture = np.full(len(layout.ids), TEXT)
-        for number, (begin, stop) in enumerate(layout.pictures):
-            picture[begin:stop] = number
-        spans = layout.pictures if fresh else ()
-        raters = [self._raters(layout, picture, number) for number in range(len(spans))]
+        picture[layout.markers] = MARKER
+        for number, spans in enumerate(layout.places):
+            for begin, stop in spans:
+                picture[begin:stop] = number
+        places = layout.places if fresh else ()
+        raters = [self._raters(layout, picture, number) for number in range(len(places))]
         source = np.arange(len(layout.ids))
-        ranks: list[list[int]] = [[] for _ in spans]
-        counts: list[list[int]] = [[] for _ in spans]
+        ranks: list[list[int]] = [[] for _ in places]
+        counts: list[list[int]] = [[] for _ in places]
         return PromptRow(
             pieces=skip_rows(layout.embeds, first),
             positions=layout.positions[:, first:],
@@ -219,14 +223,14 @@ class CutDecoder:
             raters=raters,
             keeps=layout.keeps,
             grids=layout.grids if fresh else (),
-            firsts=[begin for begin, _ in spans],
+            places=places,
             ranks=ranks,
             counts=counts,
         )
 
     def _raters(self, layout: Layout, picture: np.ndarray, number: int) -> np.ndarray:
         """Rows of the first segment that rate an image: some of the text behind it."""
-        stop = layout.pictures[number][1]
+        stop = layout.places[number][-1][1]
         text = np.flatnonzero(picture[stop:] == TEXT) + stop
         if not len(text):
             method = self._config.pruning.method
@@ -236,11 +240,12 @@ class CutDecoder:
             )
         if self._config.find(RATERS) is None:
             return text[-1:]
-        edges = np.cumsum([len(piece) for piece in layout.embeds])
-        image = layout.embeds[int(np.flatnonzero(edges == stop)[0])]
-        behind = [p for p, edge in zip(layout.embeds, edges, strict=True) if edge > stop and picture[edge - 1] == TEXT]
+        image = np.flatnonzero(picture == number)
         out = self._session(RATERS).run(
-            {IMAGE_FEATURES: image[None], TEXT_EMBEDS: self._memory.join([behind], len(text))}
+            {
+                IMAGE_FEATURES: self._memory.join([_pieces_at(layout.embeds, image)], len(image)),
+                TEXT_EMBEDS: self._memory.join([_pieces_at(layout.embeds, text)], len(text)),
+            }
         )
         return text[self._memory.to_host(out["raters"])[0].astype(bool)]
 
@@ -275,17 +280,23 @@ class CutDecoder:
 
         done = 0
         for number in range(len(row.raters)):
-            begin, stop = row.span(number)
-            found = self._point(k, b, row, number, (begin, stop), out)
+            index = row.rows_of(number)
+            found = self._point(k, b, row, number, index, out)
             if found is None:
                 continue
             kept, states_kept, states_merged = found
-            carry(done, begin)
-            parts.append((states_kept, np.full(len(kept), number), row.source[begin:stop][kept]))
+            # The image's runs of rows, one for each of its spans that is left.
+            ends = np.flatnonzero(np.diff(index) > 1) + 1
+            edges = np.searchsorted(kept, [0, *ends, len(index)])
+            for run, first, last in zip(np.split(index, ends), edges, edges[1:], strict=False):
+                carry(done, int(run[0]))
+                parts.append(
+                    (states_kept[first:last], np.full(last - first, number), row.source[index[kept[first:last]]])
+                )
+                done = int(run[-1]) + 1
             if states_merged is not None:
                 none = np.full(len(states_merged), MERGED)
                 parts.append((states_merged, np.full(len(none), number), none))
-            done = stop
         carry(done, len(row))
         picture, source = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
         row = replace(row, pieces=[part[0] for part in parts], picture=picture, source=source)
@@ -295,46 +306,45 @@ class CutDecoder:
         return replace(row, positions=positions.of_tokens, next_position=positions.next)
 
     def _point(
-        self, k: int, b: int, row: PromptRow, number: int, span: tuple[int, int], out: Mapping[str, Any]
+        self, k: int, b: int, row: PromptRow, number: int, index: np.ndarray, out: Mapping[str, Any]
     ) -> tuple[np.ndarray, Array, Array | None] | None:
-        """Kept indices within the image, their states, and the merged states; None if all tokens stay."""
-        begin, stop = span
+        """Kept indices within the image's rows ``index``, their states, and the merged states; None if all stay."""
         session = self._session(PRUNER, k)
         needs = {spec.name for spec in self._config.part(PRUNER, k).inputs}
         rating, mine = rating_table([row])[0], row.rating(number)
         attention = out[RATER_ATTENTION][b : b + 1] if self._rated else None
-        keep = self._keep(k, row, number, attention, np.isin(rating, mine), span)
-        if keep >= stop - begin:
+        keep = self._keep(k, row, number, attention, np.isin(rating, mine), index)
+        if keep >= len(index):
             return None
         width = out[LAST_HIDDEN_STATE].shape[1]
         positions = np.zeros((1, self._positions.axes, width), np.int64)
         positions[0, :, : len(row)] = row.positions
         inputs: dict[str, Any] = {
             HIDDEN_STATES: out[LAST_HIDDEN_STATE][b : b + 1],
-            VISUAL_INDEX: np.arange(begin, stop)[None],
+            VISUAL_INDEX: index[None],
             RATER_INDEX: rating[None] if self._rated else mine[None],
             POSITION_IDS: positions,
             KEEP: np.array([keep], np.int64),
         }
-        counts = self._schedule.merged_counts(stop - begin - keep)
+        counts = self._schedule.merged_counts(len(index) - keep)
         inputs |= {name: np.array([n], np.int64) for name, n in zip(("recycled", "merged"), counts, strict=True)}
         if attention is not None:
             # Rows of other images' raters, and padding for rows with more raters, do not count.
             count = attention.shape[-2]
-            weights, index = np.zeros((1, count), np.float32), np.zeros((1, count), np.int64)
+            weights, raters = np.zeros((1, count), np.float32), np.zeros((1, count), np.int64)
             weights[0, : len(rating)] = np.isin(rating, mine)
-            index[0, : len(rating)] = rating
-            inputs |= {RATER_ATTENTION: attention, RATER_WEIGHTS: weights, RATER_INDEX: index}
+            raters[0, : len(rating)] = rating
+            inputs |= {RATER_ATTENTION: attention, RATER_WEIGHTS: weights, RATER_INDEX: raters}
         found = session.run({name: value for name, value in inputs.items() if name in needs})
         merged = found[MERGED_FEATURES][0] if MERGED_FEATURES in found else None
         kept = self._memory.to_host(found[KEPT_INDICES])[0]
         if self.watch is not None and attention is not None:
-            given = self._memory.to_host(attention)[0][..., : len(rating), :][..., np.isin(rating, mine), begin:stop]
-            self.watch(self._memory.to_host(out[LAST_HIDDEN_STATE])[b, begin:stop], given, kept)
+            given = self._memory.to_host(attention)[0][..., : len(rating), :][..., np.isin(rating, mine), :][..., index]
+            self.watch(self._memory.to_host(out[LAST_HIDDEN_STATE])[b][index], given, kept)
         return kept, found[PRUNED_FEATURES][0], merged
 
     def _keep(
-        self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, span: tuple[int, int]
+        self, k: int, row: PromptRow, number: int, attention: Array | None, mine: np.ndarray, index: np.ndarray
     ) -> int:
         """The number of an image's tokens that stay at point ``k``."""
         tokens = len(row.grids[number])
@@ -344,7 +354,7 @@ class CutDecoder:
         new = k == len(ranks)
         if new:
             assert attention is not None
-            block = self._memory.to_host(attention)[0, : len(mine)][mine, span[0] : span[1]]
+            block = self._memory.to_host(attention)[0, : len(mine)][mine][:, index]
             ranks.append(self._rank(block))
         found = list(self._schedule.rank_counts(ranks, row.keeps[number], tokens))
         row.stale |= new and found[:k] != counts
@@ -360,3 +370,14 @@ class CutDecoder:
         """The decode step over ``cache``."""
         sessions = [self._session(DECODER, k) for k in range(self._count)]
         return SegmentStep(self._session(EMBED), sessions, cache, self._memory, rated=self._rated)
+
+
+def _pieces_at(pieces: Sequence[Array], rows: np.ndarray) -> list[Array]:
+    """The given rows, ascending, of ``pieces`` [n, D], which are counted together."""
+    found, first = [], 0
+    for piece in pieces:
+        own = rows[(rows >= first) & (rows < first + len(piece))] - first
+        if len(own):
+            found.append(piece if len(own) == len(piece) else piece[own])
+        first += len(piece)
+    return found

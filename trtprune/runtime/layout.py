@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +27,17 @@ class Selection:
         rows: For each image [n, D], their features.
         grids: For each image int [N, 3], crop, row and column of its visual tokens before pruning.
         keeps: For each image its budget.
+        spans: For each image the visual tokens of each of its spans before pruning; empty: one span an image.
     """
 
     kept: tuple[np.ndarray, ...]
     rows: tuple[Array, ...]
     grids: tuple[np.ndarray, ...]
     keeps: tuple[int, ...]
+    spans: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spans", self.spans or tuple((len(grid),) for grid in self.grids))
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,11 @@ class Layout:
         embeds: Pieces [n, D] in the build's dtype with S rows in all; together they are the decoder's input.
         positions: int64 [axes, S].
         next_position: The position of the answer's first token, the same on all axes.
-        pictures: For each image its first row and the row behind its last.
+        spans: For each image the visual tokens of each of its spans before pruning.
+        places: For each image and each of its spans the first row and the row behind the last; they are equal where no
+            visual token of the span is kept.
+        markers: int64, ascending, the rows of the text around and between an image's spans, see
+            :attr:`trtprune.runtime.images.TokenPlan.markers`.
         keeps: For each image its budget, for a decoder that prunes.
         kept: For each image int64, indices of its visual tokens in the rows.
         grids: For each image int [N, 3], crop, row and column of its visual tokens before pruning.
@@ -52,7 +63,9 @@ class Layout:
     embeds: tuple[Array, ...]
     positions: np.ndarray
     next_position: int
-    pictures: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[int, ...], ...] = ()
+    places: tuple[tuple[tuple[int, int], ...], ...] = ()
+    markers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     keeps: tuple[int, ...] = ()
     kept: tuple[np.ndarray, ...] = ()
     grids: tuple[np.ndarray, ...] = ()
@@ -67,35 +80,56 @@ def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, rule: Posi
     """Replaces the placeholders by the kept features.
 
     Args:
-        prompt: A prompt with one placeholder per image of the selection.
+        prompt: A prompt with one placeholder for each span of the selection's images.
         text_embeds: [T, D], the embeddings of all ids of the prompt; rows at placeholders are ignored.
         selection: The features of each image that enter the decoder.
         rule: The rule of the rows' positions.
     """
-    ids, rows, pictures = [], [], []
+    ids, rows = [], []
+    places: list[tuple[int, int]] = []
     pieces: list[Piece] = []
     start, length = 0, 0
-    for image, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
+    parts = list(_parts(selection))
+    for number, end in enumerate([*prompt.image_positions, len(prompt.ids)]):
         ids.append(prompt.ids[start:end])
         rows.append(text_embeds[start:end])
         pieces.append(end - start)
         length += end - start
-        if image < len(selection.rows):
-            kept = selection.kept[image]
-            ids.append(np.full(len(kept), int(prompt.ids[end]), np.int64))
-            rows.append(selection.rows[image])
-            pictures.append((length, length + len(kept)))
-            pieces.append(ImageTokens(kept, selection.grids[image]))
-            length += len(kept)
+        if number < len(parts):
+            image, features = parts[number]
+            kept = len(image.kept)
+            ids.append(np.full(kept, int(prompt.ids[end]), np.int64))
+            rows.append(features)
+            places.append((length, length + kept))
+            pieces.append(image)
+            length += kept
         start = end + 1
     positions = rule.place(pieces)
+    ends = iter(places)
+    # A row moves by the visual tokens in front of it, each placeholder being one already.
+    moved = np.cumsum([0, *(stop - first - 1 for first, stop in places)])
+    markers = np.array(prompt.markers, np.int64)
     return Layout(
         ids=np.concatenate(ids),
         embeds=tuple(piece for piece in rows if len(piece)),
         positions=positions.of_tokens,
         next_position=positions.next,
-        pictures=tuple(pictures),
+        spans=selection.spans,
+        places=tuple(tuple(itertools.islice(ends, len(lengths))) for lengths in selection.spans),
+        markers=markers + moved[np.searchsorted(prompt.image_positions, markers)],
         keeps=selection.keeps,
         kept=selection.kept,
         grids=selection.grids,
     )
+
+
+def _parts(selection: Selection) -> Iterator[tuple[ImageTokens, Array]]:
+    """The kept visual tokens of each span, counted from its first one, with their features."""
+    for kept, rows, grid, lengths in zip(selection.kept, selection.rows, selection.grids, selection.spans, strict=True):
+        first = 0
+        # A token of the tower's own, below 0, stands in front of all others.
+        edges = np.searchsorted(kept, np.cumsum([0, *lengths]))
+        edges[0] = 0
+        for length, begin, stop in zip(lengths, edges, edges[1:], strict=False):
+            yield ImageTokens(kept[begin:stop] - first, grid[first : first + length]), rows[begin:stop]
+            first += length

@@ -265,6 +265,30 @@ class Pipeline:
                 )
         return features
 
+    def written_out(
+        self, prompt: Prompt, turns: Sequence[Turn], features: Sequence[Features], *, raw: bool = False
+    ) -> Prompt:
+        """A prompt with the markers of its images, which follow from their sizes; without any, the prompt itself.
+
+        Args:
+            prompt: The encoded turns, with one placeholder an image.
+            turns: The turns.
+            features: Features of each image.
+            raw: Whether the last turn's text is the whole prompt.
+        """
+        markers = [seen.plan.markers for seen in features]
+        if all(texts == ("", "") for texts in markers):
+            return prompt
+        return self.encoder.encode(turns, raw=raw, markers=markers)
+
+    def encode(self, turns: Sequence[Turn], features: Sequence[Features]) -> Prompt:
+        """The prompt of turns about images, with their markers.
+
+        Raises:
+            InputError: as :meth:`PromptEncoder.encode`.
+        """
+        return self.written_out(self.encoder.encode(turns), turns, features)
+
     def embed(self, prompt: Prompt, clock: Clock) -> Array:
         """Embeddings [T, D] of a prompt's ids; those at placeholders have no meaning."""
         with clock.stage("prefill"):
@@ -284,12 +308,13 @@ class Pipeline:
             clock: Counts the time as ``prune``.
         """
         grids = tuple(seen.plan.grid for seen in features)
+        spans = tuple(seen.plan.spans for seen in features)
         keeps = tuple(self._keep_of(budget, seen) for seen in features)
         if budget.ratio is None:
             self._tell_whole(features, keeps)
         if self.pruner is None:
             everything = tuple(np.arange(seen.visual_tokens) for seen in features)
-            return Selection(everything, tuple(seen.image for seen in features), grids, keeps)
+            return Selection(everything, tuple(seen.image for seen in features), grids, keeps, spans)
         with clock.stage("prune"):
             span = prompt.span(self.config.pruning.text_span)
             text = embeds[span] if self.pruner.reads_embeds else None
@@ -298,7 +323,8 @@ class Pipeline:
                 self.pruner.prune(seen, text, keep, seed + i, given)
                 for i, (seen, keep) in enumerate(zip(features, keeps, strict=True))
             ]
-        return Selection(tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned), grids, keeps)
+        kept, rows = tuple(indices for indices, _ in pruned), tuple(rows for _, rows in pruned)
+        return Selection(kept, rows, grids, keeps, spans)
 
     def _tell_whole(self, features: Sequence[Features], keeps: Sequence[int]) -> None:
         """Reports the images with no more visual tokens than their budget."""
@@ -352,7 +378,7 @@ class Pipeline:
         """The number of answer tokens that fit behind a prompt at a budget; below 1 if none does.
 
         Args:
-            prompt: The prompt.
+            prompt: The prompt, with the markers of its images.
             keep: The budget of an image.
             grids: For each image int [N, 3], crop, row and column of its visual tokens.
         """

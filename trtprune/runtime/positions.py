@@ -27,10 +27,10 @@ __all__ = ["RULES", "Compact", "ImageTokens", "Original", "Piece", "PositionRule
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The visual tokens of one image that stand in a prompt.
+    """The visual tokens of one span that stand in a prompt; an image has one or several.
 
     Attributes:
-        kept: int64 [n], indices of these tokens among the image's N.
+        kept: int64 [n], indices of these tokens among the span's N.
         grid: int [N, 3], crop, row and column of each of the N, see
             :attr:`trtprune.runtime.images.TokenPlan.grid`.
     """
@@ -40,7 +40,7 @@ class ImageTokens:
 
 
 Piece = int | ImageTokens
-"""A part of a prompt: a number of text tokens, or an image."""
+"""A part of a prompt: a number of text tokens, or a span of an image."""
 
 
 @dataclass(frozen=True)

@@ -41,24 +41,26 @@ class Prompt:
     """A tokenised prompt.
 
     Attributes:
-        ids: int64 [T], with one placeholder an image.
+        ids: int64 [T], with one placeholder for each span of an image.
         image_positions: Indices into ``ids`` of the placeholders, ascending.
         question: Indices into ``ids`` of the tokens of the last user turn's text; may be empty.
         text: That text, without placeholders.
+        markers: Indices into ``ids`` of the tokens of the text around and between the spans of an image.
     """
 
     ids: np.ndarray
     image_positions: tuple[int, ...]
     question: tuple[int, ...]
     text: str = ""
+    markers: tuple[int, ...] = ()
 
     def span(self, name: str) -> np.ndarray:
         """Indices (int64) of the text tokens a method selects by.
 
         ``question``: the user's words; ``after_image``: every text token behind the last image; ``all``: every text
-        token.  Placeholders are never part of it.
+        token.  Placeholders and the markers of images are never part of it.
         """
-        images = set(self.image_positions)
+        images = {*self.image_positions, *self.markers}
         if name == "question" and self.question:
             chosen: Iterable[int] = self.question
         elif name == "all":
@@ -103,8 +105,16 @@ class PromptEncoder:
         # read in the other process, within its limits.
         self._tokenizer = open_tokens(own).tokenizer if info["plain_decoder"] else None
 
-    def encode(self, turns: Sequence[Turn], *, raw: bool = False) -> Prompt:
+    def encode(
+        self, turns: Sequence[Turn], *, raw: bool = False, markers: Sequence[Sequence[str]] | None = None
+    ) -> Prompt:
         """Tokenises turns through the chat template, or with ``raw`` the last turn's text as it is.
+
+        Args:
+            turns: A conversation, its last turn the user's.
+            raw: Whether there is no template.
+            markers: For each image of the conversation the text around and between its spans
+                (:attr:`trtprune.runtime.images.TokenPlan.markers`); None: one span an image, and no such text.
 
         Raises:
             InputError: if the text holds another number of image placeholders than there are images, or cannot be
@@ -115,10 +125,13 @@ class PromptEncoder:
         if not raw and not turns[-1].text.strip() and not self._noted:
             self._noted = True  # once: a file of requests may hold thousands
             logger.warning("the question is empty: the model sees the image and no words")
-        found = self._model.ask("encode", turns=[[turn.role, turn.text, turn.images] for turn in turns], raw=raw)
+        plain = [[turn.role, turn.text, turn.images] for turn in turns]
+        spans = None if markers is None else list(map(list, markers))
+        found = self._model.ask("encode", turns=plain, raw=raw, markers=spans)
         ids = np.array(found["ids"], np.int64)
         positions = tuple(int(i) for i in np.flatnonzero(ids == self.image_token_id))
-        return Prompt(ids, positions, tuple(found["question"]), turns[-1].text.replace(self.image_token, ""))
+        text = turns[-1].text.replace(self.image_token, "")
+        return Prompt(ids, positions, tuple(found["question"]), text, tuple(found["markers"]))
 
     def rehearse(self) -> list[str]:
         """Asks as a user will, to see at build what would fail at the first question.

@@ -13,10 +13,12 @@ from trtprune.runtime.positions import ImageTokens, Piece
 if TYPE_CHECKING:
     from trtprune.backends.base import Array
 
-__all__ = ["MERGED", "TEXT", "PromptRow", "kept_of", "pieces_of", "rating_table"]
+__all__ = ["MARKER", "MERGED", "TEXT", "PromptRow", "kept_of", "pieces_of", "rating_table"]
 
 TEXT = -1
 """Value for text instead of an image's number."""
+MARKER = -2
+"""Value for the text around and between an image's spans instead of an image's number."""
 MERGED = -2
 """Value for merged tokens instead of a row of the first segment."""
 
@@ -29,12 +31,13 @@ class PromptRow:
         pieces: Arrays [n, D], together its S states.
         positions: int64 [axes, S].
         next_position: The position behind its last token, the same on all axes.
-        picture: int64 [S], the number of the image a token belongs to, or :data:`TEXT`.
+        picture: int64 [S], the number of the image a token belongs to, :data:`TEXT` or :data:`MARKER`.
         source: int64 [S], a token's row in the first segment, or :data:`MERGED`.
         raters: For each image the rows of the first segment that rate it.
         keeps: For each image its budget.
         grids: For each image int [N, 3], crop, row and column of its visual tokens before pruning.
-        firsts: For each image its first row in the first segment, where all of its visual tokens are.
+        places: For each image and each of its spans the first row and the row behind the last in the first segment,
+            where all visual tokens are.
         ranks: For each image the rank of its raters' attention at each point, as far as known, if that decides the
             number of tokens.
         counts: For each image the kept tokens at each point so far, likewise.
@@ -49,7 +52,7 @@ class PromptRow:
     raters: list[np.ndarray]
     keeps: Sequence[int]
     grids: Sequence[np.ndarray]
-    firsts: Sequence[int]
+    places: Sequence[Sequence[tuple[int, int]]]
     ranks: list[list[int]]
     counts: list[list[int]]
     stale: bool = False
@@ -57,10 +60,9 @@ class PromptRow:
     def __len__(self) -> int:
         return len(self.source)
 
-    def span(self, number: int) -> tuple[int, int]:
-        """First row of an image, and the row behind its last."""
-        rows = np.flatnonzero(self.picture == number)
-        return int(rows[0]), int(rows[-1]) + 1
+    def rows_of(self, number: int) -> np.ndarray:
+        """The rows of an image, int64, ascending."""
+        return np.flatnonzero(self.picture == number)
 
     def rating(self, number: int | None = None) -> np.ndarray:
         """The present rows of an image's raters; None: of all images."""
@@ -72,13 +74,17 @@ def pieces_of(row: PromptRow) -> list[Piece]:
     """The row's text and images for a position rule; merged tokens, which have no place in an image, count as text."""
     pieces: list[Piece] = []
     done = 0
-    for number, (first, grid) in enumerate(zip(row.firsts, row.grids, strict=True)):
-        begin, stop = row.span(number)
-        source = row.source[begin:stop]
-        kept = source[source != MERGED] - first
-        pieces += [begin - done, ImageTokens(kept, grid), len(source) - len(kept)]
-        done = stop
-    return [*pieces, len(row) - done]
+    for number, (places, grid) in enumerate(zip(row.places, row.grids, strict=True)):
+        source = row.source[row.rows_of(number)]
+        visual = source[source != MERGED]
+        first = 0
+        for begin, stop in places:
+            kept = visual[(visual >= begin) & (visual < stop)] - begin
+            # Text is never pruned: all that lies between two spans of the first segment is still there.
+            pieces += [begin - done, ImageTokens(kept, grid[first : first + stop - begin])]
+            done, first = stop, first + stop - begin
+        pieces.append(len(source) - len(visual))
+    return [*pieces, len(row) - sum(piece if isinstance(piece, int) else len(piece.kept) for piece in pieces)]
 
 
 def rating_table(rows: Sequence[PromptRow]) -> np.ndarray:
@@ -92,4 +98,9 @@ def rating_table(rows: Sequence[PromptRow]) -> np.ndarray:
 
 def kept_of(row: PromptRow) -> list[np.ndarray]:
     """For each image, the indices of its kept tokens among its visual tokens, without merged ones."""
-    return [piece.kept for piece in pieces_of(row) if isinstance(piece, ImageTokens)]
+    kept = []
+    for number, places in enumerate(row.places):
+        source = row.source[row.rows_of(number)]
+        rows = np.concatenate([np.arange(begin, stop) for begin, stop in places])
+        kept.append(np.flatnonzero(np.isin(rows, source)))
+    return kept

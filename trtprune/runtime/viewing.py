@@ -39,7 +39,7 @@ def look(pipeline: Pipeline, image: ImageInput, prompt: str, *, system: str | No
     """Features of one image, and the text for the selection of its tokens."""
     loaded = pipeline.load(image)
     features = pipeline.chain.look([pipeline.processor.prepare(loaded)])[0]
-    encoded = pipeline.encoder.encode(turns_of(prompt, 1, system))
+    encoded = pipeline.encode(turns_of(prompt, 1, system), [features])
     embeds = pipeline.chain.embed(encoded.ids[None], pipeline.encoder.token)[0]
     return View(loaded, pipeline.processor.geometry(loaded.height, loaded.width), features, encoded, embeds)
 

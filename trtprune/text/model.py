@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trtprune.errors import EngineDirError, InputError
-from trtprune.text.limits import MAX_RENDERED_CHARS
+from trtprune.text.limits import MAX_RENDERED_CHARS, too_long
 from trtprune.text.pieces import PieceTemplate, template_from
 from trtprune.text.template import ChatTemplate, Rendered, Turn, find_template
 from trtprune.text.tokens import is_panic, load_tokenizer, open_tokens
@@ -70,8 +70,16 @@ class TextModel:
             "tokens": self.tokens.tokenizer.get_vocab_size(with_added_tokens=True),
         }
 
-    def encode(self, turns: Sequence[Sequence[Any]], raw: bool) -> dict[str, Any]:
-        """``ids`` of turns (role, text, images), and ``question``, indices of the tokens of the last turn's text.
+    def encode(
+        self, turns: Sequence[Sequence[Any]], raw: bool, markers: Sequence[Sequence[str]] | None = None
+    ) -> dict[str, Any]:
+        """``ids`` of turns (role, text, images), ``question``, indices of the tokens of the last turn's text, and
+        ``markers``, indices of the tokens of the images' markers.
+
+        Args:
+            turns: Role, text and number of images of each.
+            raw: Whether the last turn's text is the whole prompt.
+            markers: For each image the text around and between its spans; None: there is none.
 
         Raises:
             InputError: if the numbers of image placeholders and images differ.
@@ -83,21 +91,24 @@ class TextModel:
         else:
             self._announce(TEMPLATE, TEMPLATE_SECONDS)
             rendered = self.template.render(given)
+        rendered, added = _with_markers(rendered, self.image_token, markers)
         self._announce(TOKENIZER, ENCODE_SECONDS)
         # As in transformers: no second copy of a first special token that the template itself prints.
         bos = self.tokens.named.get("bos_token")
         add = not (bos and not raw and rendered.text.startswith(bos))
         encoding = _encode(self.tokens.tokenizer, rendered.text, add)
         ids = encoding.ids
-        found = ids.count(self.image_token_id)
-        if found != images:
+        found, spans = ids.count(self.image_token_id), sum(map(len, markers or ())) - len(markers or ())
+        if found != (images if markers is None else spans):
             raise self._miscounted(rendered.text.count(self.image_token), found, images, given, raw)
-        question = [
-            i
-            for i, (start, end) in enumerate(encoding.offsets)
-            if start < rendered.end and end > rendered.start and end > start and ids[i] != self.image_token_id
-        ]
-        return {"ids": ids, "question": question}
+        own = [i for i, place in enumerate(encoding.offsets) if _overlaps(place, added)]
+        question = [i for i, place in enumerate(encoding.offsets) if _overlaps(place, [(rendered.start, rendered.end)])]
+        outside = {*own, *(i for i, number in enumerate(ids) if number == self.image_token_id)}
+        return {
+            "ids": ids,
+            "question": [i for i in question if i not in outside],
+            "markers": [i for i in own if ids[i] != self.image_token_id],
+        }
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
@@ -210,6 +221,42 @@ class ClipModel:
         self._announce(CLIP_TOKENIZER, ENCODE_SECONDS)
         whole = _encode(self.tokenizer, text, True)
         return [whole.ids, *(piece.ids for piece in whole.overflowing)]
+
+
+def _with_markers(
+    rendered: Rendered, image_token: str, markers: Sequence[Sequence[str]] | None
+) -> tuple[Rendered, list[tuple[int, int]]]:
+    """A prompt with the markers of its images, and the places [start, end) of these in its text.
+
+    Raises:
+        InputError: if the prompt becomes too long.
+    """
+    pieces = rendered.text.split(image_token)
+    if markers is None or len(pieces) != len(markers) + 1:  # wrong numbers of images are reported by their tokens
+        return rendered, []
+    size = len(rendered.text) + sum(len(text) + len(image_token) for texts in markers for text in texts)
+    if size > MAX_RENDERED_CHARS:
+        raise too_long()
+    text, before, added = pieces[0], len(pieces[0]), []
+    ends = {"start": rendered.start, "end": rendered.end}
+    for piece, texts in zip(pieces[1:], markers, strict=True):
+        written = image_token.join(texts)
+        # A place behind the placeholder moves by what the image's text is longer than it.
+        for name, place in (("start", rendered.start), ("end", rendered.end)):
+            ends[name] += (len(written) - len(image_token)) if place > before else 0
+        before += len(image_token) + len(piece)
+        start = len(text)
+        for number, marker in enumerate(texts):
+            start += len(image_token) if number else 0
+            added.append((start, start + len(marker)))
+            start += len(marker)
+        text += written + piece
+    return Rendered(text, ends["start"], ends["end"]), [place for place in added if place[0] < place[1]]
+
+
+def _overlaps(token: tuple[int, int], places: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token's place, which is not empty, has a common character with one of these."""
+    return token[0] < token[1] and any(token[0] < end and token[1] > start for start, end in places)
 
 
 def _encode(tokenizer: Any, text: str, add_special_tokens: bool) -> Any:

@@ -111,6 +111,9 @@ class TokenPlan:
             empty where that is padding alone, NaN for newline tokens.
         padding: bool [N]: the token shows padding alone.
         overview: The crop that shows the whole image at a glance, −1 if there is none.
+        spans: Visual tokens of each span of the image in a prompt, in their order; together N.  Empty: one span.
+        markers: The text that the prompt has in front of the first span, between two, and behind the last: one more
+            than spans.  Empty: none.
     """
 
     crops: int
@@ -121,8 +124,14 @@ class TokenPlan:
     boxes: np.ndarray
     padding: np.ndarray
     overview: int
+    spans: tuple[int, ...] = ()
+    markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "spans", self.spans or (len(self.grid),))
+        object.__setattr__(self, "markers", self.markers or ("",) * (len(self.spans) + 1))
+        if sum(self.spans) != len(self.grid) or min(self.spans) < 0 or len(self.markers) != len(self.spans) + 1:
+            raise ValueError(f"{len(self.grid)} visual tokens are not in spans of {self.spans} with their markers")
         for array in (self.grid, self.newline, self.pack_index, self.pack_weight, self.boxes, self.padding):
             array.setflags(write=False)
 
