@@ -23,8 +23,10 @@ from hypothesis.extra import numpy as hnp
 
 import trtprune
 from tests.kit import tiny
+from tests.kit.first_layer import first_layer
 from tests.kit.runtime_kit import Kit, picture, record
 from tests.kit.tiny import Tiny
+from trtprune import pruning
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.checkpoint.safetensors import read_header
 from trtprune.checkpoint.safetensors_writer import SafetensorsWriter, plan_layout
@@ -125,6 +127,20 @@ def test_eight_bit_activations_stay_close(kit: Kit, kind: str) -> None:
         logits[activations] = recorder.logits[0]
     error = logits["int8"] - logits["float32"]
     assert 0 < np.sqrt((error**2).mean()) < 0.05 * logits["float32"].std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruner_reads_the_stored_weights(kit: Kit, kind: str) -> None:
+    """hawk goes by queries and keys of the decoder's first layer; the oracle's weights give the same choice."""
+    out = kit.path.parent / f"{kit.path.name}-{kind}-hawk"
+    trtprune.build(kit.path, out, method="hawk", weight_dtype=kind)
+    vlm = load(out)
+    view = vlm.look(picture(3), "What is on the table?")
+    image = np.array(view.features.image)
+    text = np.array(view.text_embeds)[view.prompt.span("question")]
+    hawk = pruning.get("hawk")
+    kept = hawk.reference(image, keep=7, **first_layer(quantised_model(kit, kind), image, text)).tolist()
+    assert vlm.select(view, keep=7).tolist() == kept
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("int8", {8: 22}), ("int4", {4: 21, 8: 1})])

@@ -75,7 +75,8 @@ def readers() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "received"), [*((name, None) for name in readers()), ("fastervlm", "mean"), ("adafv", "all")]
+    ("name", "received"),
+    [*((name, None) for name in readers()), ("fastervlm", "mean"), ("adafv", "all"), ("hawk", None)],
 )
 def test_whole_builds(checkpoint: Path, tmp_path: Path, name: str, received: str | None) -> None:
     method = pruning.get(name)

@@ -26,6 +26,7 @@ BUILDS = {
     "adaptive": {"method": "sparsevlm", "options": {"schedule": "0:12,2:8,3:4"}},
     "int8": {"weight_dtype": "int8", "method": "divprune"},
     "int4": {"weight_dtype": "int4", "method": "none"},
+    "hawk": {"method": "hawk", "keep": 5},
     "clip": {"method": "cdpruner", "keep": 5},
     "openvino": {"provider": "openvino"},
 }
@@ -96,7 +97,7 @@ def test_openvino_reads_every_method(kit: Kit, tmp_path: Path, method: str) -> N
         assert Core().read_model(path).outputs
 
 
-@pytest.mark.parametrize("name", ["default", "adaptive", "clip"])
+@pytest.mark.parametrize("name", ["default", "adaptive", "hawk", "clip"])
 def test_tensorrt_rtx(built: Callable[[str], EngineDir], name: str) -> None:
     import tensorrt_rtx as trt
 

@@ -24,6 +24,8 @@ from trtprune.pruning.graph import build_pruner
 WIDTH = 12
 WIDTHS = {"C": 10, "K": 6, "P": 8}
 """Of the tower's features, its keys and CLIP's joint space: each its own, so that none passes for another."""
+HEADS = {"H": 4, "G": 2, "W": 5}
+"""Query heads and key heads of the decoder's first layer, and the width of one."""
 UNIT = 2.0**-24  # rounding unit of float32
 KINDS = ("normal", "aligned", "integer", "few rows", "constant", "peaked", "holes")
 _COMBINATIONS = 3000
@@ -93,6 +95,7 @@ def make(
         "kind": kind,
         "grid": grid or grids(tokens)[0],
         **_more(np.random.default_rng(number + 1), batch, tokens, kind),
+        **_first_layer(np.random.default_rng(number + 2), batch, tokens, kind),
     }
 
 
@@ -130,6 +133,23 @@ def _more(rng: np.random.Generator, batch: int, tokens: int, kind: str) -> dict[
             bad[rng.random((batch, tokens)) < 0.1] = np.nan
         found["clip_text_embeds"][rng.random((batch, segments)) < 0.2] = np.nan
     return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def _first_layer(rng: np.random.Generator, batch: int, tokens: int, kind: str) -> dict[str, np.ndarray]:
+    """The text's query and the image's keys in the decoder's first layer."""
+    heads, groups, width = HEADS.values()
+    query, keys = rng.standard_normal((batch, heads, width)), rng.standard_normal((batch, groups, tokens, width))
+    if kind == "peaked":
+        query[:, 0] = 3 * keys[:, 0, tokens // 2]
+    if kind not in ("normal", "aligned", "peaked"):
+        query, keys = np.round(1.5 * query), np.round(1.5 * keys)
+    if kind in ("few rows", "constant"):
+        same = rng.integers(0, min(tokens, 4), tokens) if kind == "few rows" else np.zeros(tokens, np.int64)
+        keys = keys[:, :, same]
+    if kind == "holes":
+        keys[:, 0, :, 0][rng.random((batch, tokens)) < 0.1] = np.inf
+        keys[:, -1, :, -1][rng.random((batch, tokens)) < 0.1] = np.nan
+    return {"text_query": query.astype(np.float32), "image_keys": keys.astype(np.float32)}
 
 
 @functools.cache

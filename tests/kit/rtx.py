@@ -30,6 +30,9 @@ DIMS: dict[str, Range] = {
     "vision_width": (32, 32, 32),
     "key_width": (16, 16, 16),
     "clip_width": (24, 24, 24),
+    "query_heads": (4, 4, 4),
+    "key_heads": (2, 2, 2),
+    "head_width": (8, 8, 8),
 }
 
 

@@ -19,7 +19,7 @@ from trtprune.pruning.options import PROMPT_TOKENS, TEXT_SPANS, Option
 
 BEFORE = ["none", "random", "uniform", "downsample", "fastervlm", "adafv", "zspaprune"]
 BEFORE += ["visionzip", "hiprune", "vispruner", "trim", "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr"]
-BEFORE += ["score"]
+BEFORE += ["score", "hawk"]
 INSIDE = ["sparsevlm", "fastv", "pyramiddrop"]
 NAMES = BEFORE + INSIDE
 

@@ -1,7 +1,8 @@
-"""visionzip, hiprune, vispruner and trim: graph = reference = the formula in float64."""
+"""visionzip, hiprune, vispruner, trim and hawk: graph = reference = the formula in float64."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -30,6 +31,7 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("vispruner", {"important": 1.0}),
     ("trim", {}),
     ("trim", {"similarity": "dot"}),
+    ("hawk", {}),
 ]
 EXACT_KINDS = {"integer", "few rows", "constant", "holes"}
 
@@ -148,9 +150,20 @@ def visionzip(case: dict[str, Any], cls_token: str = "keep", merge: str = "sum")
     return [-1] * (cls_token == "keep") + sorted(dominant + targets), np.array(rows)
 
 
+def hawk(case: dict[str, Any]) -> tuple[list[int], None]:
+    """Head by head and token by token."""
+    query, keys = float64(case, "text_query", "image_keys")
+    score = np.zeros(keys.shape[1])
+    for head, asking in enumerate(query):
+        match = np.array([asking @ key / math.sqrt(len(asking)) for key in keys[head // (len(query) // len(keys))]])
+        score += match / np.linalg.norm(match) / len(query)
+    return sorted(best(score, case["keep"])), None
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
+        ("hawk", {}),
         ("visionzip", {}),
         ("visionzip", {"cls_token": "drop", "merge": "mean"}),
         ("hiprune", {}),
@@ -165,7 +178,8 @@ def visionzip(case: dict[str, Any], cls_token: str = "keep", merge: str = "sum")
 def test_reference_is_the_formula(method: str, options: dict[str, Any]) -> None:
     """Random features, where rounding decides nothing: indices as computed in float64, rows within rounding."""
     rng = np.random.default_rng(7)
-    oracle = {"hiprune": hiprune, "vispruner": vispruner, "trim": trim, "visionzip": visionzip}[method]
+    oracle = {"hiprune": hiprune, "vispruner": vispruner, "trim": trim, "visionzip": visionzip,
+              "hawk": hawk}[method]  # fmt: skip
     for number in range(60):
         tokens = 1 + number if number < 40 else 64
         keep = tokens if number % 10 == 0 else int(rng.integers(1, tokens + 1))

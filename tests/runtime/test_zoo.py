@@ -14,12 +14,13 @@ import torch
 
 import trtprune
 from tests.kit import tiny, trt_kit
+from tests.kit.first_layer import first_layer
 from tests.kit.runtime_kit import Kit, picture, same
 from tests.kit.vision_maps import expected
 from trtprune import pruning
 from trtprune.engine_dir import Part
 from trtprune.errors import BudgetError
-from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION
+from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER, FROM_VISION
 from trtprune.runtime import Vlm
 from trtprune.text.template import Turn
 
@@ -74,6 +75,8 @@ def reference(kit: Kit, vlm: Vlm, image: Any, seed: int) -> tuple[np.ndarray, np
         words = embeds(torch.from_numpy(prompt.ids))
         text = words[torch.from_numpy(np.atleast_1d(prompt.span(method.text_span(options))))].numpy()
     given = {name: value[0] for name, value in maps.items()}
+    if method.needs & set(FROM_LAYER):
+        given |= first_layer(kit.model, given["image_features"], text)
     kept, rows = method.pruned(
         keep=vlm.config.pruning.keep,
         text_embeds=text,

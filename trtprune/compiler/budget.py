@@ -9,7 +9,7 @@ from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.engine_dir import POSITIONS, PositionsInfo, PruningInfo
 from trtprune.errors import BudgetError
-from trtprune.pruning.inputs import FROM_CLIP, INPUTS
+from trtprune.pruning.inputs import FROM_CLIP, INPUTS, read_of_run
 from trtprune.tensor_names import SALIENCY
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
+    method.check_heads(spec.num_heads, options)
     layer = method.tower_layer(options)
     if layer is not None and layer > spec.tower_layers:
         flag = next((arg("options", {name: layer}) for name in options if name.endswith("_layer")), "the layer")
@@ -179,7 +180,7 @@ def resolve_budget(
         keep=keep,
         keep_range=(low, high),
         options=dict(options),
-        needs=tuple(sorted(method.needs_of(options))),
+        needs=tuple(sorted(read_of_run(method.needs_of(options)))),
         text_span=method.text_span(options),
         schedule=method.plan(depth, options),
     )

@@ -64,9 +64,7 @@ def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) 
     spec = plan.spec
 
     def make(name: str) -> Graph:
-        if plan.pruning.schedule is None:
-            return Graph(name, dtype=plan.dtype, lowering=plan.lowering, pieces=plan.pieces)
-        return Graph(  # a prune point may read weights of the decoder around it
+        return Graph(  # a method may read weights of the decoder around it
             name,
             dtype=plan.dtype,
             lowering=plan.lowering,

@@ -43,6 +43,26 @@ class DecoderLayer:
         """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
         return self.cfg.rope.cos_sin(g, position_ids)
 
+    def next_queries(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
+        """Queries [B, heads, S, head_dim] of [B, S, D] in the layer behind the place, without rotary positions."""
+        return self._normed(g, "q", hidden_states)
+
+    def next_keys(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
+        """Keys [B, key heads, S, head_dim], as :meth:`next_queries`."""
+        return self._normed(g, "k", hidden_states)
+
+    def _normed(self, g: Graph, kind: str, hidden_states: ir.Value) -> ir.Value:
+        with g.scope(f"layers.{self.layer + 1}"):
+            norm = f"{self.prefix}layers.{self.layer + 1}.input_layernorm"
+            return self._projected(g, kind, rms_norm(g, hidden_states, norm, eps=self.cfg.norm_eps))
+
+    def _projected(self, g: Graph, kind: str, x: ir.Value) -> ir.Value:
+        """Queries (``q``) or keys (``k``) of normed rows [B, S, D], before rotary positions."""
+        cfg = self.cfg
+        key = f"{self.prefix}layers.{self.layer + 1}.self_attn.{kind}_proj"
+        count = cfg.num_heads if kind == "q" else cfg.num_kv_heads
+        return split_heads(g, linear(g, x, key, bias=cfg.qkv_bias), count, cfg.head_dim)
+
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
         """Attention float32 [B, heads, R, S] of the rows ``index`` [B, R] in the layer behind the place."""
         cfg, dim, name = self.cfg, self.cfg.head_dim, f"{self.prefix}layers.{self.layer + 1}."
@@ -51,10 +71,7 @@ class DecoderLayer:
             # Only the raters' rows need queries.
             place = g.op.Unsqueeze(index, g.ints(-1))
             asking = g.op.GatherND(y, place, batch_dims=1)
-            q, k = (
-                split_heads(g, linear(g, x, f"{name}self_attn.{n}_proj", bias=cfg.qkv_bias), count, dim)
-                for n, count, x in (("q", cfg.num_heads, asking), ("k", cfg.num_kv_heads, y))
-            )
+            q, k = self._projected(g, "q", asking), self._projected(g, "k", y)
             cos, sin = self.angles(g, position_ids)
             # Angles of the whole row, then its raters': some rope types look at the row's length.
             asking_cos, asking_sin = (g.op.GatherND(x, place, batch_dims=1) for x in (cos, sin))

@@ -53,6 +53,12 @@ class LayerAccess(Protocol):
     def angles(self, g: Graph, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
         """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
 
+    def next_queries(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
+        """Queries [B, heads, S, head_dim] of [B, S, D] in the layer behind the point, without rotary positions."""
+
+    def next_keys(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
+        """Keys [B, key heads, S, head_dim], as :meth:`next_queries`."""
+
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
         """Attention float32 [B, heads, R, S] of rows ``index`` [B, R] in the layer *behind* the point."""
 
@@ -65,7 +71,7 @@ class BuildContext:
         make: Component name → an empty graph in the build's dtype and lowering, with the model's weights at hand.
         hidden_size: D, the width of the decoder.
         depth: Layers of the decoder, for a method that cuts it.
-        layer_access: Number of a layer → the place behind it, likewise.
+        layer_access: Number of a layer → the place behind it, likewise; -1: the place before the first.
         num_tokens: N, where the model fixes it.
         most_crops: Crops that an image can have.
         widths: C, K and P of :data:`trtprune.pruning.inputs.INPUTS`, where the model fixes them.
@@ -160,6 +166,14 @@ class BaseMethod(ABC):
     @abstractmethod
     def describe_needs(self) -> list[str]:
         """The inputs of the method beside the image features, each in a few words."""
+
+    def check_heads(self, heads: int, options: Mapping[str, Any]) -> None:
+        """Refuses options that do not fit a decoder of ``heads`` query heads.
+
+        Raises:
+            BudgetError: naming the option.
+        """
+        return
 
     # -- budget -------------------------------------------------------------------------------------------------
 

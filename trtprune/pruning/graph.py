@@ -2,8 +2,9 @@
 
 Inputs ``image_features`` [batch, N, D]; those of :data:`trtprune.pruning.inputs.INPUTS` that the method needs, each
 with ``batch`` before its dimensions, and ``crops`` behind it where there is a row for each crop; ``text_mask`` int64
-[batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64 [1]; ``keep`` int64 [1].  Outputs ``kept_indices``
-int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep, D].
+[batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64 [1]; ``keep`` int64 [1].  What a method needs of the
+decoder's first layer is computed from ``text_embeds`` and ``image_features`` where the layer is given.  Outputs
+``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep, D].
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
-from trtprune.pruning.base import BaseMethod, BuildContext
+from trtprune.pruning import ops
+from trtprune.pruning.base import BaseMethod, BuildContext, LayerAccess
 from trtprune.pruning.grids import MOST_CROPS
-from trtprune.pruning.inputs import INPUTS
+from trtprune.pruning.inputs import INPUTS, read_of_run
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build_pruner", "write_pruner"]
 
-DYNAMIC = {"T": "text_tokens", "M": "text_segments", "C": "vision_width", "K": "key_width", "P": "clip_width"}
+DYNAMIC = {
+    "T": "text_tokens", "M": "text_segments", "C": "vision_width", "K": "key_width", "P": "clip_width",
+    "H": "query_heads", "G": "key_heads", "W": "head_width",
+}  # fmt: skip
 """Names of run-time dimensions."""
 
 
@@ -104,11 +109,17 @@ def write_pruner(
     num_tokens: int | None,
     most_crops: int,
     widths: Mapping[str, int],
+    layer: LayerAccess | None = None,
 ) -> None:
-    """:func:`build_pruner` into an empty graph, in its dtype; ``options`` are all of the method's, validated."""
+    """:func:`build_pruner` into an empty graph, in its dtype; ``options`` are all of the method's, validated.
+
+    ``layer`` is the place before the decoder's first layer, for a method that needs something of that.
+    """
     from trtprune.graph.ops import topk_gather
 
     dtype, needs = g.dtype_name, method.needs_of(options)
+    if layer is not None:
+        needs = read_of_run(needs)
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
     sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **widths}
     by_crop = method.of_each_crop(options)
@@ -124,6 +135,8 @@ def write_pruner(
     if "seed" in needs:
         inputs["seed"] = g.input("seed", "int64", [1])
     keep = g.input("keep", "int64", [1])
+    if layer is not None:
+        inputs |= _write_first_layer(g, layer, inputs)
     fixed: dict[str, Any] = dict(options)
     if "grid" in needs:
         fixed["most_crops"] = most_crops
@@ -140,3 +153,21 @@ def write_pruner(
             pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
     g.output(indices, "kept_indices", "int64", ["batch", "keep"])
     g.output(pruned, "pruned_features", dtype, ["batch", "keep", hidden_size])
+
+
+def _write_first_layer(g: Graph, layer: LayerAccess, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+    """``text_query`` and ``image_keys`` of :data:`trtprune.pruning.inputs.INPUTS`; text rows that are not finite do not
+    count."""
+    import onnx_ir as ir
+
+    op, one, zero = g.op, ops.f32(g, 1.0), ops.f32(g, 0.0)
+    queries = g.cast(layer.next_queries(g, inputs["text_embeds"]), ir.DataType.FLOAT)
+    real = op.Cast(op.Unsqueeze(inputs["text_mask"], g.ints(1)), to=int(ir.DataType.BOOL))
+    length = op.ReduceSum(op.Mul(queries, queries), g.ints(1, 3), keepdims=1)
+    usable = op.And(op.Unsqueeze(real, g.ints(3)), op.Less(length, ops.f32(g, 3.0e38)))
+    total = op.ReduceSum(op.Where(usable, queries, zero), g.ints(2), keepdims=0)
+    count = op.ReduceSum(op.Cast(usable, to=int(ir.DataType.FLOAT)), g.ints(2), keepdims=0)
+    return {
+        "text_query": op.Div(total, op.Max(count, one)),
+        "image_keys": g.cast(layer.next_keys(g, inputs["image_features"]), ir.DataType.FLOAT),
+    }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning.base import BaseMethod, BuildContext
-from trtprune.pruning.inputs import FROM_CLIP, INPUT_NAMES, INPUTS
+from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER, INPUT_NAMES, INPUTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,9 +55,10 @@ class Method(BaseMethod):
         from trtprune.pruning.graph import write_pruner
 
         g = context.make("pruner")
+        layer = context.layer_access(-1) if context.layer_access and self.needs_of(options) & {*FROM_LAYER} else None
         write_pruner(
             g, self, context.hidden_size, options,
-            num_tokens=context.num_tokens, most_crops=context.most_crops, widths=context.widths,
+            num_tokens=context.num_tokens, most_crops=context.most_crops, widths=context.widths, layer=layer,
         )  # fmt: skip
         return {("pruner", None): g}
 

@@ -29,7 +29,7 @@ __all__ = ["GROUP", "MODULES", "all_methods", "get", "names", "register"]
 MODULES = (
     "none", "random", "uniform", "downsample",
     "fastervlm", "adafv", "zspaprune", "visionzip", "hiprune", "vispruner", "trim",
-    "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr", "score",
+    "divprune", "cdpruner", "mmtok", "scope", "dart", "mmr", "score", "hawk",
     "sparsevlm", "fastv", "pyramiddrop",
 )  # fmt: skip
 """The methods of this package, in the order of the help texts; each is a file of the same name in ``methods``."""
