@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 # -- vision, pack, embed, clip_text
 PIXEL_VALUES = "pixel_values"
+TOKEN_POSITIONS = "token_positions"
+WINDOW_INDEX = "window_index"
+WINDOW_PLACES = "window_places"
 IMAGE_FEATURES = "image_features"
 CLS_ATTENTION = "cls_attention"
 MEAN_QUERY_ATTENTION = "mean_query_attention"

@@ -330,6 +330,7 @@ def test_every_missing_field_is_named(root: Path) -> None:
         "interleaved",
         "keeps_cls_feature",
         "first_patch",
+        "video_token",
         "weight_dtype",
         "engines",
         "segment_layers",

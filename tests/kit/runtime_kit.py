@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import trtprune
 from tests.kit import tiny
-from tests.kit.tiny_files import TEMPLATE, add_text_files
+from tests.kit.tiny_files import add_text_files
 from trtprune.engine_dir import Part
 from trtprune.runtime import Vlm
 
@@ -38,7 +38,8 @@ def transformers_processor(path: Path) -> Any:
         return kind.from_pretrained(path, tokenizer=tokenizer, image_processor=images)
     # The half for videos, which no test needs, asks for torchvision.
     processor = object.__new__(kind)
-    processor.tokenizer, processor.image_processor, processor.chat_template = tokenizer, images, TEMPLATE
+    processor.tokenizer, processor.image_processor = tokenizer, images
+    processor.chat_template = (path / "chat_template.jinja").read_text()
     processor.image_token_id = tiny.IMAGE_TOKEN_ID
     processor.video_token, processor.video_processor = "<video>", None
     vars(processor).update(settings)

@@ -6,6 +6,7 @@ transformers' own initialisation gives nearly constant ones, which hide mistakes
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,17 @@ IMAGE_TOKEN_ID = 5
 BOS, EOS, PAD = 1, 2, 0
 TOWERS = ("clip", "dinov2", "siglip")
 DECODERS = ("llama", "mistral", "qwen2")
+VIDEO_TOKEN_ID, START_TOKEN_ID, END_TOKEN_ID = 101, 102, 103
+"""Further special tokens of the families with a packed tower."""
 FAMILIES = {
     "llava": (transformers.LlavaConfig, transformers.LlavaForConditionalGeneration),
     "llava-next": (transformers.LlavaNextConfig, transformers.LlavaNextForConditionalGeneration),
     "llava-onevision": (transformers.LlavaOnevisionConfig, transformers.LlavaOnevisionForConditionalGeneration),
     "internvl": (transformers.InternVLConfig, transformers.InternVLForConditionalGeneration),
+    "qwen2-vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
+    "qwen2.5-vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
 }
+PACKED = ("qwen2-vl", "qwen2.5-vl")
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,53 @@ def text_config(t: Tiny) -> Any:
     return kind(**{**values, **t.text})
 
 
+def projected_config(t: Tiny) -> Any:
+    """The configuration of a family whose tower reads crops of one size."""
+    return FAMILIES[t.family][0](
+        vision_config=vision_config(t),
+        text_config=text_config(t),
+        **{"image_token_id" if t.family == "internvl" else "image_token_index": IMAGE_TOKEN_ID},
+        vision_feature_layer=t.feature_layer,
+        vision_feature_select_strategy=t.strategy,
+        multimodal_projector_bias=t.projector_bias,
+        projector_hidden_act=t.projector_act,
+        tie_word_embeddings=t.tied,
+        **t.more,
+    )
+
+
+def packed_config(t: Tiny) -> Any:
+    """The configuration of a family whose tower reads images of any size."""
+    vision: dict[str, Any] = {"depth": t.vision_layers, "num_heads": 3, "patch_size": t.patch_size}
+    if t.family == "qwen2.5-vl":
+        # Windows of 2 × 2 visual tokens; full attention in every other layer.
+        vision |= {"hidden_size": t.vision_hidden, "out_hidden_size": t.hidden, "intermediate_size": 80}
+        vision |= {"window_size": 4 * t.patch_size, "fullatt_block_indexes": [*range(1, t.vision_layers, 2)]}
+    else:
+        vision |= {"embed_dim": t.vision_hidden, "hidden_size": t.hidden, "mlp_ratio": 2}
+    quarter = t.hidden // t.heads // 8
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2 * quarter, quarter, quarter]}
+    text = text_config(dataclasses.replace(t, decoder="qwen2", rope=rope)).to_dict()
+    text = {name: value for name, value in text.items() if name not in ("model_type", "architectures")}
+    return FAMILIES[t.family][0](
+        vision_config={**vision, **t.vision},
+        text_config={**text, **t.text},
+        image_token_id=IMAGE_TOKEN_ID,
+        video_token_id=VIDEO_TOKEN_ID,
+        vision_start_token_id=START_TOKEN_ID,
+        vision_end_token_id=END_TOKEN_ID,
+        tie_word_embeddings=t.tied,
+        **t.more,
+    )
+
+
 def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
     """Random weights of a trained model's magnitude."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            if ("norm" in name and name.endswith("weight")) or "lambda" in name:
+            if (("norm" in name or "ln_q" in name) and name.endswith("weight")) or "lambda" in name:
                 p.copy_(1 + 0.2 * noise)
             elif name.endswith("image_newline"):
                 p.copy_(0.7 * noise)
@@ -131,19 +177,7 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
 def make(path: Path, t: Tiny | None = None) -> Any:
     """Write the checkpoint and return it as transformers reads it, in float32 with eager attention."""
     t = t or Tiny()
-    kind, architecture = FAMILIES[t.family]
-    config = kind(
-        vision_config=vision_config(t),
-        text_config=text_config(t),
-        **{"image_token_id" if t.family == "internvl" else "image_token_index": IMAGE_TOKEN_ID},
-        vision_feature_layer=t.feature_layer,
-        vision_feature_select_strategy=t.strategy,
-        multimodal_projector_bias=t.projector_bias,
-        projector_hidden_act=t.projector_act,
-        tie_word_embeddings=t.tied,
-        **t.more,
-    )
-    model = architecture(config)
+    model = FAMILIES[t.family][1](packed_config(t) if t.family in PACKED else projected_config(t))
     draw(model, t.seed, t.tied)
     model.tie_weights()
     model.to(getattr(torch, t.dtype))

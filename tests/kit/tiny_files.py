@@ -9,7 +9,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.kit.tiny import BOS, EOS, IMAGE_TOKEN_ID, PAD, Tiny, make
+from tests.kit.tiny import (
+    BOS,
+    END_TOKEN_ID,
+    EOS,
+    IMAGE_TOKEN_ID,
+    PACKED,
+    PAD,
+    START_TOKEN_ID,
+    VIDEO_TOKEN_ID,
+    Tiny,
+    make,
+)
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -39,10 +50,13 @@ PROCESSORS = {
 }
 
 
+PACKED_TEMPLATE = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>")
 FAMILIES = {
     "llava": (None, "LlavaProcessor"),
     "llava-next": ("LlavaNextImageProcessor", "LlavaNextProcessor"),
     "llava-onevision": ("LlavaOnevisionImageProcessor", "LlavaOnevisionProcessor"),
+    "qwen2-vl": ("Qwen2VLImageProcessor", "Qwen2VLProcessor"),
+    "qwen2.5-vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
 }
 """Family → image processor, where the tower does not decide, and processor."""
 
@@ -51,7 +65,12 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     """Writes tokenizer.json, tokenizer_config.json, preprocessor_config.json and the chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    special = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", 3: "<unk>", IMAGE_TOKEN_ID: "<image>"}
+    packed = t.family in PACKED
+    image_token = "<|image_pad|>" if packed else "<image>"
+    special = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", 3: "<unk>", IMAGE_TOKEN_ID: image_token}
+    if packed:
+        special |= {VIDEO_TOKEN_ID: "<|video_pad|>", START_TOKEN_ID: "<|vision_start|>"}
+        special |= {END_TOKEN_ID: "<|vision_end|>"}
     vocab = {text: number for number, text in special.items()}
     vocab["Ċ"] = 4  # byte-level spelling of a newline
     number = 6
@@ -59,7 +78,7 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         vocab[character] = number
         number += 1
     for extra in range(number, t.vocab):
-        vocab[f"<extra{extra}>"] = extra
+        vocab.setdefault(special.get(extra, f"<extra{extra}>"), extra)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,7 +90,7 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "image_token": "<image>",
+        "image_token": image_token,
         "clean_up_tokenization_spaces": False,
     }
     (path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -86,6 +105,9 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         "resample": 3,
     }
     image_processor, processor_class = FAMILIES[t.family]
+    if packed:
+        _add_packed_files(path, t, processor_class, template=template)
+        return
     if image_processor is not None:
         processor |= {"image_processor_type": image_processor, "do_pad": True}
         processor["image_grid_pinpoints"] = t.more["image_grid_pinpoints"]
@@ -109,6 +131,25 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     (path / "processor_config.json").write_text(json.dumps(processor_config))
     if template:
         (path / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def _add_packed_files(path: Path, t: Tiny, processor_class: str, *, template: bool) -> None:
+    """The processor's files of a family with a packed tower: images of 4 to 120 visual tokens."""
+    area = (2 * t.patch_size) ** 2
+    processor = {
+        **{name: PROCESSORS["clip"][name] for name in ("image_mean", "image_std")},
+        "image_processor_type": FAMILIES[t.family][0],
+        "min_pixels": 4 * area,
+        "max_pixels": 120 * area,
+        "patch_size": t.patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    config = {"processor_class": processor_class, "image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    (path / "processor_config.json").write_text(json.dumps(config))
+    if template:
+        (path / "chat_template.jinja").write_text(PACKED_TEMPLATE)
 
 
 def complete(path: Path, t: Tiny | None = None, *, template: bool = True) -> Path:

@@ -16,6 +16,10 @@ ALIASES: dict[str, str] = {
     "llava-onevision-qwen2-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     "llava-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
 }
 
 DEMOS: dict[str, str] = {

@@ -145,6 +145,22 @@ _SETTINGS: Options = (
         "[default: drop]",
     ),
     option(
+        "--min-image-pixels",
+        type=int,
+        metavar="N",
+        group=PRUNING,
+        help="The fewest pixels that an image is scaled to, in a model that keeps its shape.  [default: the "
+        "checkpoint's]",
+    ),
+    option(
+        "--max-image-pixels",
+        type=int,
+        metavar="N",
+        group=PRUNING,
+        help="The most pixels that an image is scaled to, in a model that keeps its shape: a bound of its visual "
+        "tokens, and of what engines must serve.  [default: the checkpoint's]",
+    ),
+    option(
         "--provider",
         type=click.Choice(PROVIDERS),
         default="cpu",

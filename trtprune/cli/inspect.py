@@ -186,8 +186,11 @@ def _image_words(facts: dict[str, Any]) -> str:
     """The crops of an image, their size, and the visual tokens they become."""
     model, vision = facts["model"], facts["vision"]
     (least, most), (fewest, crops) = vision["tokens"], vision["crops"]
-    words = f"{model['image_size'][1]} x {model['image_size'][0]} pixels, "
-    words += f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches"
+    if model["image_size"] is None:
+        words = f"any size, processor {vision['processor']}"
+    else:
+        words = f"{model['image_size'][1]} x {model['image_size'][0]} pixels, "
+        words += f"{model['patch_grid'][0]} x {model['patch_grid'][1]} patches"
     if crops > 1:
         words = f"{fewest} to {crops} crops of {words}" if fewest < crops else f"{crops} crops of {words}"
     words += f", {least if least == most else f'{least} to {most}'} visual tokens"

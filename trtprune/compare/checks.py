@@ -30,7 +30,7 @@ def check_same_model(made: EngineDir, other: EngineDir, *, allow_other: bool) ->
             "hidden size": model.hidden_size,
             "vocabulary": model.vocab_size,
             "visual tokens": model.visual_tokens,
-            "image size": list(model.image_size),
+            "image size": model.image_size and list(model.image_size),
             "layers": kv.num_layers,
             "key-value heads": kv.num_kv_heads,
             "head size": kv.head_dim,

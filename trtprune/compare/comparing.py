@@ -23,6 +23,7 @@ from trtprune.compare.tolerance import Tolerance, defaults
 from trtprune.engine_dir import EngineDir, open_engine_dir
 from trtprune.errors import InputError
 from trtprune.reports.reporter import SILENT, Report
+from trtprune.runtime.images import CropShape
 from trtprune.tensor_names import KEPT_INDICES
 
 if TYPE_CHECKING:
@@ -181,8 +182,9 @@ def _with_runs(
 
 
 def _crop_features(made: EngineDir) -> int:
-    """Features of a crop, over which the attention in the tower spreads."""
-    return open_processor(made).shape.features
+    """Features of a crop, over which the attention in the tower spreads; of a packed tower the most of an image."""
+    shape = open_processor(made).shape
+    return shape.features if isinstance(shape, CropShape) else made.model.visual_tokens
 
 
 def _check_names(tolerance: Tolerance, chosen: Sequence[ComponentInfo], *, layerwise: bool) -> None:

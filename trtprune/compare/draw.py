@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from trtprune.compare.numerics import Feed
 from trtprune.engine_dir import CONFIG_NAME
 from trtprune.engine_dir.roles import EMBED, PRUNER
 from trtprune.errors import EngineDirError, InputError
-from trtprune.runtime.images import processor_from_settings
+from trtprune.runtime.images import PackedShape, processor_from_settings
 from trtprune.tensor_names import (
     GRID,
     INPUT_IDS,
@@ -86,8 +86,14 @@ def open_processor(made: EngineDir) -> Processor:
 
 
 def image_size(processor: Processor, seed: int) -> tuple[int, int]:
-    """(height, width) of a random image, up to three crops on a side; one crop where every image is one."""
+    """(height, width) of a random image, up to three crops on a side; one crop where every image is one.
+
+    For a packed tower up to twelve visual tokens on a side.
+    """
     shape = processor.shape
+    if isinstance(shape, PackedShape):
+        rng = np.random.RandomState(seed)
+        return tuple(int(side) for side in rng.randint(shape.factor, 12 * shape.factor + 1, 2))  # type: ignore[return-value]
     if processor.crops_range == (1, 1):
         return shape.height, shape.width
     rng = np.random.RandomState(seed)
@@ -115,7 +121,10 @@ def random_feeds(
     for i in range(draw.iterations):
         rng = np.random.RandomState(draw.seed + i)
         suffix = f" {i}" if draw.iterations > 1 else ""
-        image = _Image.of(made, component, processor.plan(*image_size(processor, draw.seed + i)), keep)
+        plan = processor.plan(*image_size(processor, draw.seed + i))
+        image = _Image.of(made, component, plan, keep, processor.arrays(plan))
+        if isinstance(processor.shape, PackedShape):
+            image.dims["patches"] = plan.tokens * processor.shape.unit
         dims = _dims(made, component, draw, image)
         prompt = dims["sequence"]
         if decodes and prompt + draw.decode_steps > dims["capacity"]:
@@ -153,24 +162,36 @@ class _Image:
             may choose from.
         keep: The budget, at most ``tokens``.
         arrays: Inputs that follow from the image's size alone.
+        dims: Run-time dimensions of a packed tower that do, too.
     """
 
     crops: int
     tokens: int
     keep: int
     arrays: Mapping[str, np.ndarray]
+    dims: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, made: EngineDir, component: ComponentInfo, plan: TokenPlan, keep: int) -> _Image:
-        """The image of a plan as a component reads it."""
+    def of(
+        cls, made: EngineDir, component: ComponentInfo, plan: TokenPlan, keep: int, more: Mapping[str, np.ndarray]
+    ) -> _Image:
+        """The image of a plan as a component reads it; ``more`` are a packed tower's inputs beside the pixels."""
         chooses = component.role == PRUNER and component.segment is None
         places = plan.choices(made.vision.newlines) if chooses else np.arange(plan.tokens)
         arrays = {
             PACK_INDEX: plan.pack_index.astype(np.int64),
             PACK_WEIGHT: plan.pack_weight,
             GRID: plan.grid[places].astype(np.int64),
+            **more,
         }
-        return cls(plan.crops, len(places), min(keep, len(places)), arrays)
+        dims = {
+            dim: size
+            for spec in component.inputs
+            if spec.name in more
+            for dim, size in zip(spec.shape, more[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        return cls(plan.crops, len(places), min(keep, len(places)), arrays, dims)
 
 
 def _dims(made: EngineDir, component: ComponentInfo, draw: Draw, image: _Image) -> dict[str, int]:
@@ -179,6 +200,7 @@ def _dims(made: EngineDir, component: ComponentInfo, draw: Draw, image: _Image) 
     visual = image.tokens if any(spec.name == VISUAL_INDEX for spec in component.inputs) else image.keep
     prompt = draw.text_tokens + visual
     return {
+        **image.dims,
         "batch": draw.batch_size,
         "crops": image.crops,
         "tokens": draw.text_tokens,

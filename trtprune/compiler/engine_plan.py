@@ -90,6 +90,7 @@ def image_bounds(processor: Processor, newlines: str) -> ImageBounds:
         processor.most_newlines if newlines != "candidates" else 0,
         newlines_stay=newlines == "keep",
         fixed=processor.fixed_tokens,
+        dims=processor.vision_dims,
     )
 
 

@@ -121,7 +121,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
 
     def judge(checkpoint: Checkpoint) -> None:
         """Checks that need the config only, so that an error comes before a download."""
-        model = open_model(checkpoint, request.layout)
+        model = open_model(checkpoint, request.layout, request.pixel_bounds)
         limits.decide(model, clip=request.clip is not None or checkpoint.weights is not None)
         if checkpoint.remote:
             # Repeated with its warnings when the weights are read.
@@ -131,7 +131,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     checkpoint = resolve(
         os.fspath(request.model), revision=request.revision, progress=progress_of(report, "model"), check=judge
     )
-    model = open_model(checkpoint, request.layout)
+    model = open_model(checkpoint, request.layout, request.pixel_bounds)
     spec = model.spec
     for warning in model.check_weights(allow_extra=request.allow_extra_tensors):
         report("model", f"warning: {warning}")
@@ -149,6 +149,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         **({"engines": engines.identity()} if engines is not None else {}),
         **({"clip": clip.digest} if clip is not None else {}),
         **({"tokens": [request.layout, newlines]} if model.processor.has_newlines else {}),
+        **({"image": model.processor.settings()} if request.pixel_bounds is not None else {}),
         **({"generation": request.generation_config} if request.generation_config != "checkpoint" else {}),
     }
     return Plan(

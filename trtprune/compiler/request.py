@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from trtprune.arguments import arg
 from trtprune.backends.opening import PROVIDERS
 from trtprune.compiler.engine_options import EngineOptions, check_options
 from trtprune.compiler.weights import check_way
 from trtprune.errors import BuildError
+
+if TYPE_CHECKING:
+    from trtprune.runtime.images import PixelBounds
 
 __all__ = [
     "BACKENDS",
@@ -43,6 +46,8 @@ class BuildSettings(TypedDict, total=False):
     positions: str | None
     layout: str | None
     newlines: str | None
+    min_image_pixels: int | None
+    max_image_pixels: int | None
     backend: str
     provider: str
     dtype: str | None
@@ -76,6 +81,9 @@ class BuildRequest:
         newlines: What happens to the newline tokens of a pruned image: ``"drop"``, ``"keep"`` those of lines with a
             kept token, beside the budget, or ``"candidates"``: a method that reads nothing of the tower chooses among
             them, too (default: ``"drop"``; a method inside the decoder treats them like the rest).
+        min_image_pixels, max_image_pixels: Bounds of the pixels that an image is scaled to, and so of its visual
+            tokens, for models that keep its shape; as ``min_pixels`` and ``max_pixels`` of transformers' processors
+            (default: the checkpoint's).
         backend: ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
         provider: Target of the graphs and default of runs: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
@@ -111,6 +119,8 @@ class BuildRequest:
     positions: str | None = None
     layout: str | None = None
     newlines: str | None = None
+    min_image_pixels: int | None = None
+    max_image_pixels: int | None = None
     backend: str = "onnxruntime"
     provider: str = "cpu"
     dtype: str | None = None
@@ -138,6 +148,7 @@ class BuildRequest:
             _check_choice("layout", self.layout, LAYOUTS)
         if self.newlines is not None:
             _check_choice("newlines", self.newlines, NEWLINES)
+        self._check_image_pixels()
         self._check_dtype()
         self._check_weight_dtype()
         if self.generation_config not in GENERATION_CONFIGS:
@@ -166,6 +177,22 @@ class BuildRequest:
     @property
     def _on_gpu(self) -> bool:
         return self.backend != "onnxruntime" or self.provider == "cuda"
+
+    @property
+    def pixel_bounds(self) -> PixelBounds | None:
+        """The bounds of an image's pixels; None without any."""
+        from trtprune.runtime.images import PixelBounds
+
+        bounds = PixelBounds(self.min_image_pixels, self.max_image_pixels)
+        return bounds if bounds.settings() else None
+
+    def _check_image_pixels(self) -> None:
+        low, high = self.min_image_pixels, self.max_image_pixels
+        for name, value in (("min_image_pixels", low), ("max_image_pixels", high)):
+            if value is not None and value < 1:
+                raise BuildError(f"{arg(name, value)}: must be at least 1")
+        if low is not None and high is not None and low > high:
+            raise BuildError(f"{arg('min_image_pixels', low)}: above {arg('max_image_pixels', high)}")
 
     def _check_dtype(self) -> None:
         dtype = self.compute_dtype

@@ -56,7 +56,7 @@ def check_texts(checkpoint: Checkpoint, model: Model, say: Report) -> TextInfo:
     files, spec = read_texts(checkpoint), model.spec
     assert model.processor is not None  # raises if a run could not prepare an image
     try:
-        encoder = PromptEncoder(files, spec.image_token, spec.image_token_id)
+        encoder = PromptEncoder(files, spec.image_token, spec.image_token_id, video_token=spec.video_token)
         notes = encoder.rehearse()
         texts = encoder.describe()
     except (EngineDirError, InputError) as error:

@@ -55,7 +55,10 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
         if owner is not None and not 0 < getattr(owner, name) <= largest:
             yield f"config.{field} must be between 1 and {largest}"
     for name in ("image_size", "patch_grid"):
-        if not all(0 < side <= LONGEST_SIDE for side in getattr(made.model, name)):
+        size = getattr(made.model, name)
+        if (size is None) != (made.model.image_size is None):
+            yield "config.model.image_size and patch_grid belong together"
+        if size is not None and not all(0 < side <= LONGEST_SIDE for side in size):
             yield f"config.model.{name} must be two numbers between 1 and {LONGEST_SIDE}"
     yield from _wrong_ids(made)
     yield from _wrong_vision(made)

@@ -81,6 +81,8 @@ class ComponentInfo:
 class ModelInfo:
     """The runtime's facts of the model; sizes in pixels or tokens.
 
+    ``image_size`` and ``patch_grid`` are those of a crop; None with a packed tower, which reads images of any size.
+    ``video_token`` stands for a video in prompts, which no model here takes; None: the model has none.
     ``digest`` is the checkpoint's (see ``Checkpoint.digest``).  ``first_patch`` is the patch (row by row)
     of visual token 0; -1 if it is the CLS token.
     """
@@ -89,8 +91,8 @@ class ModelInfo:
     revision: str | None
     digest: str
     family: str
-    image_size: tuple[int, int]
-    patch_grid: tuple[int, int]
+    image_size: tuple[int, int] | None
+    patch_grid: tuple[int, int] | None
     visual_tokens: int
     has_cls: bool
     hidden_size: int
@@ -101,6 +103,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     keeps_cls_feature: bool = False
     first_patch: int = 0
+    video_token: str | None = None
 
 
 @dataclass(frozen=True)

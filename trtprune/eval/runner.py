@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Builds", "Responder", "run", "sessions_of"]
 
 GREY_LEVEL = 127
+GREY_SIZE = (336, 336)
 
 
 class Responder(Protocol):
@@ -223,7 +224,7 @@ class Builds:
         if graph not in self._looks:
             try:
                 if subject.source is None:
-                    picture: Any = _grey(config.model.image_size)
+                    picture: Any = _grey(config.model.image_size or GREY_SIZE)
                 else:
                     picture = subject.source.picture()
                 self._looks[graph] = vlm.features([picture])[0]

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trtprune.arguments import arg
 from trtprune.checkpoint.advice import for_architecture
 from trtprune.checkpoint.aliases import ALIASES
-from trtprune.errors import CheckpointError, shown
-from trtprune.models.spec import Family, Model, ModelSpec
+from trtprune.errors import BuildError, CheckpointError, shown
+from trtprune.models.spec import BoundedFamily, Family, Model, ModelSpec
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
+    from trtprune.runtime.images import PixelBounds
 
 __all__ = ["ALIASES", "Family", "Model", "ModelSpec", "get_family", "open_model", "supported"]
 
@@ -24,21 +26,34 @@ def _families() -> list[Family]:
     from trtprune.models.llava import LlavaFamily
     from trtprune.models.llava_next import LlavaNextFamily
     from trtprune.models.llava_onevision import LlavaOnevisionFamily
+    from trtprune.models.qwen2_5_vl import Qwen25VlFamily
+    from trtprune.models.qwen2_vl import Qwen2VlFamily
 
-    return [LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily()]
+    return [LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily(), Qwen2VlFamily(), Qwen25VlFamily()]
 
 
-def open_model(checkpoint: Checkpoint, layout: str | None = None) -> Model:
+def open_model(checkpoint: Checkpoint, layout: str | None = None, bounds: PixelBounds | None = None) -> Model:
     """The checkpoint as a model of its family, parsed once.
 
     Args:
         checkpoint: The checkpoint.
         layout: Layout of an image's visual tokens; None: the model's own.
+        bounds: Bounds of the pixels that images are scaled to; None: the checkpoint's own.
 
     Raises:
         CheckpointError: for an architecture that no family serves, or a part of it that is not supported.
+        BuildError: for bounds of a model whose images all have one size.
     """
-    return get_family(checkpoint.config).open(checkpoint, layout)
+    family = get_family(checkpoint.config)
+    if bounds is None:
+        return family.open(checkpoint, layout)
+    if not isinstance(family, BoundedFamily):
+        name = "min_image_pixels" if bounds.most is None else "max_image_pixels"
+        raise BuildError(
+            f"{arg(name)}: the image processor of this model brings every image or tile to one size",
+            hint=f"leave out {arg(name)}",
+        )
+    return family.open_bounded(checkpoint, layout, bounds)
 
 
 def get_family(config: Mapping[str, Any]) -> Family:

@@ -36,6 +36,8 @@ __all__ = [
     "preprocessed_size",
     "refuse_quantized",
     "required",
+    "tied_warning",
+    "token_text",
     "tower_layer",
 ]
 
@@ -200,6 +202,16 @@ def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
     return EMBED if checkpoint.same_values(embed.name, head.name) else LM_HEAD
 
 
+def tied_warning(tied: bool, lm_head: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """A line about a config that ties two matrices which differ."""
+    if not tied or lm_head != LM_HEAD:
+        return []
+    return [
+        f"config.json ties the word embeddings, but {tensors[LM_HEAD].name} differs from {tensors[EMBED].name}; both "
+        "are used, as in transformers (tie_word_embeddings: false says so)"
+    ]
+
+
 def required(m: ProjectedConfig) -> dict[str, tuple[int, ...]]:
     weights = m.tower.embedding_weights(m.vision, VISION)
     for i in range(m.selection.deepest):
@@ -236,6 +248,15 @@ def preprocessed_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 def image_token(checkpoint: Checkpoint, token_id: int) -> str:
     """The text of the image placeholder."""
+    text = token_text(checkpoint, token_id)
+    if text is not None:
+        return text
+    token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
+    return token if isinstance(token, str) else "<image>"
+
+
+def token_text(checkpoint: Checkpoint, token_id: int) -> str | None:
+    """The text of an added token; None if the tokenizer has none of this id."""
     tokenizer = checkpoint.json_file("tokenizer_config.json") or {}
     added = tokenizer.get("added_tokens_decoder")
     entry = added.get(str(token_id)) if isinstance(added, dict) else None
@@ -245,5 +266,4 @@ def image_token(checkpoint: Checkpoint, token_id: int) -> str:
     for entry in tokens if isinstance(tokens, list) else []:
         if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
             return entry["content"]
-    token = (checkpoint.json_file("processor_config.json") or {}).get("image_token")
-    return token if isinstance(token, str) else "<image>"
+    return None

@@ -42,6 +42,7 @@ from trtprune.models.projected_config import (
     ProjectedConfig,
     image_token,
     required,
+    tied_warning,
     tower_layer,
 )
 from trtprune.models.spec import ModelSpec, VisionHead
@@ -180,13 +181,7 @@ class ProjectedTowerModel:
         for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the selected features
             unused |= tower_layer(m, i).keys()
         warnings = compare(required(self._parsed), m.tensors, known, unused=unused, allow_extra=allow_extra)
-        if m.tied_in_config and m.lm_head == LM_HEAD:
-            head, embed = m.tensors[LM_HEAD].name, m.tensors[EMBED].name
-            warnings.append(
-                f"config.json ties the word embeddings, but {head} differs from {embed}; both are used, as in "
-                "transformers (tie_word_embeddings: false says so)"
-            )
-        return warnings
+        return warnings + tied_warning(m.tied_in_config, m.lm_head, m.tensors)
 
     def check_clip(self, clip: Clip) -> list[str]:
         """See :func:`trtprune.models.clip_text.check_tower`."""

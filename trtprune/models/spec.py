@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
     from trtprune.pruning.base import LayerAccess
-    from trtprune.runtime.images import Processor
+    from trtprune.runtime.images import PixelBounds, Processor
 
-__all__ = ["Family", "Model", "ModelSpec", "VisionHead"]
+__all__ = ["BoundedFamily", "Family", "Model", "ModelSpec", "VisionHead"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ModelSpec:
     """The facts of a checkpoint behind budget, KV cache, prompt and images.
 
     Attributes:
-        image_size: (height, width) of the vision graph's input in pixels.
-        patch_grid: (rows, columns) of patches.
+        image_size: (height, width) of a crop in pixels; None for a packed tower, which reads images of any size.
+        patch_grid: (rows, columns) of a crop's patches; None likewise.
         visual_tokens: N, the most visual tokens of an image.
         first_patch: The patch (row by row) of feature 0: 0; -1 if feature 0 is the CLS token; 1 if the tower has no CLS
             token and strategy "default" dropped the first patch.
@@ -49,6 +49,7 @@ class ModelSpec:
         rotary_sections: For each axis of a position, the number of rotary frequencies that turn by it: one axis, or
             time, row and column.
         rotary_interleaved: Whether the axes alternate over the frequencies.
+        video_token: The text that stands for a video in prompts, which are refused; None: the family has none.
         image_token, image_token_id: The placeholder in prompts.
         eos_token_ids: Tokens that end an answer; may be empty.
         feature_layers: Indices into the tower's hidden states, ≥ 0.
@@ -62,8 +63,8 @@ class ModelSpec:
     family: str
     vision_tower: str
     decoder: str
-    image_size: tuple[int, int]
-    patch_grid: tuple[int, int]
+    image_size: tuple[int, int] | None
+    patch_grid: tuple[int, int] | None
     visual_tokens: int
     first_patch: int
     has_cls: bool
@@ -86,10 +87,13 @@ class ModelSpec:
     tower_layers: int
     rotary_sections: tuple[int, ...]
     rotary_interleaved: bool = False
+    video_token: str | None = None
 
     @property
     def tokens_are_patches(self) -> bool:
         """Whether visual token i stands for patch i, row by row."""
+        if self.patch_grid is None:
+            return False
         rows, columns = self.patch_grid
         return self.first_patch == 0 and self.visual_tokens == rows * columns
 
@@ -107,6 +111,14 @@ class Family(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""
+
+
+@runtime_checkable
+class BoundedFamily(Family, Protocol):
+    """A family whose images keep their shape, in as many visual tokens as their size asks for."""
+
+    def open_bounded(self, checkpoint: Checkpoint, layout: str | None, bounds: PixelBounds) -> Model:
+        """:meth:`Family.open`, with a user's bounds of the pixels that images are scaled to."""
 
 
 class Model(Protocol):

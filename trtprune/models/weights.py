@@ -8,7 +8,7 @@ use the names of transformers 5, called canonical here; the checkpoint's own are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trtprune.arguments import arg
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["canonical_tensors", "compare"]
 
-_RULES = (
+RULES = (
     (re.compile(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)"), ""),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^language_model\.model\."), "language_model."),
@@ -29,13 +29,17 @@ _RULES = (
 
 
 def canonical_tensors(
-    tensors: Mapping[str, TensorInfo], renames: Iterable[tuple[str, str]] = (), more: Collection[str] = ()
+    tensors: Mapping[str, TensorInfo],
+    renames: Iterable[tuple[str, str]] = (),
+    more: Collection[str] = (),
+    rules: Sequence[tuple[re.Pattern[str], str]] = RULES,
 ) -> dict[str, TensorInfo]:
     """The tensors under their canonical names.
 
     Args:
         tensors: The checkpoint's, by their own names.
         renames: Older parts of names → transformers 5's (of the vision tower).
+        rules: Patterns of older names, and what takes their places, in order.
         more: Canonical names of further tensors of the family, which older files have without ``model.``.
 
     Raises:
@@ -45,7 +49,7 @@ def canonical_tensors(
     result: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
         key = name
-        for pattern, replacement in _RULES:
+        for pattern, replacement in rules:
             key = pattern.sub(replacement, key)
         for old, new in renames:
             key = key.replace(old, new)

@@ -80,6 +80,8 @@ class Chain:
     def look(self, images: Sequence[Prepared]) -> list[Features]:
         """Features of images."""
         vision = self.session(VISION)
+        if images[0].arrays:
+            return self._look_packed(images)
         size = min(VISION_BATCH, vision.max_batch)
         crops = np.concatenate([image.pixel_values for image in images]).astype(self.dtype)
         runs = [vision.run({PIXEL_VALUES: crops[start : start + size]}) for start in range(0, len(crops), size)]
@@ -88,6 +90,14 @@ class Chain:
             rows = {name: self._rows([run[name] for run in runs], first, image.plan.crops, size) for name in runs[0]}
             features.append(self._pack(rows, image.plan))
             first += image.plan.crops
+        self.memory.wait()
+        return features
+
+    def _look_packed(self, images: Sequence[Prepared]) -> list[Features]:
+        """Features of images by a packed tower, one image a run; its outputs are those of one crop."""
+        vision = self.session(VISION)
+        runs = [vision.run({PIXEL_VALUES: i.pixel_values.astype(self.dtype), **i.arrays}) for i in images]
+        features = [self._pack(run, image.plan) for run, image in zip(runs, images, strict=True)]
         self.memory.wait()
         return features
 

@@ -81,7 +81,7 @@ class Pipeline:
         self.chain = Chain(config, backend)
         files = text_files(config)
         model, template = config.model, config.text.template
-        self.encoder = PromptEncoder(files, model.image_token, model.image_token_id, template)
+        self.encoder = PromptEncoder(files, model.image_token, model.image_token_id, template, model.video_token)
         self.clip_text = ClipText(self.chain, files)
         vision = config.vision
         self.processor = processor_from_settings(vision.processor, vision.settings, str(config.root / CONFIG_NAME))

@@ -83,6 +83,7 @@ class PromptEncoder:
         image_token: The placeholder's text.
         image_token_id: Its id in the model.
         template: The chat template as pieces; None: the template of the files, by jinja2.
+        video_token: Text that stands for a video, which no prompt may hold; None: there is none.
 
     Raises:
         EngineDirError: if a file is broken, takes too much time or memory, or tokenizer and model disagree on the
@@ -90,9 +91,15 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, files: Mapping[str, str], image_token: str, image_token_id: int, template: TemplateInfo | None = None
+        self,
+        files: Mapping[str, str],
+        image_token: str,
+        image_token_id: int,
+        template: TemplateInfo | None = None,
+        video_token: str | None = None,
     ) -> None:
         self.image_token, self.image_token_id = image_token, image_token_id
+        self._video_token = video_token
         self._noted = False
         own = {name: files[name] for name in FILES if name in files}
         pieces = None if template is None else dataclasses.asdict(template)
@@ -199,6 +206,11 @@ class PromptEncoder:
                 f"the {turn.role} text is not Unicode text: a lone surrogate at character {error.start}",
                 hint="it was read in another encoding than it was written in: read or set it as UTF-8",
             ) from None
+        if self._video_token is not None and self._video_token in turn.text:
+            raise InputError(
+                f"the {turn.role} text contains {self._video_token!r}, which stands for a video",
+                hint="videos are not supported: give single frames as images",
+            )
         if not raw and self.image_token in turn.text:
             raise InputError(
                 f"the {turn.role} text contains {self.image_token!r}, which stands for an image",

@@ -263,6 +263,7 @@ class Variants:
             options=dict(variant.options),
             positions=positions,
             layout=base.vision.settings.get("layout"),
+            **_image_pixels(base),
             newlines=_newlines(base, variant),
             provider=provider,
             dtype=base.dtype,
@@ -307,6 +308,14 @@ class Variants:
             self._sessions[key] = backend.session(component, config.root)
         self._users.setdefault(key, set()).add(variant)
         return self._sessions[key]
+
+
+def _image_pixels(base: EngineDir) -> dict[str, Any]:
+    """The bounds of an image's pixels of a build whose images keep their shape, as arguments of a build."""
+    if base.model.image_size is not None:
+        return {}
+    size = base.vision.settings["size"]
+    return {"min_image_pixels": size["shortest_edge"], "max_image_pixels": size["longest_edge"]}
 
 
 def _newlines(base: EngineDir, variant: Variant) -> str | None:

@@ -116,10 +116,13 @@ Fault wrong_sizes(const EngineDir& directory) {
     for (const Limit& limit : limits) {
         if (Fault fault = wrong_size(limit.field, limit.value, std::int64_t{1} << limit.bits)) return fault;
     }
-    const std::pair<const char*, std::array<std::int64_t, 2>> sides[] = {{"image_size", model.image_size},
-                                                                         {"patch_grid", model.patch_grid}};
+    using Sides = std::optional<std::array<std::int64_t, 2>>;
+    const std::pair<const char*, Sides> sides[] = {{"image_size", model.image_size}, {"patch_grid", model.patch_grid}};
     for (const auto& [name, pair] : sides) {
-        if (std::min(pair[0], pair[1]) < 1 || std::max(pair[0], pair[1]) > longest_side) {
+        if (pair.has_value() != model.image_size.has_value()) {
+            return "config.model.image_size and patch_grid belong together";
+        }
+        if (pair && (std::min((*pair)[0], (*pair)[1]) < 1 || std::max((*pair)[0], (*pair)[1]) > longest_side)) {
             return std::string("config.model.") + name + " must be two numbers between 1 and " +
                    to_string(longest_side);
         }

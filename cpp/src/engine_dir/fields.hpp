@@ -44,6 +44,7 @@ void fields(V& visit, ModelInfo& model) {
     visit("eos_token_ids", model.eos_token_ids);
     visit("keeps_cls_feature", model.keeps_cls_feature, with_default);
     visit("first_patch", model.first_patch, with_default);
+    visit("video_token", model.video_token, with_default);
 }
 
 template <class V>

@@ -62,8 +62,8 @@ struct ModelInfo {
     std::optional<std::string> revision;
     std::string digest;
     std::string family;
-    std::array<std::int64_t, 2> image_size{};
-    std::array<std::int64_t, 2> patch_grid{};
+    std::optional<std::array<std::int64_t, 2>> image_size;  ///< of a crop; none with a packed tower
+    std::optional<std::array<std::int64_t, 2>> patch_grid;
     std::int64_t visual_tokens = 0;
     bool has_cls = false;
     std::int64_t hidden_size = 0;
@@ -73,7 +73,8 @@ struct ModelInfo {
     std::int64_t image_token_id = 0;
     std::vector<std::int64_t> eos_token_ids;
     bool keeps_cls_feature = false;
-    std::int64_t first_patch = 0;  ///< the patch (row by row) of visual token 0; -1 if it is the CLS token
+    std::int64_t first_patch = 0;            ///< the patch (row by row) of visual token 0; -1 if it is the CLS token
+    std::optional<std::string> video_token;  ///< stands for a video in prompts, which no model here takes
 };
 
 /// The steps from an image to visual tokens.

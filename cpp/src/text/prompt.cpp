@@ -61,11 +61,12 @@ std::vector<std::int64_t> Prompt::span(const std::string& name) const {
 }
 
 struct PromptEncoder::State {
-    State(std::string_view content, TextInfo text, std::string token, std::int64_t id)
+    State(std::string_view content, TextInfo text, std::string token, std::int64_t id, std::optional<std::string> video)
         : tokenizer(Tokenizer::from_json(content)),
           info(std::move(text)),
           image_token(std::move(token)),
-          image_token_id(id) {}
+          image_token_id(id),
+          video_token(std::move(video)) {}
 
     void check_placeholder() const;
     void check(const Turn& turn, bool raw) const;
@@ -76,11 +77,13 @@ struct PromptEncoder::State {
     TextInfo info;
     std::string image_token;
     std::int64_t image_token_id;
+    std::optional<std::string> video_token;
 };
 
 PromptEncoder::PromptEncoder(std::string_view tokenizer, TextInfo info, std::string image_token,
-                             std::int64_t image_token_id)
-    : state_(std::make_unique<State>(tokenizer, std::move(info), std::move(image_token), image_token_id)) {
+                             std::int64_t image_token_id, std::optional<std::string> video_token)
+    : state_(std::make_unique<State>(tokenizer, std::move(info), std::move(image_token), image_token_id,
+                                     std::move(video_token))) {
     state_->tokenizer.replace_added_tokens(state_->info.tokenizer.added_tokens);
     state_->tokenizer.set_encode_special_tokens(state_->info.tokenizer.encode_special_tokens);
     state_->check_placeholder();
@@ -175,6 +178,9 @@ void PromptEncoder::State::check(const Turn& turn, bool raw) const {
                              grouped(longest_text),
                          "ask a shorter question");
     if (turn.images < 0) throw InputError("a turn has fewer than 0 images", "give its number of images");
+    if (video_token && turn.text.find(*video_token) != std::string::npos)
+        throw InputError("the " + turn.role + " text contains " + quoted(*video_token) + ", which stands for a video",
+                         "videos are not supported: give single frames as images");
     if (!raw && turn.text.find(image_token) != std::string::npos)
         throw InputError("the " + turn.role + " text contains " + quoted(image_token) + ", which stands for an image",
                          "leave it out: images are put before the question; only a raw prompt holds it");

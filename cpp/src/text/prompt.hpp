@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,7 +41,9 @@ class PromptEncoder {
     /// \param info            What `config.json` says of tokenizer and template.
     /// \param image_token     The placeholder's text.
     /// \param image_token_id  Its id in the model.
-    PromptEncoder(std::string_view tokenizer, TextInfo info, std::string image_token, std::int64_t image_token_id);
+    /// \param video_token     Text that stands for a video, which no prompt may hold; none without one.
+    PromptEncoder(std::string_view tokenizer, TextInfo info, std::string image_token, std::int64_t image_token_id,
+                  std::optional<std::string> video_token = std::nullopt);
 
     PromptEncoder(PromptEncoder&&) noexcept;
     PromptEncoder& operator=(PromptEncoder&&) noexcept;

@@ -32,6 +32,6 @@ std::string read_tokenizer(const engine_dir::EngineDir& directory) {
 
 PromptEncoder::PromptEncoder(const engine_dir::EngineDir& directory)
     : PromptEncoder(read_tokenizer(directory), directory.text, directory.model.image_token,
-                    directory.model.image_token_id) {}
+                    directory.model.image_token_id, directory.model.video_token) {}
 
 }  // namespace trtprune::text

@@ -52,6 +52,8 @@ class ImageBounds:
         newlines_stay: Whether those of lines with a kept token stay beside the budget.
         fixed: Whether the pruner chooses from the same number of visual tokens for every image, so that it is a
             static dimension of its graph.
+        dims: The same of further run-time dimensions of a packed tower's inputs, by name; such a tower reads one image
+            a run.
     """
 
     tokens: tuple[int, int]
@@ -59,6 +61,7 @@ class ImageBounds:
     newlines: int = 0
     newlines_stay: bool = False
     fixed: bool = True
+    dims: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,7 @@ def _ranges(part: Part, limits: Limits) -> dict[str, tuple[int, int, int]]:
         # Newline tokens and padding are not chosen from; and a pruner never runs on fewer than the budget.
         fewest = min(fewest, limits.keep_range[0])
     return {
+        **{name: (low, high, high) for name, (low, high) in image.dims.items()},
         "batch": (1, batch, batch),
         "crops": (image.crops[0], image.crops[1], image.crops[1]),
         "tokens": (1, min(text, TYPICAL_TEXT), text),

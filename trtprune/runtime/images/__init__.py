@@ -8,13 +8,16 @@ holds its settings.
 from __future__ import annotations
 
 from trtprune.runtime.images.base import CropShape, Prepared, Processor, TokenPlan
-from trtprune.runtime.images.registry import PROCESSORS, processor_from_files, processor_from_settings
+from trtprune.runtime.images.packed import PackedShape
+from trtprune.runtime.images.registry import PROCESSORS, PixelBounds, processor_from_files, processor_from_settings
 from trtprune.runtime.images.settings import PROCESSOR_FILES
 
 __all__ = [
     "PROCESSORS",
     "PROCESSOR_FILES",
     "CropShape",
+    "PackedShape",
+    "PixelBounds",
     "Prepared",
     "Processor",
     "TokenPlan",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from trtprune.errors import InputError, shown
-from trtprune.runtime.images.base import CropShape, Prepared, TokenPlan, check_size
+from trtprune.runtime.images.base import Cropped, CropShape, Prepared, TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, Size, plan_tokens
 from trtprune.runtime.images.settings import SIZE_LIMIT, flag, height_and_width, named, pinpoint_list, resize_target
 from trtprune.runtime.images.steps import CropSteps, resized
@@ -71,7 +71,7 @@ def unpadded(height: int, width: int, rows: int, columns: int) -> tuple[range, r
 
 
 @dataclass(frozen=True)
-class AnyRes:
+class AnyRes(Cropped):
     """What the processors of this kind share; a :class:`~trtprune.runtime.images.base.Processor`.
 
     Attributes:

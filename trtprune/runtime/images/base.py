@@ -8,7 +8,7 @@ are one plane, an overview of the image is a plane of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,9 +19,10 @@ from trtprune.runtime.images.settings import SIZE_LIMIT, whole_number
 if TYPE_CHECKING:
     from PIL import Image
 
+    from trtprune.runtime.images.packed import PackedShape
     from trtprune.runtime.images.steps import Geometry
 
-__all__ = ["NO_CROP", "CropShape", "Prepared", "Processor", "TokenPlan", "check_size"]
+__all__ = ["NO_CROP", "CropShape", "Cropped", "Prepared", "Processor", "TokenPlan", "check_size"]
 
 NO_CROP = -1
 """Crop, row, column or newline of a token that has none."""
@@ -178,12 +179,29 @@ class Prepared:
     """An image, ready for the vision graph.
 
     Attributes:
-        pixel_values: float32 [crops, 3, H, W].
+        pixel_values: float32 [crops, 3, H, W], or [patches, width] for a packed tower.
         plan: The image's visual tokens.
+        arrays: The vision graph's other inputs by name; only of a packed tower, which reads one image a run.
     """
 
     pixel_values: np.ndarray
     plan: TokenPlan
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Cropped:
+    """What processors of crops, all of one size, have in common."""
+
+    packed: ClassVar[bool] = False
+
+    @property
+    def vision_dims(self) -> dict[str, tuple[int, int]]:
+        """None: all crops have one size."""
+        return {}
+
+    def arrays(self, plan: TokenPlan) -> dict[str, np.ndarray]:
+        """None: a crop is all that the vision graph reads."""
+        return {}
 
 
 class Processor(Protocol):
@@ -197,6 +215,8 @@ class Processor(Protocol):
     """Layouts of visual tokens it offers; the first one is the model's own."""
     taps: ClassVar[int]
     """Columns of ``pack_index`` and ``pack_weight``."""
+    packed: ClassVar[bool]
+    """Whether the vision graph reads the patches of one image in a row, instead of crops of one size."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str) -> Processor:
@@ -204,7 +224,8 @@ class Processor(Protocol):
         :meth:`model_settings`.
 
         Args:
-            settings: The values by name; where one is missing, the class's default holds.
+            settings: The values by name; where one is missing, the class's default holds.  That of a packed tower
+                has ``packed`` in place of ``crop``.
             where: File name for errors.
 
         Raises:
@@ -223,8 +244,8 @@ class Processor(Protocol):
         """Plain JSON data from which :meth:`from_settings` makes an equal processor."""
 
     @property
-    def shape(self) -> CropShape:
-        """What the vision graph takes for one crop."""
+    def shape(self) -> CropShape | PackedShape:
+        """What the vision graph takes for one crop, or for a patch of a packed tower."""
 
     @property
     def has_newlines(self) -> bool:
@@ -246,6 +267,13 @@ class Processor(Protocol):
     def most_newlines(self) -> int:
         """Upper bound of an image's newline tokens."""
 
+    @property
+    def vision_dims(self) -> dict[str, tuple[int, int]]:
+        """Bounds of the run-time dimensions of a packed tower's inputs, by name; visual tokens are not among them."""
+
+    def arrays(self, plan: TokenPlan) -> dict[str, np.ndarray]:
+        """The inputs of a packed tower beside the pixels, by name, for an image with these visual tokens."""
+
     def plan(self, height: int, width: int, images: int = 1) -> TokenPlan:
         """The visual tokens of an image.
 
@@ -261,7 +289,7 @@ class Processor(Protocol):
         """The arrays and the visual tokens of an upright RGB image; arguments and errors as :meth:`plan`."""
 
     def geometry(self, height: int, width: int) -> Geometry | None:
-        """The place of the crop in an image; None where an image is several crops."""
+        """The place of the crop in an image; None where an image is several crops, or of any size."""
 
     def pixels_taken(self, width: int, height: int, images: int = 1) -> int:
         """Pixels of the largest picture on the way from an image to its arrays, all arrays together counted as one."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from trtprune.errors import InputError, shown
-from trtprune.runtime.images.base import CropShape, Prepared, TokenPlan, check_size
+from trtprune.runtime.images.base import Cropped, CropShape, Prepared, TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, Size, plan_tokens
 from trtprune.runtime.images.settings import SIZE_LIMIT, flag, height_and_width, named, whole_number
 from trtprune.runtime.images.steps import CropSteps, resized
@@ -60,7 +60,7 @@ def _grids(least: int, most: int) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
-class InternVL:
+class InternVL(Cropped):
     """Tiles, row by row, and a thumbnail behind them if there is more than one; a
     :class:`~trtprune.runtime.images.base.Processor`.
 

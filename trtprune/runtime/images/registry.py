@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trtprune.arguments import arg
@@ -11,31 +12,50 @@ from trtprune.runtime.images.base import CropShape, Processor
 from trtprune.runtime.images.internvl import InternVL
 from trtprune.runtime.images.llava_next import LlavaNext
 from trtprune.runtime.images.llava_onevision import LlavaOnevision
+from trtprune.runtime.images.packed import PackedShape
+from trtprune.runtime.images.qwen2_vl import Qwen2Vl
 from trtprune.runtime.images.settings import named, processor_section
 from trtprune.runtime.images.single import Single
 
-__all__ = ["PROCESSORS", "processor_from_files", "processor_from_settings"]
+__all__ = ["PROCESSORS", "PixelBounds", "processor_from_files", "processor_from_settings"]
 
-PROCESSORS: dict[str, type[Processor]] = {kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision, InternVL)}
+PROCESSORS: dict[str, type[Processor]] = {
+    kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision, InternVL, Qwen2Vl)
+}
 """Processor by its name in ``config.json``."""
+
+
+@dataclass(frozen=True)
+class PixelBounds:
+    """A user's bounds of the pixels that images are scaled to; None: the checkpoint's."""
+
+    least: int | None = None
+    most: int | None = None
+
+    def settings(self) -> dict[str, int]:
+        """The bounds as settings of a processor."""
+        found = {"min_pixels": self.least, "max_pixels": self.most}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def processor_from_files(
     files: Mapping[str, str],
-    shape: CropShape,
+    shape: CropShape | PackedShape,
     config: Mapping[str, Any],
     names: Collection[str],
     layout: str | None = None,
+    bounds: PixelBounds | None = None,
 ) -> Processor:
     """The image processor of a checkpoint.
 
     Args:
         files: The checkpoint's text files, content by name.
-        shape: The crop of the model's vision tower.
+        shape: The crop of the model's vision tower, or the patches of a packed one.
         config: The checkpoint's ``config.json``.
         names: Processors that fit the model, keys of :data:`PROCESSORS`; the first one is used if the file names
             none.
         layout: One of the processor's layouts; None: the model's own.
+        bounds: Bounds of the pixels that images are scaled to, in place of the file's; only of a packed tower.
 
     Raises:
         EngineDirError: naming the file and the setting, for a processor that does not fit or an invalid setting.
@@ -48,7 +68,8 @@ def processor_from_files(
         raise EngineDirError(
             f"{arg('layout', layout)}: not offered for this model", hint=f"one of {', '.join(processor.layouts)}"
         )
-    return processor.from_settings({**values, **model, **shape.settings(), "layout": layout}, where)
+    own = {} if bounds is None else bounds.settings()
+    return processor.from_settings({**values, **model, **shape.settings(), **own, "layout": layout}, where)
 
 
 def processor_from_settings(name: str, settings: Mapping[str, Any], where: str) -> Processor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from trtprune.errors import EngineDirError, InputError, shown
-from trtprune.runtime.images.base import NO_CROP, CropShape, Prepared, TokenPlan, check_size
+from trtprune.runtime.images.base import NO_CROP, Cropped, CropShape, Prepared, TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, plan_tokens
 from trtprune.runtime.images.settings import SIZE_LIMIT, channels, flag, named
 from trtprune.runtime.images.steps import CropSteps, Geometry, padded_square
@@ -53,7 +53,7 @@ PLANS = 16
 
 
 @dataclass(frozen=True)
-class Single:
+class Single(Cropped):
     """One crop an image; its features are the visual tokens, and nothing has to be packed.
 
     Attributes:

@@ -1,0 +1,206 @@
+"""Packed towers: vision graphs of random Qwen2.5-VL and Qwen2-VL checkpoints against transformers, and their errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from tests.kit import tiny
+from tests.kit.runtime_kit import picture
+from tests.kit.tiny_files import add_text_files
+from trtprune.checkpoint import open_checkpoint
+from trtprune.errors import BuildError, CheckpointError
+from trtprune.graph import Lowering
+from trtprune.models import Model, open_model
+from trtprune.runtime.images import PixelBounds
+
+SIZES = [(90, 70), (56, 56), (300, 40), (40, 301), (20, 20), (170, 171)]  # (width, height)
+CASES = [
+    tiny.Tiny(family="qwen2.5-vl", seed=1),
+    tiny.Tiny(family="qwen2.5-vl", seed=2, old_names=False, vision={"window_size": 84}),
+    tiny.Tiny(family="qwen2.5-vl", seed=3, shards=True, vision_layers=3, vision={"fullatt_block_indexes": [0, 1, 2]}),
+    tiny.Tiny(family="qwen2-vl", seed=4),
+    tiny.Tiny(family="qwen2-vl", seed=5, tied=True, old_names=False, dtype="bfloat16", vision={"mlp_ratio": 3}),
+]
+ATTENTION = ("mean_query_attention", "deep_attention", "shallow_attention")
+EXTRAS = (*ATTENTION, "vision_features", "vision_keys")
+
+
+def checkpoint(path: Path, case: tiny.Tiny) -> Any:
+    model = tiny.make(path, case)
+    add_text_files(path, case)
+    return model
+
+
+def vision_graph(model: Model, path: Path, form: str, shallow: int = 1, dtype: str = "float32") -> ort.InferenceSession:
+    lowering = replace(Lowering.for_backend("onnxruntime"), vision_attention=form)
+    graphs = model.build_components(dtype=dtype, lowering=lowering, vision_outputs=EXTRAS, shallow_layer=shallow)
+    (path / "weights").mkdir(exist_ok=True)
+    for file in path.glob("*.safetensors"):
+        if not (path / "weights" / file.name).exists():
+            (path / "weights" / file.name).hardlink_to(file)
+    graphs["vision"].save(path / "vision.onnx")
+    return ort.InferenceSession(path / "vision.onnx", providers=["CPUExecutionProvider"])
+
+
+class Maps:
+    """Queries and keys of every layer of transformers' tower, rotated, in window order; and what follows of them."""
+
+    def __init__(self, model: Any, pixels: torch.Tensor, grid: torch.Tensor) -> None:
+        tower, calls = model.model.visual, []
+        module = __import__(type(tower).__module__, fromlist=["x"])
+        eager = module.eager_attention_forward
+
+        def spy(owner: Any, q: torch.Tensor, k: torch.Tensor, *args: Any, **more: Any) -> Any:
+            out = eager(owner, q, k, *args, **more)
+            calls.append((owner, q.double(), k.double(), out[1].double()))
+            return out
+
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(module, "eager_attention_forward", spy)
+            out = tower(pixels, grid_thw=grid)
+        self.features = out.pooler_output.numpy()
+        index = torch.arange(int(grid.prod()) // 4)
+        if hasattr(tower, "fullatt_block_indexes"):
+            index, _ = module.get_vision_window_index(grid, 2, tower.window_size, tower.patch_size)
+        self.order = torch.argsort(index)
+        self.patches = 4 * len(index)
+        self.last = out.last_hidden_state.double().reshape(-1, 4, out.last_hidden_state.shape[-1])[self.order]
+        self.layers = [[c for c in calls if c[0] is block.attn] for block in tower.blocks]
+
+    def received(self, layer: int) -> np.ndarray:
+        """Summed over a token's patches, a mean over heads and queries of the whole image."""
+        row = torch.cat([weights[0].mean(0).sum(0) for *_, weights in self.layers[layer]]) / self.patches
+        return row.reshape(-1, 4).sum(1)[self.order].numpy()
+
+    def mean_query(self, layer: int) -> np.ndarray:
+        ((_, q, k, _),) = self.layers[layer]
+        scores = q.mean(2, keepdim=True) @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+        return scores.softmax(-1).mean(1).reshape(-1, 4).sum(1)[self.order].numpy()
+
+    def keys(self, layer: int) -> np.ndarray:
+        ((_, _, k, _),) = self.layers[layer]
+        return k[0].mean(0).reshape(-1, 4, k.shape[-1]).mean(1)[self.order].numpy()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda t: f"{t.family}-{t.seed}")
+def test_visual_tokens(tmp_path: Path, case: tiny.Tiny) -> None:
+    """Features, saliency and keys of images of several shapes, in both forms of attention."""
+    reference = checkpoint(tmp_path, case)
+    model = open_model(open_checkpoint(tmp_path))
+    assert model.check_weights() == []
+    full = case.vision.get("fullatt_block_indexes", [*range(1, case.vision_layers, 2)])
+    deep = max(full) if case.family == "qwen2.5-vl" else case.vision_layers - 1
+    sessions = [vision_graph(model, tmp_path, form) for form in ("op", "primitives")]
+    for number, size in enumerate(SIZES):
+        prepared = model.processor.prepare(picture(number, size))
+        rows, columns = prepared.plan.grid[-1, 1:] + 1
+        maps = Maps(reference, torch.from_numpy(prepared.pixel_values), torch.tensor([[1, 2 * rows, 2 * columns]]))
+        expected = {
+            "image_features": maps.features,
+            "mean_query_attention": maps.mean_query(deep),
+            "deep_attention": maps.received(deep),
+            "shallow_attention": maps.received(0),
+            "vision_features": maps.last.mean(1).numpy(),
+            "vision_keys": maps.keys(deep),
+        }
+        for session in sessions:
+            names = [value.name for value in session.get_outputs()]
+            feed = {"pixel_values": prepared.pixel_values, **prepared.arrays}
+            found = dict(zip(names, session.run(names, feed), strict=True))
+            assert found.keys() == expected.keys()
+            for name, array in expected.items():
+                np.testing.assert_allclose(found[name][0], array, rtol=0, atol=3e-5, err_msg=name)
+            for name in ATTENTION:
+                np.testing.assert_allclose(found[name].sum(), 1, rtol=1e-5)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    """Empty slots of windows stay out where the lowest number is another."""
+    case = CASES[0]
+    checkpoint(tmp_path, case)
+    model = open_model(open_checkpoint(tmp_path))
+    prepared = model.processor.prepare(picture(0, (90, 70)))
+    feed = {"pixel_values": prepared.pixel_values, **prepared.arrays}
+    exact = vision_graph(model, tmp_path, "primitives").run(["image_features"], feed)[0]
+    feed["pixel_values"] = feed["pixel_values"].astype(np.float16)
+    for form in ("primitives", "primitives-float32"):
+        half = vision_graph(model, tmp_path, form, dtype="float16").run(["image_features"], feed)[0]
+        np.testing.assert_allclose(half, exact, rtol=0, atol=0.03 * np.abs(exact).max())
+
+
+def test_names_of_the_hub(tmp_path: Path) -> None:
+    """The flat files of transformers 4: no text_config, visual.* and model.layers.*."""
+    checkpoint(tmp_path, CASES[0])
+    names = {*open_checkpoint(tmp_path).tensors}
+    assert "visual.blocks.0.attn.qkv.weight" in names
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {**text, **config, "rope_theta": rope["rope_theta"]}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    nested = open_model(open_checkpoint(tmp_path)).spec
+    assert nested.rotary_sections == tuple(rope["mrope_section"])
+    assert (nested.hidden_size, nested.max_positions, nested.image_token) == (64, 512, "<|image_pad|>")
+    assert nested.video_token == "<|video_pad|>"
+
+
+def test_bounds_of_a_user(tmp_path: Path) -> None:
+    checkpoint(tmp_path, CASES[0])
+    source = open_checkpoint(tmp_path)
+    assert open_model(source).processor.tokens_range == (4, 154)
+    assert open_model(source, bounds=PixelBounds(784, 784 * 20)).spec.visual_tokens < 154
+    with pytest.raises(CheckpointError, match="min_pixels 3136 is above max_pixels 784"):
+        assert open_model(source, bounds=PixelBounds(most=784)).processor
+    tiny.make(tmp_path / "llava")
+    with pytest.raises(BuildError, match=r"max.image.pixels.*one size"):
+        open_model(open_checkpoint(tmp_path / "llava"), bounds=PixelBounds(most=784))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"text_config__rope_parameters": {"mrope_section": [2, 3, 2]}},
+            "is [2, 3, 2], which must add up to",
+        ),
+        ({"vision_config__fullatt_block_indexes": []}, "fullatt_block_indexes is empty"),
+        ({"vision_config__fullatt_block_indexes": [4]}, "fullatt_block_indexes is [4], expected layers from 0 to 3"),
+        ({"vision_config__window_size": 13}, "window_size is 13, which makes windows of 0"),
+        ({"vision_config__num_heads": 5}, "hidden_size is 48; expected a multiple of 4 for each of 5 heads"),
+        ({"vision_config__out_hidden_size": 32}, "makes visual tokens of width 32, and the language model takes 64"),
+        ({"vision_config__in_channels": 1}, "in_channels is 1"),
+        ({"vision_config__patch_size": [14, 16]}, "patch_size is [14, 16]; expected one number"),
+        ({"vision_config__hidden_act": "swoosh"}, "hidden_act is 'swoosh'"),
+        ({"vision_start_token_id": 999}, "no added token 999, the vision_start_token_id of config.json"),
+        ({"image_token_id": 20}, "no added token 20, the image_token_id of config.json"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoints are not supported (AWQ)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported (GPTQ)"),
+        ({"vision_config__patch_size": 16}, "patch_size is 14, and the vision tower's 16"),
+    ],
+    ids=str,
+)
+def test_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    checkpoint(tmp_path, CASES[0])
+    tiny.edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError) as error:
+        model = open_model(open_checkpoint(tmp_path))
+        assert model.spec
+    assert fault in str(error.value)
+    assert error.value.hint
+
+
+def test_a_processor_of_another_family(tmp_path: Path) -> None:
+    checkpoint(tmp_path, CASES[0])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
+    with pytest.raises(CheckpointError, match="'CLIPImageProcessor' does not fit this model"):
+        assert open_model(open_checkpoint(tmp_path)).processor

@@ -1,0 +1,223 @@
+"""Whole answers with packed towers against transformers: images of unlike sizes, pruned under both position rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kit import tiny
+from tests.kit.runtime_kit import Kit, picture, record
+from trtprune.errors import InputError
+from trtprune.runtime import Request, Vlm
+from trtprune.text.template import Turn
+
+TOKENS = 32
+BASE = tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024)
+FAST = [BASE, replace(BASE, family="qwen2-vl", seed=12, tied=True)]
+SLOW = [
+    replace(
+        BASE,
+        family=family,
+        seed=100 + seed,
+        layers=2 + seed % 4,
+        tied=seed % 3 == 0,
+        old_names=seed % 2 == 0,
+        kv_heads=(1, 2, 4)[seed % 3],
+        vision_layers=3 + seed % 3,
+        dtype=("float32", "bfloat16")[seed % 5 == 4],
+        vision={"window_size": 56 + 28 * (seed % 3)} if family == "qwen2.5-vl" else {},
+    )
+    for family in tiny.PACKED
+    for seed in range(9)
+]
+SIZES = [(200, 130), (60, 333), (56, 56), (330, 40), (20, 20)]
+IMAGES = [picture(i, size) for i, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module", params=FAST, ids=lambda t: t.family)
+def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    made = Kit.make(tmp_path_factory.mktemp("packed") / request.param.family, request.param)
+    made.model.generation_config.eos_token_id = None
+    return made
+
+
+def rows_of(kit: Kit, inputs: Any) -> torch.Tensor:
+    """[S, D], text embeddings with all visual tokens in place."""
+    with torch.no_grad():
+        rows = kit.model.get_input_embeddings()(inputs["input_ids"])[0]
+        found = kit.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        rows[inputs["input_ids"][0] == tiny.IMAGE_TOKEN_ID] = torch.cat(list(found)).to(rows.dtype)
+    return rows
+
+
+def whole_positions(kit: Kit, inputs: Any) -> tuple[np.ndarray, int]:
+    """transformers' positions [3, S] of the unpruned prompt, and the next one."""
+    ids = inputs["input_ids"]
+    kinds = (ids == tiny.IMAGE_TOKEN_ID).int()
+    places, delta = kit.model.model.get_rope_index(ids, kinds, image_grid_thw=inputs["image_grid_thw"])
+    return places[:, 0].numpy(), int(delta[0, 0]) + ids.shape[1]
+
+
+def compact(whole: np.ndarray, image: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """The positions of the remaining ``rows`` if text goes on behind the largest kept row or column, one by one.
+
+    ``image`` has the number of the image of each row of the prompt, −1 for text.
+    """
+    found, p, shift, top, inside = [], 0, 0, -1, -1
+    first = {n: int(whole[0, image == n][0]) for n in {*image.tolist()} - {-1}}
+    for row in rows:
+        number = int(image[row])
+        if number != inside:
+            p = top + 1
+            inside, shift = number, 0 if number < 0 else p - first[number]
+        place = whole[:, row] + shift if number >= 0 else np.full(3, top + 1)
+        top = max(top, int(place.max()))
+        found.append(place)
+    return np.array(found).T, top + 1
+
+
+def greedy(kit: Kit, embeds: torch.Tensor, places: np.ndarray, following: int, tokens: int) -> tuple[list[int], Any]:
+    """Ids and logits of transformers, over its own cache."""
+    ids, logits, cache, position = [], [], None, torch.from_numpy(places)[:, None]
+    with torch.no_grad():
+        for step in range(tokens):
+            out = kit.model.model.language_model(
+                inputs_embeds=embeds[None], position_ids=position, past_key_values=cache, use_cache=True
+            )
+            cache = out.past_key_values
+            logits.append(kit.model.lm_head(out.last_hidden_state[0, -1]))
+            ids.append(int(logits[-1].argmax()))
+            embeds = kit.model.get_input_embeddings()(torch.tensor([ids[-1]]))
+            position = torch.full((3, 1, 1), following + step)
+    return ids, torch.stack(logits).numpy()
+
+
+def expected(
+    kit: Kit, images: Sequence[Any], question: str, kept: Sequence[Sequence[int]], rule: str, tokens: int = TOKENS
+) -> tuple[list[int], np.ndarray]:
+    """The answer of transformers with these visual tokens left of each image."""
+    inputs = kit.inputs(images, question)
+    embeds = rows_of(kit, inputs)
+    whole, following = whole_positions(kit, inputs)
+    counts = (inputs["image_grid_thw"].prod(1) // 4).tolist()
+    image = np.full(len(embeds), -1)
+    image[inputs["input_ids"][0].numpy() == tiny.IMAGE_TOKEN_ID] = np.repeat(np.arange(len(counts)), counts)
+    stay = image < 0
+    for number, tokens_of in enumerate(kept):
+        stay[np.flatnonzero(image == number)[list(tokens_of)]] = True
+    rows = np.flatnonzero(stay)
+    places = whole[:, rows]
+    if rule == "compact":
+        places, following = compact(whole, image, rows)
+    return greedy(kit, embeds[rows], places, following, tokens)
+
+
+def check(kit: Kit, vlm: Vlm, images: Sequence[Any], question: str, rule: str, keep: int | None, **more: Any) -> None:
+    tokens = more.get("tokens", TOKENS)
+    recorder = record(vlm)
+    result = vlm.generate(list(images), question, keep=keep, max_new_tokens=tokens, ignore_eos=True)
+    ids, logits = expected(kit, images, question, result.kept_indices, rule, tokens)
+    assert result.token_ids == ids
+    np.testing.assert_allclose(np.concatenate(recorder.logits)[:tokens], logits, rtol=0, atol=1e-4)
+
+
+def test_unpruned(kit: Kit) -> None:
+    """transformers' own generate, with one, two and three images of unlike sizes."""
+    vlm = kit.load("none", method="none")
+    for count in (1, 2, 3):
+        images = IMAGES[:count]
+        recorder = record(vlm)
+        result = vlm.generate(images, "What is on the table?", max_new_tokens=TOKENS, ignore_eos=True)
+        inputs = kit.inputs(images, "What is on the table?")
+        ids, logits = kit.generate(TOKENS, **inputs)
+        assert result.token_ids == ids
+        assert result.prompt_tokens == inputs["input_ids"].shape[1]
+        np.testing.assert_allclose(np.concatenate(recorder.logits)[:TOKENS], logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["compact", "original"])
+def test_pruned(kit: Kit, rule: str) -> None:
+    """Fewer tokens than an image has, and more than some have; 64 steps behind a pruned prompt."""
+    vlm = kit.load(f"divprune-{rule}", method="divprune", keep=9, positions=rule)
+    assert vlm.config.positions.axes == 3
+    check(kit, vlm, IMAGES[:1], "What is on the table?", rule, 9, tokens=64)
+    check(kit, vlm, IMAGES[1:3], "Are they alike?", rule, 5)
+    check(kit, vlm, IMAGES[2:5], "Why?", rule, 3)
+
+
+def test_batches_and_turns(kit: Kit) -> None:
+    """Rows of unlike images beside each other, and a later question about the first one's tokens."""
+    vlm = kit.load("divprune-original", method="divprune", keep=9, positions="original")
+    requests = [
+        Request(IMAGES[:1], "What is on the table?", keep=5),
+        Request(IMAGES[1:3], "Alike?", keep=9),
+        Request(IMAGES[4:], "Is there a somewhat longer question?", keep=2),
+    ]
+    for request, result in zip(
+        requests, vlm.generate_batch(requests, max_new_tokens=TOKENS, ignore_eos=True), strict=True
+    ):
+        wanted = expected(kit, request.images, request.prompt, result.kept_indices, "original")[0]
+        assert result.token_ids == wanted
+    chat = vlm.chat(IMAGES[:2])
+    chat.ask("What is this?", keep=4, max_new_tokens=5, ignore_eos=True)
+    first, features = chat.ask("And there?", repick=False, max_new_tokens=6, ignore_eos=True), vlm.features(IMAGES[:2])
+    again = vlm.chat(features)
+    again.ask("What is this?", keep=4, max_new_tokens=5, ignore_eos=True)
+    assert again.ask("And there?", repick=False, max_new_tokens=6, ignore_eos=True).token_ids == first.token_ids
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "hiprune": {"options": {"object_layer": 2}},
+    "visionzip": {},
+    "vispruner": {},
+    "fastervlm": {"options": {"received": "all"}},
+    "scope": {},
+    "mmtok": {},
+    "uniform": {},
+    "fastv": {"keep": 33, "options": {"k": 1}, "max_image_pixels": 784 * 40},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(kit: Kit, name: str) -> None:
+    """Methods that read the tower's attention, its keys, its features, the grid or the decoder run and keep their
+    budget."""
+    settings = {"keep": 7, **METHODS[name]}
+    vlm = kit.load(name, method=name, **settings)
+    result = vlm.generate(IMAGES[:1], "What is on the table?", max_new_tokens=3)
+    total = vlm.features(IMAGES[:1])[0].visual_tokens
+    assert total == 35
+    kept = result.kept_indices[0]
+    assert len(kept) <= settings["keep"] if name != "fastv" else len(kept) < total
+    assert len({*kept}) == len(kept)
+
+
+def test_what_is_refused(kit: Kit) -> None:
+    vlm = kit.load("none", method="none")
+    with pytest.raises(InputError, match=r"'<\|video_pad\|>', which stands for a video"):
+        vlm.generate(IMAGES[:1], "What is in <|video_pad|>?")
+    with pytest.raises(InputError, match="video"):
+        vlm.generate(IMAGES[:1], "<|image_pad|><|video_pad|>", raw_prompt=True)
+    with pytest.raises(InputError, match="up to 200 to 1"):
+        vlm.generate([picture(0, (2, 402))], "What?")
+    with pytest.raises(InputError, match=r"stands for an image"):
+        vlm.chat(IMAGES[:1]).ask("<|image_pad|>")
+    assert vlm.encoder.encode([Turn("user", "Is <|video| a word?", 1)]).ids.size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=lambda t: f"{t.family}-{t.seed}")
+def test_random_checkpoints(tmp_path: Any, case: tiny.Tiny) -> None:
+    kit = Kit.make(tmp_path / "model", case)
+    kit.model.generation_config.eos_token_id = None
+    test_unpruned(kit)
+    for rule in ("compact", "original"):
+        vlm = kit.load(f"divprune-{rule}", method="divprune", keep=9, positions=rule)
+        check(kit, vlm, IMAGES[:1], "What is on the table?", rule, 9, tokens=64)
+        check(kit, vlm, IMAGES[1:3], "Are they alike?", rule, 5)
+        check(kit, vlm, IMAGES[2:5], "Why?", rule, 3)
