@@ -13,7 +13,7 @@
 namespace trtprune {
 
 struct Vlm::State {
-    State(engine_dir::EngineDir config, const LoadOptions& options) : pipeline(std::move(config), options) {}
+    State(engine_dir::Opening opening, const LoadOptions& options) : pipeline(std::move(opening), options) {}
 
     runtime::Pipeline pipeline;
     std::atomic<bool> busy{false};
@@ -70,7 +70,7 @@ Vlm::~Vlm() = default;
 
 Vlm Vlm::load(const std::string& path, const LoadOptions& options) {
     return guarded(
-        path, [&] { return Vlm(std::make_shared<State>(engine_dir::open_engine_dir(path, options.verify), options)); });
+        path, [&] { return Vlm(std::make_shared<State>(engine_dir::begin_engine_dir(path, options.verify), options)); });
 }
 
 Result Vlm::generate(const std::vector<Image>& images, const std::string& prompt, const GenerateOptions& options,

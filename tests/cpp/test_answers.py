@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,8 @@ from tests.kit.cpp_answers import Images, compare, for_driver
 from tests.kit.runtime_kit import picture
 from tests.kit.tiny_files import add_text_files
 from trtprune import pruning
+from trtprune.engine_dir import open_engine_dir
+from trtprune.errors import EngineDirError
 from trtprune.pruning.inputs import FROM_CLIP
 from trtprune.runtime import Vlm
 
@@ -306,3 +309,21 @@ def test_missing_library(fast: Path, images: Images, tmp_path: Path) -> None:
         "provider='openvino'",
         "provider='abacus'",
     ]
+
+
+@pytest.mark.parametrize("change", ["a byte", "the end"])
+def test_damaged_weights(fast: Path, tmp_path: Path, change: str) -> None:
+    """Weights are compared with their digest while they are loaded; what differs is told in Python's words, whatever
+    ONNX Runtime says of them."""
+    root = Path(shutil.copytree(load(fast, "none", method="none").config.root, tmp_path / "copy", symlinks=False))
+    (weights,) = (root / "onnx/weights").iterdir()
+    data = bytearray(weights.read_bytes())
+    weights.unlink()
+    data[-1] ^= 1
+    weights.write_bytes(data if change == "a byte" else data[: len(data) // 2])
+    with pytest.raises(EngineDirError) as expected:
+        open_engine_dir(root)
+    (found,) = cpp_build.driver("vlm")([{"directory": str(root), "calls": [], "load": {}}])
+    assert (found["error"], found["hint"]) == (expected.value.message, expected.value.hint)
+    (found,) = cpp_build.driver("vlm")([{"directory": str(root), "calls": [], "load": {"verify": "none"}}])
+    assert ("error" in found) == (change == "the end"), found

@@ -113,6 +113,9 @@ class Backend {
     virtual std::unique_ptr<Session> session(const engine_dir::ComponentInfo& component,
                                              const std::filesystem::path& root) = 0;
 
+    /// The number of threads that may open components at the same time.
+    virtual int opening_threads() const { return 1; }
+
     /// The decode step of a whole decoder over one cache, from two sessions of this backend; everything between token
     /// and logits stays on its device.  None of the three may go before it.
     virtual std::unique_ptr<Step> step(Session& embed, Session& decoder, Cache& cache) = 0;

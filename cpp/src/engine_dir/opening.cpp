@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <string_view>
 #include <trtprune/error.hpp>
+#include <utility>
 
 #include "engine_dir/paths.hpp"
-#include "engine_dir/reading.hpp"
 
 namespace trtprune::engine_dir {
 
@@ -32,7 +32,7 @@ bool looks_like_repository(std::string_view text) {
 
 }  // namespace
 
-EngineDir open_engine_dir(const std::string& path, const std::string& verify) {
+Opening begin_engine_dir(const std::string& path, const std::string& verify) {
     const std::string root = plain_path(path);
     struct stat status {};
     // A name with a zero byte in it would be read as a shorter one.
@@ -44,9 +44,15 @@ EngineDir open_engine_dir(const std::string& path, const std::string& verify) {
                                : "make one: trtprune build --model demo --keep 64 -o OUT";
         throw EngineDirError(root + ": no such engine directory", hint);
     }
-    EngineDir directory = read_config(root);
-    check_files(directory, verify);
-    return directory;
+    Opening opening{read_config(root), {}};
+    opening.checks = check_files(opening.directory, verify);
+    return opening;
+}
+
+EngineDir open_engine_dir(const std::string& path, const std::string& verify) {
+    Opening opening = begin_engine_dir(path, verify);
+    for (const Check& check : opening.checks) check();
+    return std::move(opening.directory);
 }
 
 }  // namespace trtprune::engine_dir

@@ -58,8 +58,12 @@ std::int64_t file_size(const std::string& path) {
     return ::stat(path.c_str(), &status) == 0 ? status.st_size : 0;
 }
 
+bool is_weights(const std::string& name) {
+    return name.rfind(std::string(weights_folder) + "/", 0) == 0;
+}
+
 bool is_large(const std::string& name) {
-    return name.rfind(std::string(weights_folder) + "/", 0) == 0 || name.rfind("engines/", 0) == 0;
+    return is_weights(name) || name.rfind("engines/", 0) == 0;
 }
 
 // The paths of all files by name; each lies inside, is listed, and is there.
@@ -160,28 +164,34 @@ EngineDir read_config(const std::string& root) {
     return parse_config(*text, root);
 }
 
-void check_files(const EngineDir& directory, const std::string& verify) {
+std::vector<Check> check_files(const EngineDir& directory, const std::string& verify) {
     if (verify != "auto" && verify != "none" && verify != "fast" && verify != "full") {
         throw EngineDirError(arguments::arg("verify", verify) + ": unknown", "one of auto, none, fast, full");
     }
     const std::map<std::string, std::string> paths = paths_of(directory);
-    if (verify == "none") return;
+    if (verify == "none") return {};
     bool fast = verify == "fast";
     if (verify == "auto") {
         std::int64_t total = 0;
         for (const auto& [name, path] : paths) total += is_large(name) ? file_size(path) : 0;
         fast = total > full_check_bytes;
     }
+    std::vector<Check> later;
     for (const auto& [name, recorded] : directory.files) {
         const std::vector<std::string_view> digests = files::words(recorded);
         // A large file has its cheap digest first; the fast check stops there.
         for (const std::string_view digest : digests) {
             const bool whole = digest.rfind("sha256:", 0) == 0;
             if (fast && whole && digests.size() > 1 && is_large(name)) continue;
-            check_digest(digest, paths.at(name));
+            if (whole && is_weights(name)) {
+                later.push_back([digest = std::string(digest), path = paths.at(name)] { check_digest(digest, path); });
+            } else {
+                check_digest(digest, paths.at(name));
+            }
         }
     }
     check_locations(directory, paths);
+    return later;
 }
 
 }  // namespace trtprune::engine_dir

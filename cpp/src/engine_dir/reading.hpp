@@ -1,6 +1,8 @@
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "engine_dir/schema.hpp"
 
@@ -20,10 +22,14 @@ EngineDir read_config(const std::string& root);
 /// \param root  The directory, for messages and paths.
 EngineDir parse_config(const std::string& text, const std::string& root);
 
-/// Compares the files with the digests in `config.json`.
+/// A check that is still to be made.  It throws an EngineDirError that names the file.
+using Check = std::function<void()>;
+
+/// Compares the files with the digests in `config.json`, but for the whole bytes of weights, which take longest.
 ///
 /// \param verify  As in `open_engine_dir`.
+/// \return The comparison of the weights' bytes.  It keeps what it needs.
 /// \throws EngineDirError  naming the first file that is missing, unlisted or different.
-void check_files(const EngineDir& directory, const std::string& verify);
+std::vector<Check> check_files(const EngineDir& directory, const std::string& verify);
 
 }  // namespace trtprune::engine_dir

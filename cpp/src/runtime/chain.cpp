@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <trtprune/error.hpp>
 #include <utility>
 
 #include "arguments.hpp"
 #include "backend/tensor_names.hpp"
 #include "runtime/half.hpp"
+#include "together.hpp"
 
 namespace trtprune::runtime {
 
@@ -55,11 +57,27 @@ Tensor crops(const std::vector<const images::Prepared*>& images, std::int64_t fi
 
 }  // namespace
 
-Chain::Chain(const engine_dir::EngineDir& config, backend::Backend& backend)
+Chain::Chain(const engine_dir::EngineDir& config, backend::Backend& backend,
+             const std::vector<engine_dir::Check>& checks, const std::function<void()>& beside)
     : config_(config), backend_(backend), dtype_(backend::dtype_from_name(config.dtype)) {
+    std::vector<std::function<void()>> jobs(checks.begin(), checks.end());
     for (const std::string& name : config.chain) {
         const engine_dir::ComponentInfo& component = config.component(name);
-        sessions_[component.part()] = backend.session(component, config.root);
+        std::unique_ptr<backend::Session>& session = sessions_[component.part()];
+        jobs.emplace_back([&] { session = backend.session(component, config.root); });
+    }
+    jobs.push_back(beside);
+    const int threads = backend.opening_threads();
+    if (threads == 1) {
+        for (const auto& job : jobs) job();
+        return;
+    }
+    // The decoder takes longest and stands last.  Which failure is told must not depend on which work ends first.
+    std::reverse(jobs.begin(), jobs.end());
+    std::vector<std::exception_ptr> failures = run_together(jobs, threads);
+    std::reverse(failures.begin(), failures.end());
+    for (const std::exception_ptr& failure : failures) {
+        if (failure) std::rethrow_exception(failure);
     }
 }
 

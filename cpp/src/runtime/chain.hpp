@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/session.hpp"
+#include "engine_dir/reading.hpp"
 #include "engine_dir/schema.hpp"
 #include "runtime/features.hpp"
 #include "runtime/positions.hpp"
@@ -22,7 +23,11 @@ class Chain {
     /// Opens the sessions of all components, so that a provider that does not load fails here.
     ///
     /// \param config, backend  Outlive the object.
-    Chain(const engine_dir::EngineDir& config, backend::Backend& backend);
+    /// \param checks           Comparisons of the weights with their digests, which run beside.
+    /// \param beside           Other work of opening a directory.
+    /// \throws Error  The first failure of the checks, else of the components in their order, else of the other work.
+    Chain(const engine_dir::EngineDir& config, backend::Backend& backend, const std::vector<engine_dir::Check>& checks,
+          const std::function<void()>& beside);
 
     const engine_dir::EngineDir& config() const noexcept { return config_; }
     backend::Memory& memory() const noexcept { return backend_.memory(); }

@@ -20,11 +20,10 @@ std::vector<text::Turn> turns_of(const std::string& prompt, std::size_t images,
     return turns;
 }
 
-Pipeline::Pipeline(engine_dir::EngineDir config, const LoadOptions& options)
-    : config_(std::move(config)),
+Pipeline::Pipeline(engine_dir::Opening opening, const LoadOptions& options)
+    : config_(std::move(opening.directory)),
       backend_(backend::open_backend(config_, options)),
-      chain_(config_, *backend_),
-      encoder_(config_),
+      chain_(config_, *backend_, opening.checks, [this] { encoder_.emplace(config_); }),
       clip_text_(chain_),
       processor_(images::processor_from_settings(config_.vision.processor, config_.vision.settings,
                                                  config_.root + "/" + engine_dir::config_name)),
@@ -113,7 +112,7 @@ std::vector<Features> Pipeline::features(const std::vector<Image>& images, const
 
 Tensor Pipeline::embed(const text::Prompt& prompt, Clock& clock) const {
     const auto stage = clock.stage("prefill");
-    return chain_.embed(prompt.ids, [this](std::int64_t id) { return encoder_.token(id); });
+    return chain_.embed(prompt.ids, [this](std::int64_t id) { return encoder_->token(id); });
 }
 
 Selection Pipeline::select(const text::Prompt& prompt, const Tensor& embeds, const std::vector<Features>& features,
@@ -156,7 +155,7 @@ std::unique_ptr<Answer> Pipeline::answer(const text::Prompt& prompt, const Layou
     const std::int64_t most = settings.max_new_tokens ? *settings.max_new_tokens : longest(prompt, layout);
     check_length(layout.length(), most, {config_.kv.capacity, Limit::Kind::capacity, decoder_->prunes()});
     check_length(layout.next_position, most, {config_.model.max_positions, Limit::Kind::positions, false});
-    return std::make_unique<Answer>(config_, encoder_, prompt, layout, most, settings);
+    return std::make_unique<Answer>(config_, *encoder_, prompt, layout, most, settings);
 }
 
 // Longest answer without a caller's limit: the checkpoint's, as far as there is room, else 64 tokens.

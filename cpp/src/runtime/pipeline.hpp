@@ -8,6 +8,7 @@
 #include <trtprune/vlm.hpp>
 #include <vector>
 
+#include "engine_dir/opening.hpp"
 #include "engine_dir/schema.hpp"
 #include "images/processor.hpp"
 #include "runtime/answer.hpp"
@@ -33,12 +34,14 @@ std::vector<text::Turn> turns_of(const std::string& prompt, std::size_t images,
 class Pipeline {
   public:
     /// Opens everything, so that a provider that does not load fails here and not at the first question.
-    Pipeline(engine_dir::EngineDir config, const LoadOptions& options);
+    ///
+    /// \throws EngineDirError  for weights that are not those of the build, before any other error.
+    Pipeline(engine_dir::Opening opening, const LoadOptions& options);
 
     const engine_dir::EngineDir& config() const noexcept { return config_; }
     /// Name of the runtime.
     const std::string& provider() const { return backend_->name(); }
-    const text::PromptEncoder& encoder() const noexcept { return encoder_; }
+    const text::PromptEncoder& encoder() const noexcept { return *encoder_; }
     Decoder& decoder() const noexcept { return *decoder_; }
 
     // -- limits of a request
@@ -94,8 +97,8 @@ class Pipeline {
 
     engine_dir::EngineDir config_;
     std::unique_ptr<backend::Backend> backend_;
+    std::optional<text::PromptEncoder> encoder_;  // opened beside the sessions
     Chain chain_;
-    text::PromptEncoder encoder_;
     ClipText clip_text_;
     std::unique_ptr<images::Processor> processor_;
     PositionRule positions_;

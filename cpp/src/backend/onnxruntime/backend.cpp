@@ -88,6 +88,11 @@ std::unique_ptr<Session> OrtBackend::session(const engine_dir::ComponentInfo& co
                                           component);
 }
 
+// Most of the time goes into unpacking and repacking weights, for each component on one thread.
+int OrtBackend::opening_threads() const {
+    return name_ == "cpu" ? available_threads() : 1;
+}
+
 SessionOptions OrtBackend::session_options(const engine_dir::ComponentInfo& component, const std::string& folder,
                                            const std::string& path) const {
     const OrtApi& api = library_->api();

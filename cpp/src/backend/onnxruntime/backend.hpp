@@ -30,6 +30,7 @@ class OrtBackend : public Backend {
     Memory& memory() override { return memory_; }
     std::unique_ptr<Session> session(const engine_dir::ComponentInfo& component,
                                      const std::filesystem::path& root) override;
+    int opening_threads() const override;
     std::unique_ptr<Step> step(Session& embed, Session& decoder, Cache& cache) override;
 
   private:
