@@ -146,9 +146,14 @@ def test_wrong_attention_is_refused(
             rtx.Network(model, None).check(attention=1, cache_updates=0)
 
 
-def test_a_mask_where_there_is_no_cache_is_refused() -> None:
+def test_masks_where_there_is_no_cache_are_those_of_the_graph() -> None:
     network = rtx.Network(attention_graph(cached=False, masked=True).to_bytes(), None)
+    network.check(attention=1, cache_updates=0)
+    network._masked = 0
     with pytest.raises(BuildError, match="has a mask it should not have"):
+        network.check(attention=1, cache_updates=0)
+    network._masked = 2
+    with pytest.raises(BuildError, match="1 attention layers with a mask after parsing, expected 2"):
         network.check(attention=1, cache_updates=0)
 
 

@@ -221,3 +221,13 @@ def test_random_checkpoints(tmp_path: Any, case: tiny.Tiny) -> None:
         check(kit, vlm, IMAGES[:1], "What is on the table?", rule, 9, tokens=64)
         check(kit, vlm, IMAGES[1:3], "Are they alike?", rule, 5)
         check(kit, vlm, IMAGES[2:5], "Why?", rule, 3)
+
+
+def test_openvino(kit: Kit) -> None:
+    """The other lowering, in its own library."""
+    pytest.importorskip("openvino")
+    for method in ({"method": "divprune"}, {"method": "hiprune", "options": {"object_layer": 1}}):
+        vlm = kit.load(f"ov-{method['method']}", keep=9, provider="openvino", **method)
+        answer = vlm.generate(IMAGES[:2], "Alike?", max_new_tokens=TOKENS, ignore_eos=True)
+        rule = vlm.config.positions.rule
+        assert answer.token_ids == expected(kit, IMAGES[:2], "Alike?", answer.kept_indices, rule)[0]

@@ -14,7 +14,7 @@ from typing import Any
 from trtprune.errors import BuildError
 from trtprune.tensor_names import is_past
 
-__all__ = ["attentions", "check_network", "lint"]
+__all__ = ["attentions", "check_network", "lint", "masked_attentions"]
 
 # Inputs of Attention-24, by place.
 MASK, PAST_KEY, PAST_VALUE, LENGTHS = 3, 4, 5, 6
@@ -52,6 +52,12 @@ def _nodes(graphs: Sequence[Any]) -> Iterator[Any]:
             yield node
             for attribute in node.attribute:
                 stack.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+
+
+def masked_attentions(proto: Any) -> int:
+    """The number of attention operators of an ONNX model that have a mask."""
+    nodes = _nodes([proto.graph, *proto.functions])
+    return sum(node.op_type == "Attention" and len(node.input) > MASK and bool(node.input[MASK]) for node in nodes)
 
 
 def _attention_fault(node: Any, cached: bool) -> str | None:
@@ -95,7 +101,15 @@ def attentions(trt: Any, network: Any) -> list[tuple[str, Any]]:
 
 
 def check_network(
-    trt: Any, network: Any, component: str, *, attention: int, cache_updates: int, cached: bool, cast_float32: bool
+    trt: Any,
+    network: Any,
+    component: str,
+    *,
+    attention: int,
+    cache_updates: int,
+    cached: bool,
+    cast_float32: bool,
+    masked: int = 0,
 ) -> None:
     """Checks the parser's network of a component; allows plain operators for float32 attention where it must.
 
@@ -105,8 +119,9 @@ def check_network(
         component: Name of the component, for messages.
         attention: The required number of attention operators.
         cache_updates: The required number of in-place cache writes.
-        cached: Whether it has a KV cache: then every attention must have a mask and none be causal; without, no
-            attention may have either.
+        cached: Whether it has a KV cache: then every attention must have a mask and none be causal; without, none may
+            be causal either.
+        masked: The number of attention operators with a mask in the graph of a component without a cache.
         cast_float32: Lets attention in float32 fall back to plain operators.  TensorRT-RTX has no kernel for it and
             refuses otherwise; TensorRT has one and needs no permission.
 
@@ -115,11 +130,16 @@ def check_network(
     """
     found = attentions(trt, network)
     for name, op in found:
-        fault = _network_fault(trt, op, cached)
+        fault = _network_fault(trt, op, cached, masked)
         if fault is not None:
             raise BuildError(f"{component}: attention layer '{name}' {fault} after parsing", hint=BUG)
         if cast_float32 and op.get_input(0).dtype == trt.float32:
             op.decomposable = True
+    masks = sum(op.mask is not None for _, op in found)
+    if not cached and masks != masked:
+        raise BuildError(
+            f"{component}: {masks} attention layers with a mask after parsing, expected {masked}", hint=BUG
+        )
     updates = [
         layer
         for layer in map(network.get_layer, range(network.num_layers))
@@ -137,7 +157,7 @@ def check_network(
             )
 
 
-def _network_fault(trt: Any, op: Any, cached: bool) -> str | None:
+def _network_fault(trt: Any, op: Any, cached: bool, masked: int) -> str | None:
     kind = getattr(op, "causal_kind", None)  # from TensorRT 11 on; before, a flag
     if op.causal if kind is None else kind != trt.CausalMaskKind.NONE:
         return f"is causal ({'upper left' if kind is None else kind.name.lower()})"
@@ -145,8 +165,8 @@ def _network_fault(trt: Any, op: Any, cached: bool) -> str | None:
         return "has lengths"
     if cached and op.mask is None:
         return "has no mask"
-    if cached and op.mask.dtype != trt.bool:
-        return f"has a mask of type {op.mask.dtype}, not bool"
-    if not cached and op.mask is not None:
+    if not cached and not masked and op.mask is not None:
         return "has a mask it should not have"
+    if op.mask is not None and op.mask.dtype != trt.bool:
+        return f"has a mask of type {op.mask.dtype}, not bool"
     return None

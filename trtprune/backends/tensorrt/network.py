@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtprune.backends.tensorrt.check import check_network, lint
+from trtprune.backends.tensorrt.check import check_network, lint, masked_attentions
 from trtprune.backends.tensorrt.flavour import Log, MessageRecord, one_line
 from trtprune.errors import BackendError, BuildError
 from trtprune.tensor_names import is_past
@@ -80,6 +80,7 @@ class Network:
         self.trt, self.component = trt, component
         self._copies: list[np.ndarray] = []
         self.cached = any(is_past(value.name) for value in proto.graph.input)
+        self._masked = masked_attentions(proto)
         self._maps: dict[str, np.ndarray] = {}
         with log.recording() as record:
             try:
@@ -177,6 +178,7 @@ class Network:
             cache_updates=cache_updates,
             cached=self.cached,
             cast_float32=self.trt.__name__ == "tensorrt_rtx",
+            masked=self._masked,
         )
 
     def layer_types(self) -> list[Any]:
