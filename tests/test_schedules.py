@@ -47,6 +47,9 @@ def agrees(case: str, keep: int, tokens: int, depth: int) -> None:
     if wanted is None:
         with pytest.raises(BudgetError, match=f"keep={keep}"):
             info.schedule(keep, tokens)
+        most = oracle.schedule(method, keep, tokens, depth, options, at_most=True)
+        if most is not None and keep < tokens:
+            assert [*info.kept(keep, tokens)] == most[0]
         return
     made = info.schedule(keep, tokens)
     assert ([*made.kept], [*made.after]) == wanted, (case, keep, tokens, depth)
@@ -166,7 +169,7 @@ def test_schedules_that_no_method_writes(change: dict[str, Any], word: str) -> N
 
 @pytest.mark.parametrize(("method", "options"), [("fastv", {"k": 1}), ("pyramiddrop", {"first": 1}), ("sparsevlm", {})])
 def test_a_budget_that_the_largest_image_meets(method: str, options: dict[str, object]) -> None:
-    """Images of any smaller number of tokens meet it, too, unless they have no more than one or two above it."""
+    """Images of any smaller number of tokens meet it, too; one or two above it they stay below."""
     chosen = pruning.get(method)
     values = chosen.validate_options(options)
     for depth, fewest, most in ((8, 16, 88), (6, 17, 60)):
@@ -174,5 +177,9 @@ def test_a_budget_that_the_largest_image_meets(method: str, options: dict[str, o
         assert info is not None
         low, high = chosen.budgets(most, depth, values)
         for tokens in range(fewest, most + 1):
-            for keep in range(low, min(high, tokens - 3) + 1):
-                assert info.kept(keep, tokens)[-1] < tokens
+            reached = info.served(tokens)
+            for keep in range(low, min(high, tokens - 1) + 1):
+                kept = info.kept(keep, tokens)
+                assert kept[-1] < tokens
+                if keep not in reached:
+                    assert kept == tuple(tokens - 1 - place for place in range(len(kept)))

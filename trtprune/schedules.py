@@ -139,8 +139,14 @@ class ScheduleInfo:
 
     # -- the counts of an image ---------------------------------------------------------------------------------
 
-    def schedule(self, keep: int, visual_tokens: int) -> Schedule:
+    def schedule(self, keep: int, visual_tokens: int, *, at_most: bool = False) -> Schedule:
         """The counts for an average of ``keep`` of ``visual_tokens`` tokens; for a ranked schedule, with equal ranks.
+
+        Args:
+            keep: The budget.
+            visual_tokens: N.
+            at_most: Whether a budget above the largest average has the counts of that.  An image with hardly more
+                tokens than the budget cannot reach it: each point removes a token.
 
         Raises:
             BudgetError: if the average cannot be reached.
@@ -167,21 +173,24 @@ class ScheduleInfo:
             return self.with_counts(visual_tokens, row[1:])
         make = self._family(keep, visual_tokens)
         least, most = make(1), make(max(1, visual_tokens - 1))
-        if keep < least.nominal - 0.5 or keep > most.nominal + 0.5:
+        if keep < least.nominal - 0.5 or (keep > most.nominal + 0.5 and not at_most):
             raise self._out_of_reach(keep, least, most)
         return nearest(make, keep, visual_tokens)
 
     def kept(self, keep: int, visual_tokens: int) -> tuple[int, ...]:
-        """Tokens kept at each point; all of them if the image has at most ``keep``.
+        """Tokens kept at each point.
+
+        All of them if the image has at most ``keep``, and the most that can be if ``keep`` is above what the points
+        leave on average.
 
         Raises:
-            BudgetError: as :meth:`schedule`.
+            BudgetError: if ``keep`` is below every average, as :meth:`schedule`.
         """
         if keep >= visual_tokens:
             return (visual_tokens,) * len(self.points)
         if self.rule == "fixed":
             return self.with_counts(visual_tokens, self.counts).kept
-        return self.schedule(keep, visual_tokens).kept
+        return self.schedule(keep, visual_tokens, at_most=True).kept
 
     def rank_counts(self, ranks: Sequence[int], keep: int, visual_tokens: int) -> tuple[int, ...]:
         """Tokens of an image that are kept at each point so far, for a :attr:`ranked` schedule.

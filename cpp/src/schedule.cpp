@@ -213,7 +213,7 @@ double Schedule::nominal() const {
     return static_cast<double>(sum) / static_cast<double>(depth);
 }
 
-Schedule ScheduleInfo::schedule(std::int64_t keep, std::int64_t tokens) const {
+Schedule ScheduleInfo::schedule(std::int64_t keep, std::int64_t tokens, bool at_most) const {
     if (!scales.empty()) {
         scale_of(*this, keep);
         return with_counts(tokens, Counts(points.size(), tokens - 1));
@@ -226,7 +226,8 @@ Schedule ScheduleInfo::schedule(std::int64_t keep, std::int64_t tokens) const {
     const Schedule least = make(1);
     const Schedule most = make(std::max<std::int64_t>(1, tokens - 1));
     const double budget = static_cast<double>(keep);
-    if (budget < least.nominal() - 0.5 || budget > most.nominal() + 0.5) throw out_of_reach(keep, least, most, *this);
+    const bool above = budget > most.nominal() + 0.5;
+    if (budget < least.nominal() - 0.5 || (above && !at_most)) throw out_of_reach(keep, least, most, *this);
     return nearest(make, keep, tokens);
 }
 
@@ -236,7 +237,7 @@ void ScheduleInfo::check_keep(std::int64_t keep, std::int64_t tokens) const {
 
 Counts ScheduleInfo::kept(std::int64_t keep, std::int64_t tokens) const {
     if (keep >= tokens) return Counts(points.size(), tokens);
-    return rule == "fixed" ? with_counts(tokens, counts).kept : schedule(keep, tokens).kept;
+    return rule == "fixed" ? with_counts(tokens, counts).kept : schedule(keep, tokens, true).kept;
 }
 
 Counts ScheduleInfo::rank_counts(const Counts& ranks, std::int64_t keep, std::int64_t tokens) const {

@@ -52,15 +52,18 @@ struct ScheduleInfo {
     /// The counts for an average of `keep` of an image of `tokens` visual tokens; for a ranked schedule, with equal
     /// ranks.
     ///
+    /// \param at_most  Whether a budget above the largest average has the counts of that.  An image with hardly more
+    ///                 tokens than the budget cannot reach it: each point removes a token.
     /// \throws BudgetError  if the average cannot be reached.
-    Schedule schedule(std::int64_t keep, std::int64_t tokens) const;
+    Schedule schedule(std::int64_t keep, std::int64_t tokens, bool at_most = false) const;
 
     /// Refuses a budget that `schedule` cannot reach for an image of so many tokens; raises BudgetError.
     void check_keep(std::int64_t keep, std::int64_t tokens) const;
 
-    /// Tokens kept at each point; all of them if the image has at most `keep`.
+    /// Tokens kept at each point: all of them if the image has at most `keep`, and the most that can be if `keep` is
+    /// above what the points leave on average.
     ///
-    /// \throws BudgetError  as `schedule`.
+    /// \throws BudgetError  if `keep` is below every average, as `schedule`.
     std::vector<std::int64_t> kept(std::int64_t keep, std::int64_t tokens) const;
 
     /// Tokens of an image that are kept at each point so far, for a ranked schedule.

@@ -60,7 +60,7 @@ def test_budgets() -> None:
 
 def test_images_without_a_choice() -> None:
     for case in FILE["without_choice"]:
-        found = token_plan(case["newline"], case["padding"]).without_choice(case["keep"])
+        found = token_plan(case["newline"], case["padding"]).without_choice(case["keep"], case["newlines"])
         assert (None if found is None else found.tolist()) == case["kept"], case
 
 

@@ -114,10 +114,10 @@ PLANS = [
 ]
 
 
-def without_choice(image: dict[str, Any], keep: int) -> list[int] | None:
+def without_choice(image: dict[str, Any], keep: int, rule: str) -> list[int] | None:
     """The kept tokens where there is nothing to choose, else None."""
     newline, padding = image["newline"], image["padding"]
-    ends = [i for i, end in enumerate(newline) if end == i]
+    ends = [i for i, end in enumerate(newline) if end == i and rule != "candidates"]
     candidates = [i for i in range(len(newline)) if i not in ends and i not in padding]
     if keep < len(candidates) or (keep == len(candidates) and len(candidates) == len(newline)):
         return None
@@ -127,10 +127,11 @@ def without_choice(image: dict[str, Any], keep: int) -> list[int] | None:
 
 
 def choices() -> Iterator[dict[str, Any]]:
-    """Every budget of every image."""
-    for image in PLANS:
-        for keep in range(1, len(image["newline"]) + 2):
-            yield {**image, "keep": keep, "kept": without_choice(image, keep)}
+    """Every budget of every image; newline tokens are candidates or, with both other rules, not."""
+    for rule in ("drop", "keep", "candidates"):
+        for image in PLANS:
+            for keep in range(1, len(image["newline"]) + 2):
+                yield {"newlines": rule, **image, "keep": keep, "kept": without_choice(image, keep, rule)}
 
 
 def newlines() -> Iterator[dict[str, Any]]:
@@ -157,6 +158,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("fastv", {"k": 3}),
     ("pyramiddrop", {}),
     ("pyramiddrop", {"first": 2}),
+    ("pyramiddrop", {"first": 1}),
 ]
 
 
@@ -189,7 +191,7 @@ def schedules() -> Iterator[dict[str, Any]]:
                 many = len(schedule_oracle.points_of(method, depth, options))
                 found = ([tokens] * many, [tokens] * many)
                 if keep < tokens:
-                    found = schedule_oracle.schedule(method, keep, tokens, depth, options) or (None, None)
+                    found = schedule_oracle.schedule(method, keep, tokens, depth, options, at_most=True) or (None, None)
                 cases.append({"keep": keep, "tokens": tokens, "kept": found[0], "behind": found[1]})
             yield {"schedule": stored(method, depth, options), "cases": cases}
     counts, info = [30, 20, 11], stored(*OWN)

@@ -70,9 +70,10 @@ def counts_at(level: int, tokens: int, keep: int, depth: int, method: str, optio
 
 
 def schedule(
-    method: str, keep: int, tokens: int, depth: int, options: dict[str, Any]
+    method: str, keep: int, tokens: int, depth: int, options: dict[str, Any], at_most: bool = False
 ) -> tuple[list[int], list[int]] | None:
-    """Kept and left at each point for an average of ``keep``; None: it cannot be reached."""
+    """Kept and left at each point for an average of ``keep``; None: it cannot be reached, unless from above
+    ``at_most``."""
     points = points_of(method, depth, options)
     table = SPARSE_TABLES[options.get("version", "1.0")]
     if method == "sparsevlm" and not options.get("ratio") and (tokens, depth) == (576, 32) and keep in table:
@@ -82,7 +83,7 @@ def schedule(
         for level in range(1, tokens)
     ]
     far = [average(left, tokens, depth, points, method) - keep for _, left in ways]
-    if far[0] > 0.5 or far[-1] < -0.5:
+    if far[0] > 0.5 or (far[-1] < -0.5 and not at_most):
         return None
     return ways[nearest(far)]
 
