@@ -1,0 +1,116 @@
+"""Every registered method on every family whose towers or connectors are of another kind than LLaVA's.
+
+A method serves a family, and chooses what its NumPy code chooses from transformers' own modules, or it is refused with
+the methods that serve.  What it reads of the tower is computed from transformers' attention, without a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kit import tiny
+from tests.kit.first_layer import first_layer
+from tests.kit.runtime_kit import Kit, picture
+from tests.models.test_packed import Maps
+from trtprune import pruning
+from trtprune.errors import BudgetError
+from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER
+from trtprune.runtime import Vlm
+
+QUESTION = "What is left of it?"
+KEEP = 7
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny checkpoint of a family, an image for it, and the tower's outputs from transformers."""
+
+    tiny: tiny.Tiny
+    oracle: Callable[[Kit, Vlm, Any, int | None], Arrays]
+    size: tuple[int, int] = (200, 130)
+    has_cls: bool = False
+
+
+def packed(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
+    """Of a tower that reads an image's patches in one row."""
+    prepared = vlm.pipeline.processor.prepare(image)
+    rows, columns = prepared.plan.grid[-1, 1:] + 1
+    maps = Maps(kit.model, torch.from_numpy(prepared.pixel_values), torch.tensor([[1, 2 * rows, 2 * columns]]))
+    full = getattr(kit.model.config.vision_config, "fullatt_block_indexes", [kit.tiny.vision_layers - 1])
+    deep = max(full)
+    found = {
+        "image_features": maps.features,
+        "mean_query_attention": maps.mean_query(deep),
+        "deep_attention": maps.received(deep),
+        "vision_features": maps.last.mean(1).numpy(),
+        "vision_keys": maps.keys(deep),
+    }
+    return found if shallow is None else found | {"shallow_attention": maps.received(shallow - 1)}
+
+
+FAMILIES = {
+    "qwen2.5-vl": Case(tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024), packed),
+    "qwen2-vl": Case(tiny.Tiny(family="qwen2-vl", seed=12, max_positions=1024), packed),
+}
+FAST = ("qwen2.5-vl",)
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kit]:
+    made: dict[str, Kit] = {}
+
+    def kit(family: str) -> Kit:
+        if family not in made:
+            folder = tmp_path_factory.mktemp("families") / family
+            made[family] = Kit.make(folder, FAMILIES[family].tiny)
+        return made[family]
+
+    return kit
+
+
+METHODS = [(name, {}) for name in pruning.names(inside=False) if name != "none"]
+METHODS += [("cdpruner", {"relevance": "prompt"})]
+METHODS += [(name, {"received": "all"}) for name, _ in METHODS if pruning.get(name).without_cls]
+
+
+def _id(value: Any) -> str:
+    return value if isinstance(value, str) else " ".join(f"{k}={v}" for k, v in value.items()) or "default"
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS, ids=_id)
+@pytest.mark.parametrize("family", [f if f in FAST else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+def test_every_method(kits: Callable[[str], Kit], family: str, name: str, options: dict[str, Any]) -> None:
+    kit, case, method = kits(family), FAMILIES[family], pruning.get(name)
+    options = options | {option.name: 2 for option in method.options if option.name.endswith("_layer")}
+    label = "-".join([name, *map(str, options.values())])
+    needs = method.needs_of(method.complete_options(options, has_cls=case.has_cls))
+    if needs & {*FROM_CLIP}:
+        with pytest.raises(BudgetError, match="needs CLIP's text tower") as error:
+            kit.load(label, method=name, keep=KEEP, options=options)
+        assert "fastervlm" in str(error.value.hint)
+        return
+    vlm = kit.load(label, method=name, keep=KEEP, options=options)
+    image = picture(3, case.size)
+    given = case.oracle(kit, vlm, image, method.tower_layer(options))
+    view = vlm.look(image, QUESTION)
+    words = kit.model.get_input_embeddings()(torch.from_numpy(view.prompt.ids)).detach().numpy()
+    text = words[view.prompt.span(vlm.config.pruning.text_span)]
+    candidates = view.features.plan.candidates
+    given = {name: array[candidates] for name, array in given.items()}
+    if needs & {*FROM_LAYER}:
+        given |= first_layer(kit.model, given["image_features"], text)
+    given |= {"text_embeds": text, "grid": view.features.plan.grid[candidates], "seed": 5}
+    known = {name: array for name, array in given.items() if name in {*needs, "image_features"}}
+    kept = method.reference(keep=KEEP, **known, **vlm.config.pruning.options)
+    assert 1 < KEEP < len(candidates)
+    assert vlm.select(view, keep=KEEP, seed=5).tolist() == candidates[kept].tolist()
+    # The saliency of such a tower is named.
+    read = {"cls_attention", "mean_query_attention", "deep_attention"} & {*needs}
+    assert {*vlm.config.vision.saliency} >= read
