@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ def transformers_processor(path: Path) -> Any:
     processor.chat_template = (path / "chat_template.jinja").read_text()
     processor.image_token_id = tiny.IMAGE_TOKEN_ID
     processor.video_token, processor.video_processor = "<video>", None
+    processor.image_token = "<image>"
+    processor.fake_image_token, processor.global_image_token = "<fake_token_around_image>", "<global-img>"
+    if kind is transformers.SmolVLMProcessor:
+        processor.video_processor = SimpleNamespace(num_frames=1, fps=1)
     vars(processor).update(settings)
     return processor
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
@@ -32,8 +34,15 @@ FAMILIES = {
     "internvl": (transformers.InternVLConfig, transformers.InternVLForConditionalGeneration),
     "qwen2-vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
     "qwen2.5-vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
+    "smolvlm": (transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration),
+    "idefics3": (transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration),
 }
 PACKED = ("qwen2-vl", "qwen2.5-vl")
+
+
+SMOLVLM_TOWERS = {"smolvlm": SmolVLMVisionConfig, "idefics3": Idefics3VisionConfig}
+BY_ID = ("internvl", *SMOLVLM_TOWERS)
+"""Families whose config has ``image_token_id``."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,11 @@ def vision_config(t: Tiny) -> Any:
         return transformers.Dinov2Config(**{**common, "mlp_ratio": 2, **t.vision})
     if t.tower == "internvl":
         return transformers.InternVLVisionConfig(**{**common, "intermediate_size": 80, **t.vision})
-    kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}[t.tower]
+    kind = {
+        "clip": transformers.CLIPVisionConfig,
+        "siglip": transformers.SiglipVisionConfig,
+        "smolvlm": SMOLVLM_TOWERS.get(t.family),
+    }[t.tower]
     return kind(**{**common, "intermediate_size": 80, **t.vision})
 
 
@@ -118,7 +131,7 @@ def projected_config(t: Tiny) -> Any:
     return FAMILIES[t.family][0](
         vision_config=vision_config(t),
         text_config=text_config(t),
-        **{"image_token_id" if t.family == "internvl" else "image_token_index": IMAGE_TOKEN_ID},
+        **{"image_token_id" if t.family in BY_ID else "image_token_index": IMAGE_TOKEN_ID},
         vision_feature_layer=t.feature_layer,
         vision_feature_select_strategy=t.strategy,
         multimodal_projector_bias=t.projector_bias,

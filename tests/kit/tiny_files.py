@@ -47,6 +47,7 @@ PROCESSORS = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     },
+    "smolvlm": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
 }
 
 
@@ -57,8 +58,15 @@ FAMILIES = {
     "llava-onevision": ("LlavaOnevisionImageProcessor", "LlavaOnevisionProcessor"),
     "qwen2-vl": ("Qwen2VLImageProcessor", "Qwen2VLProcessor"),
     "qwen2.5-vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
+    "smolvlm": ("SmolVLMImageProcessor", "SmolVLMProcessor"),
+    "idefics3": ("Idefics3ImageProcessor", "Idefics3Processor"),
 }
 """Family → image processor, where the tower does not decide, and processor."""
+
+
+MARKERS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+MARKERS += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2, 3)]
+"""Tokens around the images of SmolVLM; a third row has none, as a seventh in the published tokenizers."""
 
 
 def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
@@ -77,6 +85,8 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     for character in ["Ġ", *map(chr, range(33, 127))]:
         vocab[character] = number
         number += 1
+    markers = MARKERS if t.family in ("smolvlm", "idefics3") else []
+    special |= dict(enumerate(markers, number))
     for extra in range(number, t.vocab):
         vocab.setdefault(special.get(extra, f"<extra{extra}>"), extra)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
@@ -108,7 +118,10 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     if packed:
         _add_packed_files(path, t, processor_class, template=template)
         return
-    if image_processor is not None:
+    if t.family in ("smolvlm", "idefics3"):
+        processor |= {"image_processor_type": image_processor, "resample": 1, "do_image_splitting": True}
+        longest = {"size": {"longest_edge": 3 * size}, "max_image_size": {"longest_edge": size}}
+    elif image_processor is not None:
         processor |= {"image_processor_type": image_processor, "do_pad": True}
         processor["image_grid_pinpoints"] = t.more["image_grid_pinpoints"]
         processor["do_center_crop"] = t.family == "llava-next"
@@ -116,6 +129,8 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         processor |= {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     else:
         processor |= {"size": {"height": size, "width": size}}
+    if t.family in ("smolvlm", "idefics3"):
+        processor |= longest
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
     processor_config = {
         "processor_class": processor_class,
@@ -124,6 +139,9 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         "vision_feature_select_strategy": t.strategy,
         "num_additional_image_tokens": 0 if t.tower == "siglip" else 1,
     }
+    if t.family in ("smolvlm", "idefics3"):
+        length = (size // t.patch_size // t.more.get("scale_factor", 2)) ** 2
+        processor_config = {"processor_class": processor_class, "image_seq_len": length}
     if t.family == "llava-onevision":
         processor_config["num_image_tokens"] = (size // t.patch_size) ** 2
         processor_config["vision_aspect_ratio"] = t.more["vision_aspect_ratio"]

@@ -23,10 +23,13 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
         pixel_values: [B, 3, H, W].
         shallow: Layer, counted from 1, of ``shallow_attention``.
     """
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    if t.tower == "smolvlm":
+        tower, projector = model.model.vision_model, model.model.connector.modality_projection
+    else:
+        tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     chosen = t.feature_layer if isinstance(t.feature_layer, list) else [t.feature_layer]
     layers = [i % (t.vision_layers + 1) for i in chosen]
-    last, first = max(layers), 1 if t.strategy == "default" else 0
+    last, first = max(layers), 1 if t.strategy == "default" and t.tower != "smolvlm" else 0
     keys: dict[int, torch.Tensor] = {}
     queries: dict[int, torch.Tensor] = {}
     handles = []
@@ -49,8 +52,11 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
                 square = states[:, first:].unflatten(1, (int((states.shape[1] - first) ** 0.5), -1))
                 shuffled = model.model.pixel_shuffle(square, scale_factor=model.config.downsample_ratio)
                 found = {"vision_features": shuffled.flatten(1, 2)}
+            if t.tower == "smolvlm":
+                shuffled = model.model.connector.pixel_shuffle(out.last_hidden_state, model.config.scale_factor)
+                found = {"vision_features": shuffled}
             found["image_features"] = projector(found["vision_features"])
-            if t.tower not in ("siglip", "internvl"):
+            if t.tower not in ("siglip", "internvl", "smolvlm"):
                 found["cls_feature"] = projector(states[:, :1])[:, 0]
     finally:
         for handle in handles:
@@ -62,12 +68,12 @@ def expected(t: tiny.Tiny, model: Any, pixel_values: np.ndarray, shallow: int | 
         mean = torch.softmax(q.mean(2, keepdim=True) @ k.mT / k.shape[-1] ** 0.5, dim=-1)
         found["mean_query_attention"] = mean.mean(dim=(1, 2)).float()[:, first:]
         found["vision_keys"] = keys[last - 1].unflatten(-1, (4, -1)).mean(2)[:, first:]
-        if t.tower != "siglip":
+        if t.tower not in ("siglip", "smolvlm"):
             found["cls_attention"] = maps[:, :, 0].mean(1)[:, first:]
     if shallow is not None:
         found["shallow_attention"] = out.attentions[shallow - 1].mean(dim=(1, 2))[:, first:]
-    if t.tower == "internvl":
-        side = int(1 / model.config.downsample_ratio)
+    if t.tower in ("internvl", "smolvlm"):
+        side = model.config.scale_factor if t.tower == "smolvlm" else int(1 / model.config.downsample_ratio)
         for name in found.keys() - {"image_features", "vision_features"}:
             found[name] = _square_means(found[name], side)
     return {name: value.numpy() for name, value in found.items()}

@@ -28,8 +28,10 @@ def _families() -> list[Family]:
     from trtprune.models.llava_onevision import LlavaOnevisionFamily
     from trtprune.models.qwen2_5_vl import Qwen25VlFamily
     from trtprune.models.qwen2_vl import Qwen2VlFamily
+    from trtprune.models.smolvlm import Idefics3Family, SmolVLMFamily
 
-    return [LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily(), Qwen2VlFamily(), Qwen25VlFamily()]
+    llava = (LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily())
+    return [*llava, Qwen2VlFamily(), Qwen25VlFamily(), SmolVLMFamily(), Idefics3Family()]
 
 
 def open_model(checkpoint: Checkpoint, layout: str | None = None, bounds: PixelBounds | None = None) -> Model:

@@ -201,7 +201,14 @@ def bilinear_taps(size: int, shrunk: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return first, np.minimum(first + 1, size - 1), source - first.astype(np.float32)
 
 
-def plan_tokens(planes: Sequence[Plane], crops: int, patches: int, overview: int) -> TokenPlan:
+def plan_tokens(
+    planes: Sequence[Plane],
+    crops: int,
+    patches: int,
+    overview: int,
+    spans: tuple[int, ...] = (),
+    markers: tuple[str, ...] = (),
+) -> TokenPlan:
     """The visual tokens of an image, plane after plane.
 
     Args:
@@ -209,6 +216,7 @@ def plan_tokens(planes: Sequence[Plane], crops: int, patches: int, overview: int
         crops: Crops of the image.
         patches: Patches of a crop.
         overview: The crop that shows the whole image, −1 if there is none.
+        spans, markers: As in :class:`TokenPlan`.
     """
     count, taps = sum(plane.tokens for plane in planes), planes[0].index.shape[-1]
     learned = crops * patches
@@ -242,7 +250,7 @@ def plan_tokens(planes: Sequence[Plane], crops: int, patches: int, overview: int
         place += plane.tokens
     with np.errstate(invalid="ignore"):
         padding = (boxes[:, 0] >= boxes[:, 2]) | (boxes[:, 1] >= boxes[:, 3])
-    return TokenPlan(crops, grid, newline, index, weight, boxes, padding, overview)
+    return TokenPlan(crops, grid, newline, index, weight, boxes, padding, overview, spans, markers)
 
 
 def _patches(

@@ -16,11 +16,12 @@ from trtprune.runtime.images.packed import PackedShape
 from trtprune.runtime.images.qwen2_vl import Qwen2Vl
 from trtprune.runtime.images.settings import named, processor_section
 from trtprune.runtime.images.single import Single
+from trtprune.runtime.images.smolvlm import SmolVLM
 
 __all__ = ["PROCESSORS", "PixelBounds", "processor_from_files", "processor_from_settings"]
 
 PROCESSORS: dict[str, type[Processor]] = {
-    kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision, InternVL, Qwen2Vl)
+    kind.name: kind for kind in (Single, LlavaNext, LlavaOnevision, InternVL, Qwen2Vl, SmolVLM)
 }
 """Processor by its name in ``config.json``."""
 
