@@ -10,7 +10,7 @@ from trtprune.arguments import arg
 from trtprune.engine_dir import POSITIONS, PositionsInfo, PruningInfo
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS, read_of_run
-from trtprune.tensor_names import SALIENCY
+from trtprune.tensor_names import DEEP_ATTENTION, SALIENCY, SHALLOW_ATTENTION
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -30,6 +30,13 @@ __all__ = [
 
 DEFAULT_KEEP = 64
 CLIP_TOWER = "clip_vision_model"
+
+
+LARGEST_MAP = 2_700_000_000
+"""Bytes of the largest attention map that a method may read.
+
+From 6,144 patches on AngelSlim takes the mean query instead; with 16 heads their map has 2.4 GB.
+"""
 
 
 def describe_budget(tokens: int, kept: int) -> str:
@@ -105,6 +112,7 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
+    _check_map(method, spec, options)
     method.check_heads(spec.num_heads, options)
     layer = method.tower_layer(options)
     if layer is not None and layer > spec.tower_layers:
@@ -114,6 +122,21 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
             f"{spec.tower_layers}",
             hint=f"a layer from 1 to {spec.tower_layers}",
         )
+
+
+def _check_map(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) -> None:
+    """Refuses the whole attention map of a tower where the largest image's takes more memory than can be afforded."""
+    size = 4 * spec.attention_map
+    if size <= LARGEST_MAP or not method.needs_of(options) & {DEEP_ATTENTION, SHALLOW_ATTENTION}:
+        return
+    ways = [arg("options", {"received": "mean"})] if "received" in options else []
+    if spec.image_size is None:
+        ways.append(f"a smaller {arg('max_image_pixels')}, for at most {LARGEST_MAP / 1e9:g} GB")
+    raise BudgetError(
+        f"{arg('method', method.name)} reads the tower's whole attention map, {size / 1e9:,.1f} GB of the model's "
+        f"largest image ({spec.visual_tokens} visual tokens)",
+        hint="; or ".join(ways) or f"another {arg('method')}",
+    )
 
 
 def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> str | None:

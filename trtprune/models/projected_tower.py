@@ -143,6 +143,9 @@ class ProjectedTowerModel:
             tower_layers=m.selection.deepest,
             rotary_sections=m.text.rope.sections,
             rotary_interleaved=m.text.rope.interleaved,
+            attention_map=m.vision.num_heads
+            * (m.vision.patches + m.tower.HAS_CLS) ** 2
+            * (self.processor.crops_range[1] if m.several_crops else 1),
         )
 
     @property

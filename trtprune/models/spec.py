@@ -58,6 +58,7 @@ class ModelSpec:
         vision_width: C, the width of the projector's input.
         key_width: K, the width of the tower's attention keys.
         tower_layers: Number of built layers of the tower, up to the deepest feature; 0: only its embeddings.
+        attention_map: Numbers of a tower layer's whole attention map for the largest image: heads · rows² of each crop.
     """
 
     family: str
@@ -87,6 +88,7 @@ class ModelSpec:
     tower_layers: int
     rotary_sections: tuple[int, ...]
     rotary_interleaved: bool = False
+    attention_map: int = 0
     video_token: str | None = None
 
     @property
