@@ -157,9 +157,10 @@ class TransformersPeer:
         def note(*_: Any) -> None:
             times.append(self._clock())
 
+        packed = getattr(inner, "visual", None)  # a packed tower has its merger in itself
         handles = [
-            inner.vision_tower.register_forward_pre_hook(note),
-            inner.multi_modal_projector.register_forward_hook(note),
+            (packed or inner.vision_tower).register_forward_pre_hook(note),
+            (packed or inner.multi_modal_projector).register_forward_hook(note),
         ]
         try:
             yield times

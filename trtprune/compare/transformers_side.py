@@ -158,8 +158,13 @@ class TransformersSide:
         """transformers' ``image_features``, and the requested outputs from its states and attention maps."""
         import torch
 
+        from trtprune.compare.packed_outputs import packed_outputs
         from trtprune.compare.vision_outputs import vision_outputs
 
+        info = self.made.pruning
+        shallow = pruning.get(info.method).tower_layer(info.options)
+        if self.made.model.image_size is None:
+            return packed_outputs(_vision_tower(self.model), feed, wanted or [IMAGE_FEATURES], shallow)
         pixels = torch.from_numpy(feed[PIXEL_VALUES])
         parts = _vision_tower(self.model), _part(self.model, "multi_modal_projector")
         found: dict[str, np.ndarray] = {}
@@ -172,8 +177,6 @@ class TransformersSide:
             found = {IMAGE_FEATURES: torch.stack(list(features)).numpy()}
         rest = [name for name in wanted if name not in found]
         if rest:
-            info = self.made.pruning
-            shallow = pruning.get(info.method).tower_layer(info.options)
             found |= vision_outputs(self.model.config, *parts, pixels, rest, shallow)
         return found
 
@@ -287,7 +290,8 @@ def _part(model: Any, name: str) -> Any:
 
 
 def _vision_tower(model: Any) -> Any:
-    return _part(model, "vision_tower")
+    """The tower; a packed one, which has its merger in itself, is called otherwise."""
+    return _part(model, "visual" if hasattr(getattr(model, "model", model), "visual") else "vision_tower")
 
 
 def _language_model(model: Any) -> Any:
@@ -296,6 +300,8 @@ def _language_model(model: Any) -> Any:
 
 def _hooks(model: Any, role: str) -> dict[str, tuple[Any, bool]]:
     """Label → module of a component, and whether the module's input is the point instead of its output."""
+    if role == VISION and hasattr(getattr(model, "model", model), "visual"):
+        return {}  # a packed tower: its layers have another order of patches than the graph's
     if role == VISION:
         roots = [_vision_tower(model), _part(model, "multi_modal_projector")]
     elif role == EMBED:
