@@ -13,7 +13,7 @@ def first_layer(model: Any, image: np.ndarray, text: np.ndarray) -> dict[str, np
 
     With per-head norms (Qwen3) they are what those return.
     """
-    decoder = model.model.language_model
+    decoder = getattr(model.model, "language_model", None) or model.model.text_model
     attention, seen = decoder.layers[0].self_attn, []
     hooks = [
         module.register_forward_hook(lambda _module, _given, out: seen.append(out[0].numpy()))

@@ -17,6 +17,7 @@ import torch
 from tests.kit import tiny
 from tests.kit.first_layer import first_layer
 from tests.kit.runtime_kit import Kit, picture
+from tests.kit.vision_maps import expected
 from tests.models.test_packed import Maps
 from trtprune import pruning
 from trtprune.errors import BudgetError
@@ -55,9 +56,27 @@ def packed(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
     return found if shallow is None else found | {"shallow_attention": maps.received(shallow - 1)}
 
 
+def tiled(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
+    """Of crops whose visual tokens lie one behind another."""
+    crops = expected(kit.tiny, kit.model, vlm.pipeline.processor.prepare(image).pixel_values, shallow)
+    return {name: array.reshape(-1, *array.shape[2:]) for name, array in crops.items()}
+
+
 FAMILIES = {
     "qwen2.5-vl": Case(tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024), packed),
     "qwen2-vl": Case(tiny.Tiny(family="qwen2-vl", seed=12, max_positions=1024), packed),
+    "smolvlm": Case(
+        tiny.Tiny(
+            family="smolvlm",
+            tower="smolvlm",
+            seed=13,
+            feature_layer=4,
+            vision_layers=4,
+            max_positions=1024,
+            more={"scale_factor": 2},
+        ),
+        tiled,
+    ),
 }
 FAST = ("qwen2.5-vl",)
 
