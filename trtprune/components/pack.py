@@ -1,4 +1,4 @@
-"""From the features of an image's crops to its visual tokens, as one gather.
+"""The step from the features of an image's crops to its visual tokens, as one gather.
 
 Where each visual token comes from is decided outside of the graph (``prepare``), from the image's size alone: ``P``
 features a crop, crops one behind the other, and behind the last of them one learned row, the newline token, in a model

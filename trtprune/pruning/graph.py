@@ -41,10 +41,10 @@ class Selection(Protocol):
     merges: ClassVar[bool]
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
-        """What the method reads."""
+        """The names of the method's inputs."""
 
     def of_each_crop(self, options: Mapping[str, Any]) -> frozenset[str]:
-        """What has a row for each crop."""
+        """The names of inputs with a row for each crop."""
 
     def scores(self, g: Graph, inputs: Mapping[str, ir.Value], *, keep: ir.Value, **options: Any) -> ir.Value | None:
         """Scores whose ``keep`` largest are the selection; None for a method without such scores."""

@@ -152,7 +152,7 @@ def _places(g: Graph, scores: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class _Coverage:
-    """What the steps of :func:`coverage_select` read, by its arguments' names.
+    """The inputs of the steps of :func:`coverage_select`, by its arguments' names.
 
     Attributes:
         place: int64 [N]: 0, 1, …, N - 1.

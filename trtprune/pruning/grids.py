@@ -118,9 +118,10 @@ class Boxes:
     """The rectangles that the crops' candidates fill.
 
     Attributes:
-        crop, row, column: Of each token, int64 [batch, N].
+        crop, row, column: The place of each token, int64 [batch, N].
         chosen: bool [batch, N]: the candidates.
-        top, left, height, width: Of each crop, int64 [batch, crops]; heights and widths are 0 for one without tokens.
+        top, left, height, width: The box of each crop, int64 [batch, crops]; height and width are 0 for one without
+            tokens.
         of_token: A table [batch, crops] → each token's entry, [batch, N].
     """
 

@@ -72,7 +72,7 @@ other words in ``Method.needs``.
 
 
 def read_of_run(needs: Collection[str]) -> frozenset[str]:
-    """What a run feeds to a pruner with these needs: the text's embeddings for all that is computed from them."""
+    """Names of a run's inputs for these needs: the text's embeddings for all that is computed from them."""
     computed = {name for name in needs if name in FROM_LAYER}
     return frozenset(needs) - computed | ({"text_embeds"} if computed else set())
 

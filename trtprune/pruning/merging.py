@@ -27,7 +27,7 @@ def half_up(share: float) -> tuple[int, int, int]:
 
 
 def means(members: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For bool ``members`` [P, M] of float32 ``rows`` [M, D]: their means [P, D] and numbers [P, 1]."""
+    """Means [P, D] and numbers [P, 1] of bool ``members`` [P, M] of float32 ``rows`` [M, D]."""
     import numpy as np
 
     safe, _, good = ops.norms(rows)

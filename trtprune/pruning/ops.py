@@ -63,7 +63,7 @@ def clean(scores: np.ndarray) -> np.ndarray:
 
 
 def norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For float32 ``vectors`` [M, D]: the vectors with bad rows zeroed, norms [M] (≥ eps), good rows as bool [M].
+    """Float32 ``vectors`` [M, D] with bad rows zeroed, their norms [M] (≥ eps), and the good rows as bool [M].
 
     A row is bad when its norm is not finite.
     """

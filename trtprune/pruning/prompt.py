@@ -1,4 +1,4 @@
-"""How close each visual token is to the prompt: the cosine to the mean of its token embeddings."""
+"""The closeness of each visual token to the prompt: the cosine to the mean of its token embeddings."""
 
 from __future__ import annotations
 

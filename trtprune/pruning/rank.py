@@ -29,7 +29,7 @@ __all__ = ["build_rank"]
 SQUARINGS = 24
 """trace(G^(2^24))^(1 / 2^24) is within a factor of n^(1 / 2^24), 3e-7 for 200 rows, of the largest eigenvalue."""
 TINY = 1e-300
-"""What is divided by instead of 0."""
+"""The divisor that stands for 0."""
 
 
 def build_rank() -> Graph:

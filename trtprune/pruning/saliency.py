@@ -1,4 +1,4 @@
-"""How strongly the vision tower attends to each patch, and which of its attentions says so.
+"""Saliency: the vision tower's attention to each patch, and the choice among its attentions.
 
 A method made for the attention of a CLS token has the option :data:`RECEIVED`, and names in
 :attr:`trtprune.pruning.base.BaseMethod.without_cls` what it reads of a tower without one:

@@ -36,7 +36,7 @@ _NOISE = 1e-5
 
 
 def cosines(features: np.ndarray, center: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """For float32 ``features`` [N, D]: cosines [N, N], and finite tokens as bool [N]."""
+    """Cosines [N, N] of float32 ``features`` [N, D], and the finite tokens as bool [N]."""
     import numpy as np
 
     vectors, norm, good = ops.norms(features)

@@ -33,7 +33,7 @@ __all__ = ["Pruner", "crop_inputs", "image_inputs", "reads_text"]
 
 
 def image_inputs(config: EngineDir) -> tuple[str, ...]:
-    """What the pruner of a directory reads of an image beside its features; nothing where there is no pruner."""
+    """The pruner's inputs of an image beside its features, by name; none for a directory without a pruner."""
     pruner, vision = config.find(PRUNER), config.find(VISION)
     if pruner is None or vision is None:
         return ()
@@ -42,7 +42,7 @@ def image_inputs(config: EngineDir) -> tuple[str, ...]:
 
 
 def crop_inputs(config: EngineDir) -> frozenset[str]:
-    """Those of :func:`image_inputs` that the pruner reads for each crop of an image."""
+    """The names of :func:`image_inputs` with a row for each crop of an image."""
     read = image_inputs(config)
     specs = [spec for pruner in config.by_role(PRUNER) for spec in pruner.inputs if spec.name in read]
     return frozenset(spec.name for spec in specs if spec.shape[1:2] == ("crops",))
@@ -75,7 +75,7 @@ class Pruner:
         )
         self._by_crop = crop_inputs(chain.config)
         self.reads_embeds = TEXT_EMBEDS in self._inputs
-        """Whether it reads the prompt's embeddings."""
+        """Whether the pruner reads the prompt's embeddings."""
 
     def prune(
         self,
@@ -91,10 +91,10 @@ class Pruner:
         graph.
 
         Args:
-            features: The image's.
-            text: [T, D], the embeddings that the method selects by, if it does.
-            keep: Tokens to keep.
-            seed: For methods that draw.
+            features: The image's features.
+            text: [T, D], the embeddings of the method's span of text, for one that reads them.
+            keep: The number of tokens to keep.
+            seed: The seed of a method that draws.
             given: Further inputs by name, without their batch dimension; those that the graph has are used.
 
         Returns:

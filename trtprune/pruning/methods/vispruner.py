@@ -296,7 +296,7 @@ def _write_rounds(
 
 
 def _even_ranks(g: Graph, listed: Room, features: ir.Value) -> Callable[..., ir.Value]:
-    """How a round's body ranks the ``even`` tokens of each crop by their scores: (op, scores, even) → [batch, N]."""
+    """A round's ranks of the ``even`` tokens of each crop by their scores: (op, scores, even) → [batch, N]."""
     import onnx_ir as ir
 
     one, two = g.ints(1), g.ints(2)

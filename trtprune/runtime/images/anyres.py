@@ -72,7 +72,7 @@ def unpadded(height: int, width: int, rows: int, columns: int) -> tuple[range, r
 
 @dataclass(frozen=True)
 class AnyRes(Cropped):
-    """What the processors of this kind share; a :class:`~trtprune.runtime.images.base.Processor`.
+    """The common part of processors of this kind; a :class:`~trtprune.runtime.images.base.Processor`.
 
     Attributes:
         shape: A crop, which is square.

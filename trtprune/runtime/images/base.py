@@ -66,7 +66,7 @@ class CropShape:
         return shape
 
     def settings(self) -> dict[str, Any]:
-        """The same as plain JSON data, as the member ``crop`` of a processor's settings."""
+        """The shape as plain JSON data: the member ``crop`` of a processor's settings."""
         values = {"height": self.height, "width": self.width, "patch": list(self.patch)}
         return {"crop": values | {"first_patch": self.first_patch}}
 
@@ -190,7 +190,7 @@ class Prepared:
 
 
 class Cropped:
-    """What processors of crops, all of one size, have in common."""
+    """The common part of processors whose crops all have one size."""
 
     packed: ClassVar[bool] = False
 
@@ -208,7 +208,7 @@ class Processor(Protocol):
     """One model's image processor.  Immutable and hashable."""
 
     name: ClassVar[str]
-    """What ``config.json`` calls it."""
+    """The processor's name in ``config.json``."""
     kinds: ClassVar[tuple[str, ...]]
     """``image_processor_type`` of the files it reads, without the suffixes Fast and Pil."""
     layouts: ClassVar[tuple[str, ...]]
@@ -234,7 +234,7 @@ class Processor(Protocol):
 
     @classmethod
     def model_settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the processor takes from the model's own ``config.json``, as members of its settings.
+        """Members of the processor's settings that come from the model's own ``config.json``.
 
         Raises:
             ValueError: for a value that is none.
@@ -245,7 +245,7 @@ class Processor(Protocol):
 
     @property
     def shape(self) -> CropShape | PackedShape:
-        """What the vision graph takes for one crop, or for a patch of a packed tower."""
+        """The shape of one crop in the vision graph's input, or of a patch for a packed tower."""
 
     @property
     def has_newlines(self) -> bool:

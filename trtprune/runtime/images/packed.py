@@ -59,7 +59,7 @@ class PackedShape:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The same as plain JSON data, as the member ``packed`` of a processor's settings."""
+        """The shape as plain JSON data: the member ``packed`` of a processor's settings."""
         return {"packed": {"patch": self.patch, "merge": self.merge, "frames": self.frames, "window": self.window}}
 
     @property

@@ -212,7 +212,7 @@ def plan_tokens(
     """The visual tokens of an image, plane after plane.
 
     Args:
-        planes: In the order the decoder reads them.
+        planes: The image's planes, in the order in which the decoder reads them.
         crops: Crops of the image.
         patches: Patches of a crop.
         overview: The crop that shows the whole image, −1 if there is none.

@@ -158,7 +158,7 @@ class Single(Cropped):
         return max(math.prod(outer), math.prod(self.steps.size_after_resize(*outer)))
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """Where the crop lies in an image; parts of it may lie outside (padding)."""
+        """The crop's place in an image; parts of it may lie outside (padding)."""
         outer = self._outer(height, width)
         inner = self.steps.geometry(*outer)
         left, top = (outer[1] - width) // 2, (outer[0] - height) // 2

@@ -82,7 +82,7 @@ class CropSteps:
         return steps
 
     def settings(self) -> dict[str, Any]:
-        """The same values as :meth:`from_values` reads, as plain JSON data."""
+        """The settings as plain JSON data, the values that :meth:`from_values` reads."""
         values: dict[str, Any] = {
             "do_resize": self.resize is not None,
             "resample": self.resample,
