@@ -284,3 +284,12 @@ def test_merging_between_layers_runs_over_spans(kit: Kit, options: dict[str, Any
     )
     with_markers = vlm.generate(cut(vlm, [picture(1), picture(2)]), QUESTION, max_new_tokens=12, ignore_eos=True)
     assert all(len(kept) for kept in with_markers.kept_indices)
+
+
+def test_an_evaluation_counts_the_markers(kit: Kit) -> None:
+    """Markers take room in the cache; their tokens are those of the whole prompt."""
+    vlm = kit.load("compact", method="random", keep=7, positions="compact")
+    features = cut(vlm, [picture(1)])
+    prompt = vlm.pipeline.encode([Turn("user", QUESTION, 1)], features)
+    assert len(prompt.markers) == vlm.encoder.marker_tokens(features[0].plan.markers) > 5
+    assert vlm.encoder.marker_tokens(("", "")) == 0

@@ -31,6 +31,8 @@ __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 PICTURE = "accuracy.png"
 ROUNDING = ("activations", "precision")
 """Options of providers that change answers."""
+UNKNOWN = 1 << 40
+"""Tokens of the largest image where they are not known without one: more than fits anywhere."""
 LISTED = 10
 """The largest number of rejected rows that are named one by one."""
 
@@ -285,7 +287,7 @@ def _fitting(
         questions.rows,
         lambda row: settings.ask(row.question),
         vlm.encoder,
-        visual_tokens=lambda row: _visual_tokens(vlm, row),
+        visual_tokens=lambda row: _image_tokens(vlm, row),
         max_new_tokens=settings.max_new_tokens,
         capacity=min(variants.config(point.variant).kv.capacity for point in points),
         positions=vlm.config.model.max_positions,
@@ -302,16 +304,23 @@ def _fitting(
     return replace(questions, rows=tuple(rows)), {key: error.message for key, error in bad.items()}
 
 
-def _visual_tokens(vlm: Vlm, row: Row | None) -> int:
-    """Visual tokens of a row's image; without a row, or for an image that cannot be read, the most of any image."""
-    least, most = vlm.config.vision.tokens
-    if row is None or least == most:
+def _image_tokens(vlm: Vlm, row: Row | None) -> int:
+    """Visual tokens and markers of a row's image; without a row, or for an image that cannot be read, the most of any.
+
+    Where images have markers, whose number follows from the image alone, the most is more than fits anywhere.
+    """
+    (least, most), processor = vlm.config.vision.tokens, vlm.pipeline.processor
+    marked = any(processor.plan(1, 1).markers)
+    if row is None and marked:
+        return UNKNOWN
+    if row is None or (least == most and not marked):
         return most
     try:
         image = vlm.pipeline.load(row.picture())
-        return vlm.pipeline.processor.plan(image.height, image.width).tokens
     except InputError:
         return most  # the run itself says what is wrong with the image
+    plan = processor.plan(image.height, image.width)
+    return plan.tokens + vlm.encoder.marker_tokens(plan.markers)
 
 
 def _count(points: Sequence[MethodBudget], asked: Sequence[Subject], store: Store) -> tuple[int, int]:

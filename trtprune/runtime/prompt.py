@@ -140,6 +140,12 @@ class PromptEncoder:
         text = turns[-1].text.replace(self.image_token, "")
         return Prompt(ids, positions, tuple(found["question"]), text, tuple(found["markers"]))
 
+    def marker_tokens(self, markers: Sequence[str]) -> int:
+        """The number of tokens of an image's markers (:attr:`trtprune.runtime.images.TokenPlan.markers`)."""
+        if not any(markers):
+            return 0
+        return len(self.encode([Turn("user", self.image_token, 1)], raw=True, markers=[markers]).markers)
+
     def rehearse(self) -> list[str]:
         """Asks as a user will, to see at build what would fail at the first question.
 
