@@ -41,7 +41,7 @@ def test_against_transformers(out: Path, family: str) -> None:
     assert found.passed, [o for c in found.components for o in c.outputs if not o.passed]
     assert [c.name for c in found.components] == ["vision", "pack", "embed", "pruner", "decoder"]
     packed = {o.name for o in found.components[1].outputs}
-    saliency = "cls_attention" if family == "llava-next" else "mean_query_attention"
+    saliency = "mean_query_attention" if family == "llava-onevision" else "cls_attention"
     assert packed == {"packed_image_features", f"packed_{saliency}"}
 
 
@@ -82,6 +82,7 @@ def test_what_a_method_computes_inside_the_decoder_has_no_counterpart(tmp_path: 
     assert {note.split()[0] for note in found.notes} == {"raters", "pruner.0"}
 
 
+@pytest.mark.parametrize("family", ["llava-next", "llava-onevision"], indirect=True)
 def test_a_wrong_newline_is_found(out: Path, tmp_path: Path, family: str) -> None:
     copy = tiled.build(out.parent / "source", tmp_path / "wrong", weights="copy")
     name = next(n for n in kit_names(copy) if n.endswith("image_newline"))

@@ -57,13 +57,32 @@ CONFIG: dict[str, Any] = {
 TILED = {
     "llava_next": "LlavaNextForConditionalGeneration",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
 }
 """Further families by ``model_type``: an image is several crops."""
+INTERNVL_TOKENS = ("context_image_token", "start_image_token", "end_image_token")
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
 # Further keys that are read where they are there.
 KEYS = {
-    "": ("quantization_config", "auto_map", "image_token_id", "eos_token_id", "build_digest", "schema_version"),
-    "vision_config": ("mlp_ratio", "use_swiglu_ffn", "qkv_bias", "vision_use_head"),
+    "": (
+        "quantization_config",
+        "auto_map",
+        "image_token_id",
+        "eos_token_id",
+        "build_digest",
+        "schema_version",
+        "downsample_ratio",
+    ),
+    "vision_config": (
+        "mlp_ratio",
+        "use_swiglu_ffn",
+        "qkv_bias",
+        "vision_use_head",
+        "use_qk_norm",
+        "norm_type",
+        "use_mean_pooling",
+        "attention_bias",
+    ),
     "text_config": (
         "rope_scaling",
         "rope_theta",
@@ -147,7 +166,11 @@ def make_case(rng: random.Random) -> dict[str, bytes]:
     family = rng.choice(("llava", "llava", *TILED))
     config = _config(family)
     small = copy.deepcopy(SMALL)
-    if family != "llava":
+    if family == "internvl":
+        small["preprocessor_config.json"] = {"size": {"height": 28, "width": 28}, "max_patches": rng.randrange(1, 13)}
+        small["tokenizer_config.json"] |= dict(zip(INTERNVL_TOKENS, ("<image>", "<img>", "</img>"), strict=True))
+        small["tokenizer.json"]["added_tokens"] += [{"id": 6, "content": "<img>"}, {"id": 7, "content": "</img>"}]
+    elif family != "llava":
         name = "".join(part.capitalize() for part in family.split("_"))
         small["preprocessor_config.json"] |= {
             "image_processor_type": f"{name}ImageProcessor",
@@ -176,6 +199,9 @@ def _config(family: str) -> dict[str, Any]:
     config = copy.deepcopy(CONFIG)
     if family != "llava":
         config |= {"model_type": family, "architectures": [TILED[family]], "image_grid_pinpoints": PINPOINTS}
+    if family == "internvl":
+        config |= {"image_token_id": config.pop("image_token_index"), "vision_feature_layer": -1}
+        config["vision_config"]["model_type"] = "internvl_vision"
     if family == "llava_onevision":
         config["vision_aspect_ratio"] = "anyres_max_2"
     return config

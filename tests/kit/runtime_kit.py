@@ -38,6 +38,8 @@ def transformers_processor(path: Path) -> Any:
     if "video_processor" not in kind.get_attributes():
         return kind.from_pretrained(path, tokenizer=tokenizer, image_processor=images)
     # The half for videos, which no test needs, asks for torchvision.
+    if kind is transformers.InternVLProcessor:
+        return internvl_processor(images, tokenizer, settings["image_seq_length"], path)
     processor = object.__new__(kind)
     processor.tokenizer, processor.image_processor = tokenizer, images
     processor.chat_template = (path / "chat_template.jinja").read_text()
@@ -49,6 +51,17 @@ def transformers_processor(path: Path) -> Any:
         processor.video_processor = SimpleNamespace(num_frames=1, fps=1)
     vars(processor).update(settings)
     return processor
+
+
+def internvl_processor(images: Any, tokenizer: Any, length: int, path: Path) -> Any:
+    """InternVL's processor, without the half for videos."""
+
+    class Processor(transformers.InternVLProcessor):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return type(argument)
+
+    template = (path / "chat_template.jinja").read_text()
+    return Processor(images, tokenizer, None, image_seq_length=length, chat_template=template)
 
 
 class Recorder:

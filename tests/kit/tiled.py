@@ -24,8 +24,17 @@ FAMILIES = {
         strategy="full",
         more={"image_grid_pinpoints": POINTS, "vision_aspect_ratio": "anyres_max_2"},
     ),
+    "internvl": tiny.Tiny(
+        family="internvl",
+        tower="internvl",
+        decoder="qwen2",
+        seed=5,
+        max_positions=1024,
+        feature_layer=-1,
+        vision={"use_qk_norm": True, "use_mean_pooling": False},
+    ),
 }
-"""One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches."""
+"""One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches; of InternVL a visual token is 2 × 2 of them."""
 
 
 def checkpoint(path: Path, family: str) -> Path:

@@ -48,6 +48,11 @@ PROCESSORS = {
         "image_std": [0.5, 0.5, 0.5],
     },
     "smolvlm": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    "internvl": {
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "crop_to_patches": False,  # InternVL's processor cuts all the same
+    },
 }
 
 
@@ -60,8 +65,15 @@ FAMILIES = {
     "qwen2.5-vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
     "smolvlm": ("SmolVLMImageProcessor", "SmolVLMProcessor"),
     "idefics3": ("Idefics3ImageProcessor", "Idefics3Processor"),
+    "internvl": ("GotOcr2ImageProcessorFast", "InternVLProcessor"),
 }
 """Family → image processor, where the tower does not decide, and processor."""
+IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>", **dict.fromkeys(PACKED, "<|image_pad|>")}
+"""Family → placeholder, where it is not ``<image>``."""
+EXTRA_TOKENS = {
+    "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"},
+}
+"""Family → further special tokens, by their names in ``tokenizer_config.json``."""
 
 
 MARKERS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
@@ -74,7 +86,7 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     packed = t.family in PACKED
-    image_token = "<|image_pad|>" if packed else "<image>"
+    image_token, extra = IMAGE_TOKENS.get(t.family, "<image>"), EXTRA_TOKENS.get(t.family, {})
     special = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", 3: "<unk>", IMAGE_TOKEN_ID: image_token}
     if packed:
         special |= {VIDEO_TOKEN_ID: "<|video_pad|>", START_TOKEN_ID: "<|vision_start|>"}
@@ -85,10 +97,10 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
     for character in ["Ġ", *map(chr, range(33, 127))]:
         vocab[character] = number
         number += 1
-    markers = MARKERS if t.family in ("smolvlm", "idefics3") else []
+    markers = [*extra.values(), *(MARKERS if t.family in ("smolvlm", "idefics3") else [])]
     special |= dict(enumerate(markers, number))
-    for extra in range(number, t.vocab):
-        vocab.setdefault(special.get(extra, f"<extra{extra}>"), extra)
+    for rest in range(number, t.vocab):
+        vocab.setdefault(special.get(rest, f"<extra{rest}>"), rest)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -100,9 +112,12 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "image_token": image_token,
         "clean_up_tokenization_spaces": False,
     }
+    if t.family == "internvl":
+        config |= {"extra_special_tokens": {**extra, "context_image_token": image_token}}
+    else:
+        config |= {"image_token": image_token}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     size = t.image_size if isinstance(t.image_size, int) else t.image_size[0]
     processor = {
@@ -122,8 +137,9 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         processor |= {"image_processor_type": image_processor, "resample": 1, "do_image_splitting": True}
         longest = {"size": {"longest_edge": 3 * size}, "max_image_size": {"longest_edge": size}}
     elif image_processor is not None:
-        processor |= {"image_processor_type": image_processor, "do_pad": True}
-        processor["image_grid_pinpoints"] = t.more["image_grid_pinpoints"]
+        processor |= {"image_processor_type": image_processor}
+    if "image_grid_pinpoints" in t.more:
+        processor |= {"do_pad": True, "image_grid_pinpoints": t.more["image_grid_pinpoints"]}
         processor["do_center_crop"] = t.family == "llava-next"
     if processor.get("do_center_crop"):
         processor |= {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
@@ -146,9 +162,12 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
         processor_config["num_image_tokens"] = (size // t.patch_size) ** 2
         processor_config["vision_aspect_ratio"] = t.more["vision_aspect_ratio"]
         del processor_config["patch_size"]
+    if t.family == "internvl":
+        side = int(1 / t.more.get("downsample_ratio", 0.5))
+        processor_config = {"processor_class": processor_class, "image_seq_length": (size // t.patch_size // side) ** 2}
     (path / "processor_config.json").write_text(json.dumps(processor_config))
     if template:
-        (path / "chat_template.jinja").write_text(TEMPLATE)
+        (path / "chat_template.jinja").write_text(TEMPLATE.replace("<image>", image_token))
 
 
 def _add_packed_files(path: Path, t: Tiny, processor_class: str, *, template: bool) -> None:

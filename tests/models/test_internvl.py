@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from tests.kit import tiny
 from tests.kit.runner import Chain, link_weights, session
+from tests.kit.tiny_files import add_text_files
 from tests.kit.vision_maps import expected
 from trtprune.checkpoint import open_checkpoint
 from trtprune.components.squares import Squares
@@ -52,7 +54,7 @@ CASES = {
 
 def make(path: Path, t: tiny.Tiny) -> Any:
     model = tiny.make(path, t)
-    (path / FILE).write_text(json.dumps({"size": {"height": t.image_size, "width": t.image_size}}))
+    add_text_files(path, t)
     return model
 
 
@@ -178,3 +180,36 @@ def test_what_the_config_leaves_out(tmp_path: Path) -> None:
     tiny.edit_config(tmp_path, **dict.fromkeys(gone, ...))
     assert FAMILY.open(open_checkpoint(tmp_path)).required_weights() == whole.required_weights()
     assert FAMILY.open(open_checkpoint(tmp_path)).spec == whole.spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_image_token": None}, "tokenizer_config.json names no start_image_token, which this model's prompts"),
+        (
+            {"end_image_token": "</image>"},
+            "tokenizer.json has no token '</image>', the end_image_token of token",
+        ),
+        (
+            {"context_image_token": "<img>"},
+            "context_image_token is '<img>', and image_token_id of config.json is",
+        ),
+        ({"end_image_token": "<IMG_CONTEXT>"}, "'<IMG_CONTEXT>' is context_image_token and stands beside itself"),
+        ({"end_image_token": 5}, "tokenizer_config.json has no text as end_image_token"),
+    ],
+)
+def test_special_tokens_that_are_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    make(tmp_path, case())
+    path = tmp_path / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    values["extra_special_tokens"] |= changes
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        _ = FAMILY.open(open_checkpoint(tmp_path)).processor
+
+
+def test_a_processor_of_other_tiles(tmp_path: Path) -> None:
+    make(tmp_path, case())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_seq_length": 256}))
+    with pytest.raises(CheckpointError, match="image_seq_length is 256, and a tile has 4 visual tokens"):
+        _ = FAMILY.open(open_checkpoint(tmp_path)).processor

@@ -17,6 +17,7 @@ from tests.kit.vision_maps import expected
 from tests.models.test_tiles import CASES, POINTS
 from trtprune import BudgetError, BuildError, CheckpointError, InputError, Request, pruning
 from trtprune.backends.running import Running
+from trtprune.pruning.inputs import FROM_LAYER
 from trtprune.variants import Variant, Variants
 
 TOKENS = 32
@@ -163,6 +164,10 @@ def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
             refused.add(method.name)
             continue
         view = vlm.look(picture(0, size), question)
+        if method.needs & {*FROM_LAYER}:
+            # What it reads of the decoder is computed in its graph alone.
+            assert len(vlm.select(view, keep=12)) == 12
+            continue
         plan = view.features.plan
         candidates = plan.candidates
         assert len(candidates) < plan.tokens

@@ -31,8 +31,10 @@ def processor(family: str) -> Processor:
     model = tiled.FAMILIES[family].more
     size = {"shortest_edge": 56} if family == "llava-next" else {"height": 56, "width": 56}
     values = {"size": size, "crop_size": {"height": 56, "width": 56}, "image_grid_pinpoints": tiled.POINTS}
-    files = {"preprocessor_config.json": json.dumps(values)}
-    return processor_from_files(files, CropShape(56, 56, (14, 14)), model, [family.replace("-", "_")])
+    files, patch = {"preprocessor_config.json": json.dumps(values)}, 28 if family == "internvl" else 14
+    more = {"markers": ["<img>", "</img>"]} if family == "internvl" else {}
+    shape = CropShape(56, 56, (patch, patch))
+    return processor_from_files(files, shape, model, [family.replace("-", "_")], more=more)
 
 
 def test_kept_patches_of_overview_and_tiles() -> None:
@@ -75,7 +77,7 @@ def test_any_size(family: str, width: int, height: int, seed: int) -> None:
     plan = processor(family).plan(height, width)
     drawn = overlay_crops(image, range(plan.tokens), plan, size=120)
     small, large = fit(image, 60), fit(image, 120)
-    if (plan.grid[:, 0] <= 0).all():  # so thin that nothing of the tiles is left
+    if (plan.grid[:, 0] <= 0).all():  # one tile, or so thin an image that nothing of the tiles is left
         small = large
         assert drawn.size == large.size
     else:

@@ -31,6 +31,12 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
         "this is the layout of the authors' own code; the same weights in transformers' layout are "
         f"llava-hf/llava-v1.6-mistral-7b-hf: {arg('model', 'llava-v1.6-mistral-7b')}",
     ),
+    (
+        r"InternVLChatModel",
+        "this is the layout of the authors' own code; the same weights in transformers' layout are in the repository "
+        f"whose name ends with -hf, such as OpenGVLab/InternVL3-8B-hf: {arg('model', 'internvl3-8b')}, internvl3-2b or "
+        "internvl3-1b",
+    ),
     (r"Llava\w*ForCausalLM", "this is the layout of the authors' own code; look for the model under llava-hf/"),
     (
         r"\w*(CLIP|Clip|Siglip|Dinov\d|ViT)\w*(Model\w*|ForImageClassification|WithProjection)",

@@ -27,6 +27,9 @@ ALIASES: dict[str, str] = {
     "smolvlm2-500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
     "smolvlm2-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
+    "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
+    "internvl3-2b": "OpenGVLab/InternVL3-2B-hf",
+    "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
 }
 
 DEMOS: dict[str, str] = {

@@ -14,6 +14,7 @@ from trtprune.engine_dir import CONFIG_NAME, EngineDir, open_engine_dir
 from trtprune.engine_dir.graphs import count_operators, read_graph
 from trtprune.engine_dir.roles import PACK, VISION
 from trtprune.pruning.inputs import INPUTS
+from trtprune.runtime.images import processor_from_settings
 from trtprune.runtime.positions import position_rule
 
 __all__ = ["describe", "render"]
@@ -195,7 +196,9 @@ def _image_words(facts: dict[str, Any]) -> str:
         words = f"{fewest} to {crops} crops of {words}" if fewest < crops else f"{crops} crops of {words}"
     words += f", {least if least == most else f'{least} to {most}'} visual tokens"
     if any(component["role"] == PACK for component in facts["components"]):
-        words += f"; processor {vision['processor']}; {NEWLINES.get(vision['newlines'], vision['newlines'])}"
+        words += f"; processor {vision['processor']}"
+        if processor_from_settings(vision["processor"], vision["settings"], facts["path"]).has_newlines:
+            words += f"; {NEWLINES.get(vision['newlines'], vision['newlines'])}"
     return words
 
 

@@ -16,6 +16,8 @@ from trtprune.errors import InputError
 from trtprune.tensor_names import IMAGE_FEATURES, PACK_INDEX, PACK_WEIGHT, PACKED
 
 if TYPE_CHECKING:
+    import torch
+
     from trtprune.compare.draw import Draw
     from trtprune.compare.numerics import Feed
     from trtprune.engine_dir import EngineDir
@@ -70,19 +72,7 @@ def pack(model: Any, feed: Feed, plans: Sequence[SizedPlan]) -> dict[str, np.nda
             "transformers packs an image by its size, and that of these inputs is not known",
             hint="--component vision, embed, pruner or decoder; or leave out --load-inputs",
         )
-    inner, config = getattr(model, "model", model), model.config
-    settings = {
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
-    }
-    known = signature(inner.pack_image_features).parameters
-    (tokens,), _ = inner.pack_image_features(
-        [torch.from_numpy(feed[IMAGE_FEATURES])],
-        torch.tensor([size]),
-        image_newline=inner.image_newline,
-        **{name: value for name, value in settings.items() if name in known},
-    )
-    found = {PACKED + IMAGE_FEATURES: tokens.numpy()}
+    found = {PACKED + IMAGE_FEATURES: _packed(model, torch.from_numpy(feed[IMAGE_FEATURES]), size).numpy()}
     weight = feed.get(PACK_WEIGHT, np.ones(index.shape, np.float32))
     for name, crops in feed.items():
         if name not in (IMAGE_FEATURES, PACK_INDEX, PACK_WEIGHT):
@@ -91,3 +81,25 @@ def pack(model: Any, feed: Feed, plans: Sequence[SizedPlan]) -> dict[str, np.nda
             packed = (rows[index] * weight[..., None]).sum(1, dtype=np.float32)
             found[PACKED + name] = packed.reshape(len(index), *crops.shape[2:])
     return found
+
+
+def _packed(model: Any, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The visual tokens [N, D] of crop features [crops, P, D] of an image (height, width)."""
+    import torch
+
+    inner, config = getattr(model, "model", model), model.config
+    if not hasattr(inner, "pack_image_features"):  # they go into the prompt crop after crop
+        return features.flatten(0, 1)
+    settings = {
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
+    }
+    known = signature(inner.pack_image_features).parameters
+    (tokens,), _ = inner.pack_image_features(
+        [features],
+        torch.tensor([size]),
+        image_newline=inner.image_newline,
+        **{name: value for name, value in settings.items() if name in known},
+    )
+    packed: torch.Tensor = tokens
+    return packed

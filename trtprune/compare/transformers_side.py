@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersSide"]
 
+VISION_FEATURES = "vision_features"
+"""The vision graph's output of what enters the projector."""
+
 
 class TransformersSide:
     """The checkpoint in transformers as a side of a comparison.
@@ -168,17 +171,19 @@ class TransformersSide:
         pixels = torch.from_numpy(feed[PIXEL_VALUES])
         parts = _vision_tower(self.model), _part(self.model, "multi_modal_projector")
         found: dict[str, np.ndarray] = {}
-        if self.made.find(PACK) is not None:
+        if hasattr(getattr(self.model, "model", self.model), "pack_image_features"):
             # get_image_features would pack them: what the projector returns are the features of the crops.
             found = vision_outputs(self.model.config, *parts, pixels, [IMAGE_FEATURES], None)
         else:
-            features = self.model.get_image_features(pixels)
+            seen: dict[str, list[Any]] = {VISION_FEATURES: []}
+            with _hooked({VISION_FEATURES: (parts[1], True)}, seen):
+                features = self.model.get_image_features(pixels)
             features = getattr(features, "pooler_output", features)
-            found = {IMAGE_FEATURES: torch.stack(list(features)).numpy()}
+            found = {IMAGE_FEATURES: torch.stack(list(features)).numpy(), VISION_FEATURES: seen[VISION_FEATURES][0]}
         rest = [name for name in wanted if name not in found]
         if rest:
             found |= vision_outputs(self.model.config, *parts, pixels, rest, shallow)
-        return found
+        return {name: found[name] for name in (IMAGE_FEATURES, *wanted) if name in found}
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         info = self.made.pruning

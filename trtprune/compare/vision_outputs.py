@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["vision_outputs"]
 
-# The names in transformers 5 and 4.
-PROJECTIONS = {"k": (".k_proj", ".attention.key"), "q": (".q_proj", ".attention.query")}
+# The names in transformers 5 and 4, and those of the norms behind, whose results come later and count.
+PROJECTIONS = {"k": (".k_proj", ".attention.key", ".k_norm"), "q": (".q_proj", ".attention.query", ".q_norm")}
 
 
 def vision_outputs(
@@ -20,6 +20,8 @@ def vision_outputs(
 ) -> dict[str, np.ndarray]:
     """The requested outputs: ``image_features`` of each crop, and those of
     :data:`trtprune.pruning.inputs.FROM_VISION`, except those that need CLIP's text half.
+
+    Of a model that puts squares of patches together: the means over the squares, and of what a patch has alone only.
 
     Args:
         config: The whole model's config.
@@ -71,4 +73,15 @@ def vision_outputs(
         "shallow_attention": lambda: received(shallow - 1) if shallow is not None else None,
         "deep_attention": lambda: received(last),
     }
-    return {name: makers[name]().numpy() for name in wanted if name in makers}
+    found = {name: makers[name]() for name in wanted if name in makers}
+    side = int(1 / getattr(config, "downsample_ratio", 1))
+    if side > 1:
+        found = {name: _square_means(value, side) for name, value in found.items()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _square_means(values: torch.Tensor, side: int) -> torch.Tensor:
+    """Means over squares of ``side`` × ``side`` patches of a square crop, [B, P, …]: [B, P / side², …]."""
+    across = round(values.shape[1] ** 0.5) // side
+    squares = values.unflatten(1, (across, side, across, side)).mean(dim=(2, 4))
+    return squares.flatten(1, 2)

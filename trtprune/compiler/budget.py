@@ -105,9 +105,10 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         if method.name in able:
             other = {name: value for name, value in own[method.name].items() if options.get(name) != value}
             hint = f"{arg('options', other)}; or {hint}"
-        if method.without_clip and method.name not in able:
+        if method.name not in able:
+            hint = "; or ".join((*_ways_without(method, options, spec, clip), hint))
             other = method.complete_options({**options, **method.without_clip}, has_cls=spec.has_cls)
-            if _missing(method, other, spec, clip) is None:
+            if method.without_clip and _missing(method, other, spec, clip) is None:
                 hint = f"{arg('options', dict(method.without_clip))}; or {hint}"
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
@@ -139,6 +140,12 @@ def _check_map(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) 
     )
 
 
+def _ways_without(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> list[str]:
+    """The options that serve this model, out of those by which the method does without a CLS token."""
+    ways = ({name: value} for name, value in method.without_cls.items() if options.get(name) != value)
+    return [arg("options", way) for way in ways if _missing(method, {**options, **way}, spec, clip) is None]
+
+
 def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> str | None:
     """The first input of the method that the model does not have, with the reason; None without one."""
     for name in sorted(method.needs_of(options) & INPUTS.keys()):
@@ -149,6 +156,8 @@ def _missing(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, cl
             return f"CLIP's text tower ({words}), which the checkpoint has not got and {arg('clip')} was not given"
         if name.startswith("cls_") and not spec.has_cls:
             return f"{words}; the vision tower of this model has none"
+        if name == "cls_feature" and spec.square > 1:
+            return f"{words}; the projector of this model takes {spec.square**2} patches at once"
         if name in (*SALIENCY, "vision_keys") and not spec.tower_layers:
             return f"{words}; this model uses none of the tower's layers"
     if "grid" in method.needs_of(options) and spec.first_patch != 0:

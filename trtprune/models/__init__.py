@@ -23,6 +23,7 @@ __all__ = ["ALIASES", "Family", "Model", "ModelSpec", "get_family", "open_model"
 
 
 def _families() -> list[Family]:
+    from trtprune.models.internvl import InternVLFamily
     from trtprune.models.llava import LlavaFamily
     from trtprune.models.llava_next import LlavaNextFamily
     from trtprune.models.llava_onevision import LlavaOnevisionFamily
@@ -31,7 +32,7 @@ def _families() -> list[Family]:
     from trtprune.models.smolvlm import Idefics3Family, SmolVLMFamily
 
     llava = (LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily())
-    return [*llava, Qwen2VlFamily(), Qwen25VlFamily(), SmolVLMFamily(), Idefics3Family()]
+    return [*llava, Qwen2VlFamily(), Qwen25VlFamily(), SmolVLMFamily(), Idefics3Family(), InternVLFamily()]
 
 
 def open_model(checkpoint: Checkpoint, layout: str | None = None, bounds: PixelBounds | None = None) -> Model:

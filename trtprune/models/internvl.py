@@ -23,7 +23,15 @@ from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, norm_w
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.ops import layer_norm
-from trtprune.models.projected_config import ProjectedConfig, output_projection, preprocessed_size, refuse_quantized
+from trtprune.models.projected_config import (
+    ProjectedConfig,
+    image_token,
+    named_token,
+    output_projection,
+    preprocessed_size,
+    refuse_quantized,
+    special_tokens,
+)
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 from trtprune.models.weights import canonical_tensors
 
@@ -99,6 +107,7 @@ def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
     tensors = canonical_tensors(checkpoint.tensors, internvl_vision.RENAMES)
     lm_head, tied = output_projection(checkpoint, config, tensors, tied=True)
     side = _side(config, vision)
+    video = named_token(checkpoint, "video_token")
     linear = ProjectorConfig.from_config(config, vision.hidden_size * side * side, text.hidden_size)
     return ProjectedConfig(
         tower=cast(Tower, internvl_vision),
@@ -114,7 +123,44 @@ def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
         several_crops=True,
         newline=None,
         taps=1,
+        video_token=video if isinstance(video, str) else None,
+        image_settings=lambda: _image_settings(checkpoint, config, vision.patches // side**2),
     )
+
+
+def _image_settings(checkpoint: Checkpoint, config: Section, tokens: int) -> dict[str, Any]:
+    """The text around an image's visual tokens, from the tokenizer's files.
+
+    Raises:
+        CheckpointError: for special tokens that are missing or wrong, or a processor of other tiles, with which
+            transformers' model fails.
+    """
+    length = (checkpoint.json_file("processor_config.json") or {}).get("image_seq_length")
+    if length is not None and length != tokens:
+        raise CheckpointError(
+            f"processor_config.json: image_seq_length is {shown(length)}, and a tile has {tokens} visual tokens",
+            hint="fetch the checkpoint's own config.json and processor_config.json again",
+        )
+    return {"markers": _markers(checkpoint, config)}
+
+
+def _markers(checkpoint: Checkpoint, config: Section) -> list[str]:
+    """The text in front of an image's visual tokens, and that behind them."""
+    names = ("context_image_token", "start_image_token", "end_image_token")
+    placeholder, start, end = special_tokens(checkpoint, names).values()
+    token = image_token(checkpoint, config.integer("image_token_id", IMAGE_TOKEN_ID, low=0))
+    if placeholder != token:
+        raise CheckpointError(
+            f"tokenizer_config.json: context_image_token is {shown(placeholder)}, and image_token_id of config.json is "
+            f"{shown(token)}",
+            hint="config.json and tokenizer are of different checkpoints: fetch both again",
+        )
+    if placeholder in (start, end):
+        raise CheckpointError(
+            f"tokenizer_config.json: {shown(placeholder)} is context_image_token and stands beside itself",
+            hint="fetch the checkpoint's own tokenizer_config.json again",
+        )
+    return [start, end]
 
 
 def _selection(config: Section, vision: Section, tower: TowerConfig) -> FeatureSelection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from trtprune.components.decoder import DecoderConfig, decoder_weights
 from trtprune.components.projector import Projector, ProjectorConfig
 from trtprune.components.squares import Squares
 from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, norm_weights
-from trtprune.errors import CheckpointError
+from trtprune.errors import CheckpointError, shown
 from trtprune.models.weights import canonical_tensors
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ __all__ = [
     "Defaults",
     "ProjectedConfig",
     "image_token",
+    "named_token",
     "output_projection",
     "parse",
     "preprocessed_size",
     "refuse_quantized",
     "required",
+    "special_tokens",
     "tied_warning",
     "token_text",
     "tower_layer",
@@ -114,6 +116,11 @@ class ProjectedConfig:
     """Whether an image is several crops, whose features are packed."""
     newline: str | None
     taps: int
+    video_token: str | None = None
+    """The text that stands for a video in prompts."""
+    image_settings: Callable[[], Mapping[str, Any]] = dict
+    """Reads the settings of the image processor from files that are not its own, such as the text around an image;
+    raises CheckpointError."""
 
     @property
     def squares(self) -> Squares:
@@ -267,3 +274,35 @@ def token_text(checkpoint: Checkpoint, token_id: int) -> str | None:
         if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
             return entry["content"]
     return None
+
+
+def named_token(checkpoint: Checkpoint, name: str) -> Any:
+    """What ``tokenizer_config.json`` says of a token of the processor's, such as ``video_token``; None if nothing."""
+    values = checkpoint.json_file("tokenizer_config.json") or {}
+    # transformers 5 writes them at the top and into the second of these, transformers 4 into the first one.
+    parts = [values, values.get("extra_special_tokens"), values.get("model_specific_special_tokens")]
+    value = next((part[name] for part in parts if isinstance(part, Mapping) and part.get(name)), None)
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def special_tokens(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
+    """The texts of a processor's special tokens, by their names in ``tokenizer_config.json``.
+
+    Raises:
+        CheckpointError: for one without a name there, or that the tokenizer does not have as a token.
+    """
+    file, hint = "tokenizer_config.json", "fetch the checkpoint's own tokenizer files again"
+    tokenizer = checkpoint.json_file("tokenizer.json")
+    entries = (tokenizer or {}).get("added_tokens")
+    listed = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    known = {entry["content"] for entry in listed if isinstance(entry.get("content"), str)}
+    found = {}
+    for name in names:
+        text = named_token(checkpoint, name)
+        if not isinstance(text, str) or not text:
+            said = "names no" if text is None else "has no text as"
+            raise CheckpointError(f"{file} {said} {name}, which this model's prompts consist of", hint=hint)
+        if tokenizer is not None and text not in known:
+            raise CheckpointError(f"tokenizer.json has no token {shown(text)}, the {name} of {file}", hint=hint)
+        found[name] = text
+    return found

@@ -146,6 +146,8 @@ class ProjectedTowerModel:
             attention_map=m.vision.num_heads
             * (m.vision.patches + m.tower.HAS_CLS) ** 2
             * (self.processor.crops_range[1] if m.several_crops else 1),
+            square=m.projector.side,
+            video_token=m.video_token,
         )
 
     @property
@@ -160,7 +162,9 @@ class ProjectedTowerModel:
         shape = CropShape(*m.vision.image_size, (height, width), m.selection.drop_first - m.tower.HAS_CLS)
         files = {name: text for name in PROCESSOR_FILES if (text := checkpoint.text_file(name)) is not None}
         try:
-            return processor_from_files(files, shape, checkpoint.config, m.processors, self._layout)
+            return processor_from_files(
+                files, shape, checkpoint.config, m.processors, self._layout, more=m.image_settings()
+            )
         except EngineDirError as error:
             raise CheckpointError(f"{checkpoint.path}: {error.marked_message}", hint=error.marked_hint) from None
 

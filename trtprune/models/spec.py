@@ -40,8 +40,8 @@ class ModelSpec:
         image_size: (height, width) of a crop in pixels; None for a packed tower, which reads images of any size.
         patch_grid: (rows, columns) of a crop's patches; None likewise.
         visual_tokens: N, the most visual tokens of an image.
-        first_patch: The patch (row by row) of feature 0: 0; -1 if feature 0 is the CLS token; 1 if the tower has no CLS
-            token and strategy "default" dropped the first patch.
+        first_patch: The patch or square of patches (row by row) of feature 0: 0; -1 if feature 0 is the CLS token; 1 if
+            the tower has no CLS token and strategy "default" dropped the first patch.
         has_cls: Whether the vision graph has the output ``cls_attention``.
         keeps_cls_feature: Whether feature 0 is the CLS token (strategy "full").
         hidden_size: D, the language model's width.
@@ -50,6 +50,7 @@ class ModelSpec:
             time, row and column.
         rotary_interleaved: Whether the axes alternate over the frequencies.
         video_token: The text that stands for a video in prompts, which are refused; None: the family has none.
+        square: Patches on a side of the square that is one visual token; 1: a visual token is a patch.
         image_token, image_token_id: The placeholder in prompts.
         eos_token_ids: Tokens that end an answer; may be empty.
         feature_layers: Indices into the tower's hidden states, ≥ 0.
@@ -90,6 +91,7 @@ class ModelSpec:
     rotary_interleaved: bool = False
     attention_map: int = 0
     video_token: str | None = None
+    square: int = 1
 
     @property
     def tokens_are_patches(self) -> bool:

@@ -22,11 +22,12 @@ FILE = "preprocessor_config.json"
 PUBLISHED = CropShape(448, 448, (28, 28))
 SMALL = CropShape(28, 28, (7, 7))
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+MARKERS = ["<img>", "</img>"]
 SIDES = st.one_of(st.integers(1, 60), st.integers(1, 4000))
 
 
 def ours(shape: CropShape = PUBLISHED, **values: Any) -> InternVL:
-    size = {"size": {"height": shape.height, "width": shape.width}}
+    size = {"size": {"height": shape.height, "width": shape.width}, "markers": MARKERS}
     made = processor_from_settings("internvl", {**size, **IMAGENET, **values, **shape.settings()}, FILE)
     assert isinstance(made, InternVL)
     return made
@@ -126,6 +127,7 @@ def test_places(height: int, width: int) -> None:
     np.testing.assert_array_equal(plan.grid[:, 1], tile // across * 4 + place // 4)
     np.testing.assert_array_equal(plan.grid[:, 2], tile % across * 4 + place % 4)
     assert plan.overview == plan.crops - 1
+    assert (plan.spans, plan.markers) == ((plan.tokens,), ("<img>", "</img>"))
     assert (plan.newline == -1).all()
     assert not plan.padding.any()
     assert not plan.newlines.any()
@@ -150,7 +152,7 @@ def test_boxes_show_what_the_tokens_see(size: tuple[int, int]) -> None:
 
 
 def opened(values: Any, shape: CropShape = PUBLISHED) -> Any:
-    return processor_from_files({FILE: json.dumps(values)}, shape, {}, ["internvl"])
+    return processor_from_files({FILE: json.dumps(values)}, shape, {}, ["internvl"], more={"markers": MARKERS})
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -202,6 +204,10 @@ def test_the_file_of_a_checkpoint() -> None:
         ({"size": {"height": 384, "width": 384}}, "tiles are 384 × 384 pixels, the vision graph takes 448 × 448"),
         ({"size": {"shortest_edge": 448}}, "size"),
         ({"layout": "paper"}, "layout 'paper' is none of model"),
+        ({"markers": None}, "no 'markers'"),
+        ({"markers": ["<img>"]}, "are no two texts"),
+        ({"markers": ["<img>", ""]}, "markers '' is no text of 1 to 200 characters"),
+        ({"markers": ["<img>", 5]}, "markers 5 is no text"),
         ({"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' does not fit this model"),
         ({"image_processor_type": "Qwen2VLImageProcessorFast"}, "does not fit this model"),
     ],
@@ -212,7 +218,7 @@ def test_what_is_refused(values: dict[str, Any], message: str | None) -> None:
         assert opened({**base, **values}).crops_range == (1, 257)
         return
     with pytest.raises(EngineDirError, match=message):
-        if "layout" in values:
+        if values.keys() & {"layout", "markers"}:
             ours(**values)
         else:
             opened({**base, **values})

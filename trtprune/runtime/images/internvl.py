@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ import numpy as np
 from trtprune.errors import InputError, shown
 from trtprune.runtime.images.base import Cropped, CropShape, Prepared, TokenPlan, check_size
 from trtprune.runtime.images.planes import Axis, Plane, Size, plan_tokens
-from trtprune.runtime.images.settings import SIZE_LIMIT, flag, height_and_width, named, whole_number
+from trtprune.runtime.images.settings import SIZE_LIMIT, flag, height_and_width, marker, named, whole_number
 from trtprune.runtime.images.steps import CropSteps, resized
 
 if TYPE_CHECKING:
@@ -68,11 +68,13 @@ class InternVL(Cropped):
         shape: A crop, which is square.
         steps: What is done to the thumbnail, and without its resizing to each tile.
         tiles: Bounds of the number of tiles.
+        markers: The text in front of an image's visual tokens, and that behind them.
     """
 
     shape: CropShape
     steps: CropSteps
     tiles: tuple[int, int]
+    markers: tuple[str, str]
 
     name: ClassVar[str] = "internvl"
     kinds: ClassVar[tuple[str, ...]] = ("GotOcr2ImageProcessor",)
@@ -98,7 +100,7 @@ class InternVL(Cropped):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str) -> Self:
-        """See :class:`~trtprune.runtime.images.base.Processor`.
+        """See :class:`~trtprune.runtime.images.base.Processor`; ``markers`` are two texts.
 
         ``crop_to_patches`` has no effect: InternVL's processor cuts every image, whatever the file says.
         """
@@ -127,7 +129,11 @@ class InternVL(Cropped):
                     f"max_patches leads to {most + 1} crops of {shape.patches} visual tokens, above the limit of "
                     f"{MAX_TOKENS} in all"
                 )
-            return cls(shape, CropSteps.from_values({**values, "do_center_crop": False}), (least, most))
+            texts = values["markers"]
+            if not isinstance(texts, list | tuple) or len(texts) != 2:
+                raise ValueError(f"markers {shown(texts)} are no two texts")
+            steps = CropSteps.from_values({**values, "do_center_crop": False})
+            return cls(shape, steps, (least, most), (marker("markers", texts[0]), marker("markers", texts[1])))
 
     @classmethod
     def model_settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +143,7 @@ class InternVL(Cropped):
     def settings(self) -> dict[str, Any]:
         """See :class:`~trtprune.runtime.images.base.Processor`."""
         least, most = self.tiles
-        own = {"min_patches": least, "max_patches": most, "layout": LAYOUT}
+        own = {"min_patches": least, "max_patches": most, "markers": list(self.markers), "layout": LAYOUT}
         return {**self.shape.settings(), **self.steps.settings(), **own}
 
     # -- sizes
@@ -199,7 +205,8 @@ class InternVL(Cropped):
         planes = [self._tile(height, width, down, across, tile) for tile in range(tiles)]
         if tiles > 1:
             planes.append(self._tile(height, width, 1, 1, 0, first=tiles))
-        return plan_tokens(planes, len(planes), self.shape.patches, len(planes) - 1)
+        plan = plan_tokens(planes, len(planes), self.shape.patches, len(planes) - 1)
+        return replace(plan, markers=self.markers)
 
     def _tile(self, height: int, width: int, down: int, across: int, tile: int, *, first: int = 0) -> Plane:
         """The tokens of one tile of a plane of ``down`` × ``across``, which begins with crop ``first``."""

@@ -46,6 +46,8 @@ def processor_from_files(
     names: Collection[str],
     layout: str | None = None,
     bounds: PixelBounds | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> Processor:
     """The image processor of a checkpoint.
 
@@ -57,6 +59,7 @@ def processor_from_files(
             none.
         layout: One of the processor's layouts; None: the model's own.
         bounds: Bounds of the pixels that images are scaled to, in place of the file's; only of a packed tower.
+        more: Settings from further files of the checkpoint.
 
     Raises:
         EngineDirError: naming the file and the setting, for a processor that does not fit or an invalid setting.
@@ -70,7 +73,8 @@ def processor_from_files(
             f"{arg('layout', layout)}: not offered for this model", hint=f"one of {', '.join(processor.layouts)}"
         )
     own = {} if bounds is None else bounds.settings()
-    return processor.from_settings({**values, **model, **shape.settings(), **own, "layout": layout}, where)
+    settings = {**values, **model, **(more or {}), **shape.settings(), **own, "layout": layout}
+    return processor.from_settings(settings, where)
 
 
 def processor_from_settings(name: str, settings: Mapping[str, Any], where: str) -> Processor:

@@ -21,6 +21,7 @@ __all__ = [
     "edge",
     "flag",
     "height_and_width",
+    "marker",
     "named",
     "number",
     "pinpoint_list",
@@ -34,6 +35,7 @@ FLOAT32_MAX = 3.4e38
 SIZE_LIMIT = 16384
 """Largest side in a setting, in pixels."""
 MAX_PINPOINTS = 1024
+MAX_MARKER = 200
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Files of a checkpoint with its image processor's settings; the first one there counts."""
 
@@ -146,6 +148,13 @@ def resize_target(values: Mapping[str, Any]) -> tuple[str, int, int]:
     if size.get("shortest_edge"):
         return "shortest", edge("size", size["shortest_edge"]), 0
     return ("exact", *height_and_width("size", size))
+
+
+def marker(name: str, value: Any) -> str:
+    """A text beside an image's visual tokens in a prompt."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_MARKER:
+        raise ValueError(f"{name} {shown(value)} is no text of 1 to {MAX_MARKER} characters")
+    return value
 
 
 def pinpoint_list(name: str, value: Any, tile: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
