@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conformance import write_spans
 from tests.conformance.write_images import digest, picture
 from tests.runtime.images.kit import CLIP_336, NEXT, NEXT_SETTINGS, ONEVISION, SIGLIP_384, Theirs
 from trtprune.errors import TrtpruneError
@@ -31,6 +32,9 @@ DTYPES = {
     "padding": np.bool_,
 }
 
+MERGED = CropShape(28, 28, (14, 14))
+"""Two by two visual tokens a crop."""
+
 Call = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
@@ -41,6 +45,10 @@ def _single(**values: Any) -> tuple[str, dict[str, Any]]:
 
 def _tiled(theirs: Theirs, **values: Any) -> tuple[str, dict[str, Any]]:
     return theirs.name, {**theirs.ours().settings(), **values}
+
+
+def _stretched(name: str, **values: Any) -> tuple[str, dict[str, Any]]:
+    return name, {"max_image_size": {"longest_edge": 28}, "markers": ["<img>", "</img>"], **values, **MERGED.settings()}
 
 
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,10 +73,23 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "onevision-2": _tiled(Theirs(ONEVISION, SMALL, SQUARE, 2)),
     "onevision-1": _tiled(Theirs(ONEVISION, SMALL, SQUARE, 1)),
     "onevision-9": _tiled(Theirs(ONEVISION, SMALL, SQUARE, 9)),
+    "smolvlm": _stretched("smolvlm", size={"longest_edge": 112}),
+    "smolvlm-odd": _stretched("smolvlm", size={"longest_edge": 111}, resample=3, do_normalize=False),
+    "smolvlm-larger": _stretched("smolvlm", size={"longest_edge": 400}, resample=2),
+    "smolvlm-tile": _stretched("smolvlm", size={"longest_edge": 28}),
+    "smolvlm-whole": _stretched("smolvlm", size={"longest_edge": 112}, do_image_splitting=False),
 }
+
+
+def _real(name: str, shape: CropShape, tile: int, **values: Any) -> tuple[str, dict[str, Any]]:
+    return name, {**_stretched(name, max_image_size={"longest_edge": tile}, **values)[1], **shape.settings()}
+
+
 REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "next-336": _tiled(Theirs(NEXT, CLIP_336, NEXT_SETTINGS)),
     "onevision-384": _tiled(Theirs(ONEVISION, SIGLIP_384, {})),
+    "smolvlm-512": _real("smolvlm", CropShape(512, 512, (64, 64)), 512, size={"longest_edge": 2048}),
+    "smolvlm-384": _real("smolvlm", CropShape(384, 384, (42, 42)), 384, size={"longest_edge": 1536}),
 }
 
 
@@ -110,6 +131,7 @@ def sizes(random: np.random.Generator, count: int) -> list[tuple[int, int]]:
 
 def test_conformance(call: Call) -> None:
     cases = json.loads(CONFORMANCE.read_text())["cases"]
+    cases += [{"images": 1, **case} for case in json.loads(write_spans.PATH.read_text())["images"]]
     requests = [
         {
             "op": "prepare",
@@ -152,6 +174,7 @@ def test_plans(name: str, call: Call) -> None:
         if same_error(answer, error):
             continue
         assert [answer[key] for key in ("crops", "tokens", "overview")] == [plan.crops, plan.tokens, plan.overview]
+        assert (answer["spans"], answer["markers"]) == (list(plan.spans), list(plan.markers))
         for key, dtype in DTYPES.items():
             expected = getattr(plan, key)
             found = decoded(answer[key], dtype).reshape(expected.shape)
@@ -291,13 +314,27 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     (ONEVISION, {"vision_aspect_ratio": "anyres_max_99999"}),
     (ONEVISION, {"vision_aspect_ratio": 9}),
     (ONEVISION, {"image_mean": [120, 110, 100]}),
+    ("smolvlm", {"size": {"shortest_edge": 112}}),
+    ("smolvlm", {"size": 112}),
+    ("smolvlm", {"size": {"longest_edge": 28 * 16 + 1}}),
+    ("smolvlm", {"size": {"longest_edge": 0}}),
+    ("smolvlm", {"max_image_size": {"longest_edge": 29}}),
+    ("smolvlm", {"max_image_size": {"longest_edge": True}}),
+    ("smolvlm", {"max_image_size": [28]}),
+    ("smolvlm", {"do_image_splitting": "yes"}),
+    ("smolvlm", {"do_resize": False}),
+    ("smolvlm", {"do_pad": 2}),
+    ("smolvlm", {"layout": "paper"}),
+    ("smolvlm", {"crop": {"height": 28, "width": 27, "patch": [14, 14]}}),
+    ("smolvlm", {"crop": {"height": 28, "width": 28, "patch": [14, 14], "first_patch": -1}}),
+    ("smolvlm", {"crop": {"height": 28, "width": 28, "patch": [1, 1]}, "size": {"longest_edge": 448}}),
     ("qwen", {}),
 ]
 
 
 @pytest.mark.parametrize(("name", "change"), WRONG)
 def test_settings_that_are_refused(name: str, change: dict[str, Any], call: Call) -> None:
-    base = {"single": "clip", NEXT: "next", ONEVISION: "onevision-2", "qwen": "clip"}[name]
+    base = {"single": "clip", NEXT: "next", ONEVISION: "onevision-2", "qwen": "clip"}.get(name, name)
     settings = {**SETTINGS[base][1], **change}
     (answer,) = call([{"op": "processor", "name": name, "settings": settings, "where": "out/config.json"}])
     _, error = python(lambda: processor_from_settings(name, settings, "out/config.json"))
@@ -319,7 +356,8 @@ TEXTS += [
 ]
 NAMES = ["height", "width", "shortest_edge", "longest_edge", "patch", "max_height", "first_patch", "é'"]
 FURTHER = ["image_processor_type", "feature_extractor_type", "do_pad", "background", "model_pinpoints"]
-FURTHER += ["vision_aspect_ratio", "default_to_square", "layout"]
+FURTHER += ["vision_aspect_ratio", "default_to_square", "layout", "markers", "max_image_size", "do_image_splitting"]
+FURTHER += ["min_patches", "max_patches"]
 
 
 def anything(random: np.random.Generator, depth: int = 0) -> Any:

@@ -13,7 +13,8 @@ FLOORS = (
     {"runtime"},
     {"image.cpp", "backend", "images", "text"},
     {"engine_dir"},
-    {"arguments.hpp", "arguments.cpp", "error.cpp", "files", "schedule.hpp", "schedule.cpp"},
+    {"arguments.hpp", "arguments.cpp", "error.cpp", "files", "schedule.hpp", "schedule.cpp"}
+    | {"together.hpp", "together.cpp"},
 )
 """Folders and files of ``cpp/src/``, from the top."""
 

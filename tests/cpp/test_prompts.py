@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance import write_turns
+from tests.conformance import write_spans, write_turns
 from tests.kit.chat_templates import STYLES
 from tests.kit.tokenizer_styles import PARTS, content, hard_text
 from trtprune.errors import TrtpruneError
@@ -20,6 +20,7 @@ from trtprune.text.template import Turn
 
 Driver = Callable[[list[Any]], list[Any]]
 GENERATION = write_turns.PATH.with_name("generation.json")
+SPANS = json.loads(write_spans.PATH.read_text(encoding="utf-8"))
 TURNS = json.loads(write_turns.PATH.read_text(encoding="utf-8"))
 CODES = {"InputError": 1, "EngineDirError": 3}
 
@@ -47,6 +48,17 @@ def test_turns(run: Driver, directory: dict[str, Any]) -> None:
         else:
             names = ("rendered", "ids", "image_positions", "question", "decoded")
             assert {name: answer[name] for name in names} == {name: case[name] for name in names}
+
+
+@pytest.mark.parametrize("directory", SPANS["directories"], ids=lambda directory: directory["name"])
+def test_markers(run: Driver, directory: dict[str, Any]) -> None:
+    """Prompts with the text around and between the spans of their images."""
+    commands = [{name: case[name] for name in ("turns", "raw", "markers")} for case in directory["cases"]]
+    opened, *answers = run([opening(directory, SPANS["tokenizers"]), *commands])
+    assert opened == {}
+    for case, answer in zip(directory["cases"], answers, strict=True):
+        names = ("ids", "image_positions", "marker_positions", "question")
+        assert {name: answer[name] for name in names} == {name: case[name] for name in names}
 
 
 @pytest.mark.parametrize("number", range(len(json.loads(GENERATION.read_text(encoding="utf-8"))["directories"])))
@@ -103,11 +115,18 @@ def test_conversations(run: Driver, style: str, template: str) -> None:
     raw = [f"{random.choice(PARTS)}<image>{hard_text(random)}" for _ in range(10)]
     cases += [[Turn("user", text, 1)] for text in raw]
     commands += [{"turns": [["user", text, 1]], "raw": True} for text in raw]
+    for turns, asked in zip(cases, commands, strict=True):
+        if random.random() < 0.5:  # some for another number of images than there are
+            count = sum(turn.images for turn in turns) + random.choice((0, 0, 0, 0, 1))
+            asked["markers"] = [
+                [random.choice(("", "<img>", "\n", "a", hard_text(random))) for _ in range(random.choice((2, 2, 3, 6)))]
+                for _ in range(count)
+            ]
     answers = run([command, *commands])[1:]
     for turns, asked, answer in zip(cases, commands, answers, strict=True):
         failure = None
         try:
-            prompt = python.encode(turns, raw=bool(asked["raw"]))
+            prompt = python.encode(turns, raw=bool(asked["raw"]), markers=asked.get("markers"))
         except TrtpruneError as error:
             failure = {"error": error.message, "hint": error.hint, "code": CODES[type(error).__name__]}
         if failure is not None:
@@ -115,6 +134,7 @@ def test_conversations(run: Driver, style: str, template: str) -> None:
             continue
         assert answer["ids"] == prompt.ids.tolist(), turns
         assert (answer["question"], answer["text"]) == (list(prompt.question), prompt.text)
+        assert answer["marker_positions"] == list(prompt.markers)
         for name, span in answer["spans"].items():
             assert span == prompt.span(name).tolist()
 

@@ -5,10 +5,12 @@
 #include <trtprune/error.hpp>
 
 #include "files/shown.hpp"
+#include "images/internvl.hpp"
 #include "images/limits.hpp"
 #include "images/llava_next.hpp"
 #include "images/llava_onevision.hpp"
 #include "images/single.hpp"
+#include "images/smolvlm.hpp"
 
 namespace trtprune::images {
 
@@ -24,9 +26,19 @@ constexpr Entry processors[] = {
     {Single::processor_name, Single::from_settings},
     {LlavaNext::processor_name, LlavaNext::from_settings},
     {LlavaOnevision::processor_name, LlavaOnevision::from_settings},
+    {InternVl::processor_name, InternVl::from_settings},
+    {SmolVlm::processor_name, SmolVlm::from_settings},
 };
 
 }  // namespace
+
+std::vector<std::int64_t> TokenPlan::span_lengths() const {
+    return spans.empty() ? std::vector<std::int64_t>{tokens()} : spans;
+}
+
+std::vector<std::string> TokenPlan::span_texts() const {
+    return markers.empty() ? std::vector<std::string>(span_lengths().size() + 1) : markers;
+}
 
 std::vector<std::int64_t> TokenPlan::candidates() const {
     return choices("drop");

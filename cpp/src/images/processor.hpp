@@ -59,9 +59,18 @@ struct TokenPlan {
     std::vector<std::uint8_t> padding;
     /// The crop that shows the whole image at a glance, -1 if there is none.
     std::int64_t overview = -1;
+    /// Visual tokens of each span of the image in a prompt, in their order; together N.  Empty: one span.
+    std::vector<std::int64_t> spans;
+    /// The text that the prompt has in front of the first span, between two, and behind the last: one more than spans.
+    /// Empty: none.
+    std::vector<std::string> markers;
 
     /// Visual tokens, N.
     std::int64_t tokens() const { return static_cast<std::int64_t>(newline.size()); }
+    /// `spans`, of an image with one span, too.
+    std::vector<std::int64_t> span_lengths() const;
+    /// `markers`, of an image without any, too.
+    std::vector<std::string> span_texts() const;
 
     /// Whether the token is a newline token.
     bool is_newline(std::int64_t token) const { return newline[static_cast<std::size_t>(token)] == token; }
@@ -119,7 +128,7 @@ class Processor {
 
 /// The image processor that an engine directory names.
 ///
-/// \param name      `single`, `llava_next` or `llava_onevision`.
+/// \param name      As the settings are written: `single`, `llava_next`, ….
 /// \param settings  The processor's settings, an object.
 /// \param where     File name for errors.
 /// \throws EngineDirError  for an unknown name or an invalid setting.

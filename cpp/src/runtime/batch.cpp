@@ -26,9 +26,8 @@ Row row_of(const Pipeline& pipeline, const Request& request, const GenerateOptio
     return {&request, budget, AnswerSettings(pipeline.config().generation, settings)};
 }
 
-text::Prompt encode(const Pipeline& pipeline, const Request& request) {
-    return pipeline.encoder().encode(turns_of(request.prompt, request.images.size(), request.system),
-                                     request.raw_prompt);
+std::vector<text::Turn> turns_of(const Request& request) {
+    return runtime::turns_of(request.prompt, request.images.size(), request.system);
 }
 
 }  // namespace
@@ -63,7 +62,7 @@ std::vector<Result> run_batch(const Pipeline& pipeline, const std::vector<Reques
     {
         const auto stage = clock.stage("preprocess");
         for (const Row& row : rows) {
-            prompts.push_back(encode(pipeline, *row.request));
+            prompts.push_back(pipeline.encoder().encode(turns_of(*row.request), row.request->raw_prompt));
             images.insert(images.end(), row.request->images.begin(), row.request->images.end());
             together.insert(together.end(), row.request->images.size(), row.request->images.size());
         }
@@ -79,6 +78,8 @@ std::vector<Result> run_batch(const Pipeline& pipeline, const std::vector<Reques
         const auto stop = next + static_cast<std::ptrdiff_t>(row.request->images.size());
         const std::vector<Features> seen(next, stop);
         next = stop;
+        prompts[i] =
+            pipeline.written_out(std::move(prompts[i]), turns_of(*row.request), seen, clock, row.request->raw_prompt);
         const Tensor embeds = pipeline.embed(prompts[i], clock);
         const Selection selection =
             pipeline.select(prompts[i], embeds, seen, row.budget, row.settings.sampling.seed().value_or(0), clock);

@@ -44,6 +44,7 @@ Result Turns::ask(const std::string& prompt, const GenerateOptions& options, con
     if (features_.empty()) {
         features_ = pipeline_.features(images_, std::vector<std::size_t>(images_.size(), images_.size()), clock);
     }
+    encoded = pipeline_.written_out(std::move(encoded), turns, features_, clock);
     // 3. The selection: the question's own, or the earlier one.
     const bool before = !repick && selection_;
     if (before && chosen && !(budget == *budget_)) {

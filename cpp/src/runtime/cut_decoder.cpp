@@ -43,6 +43,14 @@ Ids range(std::int64_t begin, std::int64_t end) {
     return values;
 }
 
+Ids rows_with(const Ids& picture, std::int64_t number) {
+    Ids rows;
+    for (std::size_t i = 0; i < picture.size(); ++i) {
+        if (picture[i] == number) rows.push_back(static_cast<std::int64_t>(i));
+    }
+    return rows;
+}
+
 }  // namespace
 
 std::int64_t SegmentCaches::nbytes() const {
@@ -112,7 +120,7 @@ Prefill CutDecoder::prefill(const std::vector<const Layout*>& layouts, DecoderCa
     // images.
     bool behind = true;
     for (std::size_t b = 0; b < layouts.size(); ++b) {
-        for (const auto& [first, stop] : layouts[b]->pictures) behind = behind && stop <= start[b];
+        for (const Places& places : layouts[b]->places) behind = behind && places.back().second <= start[b];
     }
     const bool any = std::any_of(start.begin(), start.end(), [](std::int64_t first) { return first != 0; });
     const bool fresh = !(behind && any);
@@ -138,16 +146,18 @@ Prefill CutDecoder::prefill(const std::vector<const Layout*>& layouts, DecoderCa
 
 PromptRow CutDecoder::begin(const Layout& layout, std::int64_t first, bool fresh) const {
     Ids picture(layout.ids.size(), text_row);
-    for (std::size_t number = 0; number < layout.pictures.size(); ++number) {
-        const auto [from, to] = layout.pictures[number];
-        std::fill(picture.begin() + from, picture.begin() + to, static_cast<std::int64_t>(number));
+    for (const std::int64_t marker : layout.markers) picture[static_cast<std::size_t>(marker)] = marker_row;
+    for (std::size_t number = 0; number < layout.places.size(); ++number) {
+        for (const auto& [from, to] : layout.places[number]) {
+            std::fill(picture.begin() + from, picture.begin() + to, static_cast<std::int64_t>(number));
+        }
     }
     PromptRow row;
     if (fresh) {
-        for (std::size_t number = 0; number < layout.pictures.size(); ++number) {
+        for (std::size_t number = 0; number < layout.places.size(); ++number) {
             row.raters.push_back(raters(layout, picture, number));
-            row.firsts.push_back(layout.pictures[number].first);
         }
+        row.places = layout.places;
         row.plans = layout.plans;
     }
     row.pieces = skip_rows(layout.embeds, first);
@@ -161,9 +171,24 @@ PromptRow CutDecoder::begin(const Layout& layout, std::int64_t first, bool fresh
     return row;
 }
 
+// The given rows, ascending, of pieces [n, D], which are counted together.
+std::vector<Tensor> CutDecoder::pieces_at(const std::vector<Tensor>& pieces, const Ids& rows) const {
+    std::vector<Tensor> found;
+    std::int64_t first = 0;
+    auto row = rows.begin();
+    for (const Tensor& piece : pieces) {
+        Ids own;
+        for (; row != rows.end() && *row < first + piece.length(); ++row) own.push_back(*row - first);
+        const bool whole = static_cast<std::int64_t>(own.size()) == piece.length();
+        if (!own.empty()) found.push_back(whole ? piece : chain_.memory().take(piece, own));
+        first += piece.length();
+    }
+    return found;
+}
+
 // Rows of the first segment that rate an image: some of the text behind it.
 Ids CutDecoder::raters(const Layout& layout, const Ids& picture, std::size_t number) const {
-    const std::int64_t stop = layout.pictures[number].second;
+    const std::int64_t stop = layout.places[number].back().second;
     Ids text;
     for (std::int64_t i = stop; i < layout.length(); ++i) {
         if (picture[static_cast<std::size_t>(i)] == text_row) text.push_back(i);
@@ -174,18 +199,13 @@ Ids CutDecoder::raters(const Layout& layout, const Ids& picture, std::size_t num
                          "put the question behind the image, or build with another method");
     }
     if (config_.find(roles::raters) == nullptr) return {text.back()};
-    Tensor image;
-    std::vector<Tensor> behind;
-    std::int64_t edge = 0;
-    for (const Tensor& piece : layout.embeds) {
-        edge += piece.length();
-        if (edge == stop) image = piece;
-        if (edge > stop && picture[static_cast<std::size_t>(edge - 1)] == text_row) behind.push_back(piece);
-    }
+    const auto joined = [&](const Ids& rows) {
+        return chain_.memory().join({pieces_at(layout.embeds, rows)}, static_cast<std::int64_t>(rows.size()));
+    };
     const Tensors out =
         chain_.session(roles::raters)
-            .run({{names::image_features, image.as_batch()},
-                  {names::text_embeds, chain_.memory().join({behind}, static_cast<std::int64_t>(text.size()))}});
+            .run({{names::image_features, joined(rows_with(picture, static_cast<std::int64_t>(number)))},
+                  {names::text_embeds, joined(text)}});
     const Tensor mask = chain_.memory().to_host(out.at(names::raters)).at(0);
     Ids chosen;
     for (std::int64_t i = 0; i < mask.length(); ++i) {
@@ -281,19 +301,30 @@ void CutDecoder::advance(std::size_t k, std::size_t b, PromptRow& row, const Ten
     };
     std::int64_t done = 0;
     for (std::size_t number = 0; number < row.raters.size(); ++number) {
-        const auto [first, stop] = row.span(number);
-        const std::optional<Point> found = point(k, b, row, number, out);
+        const Ids index = row.rows_of(number);
+        const std::optional<Point> found = point(k, b, row, number, index, out);
         if (!found) continue;
-        carry(done, first);
-        if (!found->kept.empty()) pieces.push_back(found->states);
-        for (const std::int64_t place : found->kept)
-            source.push_back(row.source.at(static_cast<std::size_t>(first + place)));
+        // The image's runs of rows, one for each of its spans that is left.
+        auto kept = found->kept.begin();
+        for (std::size_t begin = 0, end = 0; begin < index.size(); begin = end) {
+            for (end = begin + 1; end < index.size() && index[end] == index[end - 1] + 1;) ++end;
+            carry(done, index[begin]);
+            const auto last = std::lower_bound(kept, found->kept.end(), static_cast<std::int64_t>(end));
+            if (kept != last) {
+                pieces.push_back(found->states.slice(kept - found->kept.begin(), last - found->kept.begin()));
+            }
+            for (; kept != last; ++kept) {
+                const std::int64_t from = index[static_cast<std::size_t>(*kept)];
+                source.push_back(row.source.at(static_cast<std::size_t>(from)));
+            }
+            picture.resize(source.size(), static_cast<std::int64_t>(number));
+            done = index[end - 1] + 1;
+        }
         if (found->merged && found->merged.length() != 0) {
             pieces.push_back(found->merged);
             source.insert(source.end(), static_cast<std::size_t>(found->merged.length()), merged_row);
+            picture.resize(source.size(), static_cast<std::int64_t>(number));
         }
-        picture.resize(source.size(), static_cast<std::int64_t>(number));
-        done = stop;
     }
     carry(done, row.length());
     row.pieces = std::move(pieces);
@@ -307,19 +338,19 @@ void CutDecoder::advance(std::size_t k, std::size_t b, PromptRow& row, const Ten
 
 // What stays of an image; nothing if all of its tokens do.
 std::optional<CutDecoder::Point> CutDecoder::point(std::size_t k, std::size_t b, PromptRow& row, std::size_t number,
-                                                   const Tensors& out) const {
-    const auto [first, stop] = row.span(number);
+                                                   const Ids& index, const Tensors& out) const {
+    const auto count_here = static_cast<std::int64_t>(index.size());
     const auto segment_number = static_cast<std::int64_t>(k);
     const auto place = static_cast<std::int64_t>(b);
     const Ids rating = row.rating(), mine = row.rating(number);
     const Tensor attention = rated_ ? out.at(names::rater_attention).slice(place, place + 1) : Tensor();
-    const std::int64_t keep = keep_at(k, row, number, attention);
-    if (keep >= stop - first) return std::nullopt;
+    const std::int64_t keep = keep_at(k, row, number, index, attention);
+    if (keep >= count_here) return std::nullopt;
     const Tensor& states = out.at(names::last_hidden_state);
-    const auto [recycled, merged] = schedule_.merged_counts(stop - first - keep);
+    const auto [recycled, merged] = schedule_.merged_counts(count_here - keep);
     Tensors inputs{
         {names::hidden_states, states.slice(place, place + 1)},
-        {names::visual_index, Tensor::of(range(first, stop), {1, stop - first})},
+        {names::visual_index, Tensor::of(index, {1, count_here})},
         {names::rater_index, Tensor::of(mine, {1, static_cast<std::int64_t>(mine.size())})},
         {names::position_ids, position_table({&row.positions}, {0}, states.shape().at(1))},
         {names::keep, Tensor::of(Ids{keep})},
@@ -330,14 +361,14 @@ std::optional<CutDecoder::Point> CutDecoder::point(std::size_t k, std::size_t b,
         // Rows of other images' raters, and padding for rows with more raters, do not count.
         const std::int64_t count = attention.shape().at(attention.shape().size() - 2);
         const Tensor weights = Tensor::zeros(DType::float32, {1, count});
-        const Tensor index = Tensor::zeros(DType::int64, {1, count});
+        const Tensor raters = Tensor::zeros(DType::int64, {1, count});
         for (std::size_t i = 0; i < rating.size(); ++i) {
             weights.data<float>()[i] = contains(mine, rating[i]) ? 1.0F : 0.0F;
-            index.data<std::int64_t>()[i] = rating[i];
+            raters.data<std::int64_t>()[i] = rating[i];
         }
         inputs[names::rater_attention] = attention;
         inputs[names::rater_weights] = weights;
-        inputs[names::rater_index] = index;
+        inputs[names::rater_index] = raters;
     }
     const engine_dir::ComponentInfo& component = config_.part(roles::pruner, segment_number);
     for (auto input = inputs.begin(); input != inputs.end();) {
@@ -348,7 +379,7 @@ std::optional<CutDecoder::Point> CutDecoder::point(std::size_t k, std::size_t b,
     Point result;
     result.kept.assign(kept.data<std::int64_t>(), kept.data<std::int64_t>() + kept.length());
     if (std::any_of(result.kept.begin(), result.kept.end(),
-                    [&](std::int64_t token) { return token < 0 || token >= stop - first; })) {
+                    [&](std::int64_t token) { return token < 0 || token >= count_here; })) {
         throw EngineDirError(config_.root + ": a prune point keeps a token that the image does not have",
                              "build the directory again");
     }
@@ -363,7 +394,8 @@ std::optional<CutDecoder::Point> CutDecoder::point(std::size_t k, std::size_t b,
 }
 
 // The number of an image's tokens that stay at point `k`.
-std::int64_t CutDecoder::keep_at(std::size_t k, PromptRow& row, std::size_t number, const Tensor& attention) const {
+std::int64_t CutDecoder::keep_at(std::size_t k, PromptRow& row, std::size_t number, const Ids& index,
+                                 const Tensor& attention) const {
     const std::int64_t tokens = row.plans[number]->tokens();
     if (!schedule_.ranked) return schedule_.kept(row.keeps[number], tokens).at(k);
     Ids& ranks = row.ranks[number];
@@ -371,11 +403,11 @@ std::int64_t CutDecoder::keep_at(std::size_t k, PromptRow& row, std::size_t numb
     const bool fresh = k == ranks.size();
     if (fresh) {
         // The rows of the image's raters, the columns of its tokens.
-        const auto [first, stop] = row.span(number);
         const Ids rating = row.rating(), mine = row.rating(number);
         const Tensor all = chain_.memory().to_host(attention).at(0);
-        const Tensor block = Tensor::empty(DType::float32, {static_cast<std::int64_t>(mine.size()), stop - first});
-        if (all.shape().at(1) < stop || all.length() < static_cast<std::int64_t>(rating.size())) {
+        const Tensor block = Tensor::empty(
+            DType::float32, {static_cast<std::int64_t>(mine.size()), static_cast<std::int64_t>(index.size())});
+        if (all.shape().at(1) <= index.back() || all.length() < static_cast<std::int64_t>(rating.size())) {
             throw EngineDirError(config_.root + ": the attention of a prune point is too small",
                                  "build the directory again");
         }
@@ -383,7 +415,7 @@ std::int64_t CutDecoder::keep_at(std::size_t k, PromptRow& row, std::size_t numb
         for (std::size_t i = 0; i < rating.size(); ++i) {
             if (!contains(mine, rating[i])) continue;
             const float* line = all.at(static_cast<std::int64_t>(i)).data<float>();
-            target = std::copy(line + first, line + stop, target);
+            for (const std::int64_t column : index) *target++ = line[column];
         }
         ranks.push_back(rank(block));
     }

@@ -55,15 +55,17 @@ class CutDecoder : public Decoder {
 
     backend::Session& segment(std::size_t k) const;
     PromptRow begin(const Layout& layout, std::int64_t first, bool fresh) const;
+    std::vector<Tensor> pieces_at(const std::vector<Tensor>& pieces, const Ids& rows) const;
     Ids raters(const Layout& layout, const Ids& picture, std::size_t number) const;
     Tensor pass(std::vector<PromptRow>& rows, SegmentCaches& cache, const Ids& start, bool fresh);
     void settle(std::size_t k, const std::vector<PromptRow>& rows, const std::vector<PromptRow>& whole,
                 SegmentCaches& cache);
     Tensors run(std::size_t k, const std::vector<PromptRow>& rows, backend::Cache& cache, const Ids& slots) const;
     void advance(std::size_t k, std::size_t b, PromptRow& row, const Tensors& out) const;
-    std::optional<Point> point(std::size_t k, std::size_t b, PromptRow& row, std::size_t number,
+    std::optional<Point> point(std::size_t k, std::size_t b, PromptRow& row, std::size_t number, const Ids& index,
                                const Tensors& out) const;
-    std::int64_t keep_at(std::size_t k, PromptRow& row, std::size_t number, const Tensor& attention) const;
+    std::int64_t keep_at(std::size_t k, PromptRow& row, std::size_t number, const Ids& index,
+                         const Tensor& attention) const;
     std::int64_t rank(const Tensor& block) const;
 
     const Chain& chain_;

@@ -21,14 +21,20 @@ struct Selection {
     Ids keeps;                 ///< for each image its budget
 };
 
+/// For each of an image's spans its first row, and the row behind its last.
+using Places = std::vector<std::pair<std::int64_t, std::int64_t>>;
+
 /// One row's prompt as the decoder reads it; S rows of text and kept visual tokens.
 struct Layout {
     Ids ids;                         ///< [S]; the placeholder's id stands for every kept visual token
     std::vector<Tensor> embeds;      ///< pieces [n, D] with S rows in all; together they are the decoder's input
     std::vector<Ids> positions;      ///< for each axis [S]
     std::int64_t next_position = 0;  ///< the position of the answer's first token, the same on all axes
-    std::vector<std::pair<std::int64_t, std::int64_t>> pictures;  ///< first row of each image, and the one behind it
-    Ids keeps;                                                    ///< for each image its budget
+    /// For each image and each of its spans the first row and the row behind the last; they are equal where no visual
+    /// token of the span is kept.
+    std::vector<Places> places;
+    Ids markers;              ///< ascending, the rows of the text around and between an image's spans
+    Ids keeps;                ///< for each image its budget
     std::vector<Ids> kept;    ///< for each image indices of its visual tokens in the rows
     std::vector<Plan> plans;  ///< for each image what its N visual tokens show
 
@@ -38,7 +44,7 @@ struct Layout {
 
 /// Replaces the placeholders by the kept features.
 ///
-/// \param prompt       A prompt with one placeholder per image of the selection.
+/// \param prompt       A prompt with one placeholder for each span of the selection's images.
 /// \param text_embeds  [T, D], the embeddings of all ids of the prompt; rows at placeholders are ignored.
 /// \param selection    The features of each image that enter the decoder.
 /// \param rule         The rule of the rows' positions.

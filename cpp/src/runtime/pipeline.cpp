@@ -110,6 +110,16 @@ std::vector<Features> Pipeline::features(const std::vector<Image>& images, const
     return all;
 }
 
+text::Prompt Pipeline::written_out(text::Prompt prompt, const std::vector<text::Turn>& turns,
+                                   const std::vector<Features>& features, Clock& clock, bool raw) const {
+    const std::vector<std::string> none{"", ""};
+    text::Markers markers;
+    for (const Features& seen : features) markers.push_back(seen.plan->span_texts());
+    if (std::all_of(markers.begin(), markers.end(), [&](const auto& texts) { return texts == none; })) return prompt;
+    const auto stage = clock.stage("preprocess");
+    return encoder_->encode(turns, raw, &markers);
+}
+
 Tensor Pipeline::embed(const text::Prompt& prompt, Clock& clock) const {
     const auto stage = clock.stage("prefill");
     return chain_.embed(prompt.ids, [this](std::int64_t id) { return encoder_->token(id); });

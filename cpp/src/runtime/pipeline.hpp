@@ -65,6 +65,13 @@ class Pipeline {
     /// \throws InputError  for an image that the processor makes nothing of.
     std::vector<Features> features(const std::vector<Image>& images, const std::vector<std::size_t>& together,
                                    Clock& clock) const;
+    /// A prompt with the markers of its images, which follow from their sizes; without any, the prompt itself.
+    ///
+    /// \param prompt    The encoded turns, with one placeholder an image.
+    /// \param features  Features of each image.
+    /// \param raw       Whether the last turn's text is the whole prompt.
+    text::Prompt written_out(text::Prompt prompt, const std::vector<text::Turn>& turns,
+                             const std::vector<Features>& features, Clock& clock, bool raw = false) const;
     /// Embeddings [T, D] of a prompt's ids; those at placeholders have no meaning.
     Tensor embed(const text::Prompt& prompt, Clock& clock) const;
     /// The visual tokens of a prompt's images that enter the decoder; all of them without a pruner before it.

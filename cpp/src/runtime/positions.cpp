@@ -41,14 +41,14 @@ std::int64_t PositionRule::add_image(const ImageTokens& image, Positions& positi
         Ids& axis = positions.of_tokens[0];
         std::int64_t place = 0;
         for (const std::int64_t token : image.kept) axis.push_back(start + (compact_ ? place++ : token));
-        return compact_ ? static_cast<std::int64_t>(image.kept.size()) : image.plan->tokens();
+        return compact_ ? static_cast<std::int64_t>(image.kept.size()) : image.tokens;
     }
-    const std::vector<std::int32_t>& grid = image.plan->grid;
+    const auto grid = image.plan->grid.begin() + 3 * image.first;
     std::int64_t most = -1;
     for (const std::int64_t token : image.kept) {
         for (std::size_t axis = 0; axis < 3; ++axis) {
             const std::int64_t place =
-                token < 0 || token >= image.plan->tokens() ? -1 : grid[3 * static_cast<std::size_t>(token) + axis];
+                token < 0 || token >= image.tokens ? -1 : grid[3 * token + static_cast<std::ptrdiff_t>(axis)];
             if (place < 0) {
                 throw EngineDirError(
                     "a kept visual token has no row and column, which this model's positions consist of",
@@ -58,7 +58,7 @@ std::int64_t PositionRule::add_image(const ImageTokens& image, Positions& positi
             most = std::max(most, place);
         }
     }
-    if (!compact_) most = grid.empty() ? -1 : *std::max_element(grid.begin(), grid.end());
+    if (!compact_) most = image.tokens == 0 ? -1 : *std::max_element(grid, grid + 3 * image.tokens);
     return most + 1;
 }
 

@@ -22,13 +22,15 @@ namespace trtprune::runtime {
 
 using Ids = std::vector<std::int64_t>;
 
-/// The visual tokens of one image that stand in a prompt.
+/// The visual tokens of one span that stand in a prompt; an image has one or several.
 struct ImageTokens {
-    Ids kept;                       ///< indices of these tokens among the image's N
+    Ids kept;                       ///< indices of these tokens among the span's
     const images::TokenPlan* plan;  ///< the image's, for its grid
+    std::int64_t first = 0;         ///< the span's first visual token among the image's N
+    std::int64_t tokens = 0;        ///< visual tokens of the span
 };
 
-/// A part of a prompt: a number of text tokens, or an image.
+/// A part of a prompt: a number of text tokens, or a span of an image.
 using Piece = std::variant<std::int64_t, ImageTokens>;
 
 /// The positions of a prompt.

@@ -21,11 +21,12 @@ Ids rows_from(const PromptRow& row, const Ids& wanted) {
 
 }  // namespace
 
-std::pair<std::int64_t, std::int64_t> PromptRow::span(std::size_t number) const {
-    const auto wanted = static_cast<std::int64_t>(number);
-    const auto first = std::find(picture.begin(), picture.end(), wanted);
-    const auto last = std::find(picture.rbegin(), picture.rend(), wanted);
-    return {first - picture.begin(), picture.rend() - last};
+Ids PromptRow::rows_of(std::size_t number) const {
+    Ids rows;
+    for (std::size_t i = 0; i < picture.size(); ++i) {
+        if (picture[i] == static_cast<std::int64_t>(number)) rows.push_back(static_cast<std::int64_t>(i));
+    }
+    return rows;
 }
 
 Ids PromptRow::rating(std::size_t number) const {
@@ -44,28 +45,52 @@ std::int64_t PromptRow::tokens_of(std::size_t number) const {
 
 std::vector<Piece> PromptRow::layout_pieces() const {
     std::vector<Piece> parts;
-    std::int64_t done = 0;
+    std::int64_t done = 0, counted = 0;
+    const auto add = [&](std::int64_t text) {
+        parts.emplace_back(text);
+        counted += text;
+    };
     for (std::size_t number = 0; number < plans.size(); ++number) {
-        const auto [begin, stop] = span(number);
-        ImageTokens image{{}, plans[number].get()};
-        for (std::int64_t i = begin; i < stop; ++i) {
-            const std::int64_t row = source[static_cast<std::size_t>(i)];
-            if (row != merged_row) image.kept.push_back(row - firsts[number]);
+        Ids visual;
+        std::int64_t merged = 0;
+        for (const std::int64_t row : rows_of(number)) {
+            const std::int64_t from = source[static_cast<std::size_t>(row)];
+            if (from == merged_row) {
+                ++merged;
+            } else {
+                visual.push_back(from);
+            }
         }
-        const std::int64_t merged = stop - begin - static_cast<std::int64_t>(image.kept.size());
-        parts.emplace_back(begin - done);
-        parts.emplace_back(std::move(image));
-        parts.emplace_back(merged);
-        done = stop;
+        std::int64_t first = 0;
+        for (const auto& [begin, stop] : places[number]) {
+            ImageTokens span{{}, plans[number].get(), first, stop - begin};
+            for (const std::int64_t row : visual) {
+                if (begin <= row && row < stop) span.kept.push_back(row - begin);
+            }
+            // Text is never pruned: all that lies between two spans of the first segment is still there.
+            add(begin - done);
+            counted += static_cast<std::int64_t>(span.kept.size());
+            parts.emplace_back(std::move(span));
+            done = stop;
+            first += stop - begin;
+        }
+        add(merged);
     }
-    parts.emplace_back(length() - done);
+    add(length() - counted);
     return parts;
 }
 
 std::vector<Ids> PromptRow::kept() const {
+    const std::set<std::int64_t> present(source.begin(), source.end());
     std::vector<Ids> kept;
-    for (const Piece& piece : layout_pieces()) {
-        if (const auto* image = std::get_if<ImageTokens>(&piece)) kept.push_back(image->kept);
+    for (const Places& spans : places) {
+        Ids& own = kept.emplace_back();
+        std::int64_t token = 0;
+        for (const auto& [begin, stop] : spans) {
+            for (std::int64_t row = begin; row < stop; ++row, ++token) {
+                if (present.count(row) != 0) own.push_back(token);
+            }
+        }
     }
     return kept;
 }

@@ -11,6 +11,8 @@ namespace trtprune::runtime {
 
 /// Value for text instead of an image's number.
 constexpr std::int64_t text_row = -1;
+/// Value for the text around and between an image's spans instead of an image's number.
+constexpr std::int64_t marker_row = -2;
 /// Value for merged tokens instead of a row of the first segment.
 constexpr std::int64_t merged_row = -2;
 
@@ -19,12 +21,13 @@ struct PromptRow {
     std::vector<Tensor> pieces;      ///< arrays [n, D], together its S states
     std::vector<Ids> positions;      ///< for each axis [S]
     std::int64_t next_position = 0;  ///< the position behind its last token, the same on all axes
-    Ids picture;                     ///< [S], the number of the image a token belongs to, or `text_row`
+    Ids picture;                     ///< [S], the number of the image a token belongs to, `text_row` or `marker_row`
     Ids source;                      ///< [S], a token's row in the first segment, or `merged_row`
     std::vector<Ids> raters;         ///< for each image the rows of the first segment that rate it
     Ids keeps;                       ///< for each image its budget
     std::vector<Plan> plans;         ///< for each image what its visual tokens show, before pruning
-    Ids firsts;                      ///< for each image its first row in the first segment
+    /// For each image its spans' rows in the first segment, where all visual tokens are.
+    std::vector<Places> places;
     /// For each image the rank of its raters' attention at each point, as far as known, if that decides the number of
     /// tokens.
     std::vector<Ids> ranks;
@@ -33,8 +36,8 @@ struct PromptRow {
 
     /// S.
     std::int64_t length() const { return static_cast<std::int64_t>(source.size()); }
-    /// First row of an image, and the row behind its last.
-    std::pair<std::int64_t, std::int64_t> span(std::size_t number) const;
+    /// The rows of an image, ascending.
+    Ids rows_of(std::size_t number) const;
     /// The present rows of an image's raters.
     Ids rating(std::size_t number) const;
     /// The present rows of all images' raters.

@@ -10,14 +10,14 @@
 
 namespace trtprune::text {
 
-namespace {
-
-[[noreturn]] void too_long() {
+void too_long() {
     throw EngineDirError(
         "the chat template writes more than 1,048,576 characters",
         "correct the checkpoint's chat template (chat_template.jinja) and build again, or write the whole prompt "
         "yourself (raw_prompt)");
 }
+
+namespace {
 
 bool fits(const std::optional<bool>& wanted, bool value) {
     return !wanted || *wanted == value;

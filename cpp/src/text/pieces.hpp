@@ -24,6 +24,9 @@ struct Rendered {
 /// Longest prompt in characters.
 constexpr std::size_t longest_prompt = 1 << 20;
 
+/// Throws for a prompt that grows too long while it is written.
+[[noreturn]] void too_long();
+
 /// The prompt that a template's pieces write for turns: a system turn or none, then the user's and the assistant's,
 /// the user's last.
 ///

@@ -36,6 +36,65 @@ std::string without(std::string text, const std::string& part) {
     return text;
 }
 
+// Characters [start, end).
+using Extent = std::pair<std::size_t, std::size_t>;
+
+// Whether a token's place, which is not empty, has a common character with one of these, which ascend.
+template <typename Token>
+bool overlaps(const Token& token, const std::vector<Extent>& places) {
+    const auto start = static_cast<std::size_t>(token.first), end = static_cast<std::size_t>(token.second);
+    const auto found =
+        std::partition_point(places.begin(), places.end(), [&](const Extent& place) { return place.second <= start; });
+    return start < end && found != places.end() && found->first < end;
+}
+
+std::vector<std::u32string> split(const std::u32string& text, const std::u32string& part) {
+    std::vector<std::u32string> pieces;
+    std::size_t start = 0;
+    for (std::size_t i = text.find(part); i != text.npos; i = text.find(part, start)) {
+        pieces.push_back(text.substr(start, i - start));
+        start = i + part.size();
+    }
+    pieces.push_back(text.substr(start));
+    return pieces;
+}
+
+// Writes the markers of a prompt's images around and between their placeholders, one for each span; returns the
+// markers' places, ascending.  Wrong numbers of images are left to the count of their tokens.
+std::vector<Extent> write_markers(Rendered& rendered, const std::u32string& image_token, const Markers& markers) {
+    const std::vector<std::u32string> pieces = split(rendered.text, image_token);
+    if (pieces.size() != markers.size() + 1) return {};
+    std::vector<std::vector<std::u32string>> texts(markers.size());
+    std::size_t size = rendered.text.size();
+    for (std::size_t image = 0; image < markers.size(); ++image) {
+        for (const std::string& marker : markers[image]) {
+            texts[image].push_back(characters(marker));
+            size += texts[image].back().size() + image_token.size();
+        }
+    }
+    if (size > longest_prompt) too_long();
+    std::u32string text = pieces[0];
+    std::vector<Extent> added;
+    std::size_t start = rendered.start, end = rendered.end, before = pieces[0].size();
+    for (std::size_t image = 0; image < markers.size(); ++image) {
+        const std::size_t first = text.size();
+        for (std::size_t number = 0; number < texts[image].size(); ++number) {
+            if (number != 0) text += image_token;
+            const std::size_t place = text.size();
+            text += texts[image][number];
+            if (place < text.size()) added.emplace_back(place, text.size());
+        }
+        // A place behind the placeholder moves by what the image's text is longer than it.
+        const std::size_t written = text.size() - first;
+        if (rendered.start > before) start = start + written - image_token.size();
+        if (rendered.end > before) end = end + written - image_token.size();
+        before += image_token.size() + pieces[image + 1].size();
+        text += pieces[image + 1];
+    }
+    rendered = {std::move(text), start, end};
+    return added;
+}
+
 std::string to_utf8_text(const std::u32string& points) {
     std::string text;
     for (const char32_t point : points) append(text, point);
@@ -45,7 +104,8 @@ std::string to_utf8_text(const std::u32string& points) {
 }  // namespace
 
 std::vector<std::int64_t> Prompt::span(const std::string& name) const {
-    const std::set<std::int64_t> images(image_positions.begin(), image_positions.end());
+    std::set<std::int64_t> images(image_positions.begin(), image_positions.end());
+    images.insert(markers.begin(), markers.end());
     std::vector<std::int64_t> chosen;
     if (name == "question" && !question.empty()) {
         chosen = question;
@@ -93,7 +153,7 @@ PromptEncoder::PromptEncoder(PromptEncoder&&) noexcept = default;
 PromptEncoder& PromptEncoder::operator=(PromptEncoder&&) noexcept = default;
 PromptEncoder::~PromptEncoder() = default;
 
-Prompt PromptEncoder::encode(const std::vector<Turn>& turns, bool raw) const {
+Prompt PromptEncoder::encode(const std::vector<Turn>& turns, bool raw, const Markers* markers) const {
     if (turns.empty()) throw InputError("the prompt has no turns", "ask a question");
     std::int64_t images = 0;
     for (const Turn& turn : turns) {
@@ -111,6 +171,13 @@ Prompt PromptEncoder::encode(const std::vector<Turn>& turns, bool raw) const {
     } else {
         rendered = render(*state_->info.chat_template, turns);
     }
+    std::int64_t spans = images;
+    std::vector<Extent> added;
+    if (markers != nullptr) {
+        added = write_markers(rendered, characters(state_->image_token), *markers);
+        spans = 0;
+        for (const auto& texts : *markers) spans += static_cast<std::int64_t>(texts.size()) - 1;
+    }
     if (rendered.text.size() > longest_prompt)
         throw InputError("the prompt has more than " + grouped(longest_prompt) + " characters",
                          "ask a shorter question");
@@ -119,20 +186,22 @@ Prompt PromptEncoder::encode(const std::vector<Turn>& turns, bool raw) const {
     const std::string bos = state_->info.tokenizer.bos.value_or("");
     const bool printed = !bos.empty() && !raw && text.compare(0, bos.size(), bos) == 0;
     const Encoding encoding = state_->tokenizer.encode(text, !printed);
-    Prompt prompt{encoding.ids, {}, {}, without(turns.back().text, state_->image_token)};
+    Prompt prompt{encoding.ids, {}, {}, without(turns.back().text, state_->image_token), {}};
+    const std::vector<Extent> question{{rendered.start, rendered.end}};
     for (std::size_t i = 0; i < encoding.ids.size(); ++i) {
         const auto index = static_cast<std::int64_t>(i);
         if (encoding.ids[i] == state_->image_token_id) {
             prompt.image_positions.push_back(index);
             continue;
         }
-        const auto& [start, end] = encoding.offsets[i];
-        if (start < static_cast<std::int64_t>(rendered.end) && end > static_cast<std::int64_t>(rendered.start) &&
-            end > start)
+        if (overlaps(encoding.offsets[i], added)) {
+            prompt.markers.push_back(index);
+        } else if (overlaps(encoding.offsets[i], question)) {
             prompt.question.push_back(index);
+        }
     }
     const auto found = static_cast<std::int64_t>(prompt.image_positions.size());
-    if (found != images) state_->miscounted(text, found, images, turns, raw);
+    if (found != spans) state_->miscounted(text, found, images, turns, raw);
     return prompt;
 }
 

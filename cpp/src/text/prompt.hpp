@@ -19,17 +19,21 @@ namespace trtprune::text {
 
 /// A tokenised prompt.
 struct Prompt {
-    std::vector<std::int64_t> ids;              ///< with one placeholder an image
+    std::vector<std::int64_t> ids;              ///< with one placeholder for each span of an image
     std::vector<std::int64_t> image_positions;  ///< indices into `ids` of the placeholders, ascending
     std::vector<std::int64_t> question;         ///< indices into `ids` of the last user turn's text; may be empty
     std::string text;                           ///< that text, without placeholders
+    std::vector<std::int64_t> markers;  ///< indices into `ids` of the text around and between the spans of an image
 
     /// Indices into `ids` of the text tokens that a method selects by.
     ///
     /// `question`: the user's words; `after_image`: every text token behind the last image; `all`: every text token.
-    /// Placeholders are never part of it.
+    /// Placeholders and the markers of images are never part of it.
     std::vector<std::int64_t> span(const std::string& name) const;
 };
+
+/// For each image the text in front of its first span, between two, and behind the last.
+using Markers = std::vector<std::vector<std::string>>;
 
 /// Tokenizer and chat template of an engine directory; ids are those of the Python package.
 class PromptEncoder {
@@ -51,10 +55,12 @@ class PromptEncoder {
 
     /// Tokenises turns through the chat template, or with `raw` the last turn's text as it is.
     ///
-    /// \param turns  The last is the user's.
+    /// \param turns    The last is the user's.
+    /// \param markers  For each image of the conversation the text around and between its spans, UTF-8; nullptr: one
+    ///                 span an image, and no such text.
     /// \throws InputError  if the text is not UTF-8, holds another number of placeholders than there are images, or
     ///                     the chat template does not take these turns.
-    Prompt encode(const std::vector<Turn>& turns, bool raw = false) const;
+    Prompt encode(const std::vector<Turn>& turns, bool raw = false, const Markers* markers = nullptr) const;
 
     /// Text of an answer, without special tokens.
     std::string decode(const std::vector<std::int64_t>& ids) const;

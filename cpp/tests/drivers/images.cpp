@@ -64,6 +64,8 @@ json planned(const json& request) {
                 {"taps", plan.taps},
                 {"tokens", plan.tokens()},
                 {"overview", plan.overview},
+                {"spans", plan.span_lengths()},
+                {"markers", plan.span_texts()},
                 {"grid", hex(plan.grid)},
                 {"newline", hex(plan.newline)},
                 {"pack_index", hex(plan.pack_index)},

@@ -20,14 +20,18 @@ json layout(const json& request) {
     trtprune::text::Prompt prompt;
     prompt.ids = request.at("prompt").get<Ids>();
     prompt.image_positions = request.at("image_positions").get<Ids>();
+    prompt.markers = request.value("markers", Ids());
     Selection selection;
     for (const json& image : request.at("images")) {
         const Ids kept = image.at("kept").get<Ids>();
         auto plan = std::make_shared<trtprune::images::TokenPlan>();
-        for (const json& place : image.at("grid")) {
+        for (const json& place : image.value("grid", json::array())) {
             for (const json& number : place) plan->grid.push_back(number.get<std::int32_t>());
-            plan->newline.push_back(-1);
         }
+        plan->spans = image.value("spans", Ids());
+        std::size_t tokens = plan->grid.size() / 3;
+        for (const std::int64_t length : plan->spans) tokens += static_cast<std::size_t>(length);
+        plan->newline.assign(tokens, -1);
         selection.plans.push_back(plan);
         selection.kept.push_back(kept);
         selection.keeps.push_back(1);
@@ -38,7 +42,8 @@ json layout(const json& request) {
     const Layout made = lay_out(prompt, words, selection, rule);
     std::int64_t rows = 0;
     for (const Tensor& piece : made.embeds) rows += piece.length();
-    return {{"ids", made.ids}, {"positions", made.positions}, {"next_position", made.next_position}, {"rows", rows}};
+    return {{"ids", made.ids},       {"positions", made.positions}, {"next_position", made.next_position},
+            {"places", made.places}, {"marker_rows", made.markers}, {"rows", rows}};
 }
 
 json answer(const json& request) {

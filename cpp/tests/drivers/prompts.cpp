@@ -70,7 +70,8 @@ json encode(const PromptEncoder& encoder, const std::optional<TemplateInfo>& cha
     std::vector<Turn> turns;
     for (const json& turn : command.at("turns")) turns.push_back({turn.at(0), turn.at(1), turn.at(2)});
     const bool raw = command.at("raw");
-    const Prompt prompt = encoder.encode(turns, raw);
+    const auto markers = command.value("markers", Markers());
+    const Prompt prompt = encoder.encode(turns, raw, command.contains("markers") ? &markers : nullptr);
     std::string rendered = turns.back().text;
     if (!raw) {
         rendered.clear();
@@ -81,6 +82,7 @@ json encode(const PromptEncoder& encoder, const std::optional<TemplateInfo>& cha
     return {{"rendered", rendered},
             {"ids", prompt.ids},
             {"image_positions", prompt.image_positions},
+            {"marker_positions", prompt.markers},
             {"question", prompt.question},
             {"text", prompt.text},
             {"spans", spans},

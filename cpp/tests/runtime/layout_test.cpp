@@ -52,7 +52,7 @@ TEST_CASE("kept tokens take the place of their image's placeholder") {
     const Tensor words = Tensor::zeros(DType::float32, {6, 4});
     const Layout compact = lay_out(prompt, words, selection_of({{1, 4}, {0}}), PositionRule("compact", 1));
     CHECK(compact.ids == Ids{1, 5, 5, 7, 5, 8, 9});
-    CHECK(compact.pictures == std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 3}, {4, 5}});
+    CHECK(compact.places == std::vector<Places>{{{1, 3}}, {{4, 5}}});
     CHECK(compact.positions == std::vector<Ids>{{0, 1, 2, 3, 4, 5, 6}});
     CHECK(compact.next_position == 7);
     CHECK(compact.embeds.size() == 5);
@@ -75,14 +75,44 @@ TEST_CASE("with three axes kept tokens stay at their row and column") {
     CHECK_THROWS_AS(PositionRule("other", 1), trtprune::EngineDirError);
 }
 
+TEST_CASE("an image of several spans") {
+    // A text in front of each span and behind the last: 7 and 8 are markers, 9 is the question.
+    auto plan = std::make_shared<trtprune::images::TokenPlan>(*image_of_six());
+    plan->spans = {2, 3, 1};
+    Selection selection = selection_of({{1, 5}});
+    selection.plans = {plan};
+    auto prompt = prompt_of({1, 7, 5, 7, 5, 8, 7, 5, 8, 9}, {2, 4, 7});
+    prompt.markers = {1, 3, 5, 6, 8};
+    const Tensor words = Tensor::zeros(DType::float32, {10, 4});
+    const Layout compact = lay_out(prompt, words, selection, PositionRule("compact", 1));
+    CHECK(compact.ids == Ids{1, 7, 5, 7, 8, 7, 5, 8, 9});
+    CHECK(compact.places == std::vector<Places>{{{2, 3}, {4, 4}, {6, 7}}});
+    CHECK(compact.markers == Ids{1, 3, 4, 5, 7});
+    CHECK(compact.next_position == 9);
+    CHECK(prompt.span("all") == Ids{0, 9});
+    CHECK(unpruned_ids(prompt, compact) == Ids{1, 7, 5, 5, 7, 5, 5, 5, 8, 7, 5, 8, 9});
+    const Layout original = lay_out(prompt, words, selection, PositionRule("original", 1));
+    CHECK(original.positions == std::vector<Ids>{{0, 1, 3, 4, 8, 9, 10, 11, 12}});
+    CHECK(original.next_position == 13);
+    // Before a segment: all tokens are there, then tokens 1 and 5, and one that is merged.
+    PromptRow row;
+    row.places = {{{2, 4}, {5, 8}, {10, 11}}};
+    row.plans = {plan};
+    row.picture = {text_row, marker_row, 0, marker_row, marker_row, marker_row, 0, 0, marker_row, text_row};
+    row.source = {0, 1, 3, 4, 8, 9, 10, merged_row, 11, 12};
+    CHECK(row.kept() == std::vector<Ids>{{1, 5}});
+    CHECK(PositionRule("original", 1).place(row.layout_pieces()).of_tokens ==
+          std::vector<Ids>{{0, 1, 3, 4, 8, 9, 10, 11, 12, 13}});
+}
+
 TEST_CASE("rows before a segment of the decoder know their images and raters") {
     PromptRow row;
     row.picture = {text_row, 0, 0, 0, text_row, text_row};
     row.source = {0, 1, 3, merged_row, 7, 8};
     row.raters = {{7}};
     row.plans = {image_of_six()};
-    row.firsts = {1};
-    CHECK(row.span(0) == std::pair<std::int64_t, std::int64_t>{1, 4});
+    row.places = {{{1, 7}}};
+    CHECK(row.rows_of(0) == Ids{1, 2, 3});
     CHECK(row.rating(0) == Ids{4});
     CHECK(row.tokens_of(0) == 3);
     CHECK(row.kept() == std::vector<Ids>{{0, 2}});
