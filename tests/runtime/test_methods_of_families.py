@@ -16,13 +16,16 @@ import torch
 
 from tests.kit import tiny
 from tests.kit.first_layer import first_layer
+from tests.kit.in_llm_generate import generate
 from tests.kit.runtime_kit import Kit, picture
 from tests.kit.vision_maps import expected
 from tests.models.test_packed import Maps
+from tests.runtime.test_three_axes import numbered, record
 from trtprune import pruning
 from trtprune.errors import BudgetError
 from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER
 from trtprune.runtime import Vlm
+from trtprune.text.template import Turn
 
 QUESTION = "What is left of it?"
 KEEP = 7
@@ -133,3 +136,64 @@ def test_every_method(kits: Callable[[str], Kit], family: str, name: str, option
     # The saliency of such a tower is named.
     read = {"cls_attention", "mean_query_attention", "deep_attention"} & {*needs}
     assert {*vlm.config.vision.saliency} >= read
+
+
+INSIDE: dict[str, dict[str, Any]] = {
+    "fastv": {"method": "fastv", "keep": 24, "options": {"k": 1}},
+    "pyramiddrop": {"method": "pyramiddrop", "keep": 24, "options": {"first": 1}},
+    "sparsevlm": {"method": "sparsevlm", "options": {"schedule": "0:18,2:9"}},
+    "sparsevlm-2": {"method": "sparsevlm", "options": {"version": "2.0", "heads": 3, "schedule": "0:18,2:9"}},
+}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A decoder of more layers, to be cut."""
+    case = tiny.Tiny(family="qwen2.5-vl", seed=17, layers=5, max_positions=1024)
+    kit = Kit.make(tmp_path_factory.mktemp("families") / "deep", case)
+    kit.model.set_attn_implementation("eager")
+    return kit
+
+
+def rows_of(kit: Kit, vlm: Vlm, images: list[Any], ids: np.ndarray) -> tuple[Any, np.ndarray, list[tuple[int, int]]]:
+    """The whole prompt's embeddings [S, D], the image, time, row and column of each row (-1 for text), and the images'
+    spans."""
+    rows, places, spans = [], [], []
+    for word, number in zip(kit.model.get_input_embeddings()(torch.from_numpy(ids)).detach(), ids, strict=True):
+        if number != tiny.IMAGE_TOKEN_ID:
+            rows.append(word[None])
+            places.append([-1, 0, 0, 0])
+            continue
+        image = len(spans)
+        grid = vlm.pipeline.processor.prepare(images[image]).plan.grid
+        rows.append(torch.from_numpy(packed(kit, vlm, images[image], None)["image_features"]))
+        spans.append((len(places), len(places) + len(grid)))
+        places += [[image, 0, row, column] for _, row, column in grid.tolist()]
+    return torch.cat(rows), np.array(places), spans
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_the_decoder(deep: Kit, name: str) -> None:
+    """The published steps between transformers' own layers: the same answer follows, from one image and from two."""
+    vlm = deep.load(f"inside-{name}", max_image_pixels=784 * 40, **INSIDE[name])
+    info, recorder = vlm.config.pruning, record(vlm)
+    assert info.schedule is not None
+    for count in (1, 2):
+        recorder.logits.clear()
+        images = [picture(30 + i, size) for i, size in enumerate([(200, 130), (130, 200)][:count])]
+        ids = vlm.encoder.encode([Turn("user", QUESTION, count)]).ids
+        embeds, places, spans = rows_of(deep, vlm, images, ids)
+        assert {stop - start for start, stop in spans} == {35}
+
+        def number(rows: torch.Tensor, places: np.ndarray = places) -> tuple[torch.Tensor, int]:
+            positions, following = numbered(places, rows.tolist(), vlm.config.positions.rule)
+            return torch.from_numpy(positions), following
+
+        options = {"version": info.options.get("version", "1.0"), "heads": info.options.get("heads", 0)}
+        kept = list(info.schedule.kept(info.keep, 35))
+        points = list(info.schedule.points)
+        found = generate(deep.model, embeds, spans, 8, info.method, points, kept, number=number, **options)
+        result = vlm.generate(images, QUESTION, max_new_tokens=8, ignore_eos=True)
+        assert result.token_ids == found.ids
+        logits = torch.stack(found.logits).numpy()
+        np.testing.assert_allclose(np.concatenate(recorder.logits), logits, rtol=0, atol=3e-4)
