@@ -40,6 +40,8 @@ class Case:
     oracle: Callable[[Kit, Vlm, Any, int | None], Arrays]
     size: tuple[int, int] = (200, 130)
     has_cls: bool = False
+    refused: tuple[str, ...] = ()
+    """Methods that need an option here, which the error names."""
 
 
 def packed(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
@@ -80,6 +82,22 @@ FAMILIES = {
         ),
         tiled,
     ),
+    "internvl": Case(
+        tiny.Tiny(
+            family="internvl",
+            tower="internvl",
+            decoder="qwen2",
+            seed=14,
+            feature_layer=-1,
+            max_positions=1024,
+            image_size=56,
+            patch_size=14,
+            more={"downsample_ratio": 0.5},
+        ),
+        tiled,
+        has_cls=True,
+        refused=("visionzip",),
+    ),
 }
 FAST = ("qwen2.5-vl",)
 
@@ -118,6 +136,12 @@ def test_every_method(kits: Callable[[str], Kit], family: str, name: str, option
             kit.load(label, method=name, keep=KEEP, options=options)
         assert "fastervlm" in str(error.value.hint)
         return
+    if name in case.refused:
+        with pytest.raises(BudgetError, match="the projector of this model takes 4 patches at once") as error:
+            kit.load(label, method=name, keep=KEEP, options=options)
+        assert "options={'cls_token': 'drop'}; or method with one of: " in str(error.value.hint)
+        options = options | {"cls_token": "drop"}
+        needs = method.needs_of(method.complete_options(options, has_cls=case.has_cls))
     vlm = kit.load(label, method=name, keep=KEEP, options=options)
     image = picture(3, case.size)
     given = case.oracle(kit, vlm, image, method.tower_layer(options))

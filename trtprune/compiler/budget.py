@@ -105,11 +105,8 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
         if method.name in able:
             other = {name: value for name, value in own[method.name].items() if options.get(name) != value}
             hint = f"{arg('options', other)}; or {hint}"
-        if method.name not in able:
+        else:
             hint = "; or ".join((*_ways_without(method, options, spec, clip), hint))
-            other = method.complete_options({**options, **method.without_clip}, has_cls=spec.has_cls)
-            if method.without_clip and _missing(method, other, spec, clip) is None:
-                hint = f"{arg('options', dict(method.without_clip))}; or {hint}"
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
@@ -141,8 +138,9 @@ def _check_map(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) 
 
 
 def _ways_without(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> list[str]:
-    """The options that serve this model, out of those by which the method does without a CLS token."""
-    ways = ({name: value} for name, value in method.without_cls.items() if options.get(name) != value)
+    """The options that serve this model, out of those by which the method does without a CLS token or without CLIP."""
+    every = {**method.without_cls, **method.without_clip}
+    ways = ({name: value} for name, value in every.items() if options.get(name) != value)
     return [arg("options", way) for way in ways if _missing(method, {**options, **way}, spec, clip) is None]
 
 
