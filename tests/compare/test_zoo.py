@@ -45,6 +45,18 @@ def test_against_transformers(source: Path, tmp_path: Path, name: str) -> None:
     assert [o.name for o in pruner.outputs] == ["kept_indices", "pruned_features"]
 
 
+def test_the_first_layer_of_the_decoder(source: Path, tmp_path: Path) -> None:
+    """hawk's pruner beside its NumPy code on what transformers' first layer projects; and not beside another's."""
+    out = kit.build(source, tmp_path / "out", method="hawk", keep=6, weights="copy")
+    draw = Draw(iterations=2, batch_size=2)
+    found = compare(out, checkpoint=str(source), components=["pruner"], draw=draw)
+    assert found.passed, [o for c in found.components for o in c.outputs if not o.passed]
+    assert [o.name for o in found.components[0].outputs] == ["kept_indices", "pruned_features"]
+    kit.disturb_weight(out, next(name for name in kit_names(out) if name.endswith("layers.0.self_attn.k_proj.weight")))
+    running = Running(verify="none")
+    assert not compare(out, checkpoint=str(source), components=["pruner"], draw=draw, running=running).passed
+
+
 def test_a_wrong_map_fails(source: Path, tmp_path: Path) -> None:
     """Tolerances for attention are in proportion: a disturbed layer is not taken for rounding."""
     out = kit.build(source, tmp_path / "out", method="hiprune", options={"object_layer": 2}, keep=6, weights="copy")

@@ -19,7 +19,7 @@ from trtprune.compare.packing import SizedPlan, pack
 from trtprune.compare.points import TensorPoint, module_label
 from trtprune.engine_dir.roles import DECODER, EMBED, PACK, PRUNER, VISION
 from trtprune.errors import BackendError, CheckpointError
-from trtprune.pruning.inputs import INPUTS
+from trtprune.pruning.inputs import FROM_LAYER, INPUTS
 from trtprune.reports.installer import to_install
 from trtprune.tensor_names import (
     HIDDEN_STATES,
@@ -190,8 +190,11 @@ class TransformersSide:
         given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, TEXT_MASK) if name in feed}
         if "seed" in feed:
             given["seed"] = int(feed["seed"][0])
+        method = pruning.get(info.method)
+        if method.needs_of(info.options) & {*FROM_LAYER}:
+            given |= _first_layer(_language_model(self.model), feed)
         keep = int(feed["keep"][0])
-        kept, rows = pruning.get(info.method).pruned(feed[IMAGE_FEATURES], keep=keep, **given, **info.options)
+        kept, rows = method.pruned(feed[IMAGE_FEATURES], keep=keep, **given, **info.options)
         return {KEPT_INDICES: kept, PRUNED_FEATURES: rows}
 
     def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -297,6 +300,25 @@ def _part(model: Any, name: str) -> Any:
 def _vision_tower(model: Any) -> Any:
     """The tower; a packed one, which has its merger in itself, is called otherwise."""
     return _part(model, "visual" if hasattr(getattr(model, "model", model), "visual") else "vision_tower")
+
+
+def _first_layer(language: Any, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``text_query`` and ``image_keys`` of :data:`trtprune.pruning.inputs.INPUTS`, by the first layer's modules."""
+    import torch
+
+    layer = language.layers[0]
+
+    def heads(kind: str, rows: np.ndarray) -> torch.Tensor:
+        attention = layer.self_attn
+        found = getattr(attention, f"{kind}_proj")(layer.input_layernorm(torch.from_numpy(rows)))
+        found = found.unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{kind}_norm", None)
+        return found if norm is None else norm(found)
+
+    real = torch.from_numpy(feed[TEXT_MASK]).float()[:, :, None, None]
+    total = (heads("q", feed[TEXT_EMBEDS]) * real).sum(1)
+    keys = heads("k", feed[IMAGE_FEATURES]).transpose(1, 2)
+    return {"text_query": (total / real.sum(1).clamp(min=1)).numpy(), "image_keys": keys.numpy()}
 
 
 def _language_model(model: Any) -> Any:
