@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from tests.kit import tiny
+from tests.kit import in_llm_torch, tiny
 from tests.kit.in_llm_generate import Decoder
 from tests.kit.runtime_kit import Kit, Recorder, picture, record
 from tests.runtime.test_prompt import CHATML, byte_level, metaspace
@@ -267,6 +267,85 @@ def test_pruning_between_layers(kit: Kit, count: int) -> None:
     assert result.kept_indices == wanted
     np.testing.assert_allclose(recorder.logits[0][0], decoder.logits(x).numpy(), rtol=0, atol=2e-4)
     vlm.chain._sessions[last] = session
+
+
+def sparse(
+    vlm: Vlm, model: Any, x: torch.Tensor, images: np.ndarray, text: np.ndarray
+) -> tuple[torch.Tensor, Any, int]:
+    """SparseVLM 1.0 as published, with an image's rows wherever they stand; what is merged comes behind its last row.
+
+    Args:
+        vlm: The build.
+        model: The checkpoint in transformers.
+        x: [S, D], the whole prompt.
+        images: Rows of each image.
+        text: Rows of the prompt's own text, without markers.
+
+    Returns:
+        States [S', D] behind the last layer, each image's kept tokens, and the tokens that are merged ones.
+    """
+    schedule, decoder = vlm.config.pruning.schedule, Decoder(model)
+    assert schedule is not None
+    raters = [text[text > rows[-1]][in_llm_torch.raters(x[rows], x[text[text > rows[-1]]])] for rows in images]
+    source, owner = torch.arange(len(x)), torch.full((len(x),), -1)
+    for number, rows in enumerate(images):
+        owner[rows] = number
+    keeps = schedule.kept(vlm.config.pruning.keep, images.shape[1])
+    for i in range(len(decoder.text.layers)):
+        x = decoder.layer(i, x, torch.arange(len(x)))
+        if i not in schedule.points:
+            continue
+        keep, attention = keeps[schedule.points.index(i)], decoder.attention[i].mean(0)
+        staying = torch.ones(len(x), dtype=torch.bool)
+        behind: dict[int, torch.Tensor] = {}
+        for number in range(len(images)):
+            rows = torch.where(owner == number)[0]
+            rater = torch.where(torch.isin(source, torch.from_numpy(raters[number])) & (owner < 0))[0]
+            score = attention[rater][:, rows].mean(0)
+            gone = torch.ones(len(rows), dtype=torch.bool)
+            gone[score.topk(keep).indices] = False
+            staying[rows[gone]] = False
+            merged, vectors = schedule.merged_counts(int(gone.sum()))
+            left = torch.where(gone)[0]
+            best = left[score[left].topk(merged).indices]
+            behind[int(rows[-1])] = in_llm_torch.merge(x[rows[best]], vectors)
+        parts, sources, owners = [], [], []
+        for row in range(len(x)):
+            if staying[row]:
+                parts.append(x[row : row + 1])
+                sources.append(source[row : row + 1])
+                owners.append(owner[row : row + 1])
+            if row in behind:
+                parts.append(behind[row])
+                sources.append(torch.full((len(behind[row]),), -2))
+                owners.append(owner[row].repeat(len(behind[row])))
+        x, source, owner = torch.cat(parts), torch.cat(sources), torch.cat(owners)
+    kept = [
+        [int(np.flatnonzero(rows == row)[0]) for row in source[owner == n] if row >= 0] for n, rows in enumerate(images)
+    ]
+    return x, kept, int((source == -2).sum())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sparsevlm_over_spans(kit: Kit, count: int) -> None:
+    """Raters are words of the prompt and no markers; merged tokens stand behind the image's last row."""
+    vlm = kit.load("sparse-spans", method="sparsevlm", options={"schedule": "0:20,2:9,4:4"})
+    features = cut(vlm, [picture(5 + i) for i in range(count)])
+    rows, images = whole_prompt(kit, vlm, features, QUESTION)
+    prompt = vlm.pipeline.encode([Turn("user", QUESTION, count)], features)
+    lengths = np.ones(len(prompt.ids), int)
+    lengths[list(prompt.image_positions)] = [length for seen in features for length in seen.plan.spans]
+    starts = np.cumsum([0, *lengths])
+    text = np.array([starts[i] for i in prompt.span("all")])
+    states, kept, merged = sparse(vlm, kit.model, rows[0], images, text)
+    last = vlm.config.segments[-1].part
+    session = vlm.chain.session(last.role, last.segment)
+    vlm.chain._sessions[last] = recorder = Recorder(session)
+    result = vlm.generate(features, QUESTION, max_new_tokens=1)
+    vlm.chain._sessions[last] = session
+    assert result.kept_indices == kept
+    assert sum(counts[-1] for counts in result.segment_tokens) == sum(map(len, kept)) + merged
+    np.testing.assert_allclose(recorder.logits[0][0], Decoder(kit.model).logits(states).numpy(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("options", [{"schedule": "0:20,2:9"}, {"ratio": "rank", "scale": 1.7, "bias": 2}])
