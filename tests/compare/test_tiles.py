@@ -41,7 +41,8 @@ def test_against_transformers(out: Path, family: str) -> None:
     assert found.passed, [o for c in found.components for o in c.outputs if not o.passed]
     assert [c.name for c in found.components] == ["vision", "pack", "embed", "pruner", "decoder"]
     packed = {o.name for o in found.components[1].outputs}
-    saliency = "mean_query_attention" if family == "llava-onevision" else "cls_attention"
+    with_cls = family in ("llava-next", "internvl")
+    saliency = "cls_attention" if with_cls else "mean_query_attention"
     assert packed == {"packed_image_features", f"packed_{saliency}"}
 
 

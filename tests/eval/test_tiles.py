@@ -24,7 +24,8 @@ SIZES = {"wide": (220, 90), "square": (110, 112), "dot": (1, 1)}
 def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("eval")
     lines = []
-    for seed, (name, size) in enumerate(SIZES.items()):
+    sizes = SIZES | {"dot": tiled.few_tokens(request.param)}
+    for seed, (name, size) in enumerate(sizes.items()):
         picture(seed, size).save(place / f"{name}.png")
         lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "Why?", "answer": "x"}))
     (place / "q.jsonl").write_text("\n".join(lines) + "\n")

@@ -33,8 +33,16 @@ FAMILIES = {
         feature_layer=-1,
         vision={"use_qk_norm": True, "use_mean_pooling": False},
     ),
+    "smolvlm": tiny.Tiny(
+        family="smolvlm", tower="smolvlm", seed=6, max_positions=1024, feature_layer=4, more={"scale_factor": 1}
+    ),
 }
 """One checkpoint a family: crops of 56 × 56 pixels, 4 × 4 patches; of InternVL a visual token is 2 × 2 of them."""
+
+
+def few_tokens(family: str) -> tuple[int, int]:
+    """(width, height) of an image of few visual tokens; SmolVLM enlarges every image, and thin ones are few tiles."""
+    return (1, 90) if family == "smolvlm" else (1, 1)
 
 
 def checkpoint(path: Path, family: str) -> Path:

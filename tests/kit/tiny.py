@@ -128,14 +128,17 @@ def text_config(t: Tiny) -> Any:
 
 def projected_config(t: Tiny) -> Any:
     """The configuration of a family whose tower reads crops of one size."""
+    projector: dict[str, Any] = {
+        "vision_feature_layer": t.feature_layer,
+        "vision_feature_select_strategy": t.strategy,
+        "multimodal_projector_bias": t.projector_bias,
+        "projector_hidden_act": t.projector_act,
+    }
     return FAMILIES[t.family][0](
         vision_config=vision_config(t),
         text_config=text_config(t),
         **{"image_token_id" if t.family in BY_ID else "image_token_index": IMAGE_TOKEN_ID},
-        vision_feature_layer=t.feature_layer,
-        vision_feature_select_strategy=t.strategy,
-        multimodal_projector_bias=t.projector_bias,
-        projector_hidden_act=t.projector_act,
+        **({} if t.family in SMOLVLM_TOWERS else projector),
         tie_word_embeddings=t.tied,
         **t.more,
     )

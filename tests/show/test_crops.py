@@ -31,6 +31,8 @@ def processor(family: str) -> Processor:
     model = tiled.FAMILIES[family].more
     size = {"shortest_edge": 56} if family == "llava-next" else {"height": 56, "width": 56}
     values = {"size": size, "crop_size": {"height": 56, "width": 56}, "image_grid_pinpoints": tiled.POINTS}
+    if family == "smolvlm":
+        values = {"size": {"longest_edge": 168}, "max_image_size": {"longest_edge": 56}}
     files, patch = {"preprocessor_config.json": json.dumps(values)}, 28 if family == "internvl" else 14
     more = {"markers": ["<img>", "</img>"]} if family == "internvl" else {}
     shape = CropShape(56, 56, (patch, patch))

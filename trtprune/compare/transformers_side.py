@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersSide"]
 
+PARTS = {
+    "vision_tower": ("vision_tower", "visual", "vision_model"),
+    "multi_modal_projector": ("multi_modal_projector", "connector.modality_projection"),
+    "language_model": ("language_model", "text_model"),
+}
+"""The names that a part of a model has in transformers."""
 VISION_FEATURES = "vision_features"
 """The vision graph's output of what enters the projector."""
 
@@ -177,7 +183,7 @@ class TransformersSide:
         else:
             seen: dict[str, list[Any]] = {VISION_FEATURES: []}
             with _hooked({VISION_FEATURES: (parts[1], True)}, seen):
-                features = self.model.get_image_features(pixels)
+                features = self.model.get_image_features(pixels if _takes_crops(self.model) else pixels[:, None])
             features = getattr(features, "pooler_output", features)
             found = {IMAGE_FEATURES: torch.stack(list(features)).numpy(), VISION_FEATURES: seen[VISION_FEATURES][0]}
         rest = [name for name in wanted if name not in found]
@@ -293,13 +299,23 @@ def _runner(run: Any, component: ComponentInfo, name: str) -> Any:
 
 
 def _part(model: Any, name: str) -> Any:
-    inner = getattr(model, "model", model)
-    return getattr(inner, name, None) or getattr(model, name)
+    """A part of a model, key of :data:`PARTS`, wherever transformers has it."""
+    for path in PARTS[name]:
+        for found in (getattr(model, "model", model), model):
+            for step in path.split("."):
+                found = getattr(found, step, None)
+            if found is not None:
+                return found
+    raise AttributeError(f"{type(model).__name__} has no {name}")
+
+
+def _takes_crops(model: Any) -> bool:
+    """Whether transformers takes the crops of images in a row; else it wants [images, crops, 3, H, W]."""
+    return not hasattr(getattr(model, "model", model), "connector")
 
 
 def _vision_tower(model: Any) -> Any:
-    """The tower; a packed one, which has its merger in itself, is called otherwise."""
-    return _part(model, "visual" if hasattr(getattr(model, "model", model), "visual") else "vision_tower")
+    return _part(model, "vision_tower")
 
 
 def _first_layer(language: Any, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

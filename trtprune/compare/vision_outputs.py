@@ -30,11 +30,12 @@ def vision_outputs(
         wanted: Requested names; unknown ones are ignored.
         shallow: The layer for ``shallow_attention``, counted from 1.
     """
-    layers = config.vision_feature_layer
+    # Where the config names none, it is the last one, with all of its tokens.
+    layers = getattr(config, "vision_feature_layer", -1)
     count = config.vision_config.num_hidden_layers + 1
     chosen = [i % count for i in (layers if isinstance(layers, list) else [layers])]
     last = max(chosen) - 1
-    first = int(config.vision_feature_select_strategy == "default")
+    first = int(getattr(config, "vision_feature_select_strategy", "full") == "default")
     projected: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, out, which=which: projected.update({which: out}))
@@ -74,7 +75,7 @@ def vision_outputs(
         "deep_attention": lambda: received(last),
     }
     found = {name: makers[name]() for name in wanted if name in makers}
-    side = int(1 / getattr(config, "downsample_ratio", 1))
+    side = getattr(config, "scale_factor", int(1 / getattr(config, "downsample_ratio", 1)))
     if side > 1:
         found = {name: _square_means(value, side) for name, value in found.items()}
     return {name: value.numpy() for name, value in found.items()}
