@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from trtprune.engine_dir import ComponentInfo
 
-__all__ = ["Array", "Backend", "CacheBuffers", "Memory", "Session", "Step"]
+__all__ = ["Array", "Backend", "CacheBuffers", "CachedRow", "Memory", "Session", "Step"]
 
 
 class Array(Protocol):
@@ -63,6 +64,21 @@ class CacheBuffers(Protocol):
         """Set every byte to 0."""
 
 
+@dataclass(frozen=True)
+class CachedRow:
+    """The beginning of one row of a cache.
+
+    Attributes:
+        cache: The cache.
+        row: The row's number.
+        tokens: Tokens from its first slot on.
+    """
+
+    cache: Any
+    row: int
+    tokens: int
+
+
 class Session(Protocol):
     """One graph, ready to run."""
 
@@ -93,6 +109,15 @@ class Session(Protocol):
 
     def grow_cache(self, cache: Any, capacity: int) -> Any:
         """A cache of ``capacity`` tokens that begins with the content of ``cache``; do not use ``cache`` afterwards."""
+
+    def gather_rows(self, rows: Sequence[CachedRow], capacity: int, reuse: Any = None) -> Any:
+        """A new cache of at least ``capacity`` tokens, whose rows are copies of rows of other caches of this session.
+
+        Args:
+            rows: The rows; the other caches stay as they are.
+            capacity: Tokens of a row; no row has more.
+            reuse: As in :meth:`new_cache`; none of the caches of ``rows``.
+        """
 
 
 class Step(Protocol):

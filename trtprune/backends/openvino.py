@@ -30,7 +30,7 @@ from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Memory, Session
+    from trtprune.backends.base import CachedRow, Memory, Session
     from trtprune.engine_dir import ComponentInfo, TensorSpec
 
 __all__ = ["HINTS", "OpenVinoBackend", "OpenVinoCache", "OpenVinoSession"]
@@ -231,9 +231,14 @@ class OpenVinoCache:
         for name in self._states:
             self.write(name, np.zeros(self._shapes[name], self._kinds[name]))
 
+    def peek(self, name: str) -> np.ndarray:
+        """One buffer for reading."""
+        data: np.ndarray = self._states[name].state.data
+        return data
+
     def read(self, name: str) -> np.ndarray:
         """A copy of one buffer."""
-        return np.array(self._states[name].state.data)
+        return np.array(self.peek(name))
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Replaces one buffer."""
@@ -287,6 +292,18 @@ class OpenVinoSession:
             new[:, :, : cache.capacity] = old
             grown.write(name, new)
         return grown
+
+    def gather_rows(
+        self, rows: Sequence[CachedRow], capacity: int, reuse: OpenVinoCache | None = None
+    ) -> OpenVinoCache:
+        """A new cache of copies of rows."""
+        gathered = self.new_cache(len(rows), capacity, reuse)
+        for pair in self.pairs:
+            content = gathered.read(pair.past)
+            for target, source in zip(content, rows, strict=True):
+                target[:, : source.tokens] = source.cache.peek(pair.past)[source.row, :, : source.tokens]
+            gathered.write(pair.past, content)
+        return gathered
 
 
 def _infer(

@@ -23,6 +23,7 @@ from trtprune.cli.flags import option
 from trtprune.cli.frontier import frontier
 from trtprune.cli.options import ENGINE_DIRECTORY, JSON
 from trtprune.cli.run import run
+from trtprune.cli.serve import serve
 from trtprune.cli.show import show
 from trtprune.engine_dir import VERIFY
 
@@ -194,6 +195,7 @@ main.add_command(compare)
 main.add_command(bench)
 main.add_command(evaluate)
 main.add_command(frontier)
+main.add_command(serve)
 
 if __name__ == "__main__":
     main()

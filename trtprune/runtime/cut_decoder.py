@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.arguments import arg
+from trtprune.backends.base import CachedRow
 from trtprune.engine_dir.roles import DECODER, EMBED, PRUNER, RANK, RATERS
 from trtprune.errors import EngineDirError, InputError
 from trtprune.runtime.decoder import Prefill, skip_rows
@@ -114,6 +115,27 @@ class CutDecoder:
                 cache.parts[k] = pool.grow(cache.parts[k], tokens - int(cache.dropped[k].min()))
             cache.tokens, cache.capacity = tokens, cache.parts[0].capacity
         return cache
+
+    def gather(self, rows: Sequence[CachedRow], tokens: int) -> SegmentCaches:
+        """See :class:`trtprune.runtime.decoder.Decoder`."""
+        dropped = np.stack([row.cache.dropped[:, row.row] for row in rows], axis=1)
+        parts = []
+        for k, pool in enumerate(self._pools):
+            own = [
+                CachedRow(row.cache.parts[k], row.row, row.tokens - int(lost))
+                for row, lost in zip(rows, dropped[k], strict=True)
+            ]
+            parts.append(pool.gather(own, tokens - int(dropped[k].min())))
+        return SegmentCaches(
+            len(rows),
+            parts[0].capacity,
+            tokens,
+            parts,
+            dropped,
+            np.stack([row.cache.shift[:, row.row] for row in rows], axis=1),
+            [row.cache.kept[row.row] for row in rows],
+            [row.cache.counts[row.row] for row in rows],
+        )
 
     def give_back(self, cache: SegmentCaches) -> None:
         """Returns a cache that is not used any more."""

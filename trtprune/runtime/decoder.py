@@ -17,7 +17,7 @@ from trtprune.runtime.kv_cache import CachePool
 from trtprune.tensor_names import INPUTS_EMBEDS, LOGITS, LOGITS_INDEX, POSITION_IDS, WRITE_INDEX
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Array, Step
+    from trtprune.backends.base import Array, CachedRow, Step
     from trtprune.runtime.chain import Chain
     from trtprune.runtime.layout import Layout
 
@@ -70,6 +70,14 @@ class Decoder(Protocol):
 
     def grow(self, cache: Any, tokens: int) -> Any:
         """``cache``, or a larger one with its content, so that a row holds ``tokens`` tokens."""
+
+    def gather(self, rows: Sequence[CachedRow], tokens: int) -> Any:
+        """A new cache whose rows are copies of rows of other caches.
+
+        Args:
+            rows: The rows, with their lengths in :meth:`prefill`'s count of tokens.
+            tokens: Tokens that a row has room for.
+        """
 
     def give_back(self, cache: Any) -> None:
         """Returns a cache that is not used any more."""
@@ -143,6 +151,10 @@ class WholeDecoder:
     def grow(self, cache: Any, tokens: int) -> Any:
         """See :class:`Decoder`."""
         return self._pool.grow(cache, tokens)
+
+    def gather(self, rows: Sequence[CachedRow], tokens: int) -> Any:
+        """See :class:`Decoder`."""
+        return self._pool.gather(rows, tokens)
 
     def give_back(self, cache: Any) -> None:
         """See :class:`Decoder`."""

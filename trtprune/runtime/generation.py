@@ -31,6 +31,15 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
+    def choose(self, logits: np.ndarray) -> int:
+        """Takes the next token from its logits float32 [V]; afterwards the row may be done."""
+        token: int = int(self.sampler.choose(logits))
+        self.token_ids.append(token)
+        self.finish_reason = self.on_token(token)
+        if self.finish_reason is None and len(self.token_ids) >= self.max_new_tokens:
+            self.finish_reason = "length"
+        return token
+
 
 def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacity: int, clock: Clock) -> Iterator[None]:
     """Generates until every row is done; yields after each round of tokens.
@@ -53,11 +62,7 @@ def generate(rows: Sequence[Generation], logits: np.ndarray, step: Step, capacit
         with clock.stage("decode"):
             for i, row in enumerate(rows):
                 if row.finish_reason is None:
-                    token[i] = row.sampler.choose(logits[i])
-                    row.token_ids.append(int(token[i, 0]))
-                    row.finish_reason = row.on_token(int(token[i, 0]))
-                    if row.finish_reason is None and len(row.token_ids) >= row.max_new_tokens:
-                        row.finish_reason = "length"
+                    token[i] = row.choose(logits[i])
         yield
         going = np.array([row.finish_reason is None for row in rows])
         if not going.any():

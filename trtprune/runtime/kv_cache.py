@@ -5,13 +5,14 @@ The buffers belong to the backend, and the decoder decides their content.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trtprune.arguments import arg
 from trtprune.errors import InputError
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Session
+    from trtprune.backends.base import CachedRow, Session
     from trtprune.engine_dir import KvInfo
 
 __all__ = ["CachePool", "check_length", "round_capacity"]
@@ -85,6 +86,11 @@ class CachePool:
         if tokens <= cache.capacity:
             return cache
         return self._session.grow_cache(cache, round_capacity(tokens, self._limit))
+
+    def gather(self, rows: Sequence[CachedRow], tokens: int) -> Any:
+        """A new cache of copies of rows, with room for ``tokens`` tokens a row."""
+        free, self._free = self._free, None
+        return self._session.gather_rows(rows, round_capacity(tokens, self._limit), reuse=free)
 
     def give_back(self, cache: Any) -> None:
         """Returns a cache that is not used any more."""

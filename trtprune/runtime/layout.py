@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtprune.backends.base import Array
     from trtprune.runtime.prompt import Prompt
 
-__all__ = ["Layout", "Selection", "lay_out"]
+__all__ = ["Layout", "Selection", "beginning", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,16 @@ class Layout:
     def visual_tokens(self) -> tuple[int, ...]:
         """For each image N, its visual tokens before pruning."""
         return tuple(map(len, self.grids))
+
+
+def beginning(layout: Layout, stop: int) -> Layout:
+    """The first ``stop`` rows of a layout, for a decoder that does not prune."""
+    pieces, rest = [], stop
+    for piece in layout.embeds:
+        if rest > 0:
+            pieces.append(piece[:rest] if rest < len(piece) else piece)
+        rest -= len(piece)
+    return replace(layout, ids=layout.ids[:stop], embeds=tuple(pieces), positions=layout.positions[:, :stop])
 
 
 def lay_out(prompt: Prompt, text_embeds: Array, selection: Selection, rule: PositionRule) -> Layout:

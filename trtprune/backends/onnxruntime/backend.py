@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install, to_uninstall
 
 if TYPE_CHECKING:
-    from trtprune.backends.base import Memory
+    from trtprune.backends.base import CachedRow, Memory
     from trtprune.engine_dir import ComponentInfo, TensorSpec
 
 __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
@@ -300,6 +300,18 @@ class OrtSession:
             content[:, :, : cache.capacity] = cache.read(name)
             grown.values[name].update_inplace(to_value(self._ort, content))
         return grown
+
+    def gather_rows(self, rows: Sequence[CachedRow], capacity: int, reuse: OrtCache | None = None) -> OrtCache:
+        """A new cache of copies of rows."""
+        gathered = self.new_cache(len(rows), capacity, reuse)
+        for name, value in gathered.values.items():
+            own = gathered.arrays
+            content = np.zeros(value.shape(), gathered.kinds[name]) if own is None else own[name]
+            for target, source in zip(content, rows, strict=True):
+                target[:, : source.tokens] = source.cache.peek(name)[source.row, :, : source.tokens]
+            if own is None:
+                value.update_inplace(to_value(self._ort, content))
+        return gathered
 
 
 def _import_onnxruntime(provider: str) -> Any:

@@ -41,6 +41,7 @@ class OrtCache:
         nbytes: int,
         *,
         slab: np.ndarray | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
         self._ort = ort
         self.values = values
@@ -49,7 +50,8 @@ class OrtCache:
         self.batch = batch
         self.capacity = capacity
         self.nbytes = nbytes
-        self.slab = slab  # On the CPU all buffers are views of this one block of bytes; it must outlive them.
+        # On the CPU all buffers are views of one block of bytes, which must outlive them.
+        self.slab, self.arrays = slab, arrays
 
     def zero(self) -> None:
         """Sets every byte to 0: masked slots are multiplied by a zero weight, and 0 × NaN would be NaN."""
@@ -58,6 +60,10 @@ class OrtCache:
             return
         for name, value in self.values.items():
             value.update_inplace(to_value(self._ort, np.zeros(value.shape(), self.kinds[name])))
+
+    def peek(self, name: str) -> np.ndarray:
+        """One buffer for reading: itself on the CPU, a copy of one on a device."""
+        return self.read(name) if self.arrays is None else self.arrays[name]
 
     def read(self, name: str) -> np.ndarray:
         """A copy of one buffer."""
@@ -103,36 +109,32 @@ def new_cache(
             if reuse is not None and (reuse.batch, reuse.capacity) == (batch, capacity):
                 reuse.zero()
                 return reuse
-            found, slab = _on_device(ort, shapes, kinds, device), None
+            found, slab, arrays = _on_device(ort, shapes, kinds, device), None, None
         else:
             padded = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())
             block = reuse.slab if reuse is not None else None
             # A much larger block would stay allocated for ever after one long request.
             if block is None or not padded <= block.nbytes <= 4 * padded:
                 block = np.empty(padded, np.uint8)
-            found, slab = _views(ort, block, shapes, kinds, sizes), block
+            slab, arrays = block, _views(block, shapes, kinds, sizes)
+            found = {name: to_value(ort, view) for name, view in arrays.items()}
     except (MemoryError, RuntimeError) as error:
         raise BackendError(
             f"no memory for a KV cache of {total / 1e6:.0f} MB ({error})".splitlines()[0],
             hint=f"a smaller batch, {arg('keep')} or {arg('max_new_tokens')}",
         ) from None
-    cache = OrtCache(ort, found, kinds, batch, capacity, total, slab=slab)
+    cache = OrtCache(ort, found, kinds, batch, capacity, total, slab=slab, arrays=arrays)
     cache.zero()
     return cache
 
 
 def _views(
-    ort: Any,
-    block: np.ndarray,
-    shapes: dict[str, tuple[int, ...]],
-    kinds: dict[str, np.dtype],
-    sizes: dict[str, int],
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    block: np.ndarray, shapes: dict[str, tuple[int, ...]], kinds: dict[str, np.dtype], sizes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
     start = 0
     for name, shape in shapes.items():
-        view = block[start : start + sizes[name]].view(kinds[name]).reshape(shape)
-        found[name] = to_value(ort, view)
+        found[name] = block[start : start + sizes[name]].view(kinds[name]).reshape(shape)
         start += -(-sizes[name] // ALIGNMENT) * ALIGNMENT
     return found
 

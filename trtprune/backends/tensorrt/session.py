@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from trtprune.backends.tensorrt.shapes import max_batch, plan_call
 from trtprune.errors import BackendError, EngineDirError
 
 if TYPE_CHECKING:
+    from trtprune.backends.base import CachedRow
     from trtprune.engine_dir import ComponentInfo
 
 __all__ = ["TrtCache", "TrtSession"]
@@ -178,6 +179,24 @@ class TrtSession:
                 hint="build with a larger --max-seq-len",
             )
         return cache
+
+    def gather_rows(self, rows: Sequence[CachedRow], capacity: int, reuse: TrtCache | None = None) -> TrtCache:
+        """A new cache of copies of rows: whole ones, since a row's tokens are not one piece of memory.
+
+        Raises:
+            BackendError: for more rows or tokens than the engine has.
+        """
+        if len(rows) > self.max_batch:
+            raise BackendError(
+                f"{len(rows)} rows at once; the engines were built for {self.max_batch}",
+                hint="build with a larger --max-batch-size",
+            )
+        gathered, memory = self.new_cache(len(rows), capacity, reuse), self.engine.memory
+        for name, view in gathered.views.items():
+            for number, source in enumerate(rows):
+                row = source.cache.views[name][source.row]
+                memory.driver.on_device(view[number].address, row.address, row.nbytes)
+        return gathered
 
 
 def binding(array: Any) -> Binding:

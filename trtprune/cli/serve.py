@@ -1,0 +1,199 @@
+"""``trtprune serve``: an HTTP server with OpenAI's chat completions around an engine directory."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trtprune.backends.running import Running
+from trtprune.cli.console import log_options, logger
+from trtprune.cli.flags import Command, Gathered, option
+from trtprune.cli.options import DIRECTORY, MAX_PIXELS, PATH, RUN, Loading
+from trtprune.errors import BackendError, InputError
+from trtprune.reports.installer import to_install
+
+if TYPE_CHECKING:
+    from trtprune.engine_dir import EngineDir
+    from trtprune.serving.app import Settings
+
+__all__ = ["serve"]
+
+SERVER, BATCH, IMAGES = "Server", "Batch", "Images of requests"
+MIB = 1 << 20
+PORTS = click.IntRange(0, 65535)
+
+
+@click.command(cls=Command, short_help="Serve OpenAI's chat completions over HTTP.")
+@DIRECTORY
+@option("--host", default="127.0.0.1", show_default=True, group=SERVER, help="The address to listen on.")
+@option("--port", type=PORTS, default=8000, show_default=True, group=SERVER, help="The port; 0 takes a free one.")
+@option("--api-key", envvar="TRTPRUNE_API_KEY", metavar="KEY", group=SERVER, show_envvar=True, help="The key of /v1.")
+@option("--served-model-name", metavar="NAME", group=SERVER, help="The model's name in requests.  [default: its own]")
+@option(
+    "--max-body-mb",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    group=SERVER,
+    metavar="N",
+    help="The largest body of a request, in MiB.",
+)
+@option(
+    "--max-batch-size",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    group=BATCH,
+    metavar="N",
+    help="Requests that are answered at once.",
+)
+@option(
+    "--max-queued-requests",
+    type=click.IntRange(0, 1 << 20),
+    default=64,
+    show_default=True,
+    group=BATCH,
+    metavar="N",
+    help="Requests that may wait for their turn; others get status 429.",
+)
+@option(
+    "--prefill-chunk",
+    type=click.IntRange(16, 1 << 20),
+    default=256,
+    show_default=True,
+    group=BATCH,
+    metavar="N",
+    help="Tokens of a prompt that are read at once while other requests wait for their next token.",
+)
+@option(
+    "--image-cache-mb",
+    type=click.IntRange(0, 1 << 20),
+    default=256,
+    show_default=True,
+    group=BATCH,
+    metavar="N",
+    help="Memory for features of earlier images, in MiB; 0 is off.",
+)
+@option(
+    "--prefix-cache-mb",
+    type=click.IntRange(0, 1 << 20),
+    default=512,
+    show_default=True,
+    group=BATCH,
+    metavar="N",
+    help="Memory for the KV cache of earlier prompts and answers, in MiB; 0 is off.",
+)
+@option(
+    "--allow-urls",
+    is_flag=True,
+    group=IMAGES,
+    help="Fetch images at http(s) addresses, which reach all that this machine reaches.",
+)
+@option("--allow-files", type=PATH, metavar="FOLDER", group=IMAGES, help="Open images in this folder by name.")
+@MAX_PIXELS
+@Gathered("running", Running, RUN)
+@log_options
+def serve(directory: Path, running: Running, max_pixels: int | None, **given: Any) -> None:
+    """Serve OpenAI's chat completions over HTTP, with pruning: requests join and leave a running batch.
+
+    \b
+    trtprune serve out
+    trtprune serve out --host 0.0.0.0 --api-key "$KEY" --max-batch-size 16
+    curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
+        -d '{"messages": [{"role": "user", "content": [
+              {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}},
+              {"type": "text", "text": "What is this?"}]}], "keep": 64}'
+    """
+    uvicorn = _uvicorn()
+    from trtprune.cli.running import open_vlm
+    from trtprune.engine_dir import open_engine_dir
+    from trtprune.serving.app import create_app
+
+    settings = _settings(open_engine_dir(directory, verify="none"), given)
+    if settings.api_key is None and not _is_local(given["host"]):
+        logger.warning("anyone who reaches %s can ask: --api-key asks for a key", given["host"])
+    vlm = open_vlm(directory, Loading(running, max_pixels, urls=given["allow_urls"]))
+    app = create_app(vlm, settings)
+    # Its own log would repeat ours; requests are counted in /metrics.
+    config = uvicorn.Config(app, host=given["host"], port=given["port"], log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    _run(server, given["host"], settings.name)
+
+
+def _uvicorn() -> Any:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise BackendError(f"trtprune serve: {error.name} is not installed", hint=to_install(extra="serve")) from None
+    return uvicorn
+
+
+def _settings(made: EngineDir, given: dict[str, Any]) -> Settings:
+    from trtprune.runtime.inflight import Limits
+    from trtprune.serving.app import Settings
+    from trtprune.serving.images import Sources
+
+    folder = given["allow_files"]
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--allow-files {folder}: no such folder")
+    if given["api_key"] == "":
+        raise InputError("--api-key: is empty", hint="leave it out (and unset TRTPRUNE_API_KEY), or give a key")
+    own = made.model.id
+    name = given["served_model_name"] or (Path(own).name if own.startswith(("/", ".", "~")) else own)
+    limits = Limits(
+        given["max_batch_size"],
+        given["prefill_chunk"],
+        given["image_cache_mb"] * MIB,
+        given["prefix_cache_mb"] * MIB,
+    )
+    return Settings(
+        name,
+        limits,
+        given["max_queued_requests"],
+        given["api_key"],
+        Sources(given["allow_urls"], folder),
+        given["max_body_mb"] * MIB,
+    )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _run(server: Any, host: str, name: str) -> None:
+    """Listens until a signal; what is asked by then is answered."""
+    import asyncio
+    import contextlib
+    import signal
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, server.config.port))
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {server.config.port}: {error.strerror or error}",
+            hint="another port; 0 takes a free one",
+        ) from None
+    with listening:
+        port = listening.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        logger.warning("serving %s at http://%s:%d/v1 (Ctrl-C ends)", name, shown, port)
+        # After the last answer uvicorn raises the signal again; for a server it is the way to end.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                asyncio.run(server.serve(sockets=[listening]))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        logger.info("the server ended")
