@@ -275,7 +275,7 @@ def _layer(
         q, k, v = (_to_windows(g, cfg, t, shared) for t in (q, k, v))
         mask = shared.mask
     found = _attention_outputs(g, cfg, layer, q, k, shared, full, reads)
-    y = attention(g, q, k, v, heads=heads, kv_heads=heads, head_dim=dim, mask=mask, form=g.lowering.vision_attention)
+    y = _attended(g, cfg, q, k, v, mask)
     y = merge_heads(g, y, heads, dim)
     if not full:
         y = _from_windows(g, cfg, y, shared)
@@ -290,6 +290,25 @@ def _layer(
             g, activation(g, linear(g, y, f"{layer}mlp.fc1", bias=True), cfg.activation), f"{layer}mlp.fc2", bias=True
         )
     return op.Add(x, y), found
+
+
+def _attended(
+    g: Graph, cfg: PackedTowerConfig, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None
+) -> ir.Value:
+    """Attention over [batch, heads, S, dim], within windows if there is a mask."""
+    dim, form = cfg.head_dim, g.lowering.vision_attention
+    if mask is not None or not form.startswith("primitives"):
+        return attention(g, q, k, v, heads=cfg.num_heads, kv_heads=cfg.num_heads, head_dim=dim, mask=mask, form=form)
+    # Written out, an image's scores would all be in memory at once: 7 GB of 10,000 patches and 16 heads.
+    split = zip(*(_heads(g, cfg, t) for t in (q, k, v)), strict=True)
+    rows = [attention(g, a, b, c, heads=1, kv_heads=1, head_dim=dim, form=form) for a, b, c in split]
+    return g.op.Concat(*rows, axis=1) if len(rows) > 1 else rows[0]
+
+
+def _heads(g: Graph, cfg: PackedTowerConfig, x: ir.Value) -> list[ir.Value]:
+    """Each head of [1, heads, patches, dim], [1, 1, patches, dim]."""
+    count = cfg.num_heads
+    return list(g.op.Split(x, g.ints(*[1] * count), axis=1, _outputs=count)) if count > 1 else [x]
 
 
 def _normed(g: Graph, cfg: PackedTowerConfig, x: ir.Value, key: str) -> ir.Value:
@@ -344,8 +363,10 @@ def _attention_outputs(
 def _received(g: Graph, cfg: PackedTowerConfig, q: ir.Value, k: ir.Value, shared: _Inputs, full: bool) -> ir.Value:
     """What each patch receives, the mean over heads and all queries of the image: float32 [1, patches]."""
     op, dim = g.op, cfg.head_dim
-    if full:
-        return mean_attention(g, q, k, head_dim=dim)
+    if full:  # head by head, see _attended
+        pairs = zip(_heads(g, cfg, q), _heads(g, cfg, k), strict=True)
+        rows = [mean_attention(g, a, b, head_dim=dim) for a, b in pairs]
+        return op.ReduceMean(op.Concat(*rows, axis=0), g.ints(0), keepdims=1)
     assert shared.places is not None
     scores = op.Mul(
         op.MatMul(g.cast(q, _FLOAT), op.Transpose(g.cast(k, _FLOAT), perm=[0, 1, 3, 2])), g.scalar(dim**-0.5, _FLOAT)
