@@ -175,7 +175,16 @@ def write_checkpoint(folder: Path, shape: str = "7b", *, shards: int = 3, seed: 
     Returns:
         The bytes of its weights.
     """
-    names, total, weight_map = list(tensors(shape).items()), 0, {}
+    total = write_weights(folder, tensors(shape), shards=shards, seed=seed)
+    settings = config(shape)
+    (folder / "config.json").write_text(json.dumps(settings))
+    _write_texts(folder, settings)
+    return total
+
+
+def write_weights(folder: Path, shapes: dict[str, list[int]], *, shards: int = 3, seed: int | None = None) -> int:
+    """The float16 weights of a checkpoint, in shards; arguments and result as of :func:`write_checkpoint`."""
+    names, total, weight_map = list(shapes.items()), 0, {}
     random = None if seed is None else _Random(seed)
     for shard in range(shards):
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
@@ -191,9 +200,6 @@ def write_checkpoint(folder: Path, shape: str = "7b", *, shards: int = 3, seed: 
         total += offset
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    settings = config(shape)
-    (folder / "config.json").write_text(json.dumps(settings))
-    _write_texts(folder, settings)
     return total
 
 

@@ -27,7 +27,9 @@ import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
 import bench_topk_gather  # isort: skip
+import _packed_checkpoints  # isort: skip
 import compare_answers  # isort: skip
+import count_flops_packed  # isort: skip
 import run_gpu  # isort: skip
 
 # -- made-up checkpoints
@@ -51,6 +53,37 @@ def test_sizes_of_the_shapes() -> None:
     extra_words = 2 * 64 * 2048
     text = _checkpoints.decoder_bytes("1b") // 2 + 32064 * 2048
     assert text - extra_words == 1_100_048_384
+
+
+def test_packed_checkpoints(tmp_path: Path) -> None:
+    """What transformers reads, and the published numbers of parameters (total_size of the hub's index files / 2)."""
+    size = _packed_checkpoints.write_packed(tmp_path, "qwen-tiny", seed=3)
+    model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float16, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert 2 * sum(p.numel() for p in model.parameters()) == size
+    published = {
+        "qwen2.5-vl-7b": 8_292_166_656,
+        "qwen2.5-vl-3b": 3_754_622_976,
+        "qwen2-vl-7b": 8_291_375_616,
+        "qwen2-vl-2b": 2_208_985_600,
+    }
+    for name, parameters in published.items():
+        assert sum(map(math.prod, _packed_checkpoints.tensors(name).values())) == parameters
+
+
+def test_flops_of_packed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer tokens take fewer operations of the decoder, and the same of the tower."""
+    monkeypatch.setattr(sys, "argv", ["", "--shape", "qwen-tiny", "--json", str(tmp_path / "flops.json")])
+    count_flops_packed.main()
+    rows = json.loads((tmp_path / "flops.json").read_text())["rows"]
+    assert [row["visual_tokens"] for row in rows] == [391] * 3 + [2691] * 3
+    for whole, quarter, tenth in (rows[:3], rows[3:]):
+        parts = [row["tera_operations"] for row in (whole, quarter, tenth)]
+        assert parts[0]["vision"] == parts[1]["vision"] == parts[2]["vision"] > 0
+        assert parts[0]["decoder"] > 3 * parts[1]["decoder"]
+        assert parts[1]["decoder"] > parts[2]["decoder"]
 
 
 def test_a_checkpoint_without_numbers_takes_no_disk(tmp_path: Path) -> None:

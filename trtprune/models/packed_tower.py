@@ -24,7 +24,7 @@ from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.models.generation_config import eos_token_ids
 from trtprune.models.packed_config import VISION, PackedConfig, required
-from trtprune.models.projected_config import EMBED, LM_HEAD, TEXT, tied_warning, token_text
+from trtprune.models.projected_config import EMBED, LM_HEAD, TEXT, tied_warning, token_texts
 from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
@@ -106,11 +106,10 @@ class PackedTowerModel:
 
     def _special_tokens(self) -> dict[str, str]:
         """The texts of the special tokens by the config's names; that of a video may be missing."""
-        found = {}
+        found, texts = {}, token_texts(self._checkpoint, {*self._parsed.tokens.values()})
         for name, number in self._parsed.tokens.items():
-            text = token_text(self._checkpoint, number)
-            if text is not None:
-                found[name] = text
+            if number in texts:
+                found[name] = texts[number]
             elif name != "video_token_id":
                 raise CheckpointError(
                     f"tokenizer.json has no added token {number}, the {name} of config.json",

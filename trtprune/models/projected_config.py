@@ -40,6 +40,7 @@ __all__ = [
     "special_tokens",
     "tied_warning",
     "token_text",
+    "token_texts",
     "tower_layer",
 ]
 
@@ -264,16 +265,26 @@ def image_token(checkpoint: Checkpoint, token_id: int) -> str:
 
 def token_text(checkpoint: Checkpoint, token_id: int) -> str | None:
     """The text of an added token; None if the tokenizer has none of this id."""
+    return token_texts(checkpoint, (token_id,)).get(token_id)
+
+
+def token_texts(checkpoint: Checkpoint, ids: Collection[int]) -> dict[int, str]:
+    """The texts of added tokens by id, as far as the tokenizer has them; each file is read once at most."""
+    found: dict[int, str] = {}
     tokenizer = checkpoint.json_file("tokenizer_config.json") or {}
     added = tokenizer.get("added_tokens_decoder")
-    entry = added.get(str(token_id)) if isinstance(added, dict) else None
-    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
-        return entry["content"]
+    for number in ids:
+        entry = added.get(str(number)) if isinstance(added, dict) else None
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            found[number] = entry["content"]
+    if all(number in found for number in ids):
+        return found
     tokens = (checkpoint.json_file("tokenizer.json") or {}).get("added_tokens")
     for entry in tokens if isinstance(tokens, list) else []:
-        if isinstance(entry, dict) and entry.get("id") == token_id and isinstance(entry.get("content"), str):
-            return entry["content"]
-    return None
+        token = entry.get("id") if isinstance(entry, dict) else None
+        if type(token) is int and token in ids and isinstance(entry.get("content"), str):
+            found.setdefault(token, entry["content"])
+    return found
 
 
 def named_token(checkpoint: Checkpoint, name: str) -> Any:
