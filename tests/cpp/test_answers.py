@@ -175,30 +175,35 @@ def test_several_crops(tmp_path: Path, ask: Callable[..., list[Any]], family: st
     ask(vlm, question("0"), question("2", keep=4), question("3", "0"), question("4", keep=500), MIXED, turns("3"))
 
 
-def of_spans(family: str, **values: Any) -> tiny.Tiny:
-    """A checkpoint of tiles of 2 × 2 visual tokens, each tile a span of its own with text around it."""
-    return tiny.Tiny(family=family, tower="smolvlm", feature_layer=4, max_positions=2048, **values)
+def marked(family: str, **values: Any) -> tiny.Tiny:
+    """A checkpoint of tiles with text around an image's visual tokens, in SmolVLM and Idefics3 around each tile's."""
+    tower, layer = ("internvl", -1) if family == "internvl" else ("smolvlm", 4)
+    return tiny.Tiny(**{"family": family, "tower": tower, "feature_layer": layer, "max_positions": 2048, **values})
 
 
-@pytest.mark.parametrize("method", ["divprune", "sparsevlm"])
-def test_several_spans(tmp_path: Path, ask: Callable[..., list[Any]], method: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"), [("smolvlm", "divprune"), ("smolvlm", "sparsevlm"), ("internvl", "cdpruner")]
+)
+def test_marked_images(tmp_path: Path, ask: Callable[..., list[Any]], family: str, method: str) -> None:
     """Budgets over all spans of an image, some of which are left empty; their text stays, and rates no image."""
-    t = of_spans("smolvlm", seed=81, layers=5, more={"scale_factor": 2})
-    vlm = load(checkpoint(tmp_path / "model", t), method, method=method, keep=12)
-    first, *_ = ask(vlm, *span_calls())
+    t = marked(family, seed=81, layers=5)
+    options = {"relevance": "prompt"} if method == "cdpruner" else {}
+    vlm = load(checkpoint(tmp_path / "model", t), method, method=method, keep=12, options=options)
+    first, *_ = ask(vlm, *marked_calls(vlm.config.model.image_token))
     assert first["token_ids"]
     assert first["kept_tokens"] == 9 or method == "sparsevlm"
 
 
-def span_calls() -> list[dict[str, Any]]:
+def marked_calls(placeholder: str = "<image>") -> list[dict[str, Any]]:
     return [
         question("0", keep=9),
         question("3", "4", prompt=LONG),
         batch((["2"], "Which?", {}), (["1", "3"], LONG, {"keep": 15})),
         turns("2", "3", repick=False),
-        question("0", prompt="<image> What?", raw_prompt=True),
+        question("0", prompt=f"{placeholder} What?", raw_prompt=True),
         question("5", prompt="a <row_1_col_1> b", keep_ratio=0.5),
-        question("0", prompt="<image><image> What?", raw_prompt=True),
+        question("0", prompt=f"{placeholder}{placeholder} What?", raw_prompt=True),
+        question("0", prompt="A <video>?"),
     ]
 
 
@@ -223,10 +228,11 @@ def test_pruning_inside(tmp_path: Path, ask: Callable[..., list[Any]], name: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
-def test_pruning_inside_of_several_spans(tmp_path: Path, ask: Callable[..., list[Any]], name: str, family: str) -> None:
-    t = of_spans(family, seed=82, layers=6, more={"scale_factor": 1})
-    ask(load(checkpoint(tmp_path / "model", t), name, **METHODS[name]), *span_calls())
+@pytest.mark.parametrize("family", ["smolvlm", "internvl"])
+def test_pruning_inside_of_marked_images(tmp_path: Path, ask: Callable[..., list[Any]], name: str, family: str) -> None:
+    t = marked(family, seed=82, layers=6)
+    vlm = load(checkpoint(tmp_path / "model", t), name, **METHODS[name])
+    ask(vlm, *marked_calls(vlm.config.model.image_token))
 
 
 @pytest.mark.slow
@@ -251,12 +257,15 @@ def drawn(family: str, seed: int) -> tiny.Tiny:
     tower = (
         "siglip" if family == "llava-onevision" else r.choice(tiny.TOWERS if family == "llava" else ["clip", "siglip"])
     )
-    tower = {"smolvlm": "smolvlm", "idefics3": "smolvlm"}.get(family, tower)
+    tower = {"smolvlm": "smolvlm", "idefics3": "smolvlm", "internvl": "internvl"}.get(family, tower)
     patch = r.choice([8, 14])
     side = patch * r.choice([3, 4])
     more: dict[str, Any] = {}
     if tower == "smolvlm":
         more["scale_factor"] = r.choice([1, side // patch, 2 if side == 4 * patch else 3])
+    elif tower == "internvl":
+        side = 4 * patch
+        more["downsample_ratio"] = r.choice([1.0, 0.5, 0.25])
     elif family != "llava":
         shapes = [(h, w) for h in (1, 2, 3) for w in (1, 2, 3) if h * w > 1]
         more["image_grid_pinpoints"] = [[h * side, w * side] for h, w in r.sample(shapes, r.randint(2, len(shapes)))]
@@ -265,7 +274,7 @@ def drawn(family: str, seed: int) -> tiny.Tiny:
     return tiny.Tiny(
         family=family,
         tower=tower,
-        decoder="llama" if tower == "smolvlm" else r.choice(tiny.DECODERS),
+        decoder={"smolvlm": "llama", "internvl": r.choice(["llama", "qwen2"])}.get(tower) or r.choice(tiny.DECODERS),
         seed=seed,
         layers=r.choice([2, 3]),
         image_size=side,
@@ -274,7 +283,7 @@ def drawn(family: str, seed: int) -> tiny.Tiny:
         dtype=r.choice(["float32", "float16", "bfloat16"]),
         shards=r.random() < 0.3,
         old_names=r.random() < 0.5,
-        feature_layer=4 if tower == "smolvlm" else r.choice([-1, -2, [-2, 1]]),
+        feature_layer={"smolvlm": 4, "internvl": r.choice([-1, -2])}.get(tower) or r.choice([-1, -2, [-2, 1]]),
         strategy="full" if tower == "siglip" else r.choice(["default", "full"]) if family == "llava" else "default",
         max_positions=2048,
         more=more,
@@ -283,7 +292,7 @@ def drawn(family: str, seed: int) -> tiny.Tiny:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(9))
-@pytest.mark.parametrize("family", ["llava", "llava-next", "llava-onevision", "smolvlm", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "llava-next", "llava-onevision", "smolvlm", "idefics3", "internvl"])
 def test_random_checkpoints(tmp_path: Path, ask: Callable[..., list[Any]], family: str, seed: int) -> None:
     r = random.Random(seed)
     path = checkpoint(tmp_path / "model", drawn(family, seed))

@@ -78,6 +78,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm-larger": _stretched("smolvlm", size={"longest_edge": 400}, resample=2),
     "smolvlm-tile": _stretched("smolvlm", size={"longest_edge": 28}),
     "smolvlm-whole": _stretched("smolvlm", size={"longest_edge": 112}, do_image_splitting=False),
+    "internvl": _stretched("internvl", size={"height": 28, "width": 28}),
+    "internvl-more": _stretched("internvl", size=28, min_patches=3, max_patches=30, resample=2, markers=["<a>", "\n"]),
+    "internvl-one": _stretched("internvl", size=28, max_patches=1, do_rescale=False),
 }
 
 
@@ -90,6 +93,7 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "onevision-384": _tiled(Theirs(ONEVISION, SIGLIP_384, {})),
     "smolvlm-512": _real("smolvlm", CropShape(512, 512, (64, 64)), 512, size={"longest_edge": 2048}),
     "smolvlm-384": _real("smolvlm", CropShape(384, 384, (42, 42)), 384, size={"longest_edge": 1536}),
+    "internvl-448": _real("internvl", CropShape(448, 448, (28, 28)), 448, size={"height": 448, "width": 448}),
 }
 
 
@@ -184,6 +188,20 @@ def test_plans(name: str, call: Call) -> None:
         for keep, kept in zip(request["keep"], answer["without_choice"], strict=True):
             expected = plan.without_choice(keep, request["newlines"])
             assert kept == (None if expected is None else expected.tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in {**SETTINGS, **REAL} if name.startswith(("smolvlm", "internvl"))])
+def test_spans_of_thousands_of_sizes(name: str, call: Call) -> None:
+    kind, settings = {**SETTINGS, **REAL}[name]
+    ours = processor_from_settings(kind, settings, "config.json")
+    given = [(h, w) for h, w in sizes(np.random.default_rng(3), 3000)]
+    given += [(h, w) for h in range(1, 60) for w in range(1, 60)] if name in SETTINGS else []
+    requests = [{"op": "spans", "name": kind, "settings": settings, "height": h, "width": w} for h, w in given]
+    for (height, width), answer in zip(given, call(requests), strict=True):
+        plan = ours.plan(height, width)
+        expected = {"crops": plan.crops, "spans": list(plan.spans), "markers": list(plan.markers)}
+        assert answer == expected, (height, width)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -328,6 +346,19 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("smolvlm", {"crop": {"height": 28, "width": 27, "patch": [14, 14]}}),
     ("smolvlm", {"crop": {"height": 28, "width": 28, "patch": [14, 14], "first_patch": -1}}),
     ("smolvlm", {"crop": {"height": 28, "width": 28, "patch": [1, 1]}, "size": {"longest_edge": 448}}),
+    ("internvl", {"do_resize": False}),
+    ("internvl", {"size": {"height": 28, "width": 27}}),
+    ("internvl", {"size": {"shortest_edge": 28}}),
+    ("internvl", {"min_patches": 0}),
+    ("internvl", {"max_patches": 257}),
+    ("internvl", {"min_patches": 9, "max_patches": 8}),
+    ("internvl", {"crop": {"height": 28, "width": 28, "patch": [1, 1]}, "max_patches": 256}),
+    ("internvl", {"markers": ["<img>"]}),
+    ("internvl", {"markers": "ab"}),
+    ("internvl", {"markers": ["", "</img>"]}),
+    ("internvl", {"markers": ["<img>", "é" * 201]}),
+    ("internvl", {"markers": None}),
+    ("internvl", {"layout": 1}),
     ("qwen", {}),
 ]
 

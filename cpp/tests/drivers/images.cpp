@@ -82,6 +82,12 @@ json planned(const json& request) {
     return answer;
 }
 
+// What stands in a prompt alone, for sweeps over many sizes.
+json spans(const json& request) {
+    const images::TokenPlan plan = processor(request)->plan(request.at("height"), request.at("width"));
+    return {{"crops", plan.crops}, {"spans", plan.span_lengths()}, {"markers", plan.span_texts()}};
+}
+
 json prepared(const json& request) {
     const std::vector<std::uint8_t> pixels = bytes(request.at("pixels"));
     const Image image = Image::from_rgb(pixels.data(), request.at("width"), request.at("height"));
@@ -121,6 +127,7 @@ json decoded(const json& request) {
 json answer(const json& request) {
     const std::string op = request.at("op");
     if (op == "plan") return planned(request);
+    if (op == "spans") return spans(request);
     if (op == "prepare") return prepared(request);
     if (op == "resample") return resampled(request);
     if (op == "processor") return {{"name", processor(request)->name()}};
