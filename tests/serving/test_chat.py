@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,11 @@ def test_pages_and_metrics(served: Served, client: openai.OpenAI) -> None:
     assert float(values["trtprune_batch_rows"]) == 2
     assert "<canvas" in httpx.get(served.address).text
     assert "/v1/chat/completions" in httpx.get(f"{served.address}/openapi.json").json()["paths"]
+    page = httpx.get(f"{served.address}/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) >= 2
+    for source in sources:  # of this server alone, as machines without internet need it
+        assert httpx.get(f"{served.address}/{source}").status_code == 200
 
 
 def test_the_key(out: Path) -> None:

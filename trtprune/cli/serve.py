@@ -127,6 +127,7 @@ def _uvicorn() -> Any:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import swagger_ui_bundle  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise BackendError(f"trtprune serve: {error.name} is not installed", hint=to_install(extra="serve")) from None

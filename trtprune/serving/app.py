@@ -16,8 +16,11 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from swagger_ui_bundle import swagger_ui_path
 
 from trtprune._version import __version__
 from trtprune.errors import TrtpruneError, one_line
@@ -159,7 +162,15 @@ def create_app(vlm: Vlm, settings: Settings) -> FastAPI:
         yield
         await asyncio.to_thread(server.engine.close)
 
-    app = FastAPI(title="trtprune", version=__version__, lifespan=lifespan, description="Chat about images.")
+    app = FastAPI(
+        title="trtprune",
+        version=__version__,
+        lifespan=lifespan,
+        description="Chat about images.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.openapi_version = "3.0.3"  # what the page of the bundled Swagger UI reads
     app.add_middleware(LimitBody, limit=settings.max_body_bytes)
     _add_errors(app)
     _add_routes(app, server)
@@ -201,6 +212,19 @@ def _add_routes(app: FastAPI, server: _Server) -> None:
     async def metrics() -> Response:
         """Counts and times in Prometheus' text format."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # FastAPI's own page loads its scripts from another server, which many machines do not reach.
+    app.mount("/swagger", StaticFiles(directory=swagger_ui_path), name="swagger")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="trtprune",
+            swagger_js_url="swagger/swagger-ui-bundle.js",
+            swagger_css_url="swagger/swagger-ui.css",
+            swagger_favicon_url="swagger/favicon-32x32.png",
+        )
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
