@@ -243,14 +243,14 @@ def test_with_clip_nothing_of_it_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"received": "all"}, {"object_layer": 1}])
 def test_whole_maps_are_bounded(options: dict[str, Any]) -> None:
-    """The map of 16 heads and 6,144 patches is served, that of the 65,536 patches of Qwen2.5-VL's largest image not."""
+    """The map of 16 heads and 6,144 patches is served, that of a head and Qwen2.5-VL's 65,536 patches not."""
     method = pruning.get("fastervlm" if "received" in options else "hiprune")
     values = method.validate_options(options)
     spec = spec_of("clip", -2, "default")
     assert spec.attention_map == 4 * (spec.visual_tokens + 1) ** 2  # heads, and patches with the CLS token
     check_needs(method, dataclasses.replace(spec, attention_map=16 * 6144**2), values)
-    large = dataclasses.replace(spec, attention_map=16 * 65536**2, image_size=None, patch_grid=None)
-    with pytest.raises(BudgetError, match=r"whole attention map, 274.9 GB of the model's largest image") as error:
+    large = dataclasses.replace(spec, attention_map=65536**2, image_size=None, patch_grid=None)
+    with pytest.raises(BudgetError, match=r"whole attention map, 17.2 GB of the model's largest image") as error:
         check_needs(method, large, values)
     assert "a smaller max_image_pixels, for at most 2.7 GB" in str(error.value.hint)
     assert str(error.value.hint).startswith("options={'received': 'mean'}") == ("received" in options)

@@ -99,9 +99,8 @@ class PackedTowerModel:
             rotary_sections=m.text.rope.sections,
             rotary_interleaved=m.text.rope.interleaved,
             video_token=texts.get("video_token_id"),
-            attention_map=m.vision.hidden_size
-            // m.vision.head_dim
-            * (self.processor.tokens_range[1] * m.shape.unit) ** 2,
+            # Its heads come one after the other.
+            attention_map=(self.processor.tokens_range[1] * m.shape.unit) ** 2,
         )
 
     def _special_tokens(self) -> dict[str, str]:

@@ -59,7 +59,8 @@ class ModelSpec:
         vision_width: C, the width of the projector's input.
         key_width: K, the width of the tower's attention keys.
         tower_layers: Number of built layers of the tower, up to the deepest feature; 0: only its embeddings.
-        attention_map: Numbers of a tower layer's whole attention map for the largest image: heads · rows² of each crop.
+        attention_map: Numbers of a tower layer's whole attention map for the largest image, as many as are in memory at
+            once.
     """
 
     family: str
