@@ -1,6 +1,7 @@
 """Builds ``cpp/`` for the tests, under ``build/`` of the checkout, where the next run finds it.
 
-``TRTPRUNE_CPP_BUILD`` names another build folder: one with sanitizers, or of another compiler.
+``TRTPRUNE_CPP_BUILD`` names another build folder: one with sanitizers, or of another compiler; ``TRTPRUNE_CPP_OPTIONS``
+are the options of CMake that make it so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +41,8 @@ def target(name: str) -> Path:
             launcher = shutil.which("ccache")
             cache = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []
             python = f"-DPython3_EXECUTABLE={sys.executable}"
-            options = ["-DTRTPRUNE_FETCH=ON", "-DTRTPRUNE_TENSORRT=ON", python, *cache]
+            more = shlex.split(os.environ.get("TRTPRUNE_CPP_OPTIONS", ""))
+            options = ["-DTRTPRUNE_FETCH=ON", "-DTRTPRUNE_TENSORRT=ON", python, *cache, *more]
             source = str(ROOT / "cpp")
             run(cmake, "-S", source, "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
         run(cmake, "--build", str(BUILD), "--target", name)

@@ -16,6 +16,12 @@ namespace {
 constexpr std::size_t largest_struct = 4096;
 constexpr std::size_t largest_count = 65536;
 
+/// Whether a version may have a structure of this size.  One that ends within a pointer would be read as half of it.
+template <class Settings>
+bool possible_size(std::size_t size) {
+    return size >= sizeof size && size <= largest_struct && size % alignof(Settings) == 0;
+}
+
 [[noreturn]] void refuse_size(const char* name, std::size_t size) {
     throw InputError(std::string(name) + ".struct_size=" + std::to_string(size) + " is of no known version",
                      "set it to sizeof, and all other members to 0");
@@ -28,7 +34,7 @@ Settings known_part(const Settings* given, const char* name) {
     if (given == nullptr) return known;
     std::size_t size = 0;
     std::memcpy(&size, given, sizeof size);
-    if (size < sizeof size || size > largest_struct) refuse_size(name, size);
+    if (!possible_size<Settings>(size)) refuse_size(name, size);
     const auto* bytes = reinterpret_cast<const unsigned char*>(given);
     if (size > sizeof known &&
         std::any_of(bytes + sizeof known, bytes + size, [](unsigned char b) { return b != 0; })) {
@@ -164,7 +170,7 @@ void fill(trtprune_info* info, const Info& facts) {
     if (info == nullptr) throw InputError("info=NULL");
     std::size_t size = 0;
     std::memcpy(&size, info, sizeof size);
-    if (size < sizeof size || size > sizeof *info) refuse_size("info", size);
+    if (!possible_size<trtprune_info>(size) || size > sizeof *info) refuse_size("info", size);
     trtprune_info all{};
     all.struct_size = size;
     all.model_id = facts.model_id.c_str();

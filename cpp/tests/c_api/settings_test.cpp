@@ -98,7 +98,9 @@ TEST_CASE("the size of a structure tells its version") {
     CHECK(message([&] { generate_options(&later.known); }) ==
           "options has a setting that this version of trtprune does not know");
 
-    for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{5000}, ~std::size_t{0}}) {
+    // Sizes within a pointer: half of it would be followed.
+    const std::size_t within = offsetof(trtprune_generate_options, keep_ratio) + 4;
+    for (const std::size_t size : {std::size_t{0}, std::size_t{7}, within, std::size_t{5000}, ~std::size_t{0}}) {
         given.struct_size = size;
         CHECK(message([&] { generate_options(&given); }) ==
               "options.struct_size=" + std::to_string(size) + " is of no known version");

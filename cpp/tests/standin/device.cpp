@@ -52,7 +52,8 @@ Device::Device() : total_(setting("STANDIN_MEMORY", std::int64_t{1} << 30)) {
 }
 
 void* Device::allocate(std::size_t nbytes) {
-    if (recording_) die("allocation inside of a recording");
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (recording()) die("allocation inside of a recording");
     if (nbytes == 0) die("allocation of nothing");
     if (used_ + static_cast<std::int64_t>(nbytes) > total_) return nullptr;
     void* address = aligned_block(nbytes);
@@ -63,7 +64,8 @@ void* Device::allocate(std::size_t nbytes) {
 }
 
 void Device::free(void* address) {
-    if (recording_) die("freeing inside of a recording");
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (recording()) die("freeing inside of a recording");
     synchronize();
     const auto block = blocks_.find(reinterpret_cast<std::uintptr_t>(address));
     if (block == blocks_.end()) die("freeing what was not allocated");
@@ -74,33 +76,44 @@ void Device::free(void* address) {
 }
 
 void* Device::allocate_host(std::size_t nbytes) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     void* address = aligned_block(nbytes);
     pinned_[reinterpret_cast<std::uintptr_t>(address)] = nbytes;
     return address;
 }
 
 void Device::free_host(void* address) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (pinned_.erase(reinterpret_cast<std::uintptr_t>(address)) == 0) die("freeing what is not page-locked");
     std::free(address);
 }
 
 bool Device::pinned(const void* address) const {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     return contains(pinned_, address, 1);
 }
 
 std::byte* Device::view(const void* address, std::size_t nbytes) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (!contains(blocks_, address, nbytes)) die(std::to_string(nbytes) + " bytes lie in no allocation");
     return static_cast<std::byte*>(const_cast<void*>(address));
 }
 
+bool Device::recording() const {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    return recorder_ == std::this_thread::get_id();
+}
+
 void Device::push(std::function<void()> work, bool recordable) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     // What cannot be recorded must have been done before: contexts load and compile in their first run.
-    if (recording_ && !recordable) die("the first run of a context cannot be recorded");
-    (recording_ ? recorded_ : queue_).push_back(std::move(work));
+    if (recording() && !recordable) die("the first run of a context cannot be recorded");
+    (recording() ? recorded_ : queue_).push_back(std::move(work));
 }
 
 void Device::synchronize() {
-    if (recording_) die("waiting inside of a recording");
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (recording()) die("waiting inside of a recording");
     ++waits_;
     std::vector<std::function<void()>> queue;
     queue.swap(queue_);
@@ -108,12 +121,14 @@ void Device::synchronize() {
 }
 
 void Device::begin_capture() {
-    if (recording_) die("a recording inside of a recording");
-    recording_ = true;
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (recorder_ != std::thread::id()) die("a recording inside of a recording");
+    recorder_ = std::this_thread::get_id();
 }
 
 std::vector<std::function<void()>>* Device::end_capture() {
-    recording_ = false;
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    recorder_ = std::thread::id();
     ++recordings_;
     auto* graph = new std::vector<std::function<void()>>();
     graph->swap(recorded_);
@@ -121,11 +136,13 @@ std::vector<std::function<void()>>* Device::end_capture() {
 }
 
 void Device::launch(const std::vector<std::function<void()>>& graph) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     ++launches_;
     queue_.insert(queue_.end(), graph.begin(), graph.end());
 }
 
 void Device::report() const {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     const std::string path = setting("STANDIN_REPORT", "");
     if (path.empty()) return;
     std::FILE* file = std::fopen(path.c_str(), "w");

@@ -4,14 +4,17 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 /// A GPU made of host memory: strict about addresses, and as late as a real one.
 ///
 /// Work that is asked for is queued and done only when someone waits.  So a copy to the host that is read too early is
 /// seen to be unread, page-locked memory that is overwritten too early arrives overwritten, and a recorded graph works
-/// on what its buffers hold when it is launched.  Fresh memory is full of 0xFF, which is NaN in every float.
+/// on what its buffers hold when it is launched.  Fresh memory is full of 0xFF, which is NaN in every float.  As in
+/// CUDA any thread may call, and a recording forbids nothing to the others.
 namespace standin {
 
 constexpr std::size_t alignment = 256;
@@ -29,7 +32,10 @@ class Device {
     static Device& instance();
 
     std::int64_t total() const { return total_; }
-    std::int64_t used() const { return used_; }
+    std::int64_t used() const {
+        const std::lock_guard<std::recursive_mutex> lock(mutex_);
+        return used_;
+    }
 
     /// NULL if there is not enough.
     void* allocate(std::size_t nbytes);
@@ -49,7 +55,8 @@ class Device {
     void begin_capture();
     std::vector<std::function<void()>>* end_capture();
     void launch(const std::vector<std::function<void()>>& graph);
-    bool recording() const { return recording_; }
+    /// Whether this thread records.
+    bool recording() const;
 
     /// Writes counts as JSON to the file that the environment names.
     void report() const;
@@ -57,13 +64,15 @@ class Device {
   private:
     Device();
 
+    // Recursive, since work that is done asks for its memory.
+    mutable std::recursive_mutex mutex_;
     std::int64_t total_;
     std::int64_t used_ = 0;
     std::map<std::uintptr_t, std::size_t> blocks_;
     std::map<std::uintptr_t, std::size_t> pinned_;
     std::vector<std::function<void()>> queue_;
     std::vector<std::function<void()>> recorded_;
-    bool recording_ = false;
+    std::thread::id recorder_;
     std::int64_t allocations_ = 0;
     std::int64_t recordings_ = 0;
     std::int64_t launches_ = 0;

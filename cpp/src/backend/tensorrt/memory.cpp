@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <map>
+#include <mutex>
 #include <trtprune/error.hpp>
 
 namespace trtprune::backend::tensorrt {
@@ -14,47 +15,61 @@ std::int64_t block_size(std::int64_t nbytes) {
 }
 
 /// Blocks that are free, by their size.
-struct DeviceMemory::Pool {
-    explicit Pool(std::shared_ptr<Driver> device) : driver(std::move(device)) {}
+///
+/// A thread that ends a conversation gives its arrays back while another thread's call takes some.
+class DeviceMemory::Pool {
+  public:
+    explicit Pool(std::shared_ptr<Driver> device) : driver_(std::move(device)) {}
     ~Pool() { release(); }
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
     void* take(std::int64_t size) {
-        if (auto& blocks = free[size]; !blocks.empty()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (auto& blocks = free_[size]; !blocks.empty()) {
             void* address = blocks.back();
             blocks.pop_back();
             return address;
         }
-        void* address = driver->allocate(size);
+        void* address = driver_->allocate(size);
         if (address == nullptr) {
             release();
-            address = driver->allocate(size);
+            address = driver_->allocate(size);
         }
         return address;
     }
 
     void give_back(void* address, std::int64_t size) noexcept {
-        if (size <= keep_bytes && !closed) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (size <= keep_bytes && !closed_) {
             try {
-                free[size].push_back(address);
+                free_[size].push_back(address);
                 return;
             } catch (const std::bad_alloc&) {  // no room to remember the block: freed at once
             }
         }
-        driver->free(address);
+        driver_->free(address);
     }
 
+    /// From now on, what is given back is freed.
+    void close() noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        closed_ = true;
+        release();
+    }
+
+  private:
     void release() noexcept {
-        for (auto& [size, blocks] : free) {
-            for (void* address : blocks) driver->free(address);
+        for (auto& [size, blocks] : free_) {
+            for (void* address : blocks) driver_->free(address);
         }
-        free.clear();
+        free_.clear();
     }
 
-    std::shared_ptr<Driver> driver;
-    std::map<std::int64_t, std::vector<void*>> free;
-    bool closed = false;
+    std::shared_ptr<Driver> driver_;
+    std::mutex mutex_;
+    std::map<std::int64_t, std::vector<void*>> free_;
+    bool closed_ = false;
 };
 
 DeviceMemory::DeviceMemory(std::shared_ptr<Driver> driver)
@@ -62,8 +77,7 @@ DeviceMemory::DeviceMemory(std::shared_ptr<Driver> driver)
 
 DeviceMemory::~DeviceMemory() {
     // Arrays that live on give their memory to the device, not to a pool that nobody uses any more.
-    pool_->closed = true;
-    pool_->release();
+    pool_->close();
 }
 
 Tensor DeviceMemory::empty(DType dtype, const Shape& shape) {

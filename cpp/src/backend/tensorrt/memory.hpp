@@ -9,7 +9,8 @@
 /// Arrays in device memory, and the allocation of that memory; the twin of `memory.py`.
 ///
 /// Freed memory is kept for the next array of about the same size: after the first answer nothing is allocated.  All
-/// work is on one stream, so memory can be reused before the work that uses it is done.
+/// work is on one stream, so memory can be reused before the work that uses it is done.  Any thread may free an array;
+/// everything else belongs to the thread of the call.
 namespace trtprune::backend::tensorrt {
 
 /// Alignment of every bound address, in bytes: TensorRT requires it, and cudaMalloc provides it.
@@ -52,7 +53,7 @@ class DeviceMemory : public Memory {
     void wait() override { driver_->synchronize(); }
 
   private:
-    struct Pool;
+    class Pool;
     void append(std::byte*& target, const Tensor& piece);
 
     std::shared_ptr<Driver> driver_;
