@@ -22,7 +22,11 @@ from trtprune.text.template import Turn
 FILE = json.loads(Path(write_spans.PATH).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("case", FILE["images"], ids=lambda case: f"{case['height']}x{case['width']}")
+def name(case: dict[str, Any]) -> str:
+    return f"{case['processor']}-{case['height']}x{case['width']}"
+
+
+@pytest.mark.parametrize("case", FILE["images"], ids=name)
 def test_images(case: dict[str, Any]) -> None:
     processor = processor_from_settings(case["processor"], case["settings"], "config.json")
     prepared = processor.prepare(picture(case["height"], case["width"]))

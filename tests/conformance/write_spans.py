@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import GotOcr2ImageProcessorPil, InternVLProcessor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
@@ -48,21 +50,62 @@ def image_case(kind: Any, shape: CropShape, values: dict[str, Any], height: int,
     pixels = np.asarray(found["pixel_values"], np.float32)[0]
     rows, columns = found["rows"][0][0], found["cols"][0][0]
     text = get_image_prompt_string(rows, columns, 1, AROUND, IMAGE, WHOLE)
-    crop, place = np.divmod(np.arange(len(pixels) * shape.patches), shape.patches)
-    tile = np.where(crop < rows * columns, crop, 0)
-    down, right = np.divmod(tile, max(1, columns))
-    grid = (crop, down * shape.rows + place // shape.columns, right * shape.columns + place % shape.columns)
     settings = processor_from_settings("smolvlm", {**values, **shape.settings()}, "preprocessor_config.json").settings()
     return {
         "processor": "smolvlm",
         "settings": settings,
         "height": height,
         "width": width,
+        **crops_of(pixels, shape, (rows, columns)),
+        "spans": [shape.patches] * (text.count(IMAGE)),
+        "markers": text.split(IMAGE),
+    }
+
+
+def crops_of(pixels: np.ndarray, shape: CropShape, tiles: tuple[int, int]) -> dict[str, Any]:
+    """Digests of the crops of an image and of the places that they show: tiles (down, across), then the whole image."""
+    crop, place = np.divmod(np.arange(len(pixels) * shape.patches), shape.patches)
+    tile = np.where(crop < tiles[0] * tiles[1], crop, 0)
+    down, right = np.divmod(tile, max(1, tiles[1]))
+    grid = (crop, down * shape.rows + place // shape.columns, right * shape.columns + place % shape.columns)
+    return {
         "crops": len(pixels),
         "pixel_values": digest(pixels, "float32"),
         "grid": digest(np.stack(grid, axis=1), "int32"),
-        "spans": [shape.patches] * (text.count(IMAGE)),
-        "markers": text.split(IMAGE),
+    }
+
+
+INTERNVL: list[tuple[CropShape, dict[str, Any], list[tuple[int, int]]]] = [
+    (SMALL, {"max_patches": 12}, SMALL_SIZES),
+    (
+        CropShape(30, 30, (7, 7)),
+        {"min_patches": 2, "max_patches": 5, "resample": 2, "do_normalize": False},
+        SMALL_SIZES,
+    ),
+    (SMALL, {"max_patches": 1}, SMALL_SIZES[:2]),
+    (CropShape(448, 448, (28, 28)), {}, [(480, 640), (448, 448), (1080, 1920)]),
+]
+
+
+def internvl_case(shape: CropShape, values: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """An image by transformers' processor of InternVL, which stands in a single span."""
+    values = {"size": {"height": shape.height, "width": shape.width}, **values}
+    kind = GotOcr2ImageProcessorPil(**values)
+    found = kind(picture(height, width), return_tensors=None, **InternVLProcessor.images_kwargs)
+    pixels = np.stack([np.asarray(array, np.float32) for array in found["pixel_values"]])
+    across, down = get_optimal_tiled_canvas(
+        (height, width), (shape.height, shape.width), kind.min_patches, kind.max_patches
+    )
+    markers = ["<img>", "</img>"]
+    given = {**values, "markers": markers, **shape.settings()}
+    return {
+        "processor": "internvl",
+        "settings": processor_from_settings("internvl", given, "preprocessor_config.json").settings(),
+        "height": height,
+        "width": width,
+        **crops_of(pixels, shape, (down, across)),
+        "spans": [shape.patches * len(pixels)],
+        "markers": markers,
     }
 
 
@@ -71,6 +114,9 @@ def images() -> Iterator[dict[str, Any]]:
     for kind, shape, values, sizes in IMAGES:
         for size in sizes:
             yield image_case(kind, shape, values, *size)
+    for shape, values, sizes in INTERNVL:
+        for size in sizes:
+            yield internvl_case(shape, values, *size)
 
 
 # -- prompts
