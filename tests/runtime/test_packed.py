@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -231,3 +232,44 @@ def test_openvino(kit: Kit) -> None:
         answer = vlm.generate(IMAGES[:2], "Alike?", max_new_tokens=TOKENS, ignore_eos=True)
         rule = vlm.config.positions.rule
         assert answer.token_ids == expected(kit, IMAGES[:2], "Alike?", answer.kept_indices, rule)[0]
+
+
+TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
+    "<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in "
+    "content or 'image_url' in content %}{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}"
+    "Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == "
+    "'video' or 'video' in content %}{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video "
+    "{{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}"
+)
+"""The published chat template of Qwen2-VL and Qwen2.5-VL, in the file ``chat_template.json`` as the hub has it."""
+
+
+def test_the_published_template(kit: Kit) -> None:
+    """It is compiled to pieces, and the prompt's ids are those of transformers with each run of placeholders once."""
+    path = kit.path / "chat_template.jinja"
+    own = path.read_text()
+    try:
+        path.unlink()
+        (kit.path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+        vlm = kit.load("template", method="none")
+    finally:
+        path.write_text(own)
+        (kit.path / "chat_template.json").unlink(missing_ok=True)
+    assert vlm.config.text.template is not None
+    kit.processor.chat_template, before = TEMPLATE, kit.processor.chat_template
+    try:
+        for count in (1, 2):
+            inputs = kit.inputs(IMAGES[:count], "What is on the table?")
+            found = vlm.encoder.encode([Turn("user", "What is on the table?", count)]).ids
+            ids = inputs["input_ids"][0].numpy()
+            again = (ids[1:] == tiny.IMAGE_TOKEN_ID) & (ids[:-1] == tiny.IMAGE_TOKEN_ID)
+            np.testing.assert_array_equal(found, ids[np.append(True, ~again)])
+            result = vlm.generate(IMAGES[:count], "What is on the table?", max_new_tokens=TOKENS, ignore_eos=True)
+            assert result.token_ids == kit.generate(TOKENS, **inputs)[0]
+    finally:
+        kit.processor.chat_template = before
