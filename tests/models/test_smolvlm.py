@@ -141,6 +141,12 @@ def test_files_of_another_family(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer.json: has no token '<fake_token_around_image>'"):
         open_model(open_checkpoint(tmp_path))
     add_text_files(tmp_path, CASES["smolvlm"])
+    file = tmp_path / "tokenizer_config.json"
+    names = json.loads(file.read_text())
+    file.write_text(json.dumps(names | {"global_image_token": "<whole>"}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: global_image_token is '<whole>', which"):
+        open_model(open_checkpoint(tmp_path))
+    file.write_text(json.dumps(names | {"global_image_token": "<global-img>"}))
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     for other in ("CLIPImageProcessor", "GotOcr2ImageProcessorFast"):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"image_processor_type": other}))

@@ -13,7 +13,7 @@ import torch
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, Recorder, picture, record
 from tests.models.test_smolvlm import CASES, case
-from trtprune import Request
+from trtprune import InputError, Request
 from trtprune.runtime import Vlm
 
 TOLERANCE = 1e-4
@@ -153,6 +153,16 @@ def test_batches_of_different_tile_counts_streams_and_turns(one: Kit) -> None:
     embeds = one.embeds(inputs)[:, rows]
     expected, _ = one.generate(8, inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long))
     assert again.token_ids == expected
+
+
+def test_a_video_in_the_prompt_is_refused(kit: Kit, one: Kit) -> None:
+    """Of SmolVLM, whose processor puts frames there; to Idefics3's it is a text like any other."""
+    vlm = kit.load("none", method="none")
+    with pytest.raises(InputError, match=r"the user text contains '<video>', which stands for a video"):
+        vlm.generate(picture(1), "What is in <video>?", max_new_tokens=1)
+    other = one.load("uniform", method="uniform", keep=7)
+    theirs = one.inputs([picture(1)], "What is in <video>?")["input_ids"]
+    assert other.generate(picture(1), "What is in <video>?", keep=40, max_new_tokens=1).prompt_tokens == theirs.shape[1]
 
 
 def test_the_system_prompt_and_ids(one: Kit) -> None:

@@ -10,7 +10,7 @@ transformers 5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
@@ -22,10 +22,10 @@ from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, linear
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.ops import linear
-from trtprune.models.projected_config import ProjectedConfig, output_projection, refuse_quantized
+from trtprune.models.projected_config import ProjectedConfig, named_token, output_projection, refuse_quantized
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 from trtprune.models.weights import canonical_tensors
-from trtprune.runtime.images.smolvlm import AROUND
+from trtprune.runtime.images.smolvlm import AROUND, WHOLE
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint
@@ -35,6 +35,8 @@ __all__ = ["Idefics3Family", "SmolVLMFamily"]
 TOWER = "smolvlm_vision"
 DECODERS = ("llama",)
 IMAGE_TOKEN_ID = 128257
+VIDEO_TOKEN = "<video>"
+"""transformers' default of ``video_token``."""
 SIDES = (1, 2, 3, 4)
 """``scale_factor``, patches on a side of a visual token's square."""
 
@@ -73,7 +75,11 @@ class SmolVLMFamily:
                 tokenizer without the text around an image.
         """
         _check_texts(checkpoint)
-        return ProjectedTowerModel(checkpoint, self.name, _parse(checkpoint), layout=layout)
+        return ProjectedTowerModel(checkpoint, self.name, self._parse(checkpoint), layout=layout)
+
+    def _parse(self, checkpoint: Checkpoint) -> ProjectedConfig:
+        video = named_token(checkpoint, "video_token") or VIDEO_TOKEN
+        return replace(_parse(checkpoint), video_token=video if isinstance(video, str) else None)
 
     def describe(self) -> dict[str, Any]:
         """The supported towers and decoders, for ``trtprune models``."""
@@ -87,6 +93,9 @@ class Idefics3Family(SmolVLMFamily):
     name = "idefics3"
     architecture = "Idefics3ForConditionalGeneration"
     model_type = "idefics3"
+
+    def _parse(self, checkpoint: Checkpoint) -> ProjectedConfig:
+        return _parse(checkpoint)  # its processor knows no videos, and takes their token for any other text
 
 
 def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
@@ -143,6 +152,13 @@ def _check_texts(checkpoint: Checkpoint) -> None:
     more = (checkpoint.json_file("tokenizer_config.json") or {}).get("added_tokens_decoder")
     for entry in more.values() if isinstance(more, dict) else ():
         texts.add(entry.get("content") if isinstance(entry, dict) else None)
+    for name, text in (("fake_image_token", AROUND), ("global_image_token", WHOLE)):
+        found = named_token(checkpoint, name)
+        if found not in (None, text):
+            raise CheckpointError(
+                f"tokenizer_config.json: {name} is {shown(found)}, which trtprune does not support",
+                hint=f"supported: {text}, as in the published checkpoints",
+            )
     if AROUND not in texts:
         raise CheckpointError(
             f"tokenizer.json: has no token {AROUND!r}, which stands around the visual tokens of this family",

@@ -76,6 +76,15 @@ def test_sweep_of_the_published_models(name: str) -> None:
     assert not mine.fixed_tokens
 
 
+def test_golden_counts() -> None:
+    """The table of docs/images.md: crops of nine sizes, and bounds."""
+    sizes = [(336, 336), (480, 640), (640, 480), (720, 1280), (1000, 1000), (10, 1000), (1080, 1920), (3000, 4000)]
+    for shape, longest in PUBLISHED.values():
+        mine = ours(shape, longest)
+        assert [mine.plan(*size).crops for size in sizes] == [17, 13, 13, 13, 17, 5, 13, 13]
+        assert mine.crops_range == (5, 17)
+
+
 @settings(max_examples=200, deadline=None)
 @given(height=SIDES, width=SIDES, edge=st.integers(8, 600), longest=st.integers(1, 5000))
 def test_any_settings(height: int, width: int, edge: int, longest: int) -> None:
