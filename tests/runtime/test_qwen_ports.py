@@ -58,7 +58,7 @@ def hiprune(maps: Maps, columns: int, keep: int, alpha: float) -> tuple[set[int]
     return chosen | rest, bool(chosen & rest)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.5])
+@pytest.mark.parametrize("alpha", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_hiprune(kit: Kit, alpha: float) -> None:
     options = {"object_layer": OBJECT_LAYER, "alpha": alpha}
     vlm = kit.load(f"hiprune-{alpha}", method="hiprune", keep=16, options=options)
@@ -134,6 +134,7 @@ def test_greedy(kit: Kit, name: str) -> None:
                 assert vlm.select(view, keep=keep).tolist() == oracles[name](keep), (size, keep)
 
 
+@pytest.mark.slow
 def test_mean_query_stands_for_all(kit: Kit) -> None:
     """``received=all`` is AngelSlim's score up to a factor, ``mean`` its score for large images."""
     for received, row in (("all", Maps.received), ("mean", Maps.mean_query)):
