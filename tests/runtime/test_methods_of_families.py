@@ -7,7 +7,7 @@ the methods that serve.  What it reads of the tower is computed from transformer
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -179,6 +179,14 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     return kit
 
 
+@pytest.fixture(scope="module")
+def deep_internvl(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    case = replace(FAMILIES["internvl"].tiny, seed=18, layers=5)
+    kit = Kit.make(tmp_path_factory.mktemp("families") / "deep-internvl", case)
+    kit.model.set_attn_implementation("eager")
+    return kit
+
+
 def rows_of(kit: Kit, vlm: Vlm, images: list[Any], ids: np.ndarray) -> tuple[Any, np.ndarray, list[tuple[int, int]]]:
     """The whole prompt's embeddings [S, D], the image, time, row and column of each row (-1 for text), and the images'
     spans."""
@@ -217,6 +225,32 @@ def test_inside_the_decoder(deep: Kit, name: str) -> None:
         kept = list(info.schedule.kept(info.keep, 35))
         points = list(info.schedule.points)
         found = generate(deep.model, embeds, spans, 8, info.method, points, kept, number=number, **options)
+        result = vlm.generate(images, QUESTION, max_new_tokens=8, ignore_eos=True)
+        assert result.token_ids == found.ids
+        logits = torch.stack(found.logits).numpy()
+        np.testing.assert_allclose(np.concatenate(recorder.logits), logits, rtol=0, atol=3e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_the_decoder_of_internvl(deep_internvl: Kit, name: str) -> None:
+    """The same with single numbers for positions, and texts around each image."""
+    kit = deep_internvl
+    vlm = kit.load(f"inside-{name}", **INSIDE[name])
+    info, recorder = vlm.config.pruning, record(vlm)
+    assert info.schedule is not None
+    for count in (1, 2):
+        recorder.logits.clear()
+        images = [picture(40 + i, (200, 130)) for i in range(count)]
+        inputs = kit.inputs(images, QUESTION)
+        visual = np.flatnonzero(inputs["input_ids"][0].numpy() == tiny.IMAGE_TOKEN_ID)
+        runs = np.split(visual, np.flatnonzero(np.diff(visual) > 1) + 1)
+        spans = [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        (tokens,) = {stop - start for start, stop in spans}
+        assert len(spans) == count
+        options = {"version": info.options.get("version", "1.0"), "heads": info.options.get("heads", 0)}
+        kept, points = list(info.schedule.kept(info.keep, tokens)), list(info.schedule.points)
+        found = generate(kit.model, kit.embeds(inputs)[0], spans, 8, info.method, points, kept, **options)
         result = vlm.generate(images, QUESTION, max_new_tokens=8, ignore_eos=True)
         assert result.token_ids == found.ids
         logits = torch.stack(found.logits).numpy()
