@@ -35,22 +35,34 @@ void check(const trtprune::images::TokenPlan& plan, const trtprune::images::Crop
     if (plan.grid.size() != static_cast<std::size_t>(plan.tokens() * 3)) std::abort();
 }
 
+// A packed image has the numbers that its sizes say, and each window's slot is a token or none.
+void check(const trtprune::images::Prepared& prepared) {
+    if (static_cast<std::int64_t>(prepared.pixel_values.size()) != prepared.patches * prepared.width) std::abort();
+    for (const auto& [name, array] : prepared.arrays) {
+        std::int64_t count = 1;
+        for (const std::int64_t side : array.shape) count *= side;
+        if (count != static_cast<std::int64_t>(array.values.size())) std::abort();
+    }
+}
+
 void read_settings(const std::string& text, std::int64_t width, std::int64_t height) {
     const nlohmann::json settings = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (!settings.is_object()) return;
     const std::vector<std::uint8_t> pixels(static_cast<std::size_t>(width * height * 3), 7);
     const trtprune::Image image = trtprune::Image::from_rgb(pixels.data(), width, height);
-    for (const char* name : {"single", "llava_next", "llava_onevision"}) {
+    for (const char* name : {"single", "llava_next", "llava_onevision", "qwen2_vl"}) {
         try {
             const auto processor = trtprune::images::processor_from_settings(name, settings, "config.json");
             // More only takes time.
             if (processor->shape().features() > (1 << 16)) continue;
             for (const std::int64_t images : {1, 2}) {
                 const trtprune::images::TokenPlan plan = processor->plan(height, width, images);
-                check(plan, processor->shape());
+                if (!processor->packed()) check(plan, processor->shape());
                 if (plan.crops * processor->pixels_taken(width, height, images) > (1 << 20)) continue;
                 if (processor->shape().height * processor->shape().width > (1 << 18)) continue;
-                check(*processor->prepare(image, images).plan, processor->shape());
+                const trtprune::images::Prepared prepared = processor->prepare(image, images);
+                if (!processor->packed()) check(*prepared.plan, processor->shape());
+                if (processor->packed()) check(prepared);
             }
         } catch (const trtprune::Error&) {
         }

@@ -207,6 +207,32 @@ def marked_calls(placeholder: str = "<image>") -> list[dict[str, Any]]:
     ]
 
 
+# -- packed towers: an image of any size is one run of the vision graph
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2.5-vl", {"method": "divprune", "keep": 3}),
+        pytest.param("qwen2-vl", {"method": "fastervlm", "keep": 3, "positions": "original"}, marks=pytest.mark.slow),
+    ],
+)
+def test_packed_tower(tmp_path: Path, ask: Callable[..., list[Any]], family: str, settings: dict[str, Any]) -> None:
+    """Positions of three axes; several images, a batch of mixed sizes, turns, and an image that is too narrow."""
+    vlm = load(checkpoint(tmp_path / "model", tiny.Tiny(family=family, seed=79)), "packed", **settings)
+    ask(
+        vlm,
+        question("0"),
+        question("3", "1", keep=5),
+        question("2", keep_ratio=0.4, temperature=0.9, seed=3),
+        question("0", keep=500),
+        question("0", prompt="<|video_pad|>"),
+        MIXED,
+        turns("0"),
+        turns("3", "5", repick=False),
+    )
+
+
 # -- all the rest in the slow run
 
 METHODS = {

@@ -8,6 +8,9 @@ namespace trtprune::names {
 
 // -- vision, pack, embed, clip_text
 constexpr const char* pixel_values = "pixel_values";
+constexpr const char* token_positions = "token_positions";
+constexpr const char* window_index = "window_index";
+constexpr const char* window_places = "window_places";
 constexpr const char* image_features = "image_features";
 constexpr const char* input_ids = "input_ids";
 constexpr const char* text_embeds = "text_embeds";

@@ -9,6 +9,7 @@
 #include "images/limits.hpp"
 #include "images/llava_next.hpp"
 #include "images/llava_onevision.hpp"
+#include "images/qwen2_vl.hpp"
 #include "images/single.hpp"
 #include "images/smolvlm.hpp"
 
@@ -28,6 +29,7 @@ constexpr Entry processors[] = {
     {LlavaOnevision::processor_name, LlavaOnevision::from_settings},
     {InternVl::processor_name, InternVl::from_settings},
     {SmolVlm::processor_name, SmolVlm::from_settings},
+    {Qwen2Vl::processor_name, Qwen2Vl::from_settings},
 };
 
 }  // namespace

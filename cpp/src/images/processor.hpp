@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -91,13 +92,21 @@ struct TokenPlan {
                                                             const std::string& newlines = "drop") const;
 };
 
+/// Whole numbers that a packed tower reads beside the pixels.
+struct IndexArray {
+    std::vector<std::int64_t> shape;
+    std::vector<std::int64_t> values;
+};
+
 /// An image, ready for the vision graph.
 struct Prepared {
-    std::vector<float> pixel_values;  ///< [crops, 3, height, width]
-    std::int64_t crops = 0;
-    std::int64_t height = 0;  ///< pixels of a crop
-    std::int64_t width = 0;   ///< pixels of a crop
+    std::vector<float> pixel_values;  ///< [crops, 3, height, width]; of a packed tower [patches, width]
+    std::int64_t crops = 0;           ///< 0 for a packed tower
+    std::int64_t height = 0;          ///< pixels of a crop
+    std::int64_t width = 0;           ///< pixels of a crop; of a packed tower the numbers of a patch
     std::shared_ptr<const TokenPlan> plan;
+    std::int64_t patches = 0;                  ///< of a packed tower, else 0
+    std::map<std::string, IndexArray> arrays;  ///< a packed tower's other inputs by name, else none
 };
 
 /// One model's image processor; never changes, so that threads may share it.
@@ -108,7 +117,10 @@ class Processor {
     /// What `config.json` calls it.
     virtual std::string name() const = 0;
 
-    /// What the vision graph takes for one crop.
+    /// Whether the vision graph is a packed tower, which reads the patches of one image a run.
+    virtual bool packed() const { return false; }
+
+    /// What the vision graph takes for one crop; of a packed tower, one visual token.
     virtual const CropShape& shape() const = 0;
 
     /// The visual tokens of an image.

@@ -91,6 +91,7 @@ std::unique_ptr<backend::Step> Chain::step(backend::Cache& cache) const {
 
 std::vector<Features> Chain::look(const std::vector<const images::Prepared*>& images) const {
     if (images.empty()) return {};
+    if (images[0]->patches > 0) return look_packed(images);
     backend::Session& vision = session(roles::vision);
     const std::int64_t size = std::min(vision_batch, vision.max_batch());
     std::int64_t total = 0;
@@ -107,6 +108,20 @@ std::vector<Features> Chain::look(const std::vector<const images::Prepared*>& im
         for (const auto& [name, array] : runs[0]) own[name] = rows(runs, name, first, image->crops, size);
         features.push_back(pack(std::move(own), image->plan));
         first += image->crops;
+    }
+    memory().wait();
+    return features;
+}
+
+// Features of images by a packed tower, one image a run; its outputs are those of one crop.
+std::vector<Features> Chain::look_packed(const std::vector<const images::Prepared*>& images) const {
+    std::vector<Features> features;
+    for (const images::Prepared* image : images) {
+        const Tensor patches = Tensor::empty(dtype_, {image->patches, image->width});
+        store(image->pixel_values.data(), image->patches * image->width, patches, 0);
+        Tensors inputs{{names::pixel_values, patches}};
+        for (const auto& [name, array] : image->arrays) inputs[name] = Tensor::of(array.values, array.shape);
+        features.push_back(pack(session(roles::vision).run(inputs), image->plan));
     }
     memory().wait();
     return features;

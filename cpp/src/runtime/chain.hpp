@@ -48,6 +48,7 @@ class Chain {
     Tensor embed(const Ids& ids, const std::function<std::string(std::int64_t)>& name) const;
 
   private:
+    std::vector<Features> look_packed(const std::vector<const images::Prepared*>& images) const;
     Tensor rows(const std::vector<Tensors>& runs, const std::string& name, std::int64_t first, std::int64_t count,
                 std::int64_t size) const;
     Features pack(Tensors rows, const std::shared_ptr<const images::TokenPlan>& plan) const;

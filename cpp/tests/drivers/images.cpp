@@ -5,7 +5,7 @@
 //   {"op": "plan", "name", "settings", "height", "width", "images", "keep"}
 //       the members of the plan, and "without_choice" for each number of the list "keep"
 //   {"op": "prepare", "name", "settings", "height", "width", "images", "pixels"}
-//       {"pixel_values", "shape", "taken"}
+//       {"pixel_values", "shape", "arrays", "taken"}
 //   {"op": "resample", "height", "width", "pixels", "to": [height, width], "filter"}
 //       {"pixels"}
 //   {"op": "file", "path", "max_pixels", "strict"} and {"op": "memory", "data", "max_pixels", "strict"}
@@ -94,8 +94,12 @@ json prepared(const json& request) {
     const auto made = processor(request);
     const std::int64_t images = request.value("images", 1);
     const images::Prepared result = made->prepare(image, images);
+    json arrays = json::object();
+    for (const auto& [name, array] : result.arrays) arrays[name] = {{"shape", array.shape}, {"values", array.values}};
+    const json crops{result.crops, 3, result.height, result.width};
     return {{"pixel_values", hex(result.pixel_values)},
-            {"shape", {result.crops, 3, result.height, result.width}},
+            {"shape", made->packed() ? json{result.patches, result.width} : crops},
+            {"arrays", arrays},
             {"taken", made->pixels_taken(image.width(), image.height(), images)}};
 }
 
