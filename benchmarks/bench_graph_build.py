@@ -3,8 +3,10 @@
     python benchmarks/bench_graph_build.py [--shape 7b] [--repeats 5] [--json benchmarks/results/graph-build.json]
     python benchmarks/bench_graph_build.py --shape next-7b --json benchmarks/results/graph-build-next.json
     python benchmarks/bench_graph_build.py --shape qwen2.5-vl-7b --json benchmarks/results/graph-build-qwen2.5-vl.json
+    python benchmarks/bench_graph_build.py --shape internvl3-8b --json benchmarks/results/graph-build-internvl3.json
 
-The checkpoint has the shape of llava-1.5-7b (or llava-v1.6-mistral-7b, or one of Qwen's) in float16 with made-up
+The checkpoint has the shape of llava-1.5-7b (or llava-v1.6-mistral-7b, or one of Qwen's or
+InternVL's) in float16 with made-up
 weights: its files are sparse, so 14 GB cost no disk. Each repeat is a fresh process; "total" includes importing
 everything, as users wait for it, and "cpu" is the processor time of all of it, of the text process, too.
 Target: under 2 s and 0.5 GB.
@@ -20,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 from _checkpoints import write_checkpoint
+from _internvl_checkpoints import INTERNVL, write_internvl
 from _machine import machine, summary
 from _packed_checkpoints import PACKED, write_packed
 
@@ -44,7 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, out = Path(folder) / "checkpoint", Path(folder) / "out"
         checkpoint.mkdir()
-        size = (write_packed if arguments.shape in PACKED else write_checkpoint)(checkpoint, arguments.shape)
+        write = {**dict.fromkeys(PACKED, write_packed), **dict.fromkeys(INTERNVL, write_internvl)}
+        size = write.get(arguments.shape, write_checkpoint)(checkpoint, arguments.shape)
         rows = []
         for _ in range(arguments.repeats + 1):
             method = "vispruner" if arguments.shape in PACKED else "adafv"

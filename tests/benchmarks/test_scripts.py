@@ -27,6 +27,7 @@ import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
 import bench_topk_gather  # isort: skip
+import _internvl_checkpoints  # isort: skip
 import _packed_checkpoints  # isort: skip
 import compare_answers  # isort: skip
 import count_flops_packed  # isort: skip
@@ -71,6 +72,19 @@ def test_packed_checkpoints(tmp_path: Path) -> None:
     }
     for name, parameters in published.items():
         assert sum(map(math.prod, _packed_checkpoints.tensors(name).values())) == parameters
+
+
+def test_internvl_checkpoints(tmp_path: Path) -> None:
+    """What transformers reads; the sizes are those that the model cards round to 0.9, 2.1 and 7.9 billion."""
+    size = _internvl_checkpoints.write_internvl(tmp_path, "internvl-tiny", seed=3)
+    model, info = transformers.InternVLForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float16, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert 2 * sum(p.numel() for p in model.parameters()) == size
+    for name, billions in {"internvl3-1b": 0.9, "internvl3-2b": 2.1, "internvl3-8b": 7.9}.items():
+        shapes = _internvl_checkpoints.tensors(name)
+        assert round(sum(map(math.prod, shapes.values())) / 1e9, 1) == billions
 
 
 def test_flops_of_packed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
