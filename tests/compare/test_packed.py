@@ -76,6 +76,20 @@ def test_run_and_show(out: Path) -> None:
     )
 
 
+def test_evaluation(out: Path, tmp_path: Path) -> None:
+    """Each image counts with its own tokens, pruned and whole."""
+    rows = [{"id": name, "image": f"{name}.png", "question": "Why?", "answer": "x"} for name in ("large", "small")]
+    (out.parent / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command("eval", out, "--data", out.parent / "q.jsonl", "--keep", "12", "--max-new-tokens", 2, "-o", tmp_path / "e")
+    lines = [json.loads(line) for line in (tmp_path / "e/results.jsonl").read_text().splitlines()]
+    found = {(line["id"], line["method"]): (line["visual"], line["kept"]) for line in lines if "answer" in line}
+    assert {name: seen for (name, method), seen in found.items() if method == "none"} == {
+        "large": (35, 35),
+        "small": (4, 4),
+    }
+    assert {seen for (_, method), seen in found.items() if method != "none"} == {(35, 12), (4, 4)}
+
+
 def test_bench(out: Path) -> None:
     """Operations are counted for the question's image, more for a larger one."""
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ def checkpoint(path: Path, case: tiny.Tiny) -> Any:
     model = tiny.make(path, case)
     add_text_files(path, case)
     return model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint to change a copy of."""
+    path = tmp_path_factory.mktemp("packed") / "source"
+    checkpoint(path, CASES[0])
+    return path
 
 
 def vision_graph(model: Model, path: Path, form: str, shallow: int = 1, dtype: str = "float32") -> ort.InferenceSession:
@@ -189,8 +198,8 @@ def test_bounds_of_a_user(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
-    checkpoint(tmp_path, CASES[0])
+def test_refused(source: Path, tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     tiny.edit_config(tmp_path, **changes)
     with pytest.raises(CheckpointError) as error:
         model = open_model(open_checkpoint(tmp_path))
@@ -199,8 +208,8 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     assert error.value.hint
 
 
-def test_a_processor_of_another_family(tmp_path: Path) -> None:
-    checkpoint(tmp_path, CASES[0])
+def test_a_processor_of_another_family(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
     with pytest.raises(CheckpointError, match="'CLIPImageProcessor' does not fit this model"):
         assert open_model(open_checkpoint(tmp_path)).processor
