@@ -139,6 +139,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     clip = _find_clip(checkpoint, model, request.clip, report)
     info, positions, capacity, engines = limits.decide(model, clip=clip is not None)
     _say_saliency(info, spec, limits.method, report)
+    _say_tokens(request, model, report)
     newlines = _newlines(request, model, limits.method, info.needs)
     content = {
         "checkpoint": checkpoint.digest(),
@@ -203,6 +204,13 @@ def _say_saliency(info: PruningInfo, spec: ModelSpec, method: BaseMethod, say: R
     names = [name for name in SALIENCY if name in info.needs]
     if not spec.has_cls and method.without_cls and names:
         say("pruner", f"the vision tower has no CLS token: {method.name} goes by {', '.join(names)}")
+
+
+def _say_tokens(request: BuildRequest, model: Model, say: Report) -> None:
+    """A line about engines for the largest images of a checkpoint that hardly bounds them."""
+    if request.builds_engines and model.spec.image_size is None and request.max_image_pixels is None:
+        most = model.processor.tokens_range[1]
+        say("vision", f"engines serve images of up to {most:,} visual tokens; {arg('max_image_pixels')} bounds them")
 
 
 def _unsaid(component: str, message: str) -> None:

@@ -192,8 +192,6 @@ class Prepared:
 class Cropped:
     """The common part of processors whose crops all have one size."""
 
-    packed: ClassVar[bool] = False
-
     @property
     def vision_dims(self) -> dict[str, tuple[int, int]]:
         """None: all crops have one size."""
@@ -215,8 +213,6 @@ class Processor(Protocol):
     """Layouts of visual tokens it offers; the first one is the model's own."""
     taps: ClassVar[int]
     """Columns of ``pack_index`` and ``pack_weight``."""
-    packed: ClassVar[bool]
-    """Whether the vision graph reads the patches of one image in a row, instead of crops of one size."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str) -> Processor:

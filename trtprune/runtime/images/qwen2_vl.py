@@ -71,7 +71,6 @@ class Qwen2Vl:
     kinds: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
     layouts: ClassVar[tuple[str, ...]] = ("model",)
     taps: ClassVar[int] = 1
-    packed: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "do_resize": True,
         "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
