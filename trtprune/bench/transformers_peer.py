@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "TransformersPeer", "require_transformers"]
 
 DTYPES = ("float32", "bfloat16")
+TOWERS, PROJECTORS = ("visual", "vision_tower", "vision_model"), ("visual", "multi_modal_projector", "connector")
+"""The names of a model's tower and projector in transformers; a packed tower has its merger in itself."""
 
 
 def require_transformers() -> Any:
@@ -157,11 +159,11 @@ class TransformersPeer:
         def note(*_: Any) -> None:
             times.append(self._clock())
 
-        packed = getattr(inner, "visual", None)  # a packed tower has its merger in itself
-        handles = [
-            (packed or inner.vision_tower).register_forward_pre_hook(note),
-            (packed or inner.multi_modal_projector).register_forward_hook(note),
+        parts = [
+            next(part for name in names if (part := getattr(inner, name, None)) is not None)
+            for names in (TOWERS, PROJECTORS)
         ]
+        handles = [parts[0].register_forward_pre_hook(note), parts[1].register_forward_hook(note)]
         try:
             yield times
         finally:
