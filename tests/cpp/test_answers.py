@@ -278,6 +278,47 @@ def test_methods(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> No
     )
 
 
+PACKED_METHODS = {
+    **{name: {"method": name, "keep": 3} for name in pruning.names(inside=False) if name != "none"},
+    "none": {"method": "none"},
+    "fastv": {"method": "fastv", "keep": 60},
+    "pyramiddrop": {"method": "pyramiddrop", "keep": 40, "options": {"first": 1}},
+    "sparsevlm": {"method": "sparsevlm", "keep": 6, "options": {"schedule": "auto"}},
+    "sparsevlm-2": {"method": "sparsevlm", "keep": 4, "options": {"version": "2.0", "heads": 2}},
+    "int8": {"method": "divprune", "keep": 3, "weight_dtype": "int8"},
+    "original": {"method": "divprune", "keep": 3, "positions": "original"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKED_METHODS)
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl"])
+def test_methods_of_packed_towers(tmp_path: Path, ask: Callable[..., list[Any]], family: str, name: str) -> None:
+    settings = PACKED_METHODS[name]
+    if pruning.get(settings["method"]).needs & set(FROM_CLIP):
+        pytest.skip("reads CLIP's text tower, see test_clip_text")
+    layers = {option.name: 1 for option in pruning.get(settings["method"]).options if option.name.endswith("_layer")}
+    path = checkpoint(tmp_path / "model", tiny.Tiny(family=family, seed=80, layers=6))
+    vlm = load(path, name, **{**settings, "options": {**layers, **settings.get("options", {})}})
+    ask(vlm, question("0"), question("3", "1", seed=4), question("2", keep_ratio=0.5), MIXED, turns("5", repick=False))
+
+
+def drawn_packed(family: str, seed: int) -> tiny.Tiny:
+    """A random checkpoint of a packed tower."""
+    r = random.Random(f"{family} {seed}")
+    return tiny.Tiny(
+        family=family,
+        seed=seed,
+        layers=r.choice([2, 3]),
+        tied=r.random() < 0.3,
+        dtype=r.choice(["float32", "float16", "bfloat16"]),
+        shards=r.random() < 0.3,
+        old_names=r.random() < 0.5,
+        max_positions=1024,
+        vision={"window_size": r.choice([56, 84])} if family == "qwen2.5-vl" else {"mlp_ratio": r.choice([2, 3])},
+    )
+
+
 def drawn(family: str, seed: int) -> tiny.Tiny:
     """A random checkpoint of a family."""
     r = random.Random(f"{family} {seed}")

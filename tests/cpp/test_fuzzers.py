@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit import cpp_build, cpp_fuzz
 
-RUNS = {"c_api": 1500, "config": 3000, "image": 1500, "template": 20_000, "tokenizer": 600}
+RUNS = {"c_api": 1500, "config": 10_000, "image": 5000, "template": 20_000, "tokenizer": 4000}
 """Inputs of a run, each of about a second."""
 
 
