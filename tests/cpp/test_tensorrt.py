@@ -110,6 +110,20 @@ def test_a_decoder_in_segments(
     assert report()["blocks"] == 0
 
 
+@pytest.mark.parametrize(
+    "method", [pytest.param("divprune", id="whole"), pytest.param("fastv", marks=pytest.mark.slow)]
+)
+def test_packed_tower(images: Images, report: Callable[[], dict[str, int]], tmp_path: Path, method: str) -> None:
+    """The index arrays of an image of any size, and an image beyond what the engines were built for."""
+    kit = Kit.make(tmp_path / "model", tiny.Tiny(family="qwen2.5-vl", seed=95, layers=4))
+    bounds = {"max_image_pixels": 28 * 28 * 60, "max_input_len": 200, "max_images": 2}
+    out = trt_kit.make_dir(kit, method, method=method, keep=60 if method == "fastv" else 3, **bounds)
+    vlm, _ = trt_kit.load(out)
+    asked = [question("0"), question("0", "1"), question("2", keep_ratio=0.5, temperature=0.9, seed=3)]
+    compare(cpp_build.driver("vlm"), vlm, asked, images, threads=0)
+    assert report()["blocks"] == 0
+
+
 def test_without_a_graph(one: Path, images: Images, report: Callable[[], dict[str, int]]) -> None:
     vlm, _ = trt_kit.load(one)
     options = {"cuda_graph": "off"}
