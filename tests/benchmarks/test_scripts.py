@@ -23,6 +23,7 @@ from trtprune.eval.store import Record, Store
 
 import _checkpoints  # isort: skip
 import bench_cuda_chain  # isort: skip
+import bench_internvl  # isort: skip
 import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
@@ -85,6 +86,15 @@ def test_internvl_checkpoints(tmp_path: Path) -> None:
     for name, billions in {"internvl3-1b": 0.9, "internvl3-2b": 2.1, "internvl3-8b": 7.9}.items():
         shapes = _internvl_checkpoints.tensors(name)
         assert round(sum(map(math.prod, shapes.values())) / 1e9, 1) == billions
+
+
+def test_internvl_beside_transformers(tmp_path: Path) -> None:
+    """The first tokens are equal, or the script stops."""
+    out = tmp_path / "internvl.json"
+    bench_internvl.main(["--shape", "internvl-tiny", "--side", "113", "--rounds", "1", "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert found["visual_tokens"] == 20
+    assert set(found["ms"]) == {"100%", "25%", "10%", "transformers"}
 
 
 def test_flops_of_packed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
