@@ -198,11 +198,13 @@ def test_interrupt() -> None:
 
 
 def test_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = encoder().encode(ASK).ids.tolist()
+    with_process = encoder()
+    wanted, described = with_process.encode(ASK).ids.tolist(), with_process.describe()
     process.stop()
     monkeypatch.setenv(process.OFF, "off")
     made = encoder()
     assert made.encode(ASK).ids.tolist() == wanted
+    assert made.describe() == described
     assert not children()
     with pytest.raises(InputError, match="for 2 image"):
         made.encode([Turn("user", "<image>", 2)], raw=True)

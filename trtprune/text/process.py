@@ -120,7 +120,8 @@ class _Process:
 
         if self._local is None:
             self._local = Service(lambda stage, seconds: None)
-        answer = self._local.answer(message)
+        # Through JSON as from the process, so that tuples are lists here, too.
+        answer = json.loads(json.dumps(self._local.answer(message)))
         if "out_of_memory" in answer:
             raise EngineDirError("templates and tokenizers take more memory than there is", hint=TRUST)
         return _result(answer, "the tokenizer or the chat template")
