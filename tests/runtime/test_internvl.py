@@ -119,11 +119,19 @@ def test_turns(kit: Kit) -> None:
     assert second.token_ids == kit.generate(TOKENS, **given)[0]
 
 
-@pytest.mark.parametrize("kit", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
-def test_every_method_chooses_as_its_reference(kit: Kit) -> None:
+SOME = ("adafv", "hiprune", "trim", "uniform", "visionzip", "vispruner")
+EVERY = tuple(method.name for method in pruning.all_methods())
+
+
+@pytest.mark.parametrize(
+    ("kit", "names"),
+    [("qwen2", SOME), *(pytest.param(name, EVERY, marks=pytest.mark.slow) for name in CASES)],
+    indirect=["kit"],
+)
+def test_methods_choose_as_their_references(kit: Kit, names: tuple[str, ...]) -> None:
     """Graph and NumPy; what reads CLIP's text tower is refused."""
     question, refused = "What is left of it?", set()
-    for method in pruning.all_methods():
+    for method in map(pruning.get, names):
         options: dict[str, Any] = {"object_layer": 1} if method.name == "hiprune" else {}
         options |= {"cls_token": "drop"} if method.name == "visionzip" else {}
         options |= dict(method.without_clip)
