@@ -28,8 +28,8 @@ constexpr Entry processors[] = {
     {LlavaNext::processor_name, LlavaNext::from_settings},
     {LlavaOnevision::processor_name, LlavaOnevision::from_settings},
     {InternVl::processor_name, InternVl::from_settings},
-    {SmolVlm::processor_name, SmolVlm::from_settings},
     {Qwen2Vl::processor_name, Qwen2Vl::from_settings},
+    {SmolVlm::processor_name, SmolVlm::from_settings},
 };
 
 }  // namespace
