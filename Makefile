@@ -11,7 +11,7 @@ WORKERS ?= 2
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-installs lint format cpp plugins clean
+.PHONY: demo test test-slow test-installs test-triton lint format cpp plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ test-slow: $(VENV)/.test-extra
 # Of those what CI tries: other Pythons than the one of `make test`, the wheel and the sdist, pip and uv.
 test-installs: $(VENV)/.test-extra
 	$(PYTEST) -m slow tests/project/test_packaging.py -k "3.12-uv-wheel or 3.13-pip-wheel or 3.12-pipx-sdist"
+
+# Triton's real server, installed into an environment of its own, with a model repository of `trtprune triton`.
+test-triton: $(VENV)/.test-extra
+	$(BIN)/python -m pytest -m slow tests/serving/test_triton.py
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .

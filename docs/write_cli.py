@@ -19,7 +19,7 @@ from trtprune.cli.flags import LAST, Option, grouped
 
 PAGE = Path(__file__).parent / "cli.md"
 ORDER = (
-    "build", "export", "run", "chat", "serve", "show", "inspect", "compare", "bench", "eval", "frontier",
+    "build", "export", "run", "chat", "serve", "triton", "show", "inspect", "compare", "bench", "eval", "frontier",
     "methods", "models", "doctor",
 )  # fmt: skip
 HEAD = """# Command line

@@ -25,6 +25,7 @@ from trtprune.cli.options import ENGINE_DIRECTORY, JSON
 from trtprune.cli.run import run
 from trtprune.cli.serve import serve
 from trtprune.cli.show import show
+from trtprune.cli.triton import triton
 from trtprune.engine_dir import VERIFY
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ main.add_command(bench)
 main.add_command(evaluate)
 main.add_command(frontier)
 main.add_command(serve)
+main.add_command(triton)
 
 if __name__ == "__main__":
     main()

@@ -145,7 +145,7 @@ class Engine:
         """
         ticket = _Ticket(asyncio.get_running_loop())
         order = Order(question.turns, question.pictures, question.budget, question.settings, ticket)
-        self._submit(order)
+        self.submit(order)
         try:
             while True:
                 event = await ticket.events.get()
@@ -157,7 +157,12 @@ class Engine:
         finally:
             order.cancelled = True
 
-    def _submit(self, order: Order) -> None:
+    def submit(self, order: Order) -> None:
+        """Hands a request to the engine's thread, which calls its listener.
+
+        Raises:
+            ApiError: as :meth:`check_room`.
+        """
         with self._condition:
             self.check_room()
             self._inbox.append(order)
