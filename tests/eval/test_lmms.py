@@ -161,7 +161,7 @@ def test_a_method_that_reads_clips_text(harness: Harness, vlm: Vlm, kit: Kit) ->
 
 def test_an_answer_is_as_long_as_fits(harness: Harness, vlm: Vlm) -> None:
     model = harness.model(out=str(vlm.config.root), keep=4)
-    room = model._room(QUESTIONS[0], [seen.plan.grid for seen in vlm.features([picture(0)])])
+    room = model._room(QUESTIONS[0], vlm.features([picture(0)]))
     assert vlm.generate(picture(0), QUESTIONS[0], keep=4, max_new_tokens=room).text is not None
     with pytest.raises(InputError, match="max_new_tokens"):
         vlm.generate(picture(0), QUESTIONS[0], keep=4, max_new_tokens=room + 1)
