@@ -39,6 +39,9 @@ PROMPT = "What is the color of the small shape below the largest one?"
 CENTRED = tuple(f"{name}:center=true" for name in ("zspaprune", "divprune", "cdpruner", "mmtok", "scope", "mmr"))
 # Made-up widths of what the demo model lacks: those of LLaVA-1.5's tower.
 KEY_WIDTH, CLIP_WIDTH = 64, 768
+# Query heads, key heads and their width in the decoder's first layer, which a build computes in the pruner's graph: the
+# time of its projections is not in the figure.
+HEADS, KEY_HEADS, HEAD_WIDTH = 9, 3, 64
 
 
 def default_methods() -> list[Variant]:
@@ -66,6 +69,8 @@ def pruner_inputs(features: Any, text: np.ndarray) -> dict[str, np.ndarray]:
         "clip_image_embeds": projected(CLIP_WIDTH),
         "clip_text_embeds": rng.standard_normal((1, CLIP_WIDTH)),
         "text_embeds": text,
+        "text_query": rng.standard_normal((HEADS, HEAD_WIDTH)),
+        "image_keys": rng.standard_normal((KEY_HEADS, len(image), HEAD_WIDTH)),
     }
     batched = {name: np.ascontiguousarray(array[None], np.float32) for name, array in found.items()}
     one = np.zeros(1, np.int64)
@@ -82,7 +87,8 @@ class Pruner:
         graph = build_pruner(
             variant.method, width, "float32", Lowering.for_backend("onnxruntime"), dict(variant.options),
             num_tokens=tokens, most_crops=1,
-            widths={"C": inputs["vision_features"].shape[2], "K": KEY_WIDTH, "P": CLIP_WIDTH},
+            widths={"C": inputs["vision_features"].shape[2], "K": KEY_WIDTH, "P": CLIP_WIDTH, "H": HEADS,
+                    "G": KEY_HEADS, "W": HEAD_WIDTH},
         )  # fmt: skip
         options = onnxruntime.SessionOptions()
         # As trtprune's own runtime opens a pruner.

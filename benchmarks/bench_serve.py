@@ -205,7 +205,8 @@ def main() -> None:
         first = row["first_token_s"]
         print(
             f"keep {row['keep']:4} concurrency {row['concurrency']:3} {row['way']:6} {row['requests_per_s']:7.2f} "
-            f"requests/s {row['tokens_per_s']:8.1f} tokens/s, first token p50 {first['p50']:.2f} p95 {first['p95']:.2f} s"
+            f"requests/s {row['tokens_per_s']:8.1f} tokens/s, first token p50 {first['p50']:.2f} "
+            f"p95 {first['p95']:.2f} s"
         )
     per_token = trtprune.load(args.out, threads=1).config.kv.bytes_per_token
     memory = {str(keep): round((1 << 30) / (per_token * (keep + 64)), 1) for keep in args.keep}

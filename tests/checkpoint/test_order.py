@@ -45,9 +45,9 @@ CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], str, str]] = {
         "llava-hf/llava-1.5-7b-hf",
     ),
     "not-yet": (
-        own("Qwen2_5_VLForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
+        own("Qwen3VLForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
         {},
-        "Qwen2_5_VL",
+        "Qwen3VL",
         "not sup",
     ),
     "text-only": (

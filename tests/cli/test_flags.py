@@ -17,7 +17,7 @@ from trtprune.cli.flags import Command, Gathered, Option, option
 COMMANDS = sorted(main.commands)
 # Meaning → where it is taken, and every spelling that is.
 SAME = {
-    "--json": (set(COMMANDS) - {"chat"}, ["--json"]),
+    "--json": (set(COMMANDS) - {"chat", "serve", "triton"}, ["--json"]),
     "--keep": ({"build", "export", "run", "chat", "show", "compare", "bench", "eval"}, ["--keep"]),
     "--methods": ({"bench", "eval", "show"}, ["--methods", "--method"]),
     "--method": ({"build", "export"}, ["--method", "--methods"]),

@@ -102,10 +102,11 @@ def serve(directory: Path, running: Running, max_pixels: int | None, **given: An
     \b
     trtprune serve out
     trtprune serve out --host 0.0.0.0 --api-key "$KEY" --max-batch-size 16
-    curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
-        -d '{"messages": [{"role": "user", "content": [
-              {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}},
-              {"type": "text", "text": "What is this?"}]}], "keep": 64}'
+    curl http://127.0.0.1:8000/v1/chat/completions \\
+        -H "Content-Type: application/json" -d '{"keep": 64, "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}
+        ]}]}'
     """
     uvicorn = _uvicorn()
     from trtprune.cli.running import open_vlm

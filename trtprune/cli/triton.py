@@ -35,7 +35,7 @@ def triton(directory: Path, output: Path, name: str | None, **given: Any) -> Non
 
     \b
     trtprune triton out -o models
-    tritonserver --model-repository models      # with trtprune[cpu,triton] in its Python
+    tritonserver --model-repository models     # its Python: trtprune[cpu,triton]
     """
     from trtprune.engine_dir import open_engine_dir
     from trtprune.serving.triton_repository import TritonSettings, write_repository
