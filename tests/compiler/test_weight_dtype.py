@@ -43,6 +43,7 @@ CASES = {
     "qwen2-odd": Tiny(
         seed=1, tower="siglip", decoder="qwen2", hidden=96, vocab=161, text={"intermediate_size": 97}, dtype="bfloat16"
     ),
+    "qwen3": Tiny(seed=3, decoder="qwen3", text={"attention_bias": True}),
     "qwen2-tied": Tiny(seed=2, decoder="qwen2", tied=True, shards=True, dtype="float16"),
 }
 KINDS = ("int8", "int4")

@@ -25,6 +25,7 @@ CASES = {
         kv_heads=4,
         text={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
     ),
+    "qwen3": tiny.Tiny(seed=24, decoder="qwen3", text={"attention_bias": True}),
 }
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLTextConfig, Qwen3VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, Qwen2_5_VLTextModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, Qwen3VLTextRotaryEmbedding
 
 from tests.kit.rtx import Network
 from tests.kit.runner import session
@@ -144,24 +144,38 @@ def text_config(parts: list[int]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A random text model of Qwen2.5-VL, and the folder of its weights."""
+TEXT_MODELS: dict[str, tuple[Any, Any, str, RotaryAxes]] = {
+    "qwen2_5_vl": (Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, "qwen2", CONTIGUOUS),
+    "qwen3_vl": (Qwen3VLTextConfig, Qwen3VLTextModel, "qwen3_vl_text", INTERLEAVED),
+}
+
+
+@pytest.fixture(scope="module", params=TEXT_MODELS)
+def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A random text model of Qwen2.5-VL or Qwen3-VL, and the folder of its weights."""
     torch.manual_seed(0)
-    model = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**text_config([2, 3, 3]), attn_implementation="eager")).eval()
+    config, kind, *_ = TEXT_MODELS[request.param]
+    model = kind(config(**text_config(parts_of(request.param)), attn_implementation="eager")).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
-    folder = tmp_path_factory.mktemp("qwen")
+    folder = tmp_path_factory.mktemp("qwen") / request.param
+    folder.mkdir()
     (folder / "weights").mkdir()
     weights = {**model.state_dict(), "head": torch.randn(90, 64)}
     save_file(weights, folder / "weights" / "model.safetensors")
     return model, folder
 
 
+def parts_of(name: str) -> list[int]:
+    return [2, 3, 3] if name == "qwen2_5_vl" else [4, 2, 2]
+
+
 def decoder(folder: Path, lowering: Lowering, dtype: str = "float32") -> tuple[Graph, DecoderConfig]:
-    raw = text_config([2, 3, 3]) | {"model_type": "qwen2"}
+    """The graph of the model that the folder is called by."""
+    _, _, kind, split = TEXT_MODELS[folder.name]
+    raw = text_config(parts_of(folder.name)) | {"model_type": kind}
     raw["rope_parameters"] = raw["rope_parameters"] | {"rope_type": "mrope"}  # as the oldest files call it
-    cfg = DecoderConfig.from_config(Section(raw, "text_config"), split=CONTIGUOUS)
+    cfg = DecoderConfig.from_config(Section(raw, "text_config"), kind, split)
     tensors = read_header(folder / "weights" / "model.safetensors").tensors
     g = Graph("decoder", dtype=dtype, lowering=lowering, tensors=tensors)
     build_decoder(g, cfg, "", "head")

@@ -19,6 +19,7 @@ CASES = {
     "llama": tiny.Tiny(seed=41, layers=5),
     "mistral": tiny.Tiny(seed=42, decoder="mistral", layers=4, text={"sliding_window": 7}),
     "qwen2": tiny.Tiny(seed=43, decoder="qwen2", kv_heads=4, layers=4),
+    "qwen3": tiny.Tiny(seed=44, decoder="qwen3", layers=4),
 }
 CUTS = {"one": (1,), "all": (0, 1, 2), "first": (0,)}
 CAPACITY = 40

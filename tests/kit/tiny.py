@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 IMAGE_TOKEN_ID = 5
 BOS, EOS, PAD = 1, 2, 0
 TOWERS = ("clip", "dinov2", "siglip")
-DECODERS = ("llama", "mistral", "qwen2")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 VIDEO_TOKEN_ID, START_TOKEN_ID, END_TOKEN_ID = 101, 102, 103
 """Further special tokens of the families with a packed tower."""
 FAMILIES = {
@@ -107,6 +107,7 @@ def text_config(t: Tiny) -> Any:
         "llama": transformers.LlamaConfig,
         "mistral": transformers.MistralConfig,
         "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
     }[t.decoder]
     values: dict[str, Any] = {
         "vocab_size": t.vocab,
@@ -123,6 +124,8 @@ def text_config(t: Tiny) -> Any:
         "eos_token_id": EOS,
         "pad_token_id": PAD,
     }
+    if t.decoder == "qwen3":
+        values["head_dim"] = t.hidden // t.heads + 8  # a head's width is its own there
     return kind(**{**values, **t.text})
 
 

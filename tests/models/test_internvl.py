@@ -41,6 +41,7 @@ CASES = {
         seed=1,
         vision={"use_mean_pooling": False, "use_qk_norm": True, "attention_bias": True, "norm_type": "rms_norm"},
     ),
+    "3.5": case("qwen3", seed=6),
     "before-the-norm": case(
         seed=2, feature_layer=-2, vision={"use_mean_pooling": False}, more={"downsample_ratio": 0.25}, tied=True
     ),

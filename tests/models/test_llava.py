@@ -365,7 +365,7 @@ def test_canonical_names(name: str, canonical: str) -> None:
 
 BAD_CONFIGS = {
     "vision_config__model_type=pixtral": "supported: clip_vision_model, dinov2, siglip_vision_model",
-    "text_config__model_type=gemma2": "supported: llama, mistral, qwen2",
+    "text_config__model_type=gemma2": "supported: llama, mistral, qwen2, qwen3",
     "text_config__hidden_act=mish": "supported: gelu, gelu_new",
     "vision_config__hidden_act=laplace": "supported: gelu, gelu_new",
     "projector_hidden_act=mish": "supported: gelu, gelu_new",

@@ -69,6 +69,20 @@ CASES: dict[str, tiny.Tiny] = {
         dtype="bfloat16",
         tied=True,
     ),
+    "clip-qwen3-tied": tiny.Tiny(seed=14, decoder="qwen3", tied=True, dtype="bfloat16"),
+    "dinov2-qwen3-biases-mixed-window": tiny.Tiny(
+        seed=15,
+        tower="dinov2",
+        decoder="qwen3",
+        rope=YARN,
+        text={
+            "attention_bias": True,
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+    ),
     "siglip-llama-dynamic-default": tiny.Tiny(seed=11, tower="siglip", rope=DYNAMIC, max_positions=20),
     "siglip-qwen2-full-list": tiny.Tiny(
         seed=12, tower="siglip", decoder="qwen2", strategy="full", feature_layer=[-2, 2], shards=True, image_size=60

@@ -33,6 +33,7 @@ SPARSE, FASTV, PYRAMID = SparseVlm(), FastV(), PyramidDrop()
 LENGTH, START, VISUAL = 61, 4, 40
 CASES = {
     "llama": tiny.Tiny(seed=51, layers=4),
+    "qwen3": tiny.Tiny(seed=53, decoder="qwen3", layers=4),
     "mistral": tiny.Tiny(seed=52, decoder="mistral", layers=4, text={"sliding_window": 58}),
     "qwen2": tiny.Tiny(seed=53, decoder="qwen2", kv_heads=4, layers=4),
 }

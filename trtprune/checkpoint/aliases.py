@@ -30,6 +30,9 @@ ALIASES: dict[str, str] = {
     "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
     "internvl3-2b": "OpenGVLab/InternVL3-2B-hf",
     "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
+    "internvl3.5-1b": "OpenGVLab/InternVL3_5-1B-HF",
+    "internvl3.5-2b": "OpenGVLab/InternVL3_5-2B-HF",
+    "internvl3.5-8b": "OpenGVLab/InternVL3_5-8B-HF",
 }
 
 DEMOS: dict[str, str] = {

@@ -1,6 +1,7 @@
-"""The language model: one decoder graph for Llama, Mistral and Qwen2, for prefill and decode.
+"""The language model: one decoder graph for Llama, Mistral, Qwen2, Qwen3 and Qwen3-VL's, for prefill and decode.
 
-The three differ in parameters only: biases, grouped-query heads, sliding windows, rope, tied embeddings.
+They differ in parameters only: biases, norms of each head's queries and keys, grouped-query heads, sliding windows,
+rope, tied embeddings.
 """
 
 from __future__ import annotations
@@ -44,12 +45,49 @@ __all__ = [
     "build_embedding",
     "decoder_weights",
     "segments",
+    "write_heads",
 ]
 
 MAX_HEAD_DIM = 4096
 _OTHER = "download config.json again, or correct it"
-DECODERS = ("llama", "mistral", "qwen2")
-"""``text_config.model_type`` values that this decoder covers."""
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+"""``text_config.model_type`` values that this decoder covers, of positions with one axis."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of language model: transformers' defaults of its ``text_config``.
+
+    Attributes:
+        vocab_size, intermediate_size, positions: Entries of that name; ``max_position_embeddings``.
+        kv_heads: ``num_key_value_heads``; None: as many as query heads.
+        head_dim: Width of a head; None: ``hidden_size`` shared among the heads.
+        biases: The biases of the attention: always those of queries, keys and values, all four by the entry
+            ``attention_bias``, or none.
+        mlp_bias: Whether the entry ``mlp_bias`` counts.
+        head_norms: Whether queries and keys have an RMS norm over each head.
+        windows: The entries that say which layers have a sliding window: none, one for all, or ``layer_types``.
+    """
+
+    vocab_size: int
+    intermediate_size: int
+    positions: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    biases: Literal["qkv", "entry", "none"] = "none"
+    mlp_bias: bool = False
+    head_norms: bool = False
+    windows: Literal["none", "all", "types"] = "none"
+
+
+DECODER_KINDS = {
+    "llama": Kind(32000, 11008, 2048, biases="entry", mlp_bias=True),
+    "mistral": Kind(32000, 14336, 4096 * 32, kv_heads=8, windows="all"),
+    "qwen2": Kind(151936, 22016, 32768, kv_heads=32, biases="qkv", windows="types"),
+    "qwen3": Kind(151936, 22016, 32768, kv_heads=32, head_dim=128, biases="entry", head_norms=True, windows="types"),
+    "qwen3_vl_text": Kind(151936, 22016, 128000, kv_heads=32, head_dim=128, biases="entry", head_norms=True),
+}
+"""The kinds by their ``model_type``; those outside of :data:`DECODERS` belong to one family."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +111,8 @@ class DecoderConfig:
     windows: tuple[int | None, ...]
     """Sliding window of each layer, None = full attention."""
     rope: Rope
+    head_norms: bool = False
+    """Whether queries and keys have an RMS norm over each head."""
 
     @classmethod
     def from_config(cls, text: Section, default: str = "llama", split: RotaryAxes | None = None) -> DecoderConfig:
@@ -82,11 +122,11 @@ class DecoderConfig:
         Raises:
             CheckpointError: for a decoder, activation, rope or layer type that is not supported.
         """
-        kind = text.choice("model_type", DECODERS, default)
-        qwen2 = kind == "qwen2"
+        kind = text.choice("model_type", dict.fromkeys((*DECODERS, default)), default)
+        own = DECODER_KINDS[kind]
         hidden = text.integer("hidden_size", 4096)
         heads = text.integer("num_attention_heads", 32)
-        default_kv = {"llama": heads, "mistral": 8, "qwen2": 32}[kind]
+        default_kv = heads if own.kv_heads is None else own.kv_heads
         if "num_key_value_heads" in text.values:  # null: equal to the number of query heads
             default_kv = heads
         kv_heads = text.integer("num_key_value_heads", default_kv)
@@ -95,23 +135,19 @@ class DecoderConfig:
                 f"{text.key('num_key_value_heads')} = {kv_heads} does not divide {heads} heads", hint=_OTHER
             )
         # Bounded here: the rotary frequencies are computed from it before a weight can confirm it.
-        head_dim = text.integer("head_dim", hidden // heads, high=MAX_HEAD_DIM)
+        head_dim = text.integer("head_dim", own.head_dim or hidden // heads, high=MAX_HEAD_DIM)
         if head_dim % 2:
             raise CheckpointError(
                 f"{text.key('head_dim')} = {head_dim} is odd; rotary embeddings need pairs", hint=_OTHER
             )
-        max_positions = text.integer(
-            "max_position_embeddings", {"llama": 2048, "mistral": 4096 * 32, "qwen2": 32768}[kind]
-        )
+        max_positions = text.integer("max_position_embeddings", own.positions)
         layers = text.integer("num_hidden_layers", 32, high=MAX_LAYERS)
-        attention_bias = kind == "llama" and text.flag("attention_bias", False)
+        attention_bias = own.biases == "entry" and text.flag("attention_bias", False)
         return cls(
             model_type=kind,
-            vocab_size=text.integer("vocab_size", 151936 if qwen2 else 32000),
+            vocab_size=text.integer("vocab_size", own.vocab_size),
             hidden_size=hidden,
-            intermediate_size=text.integer(
-                "intermediate_size", {"llama": 11008, "mistral": 14336, "qwen2": 22016}[kind]
-            ),
+            intermediate_size=text.integer("intermediate_size", own.intermediate_size),
             num_layers=layers,
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -119,19 +155,20 @@ class DecoderConfig:
             max_positions=max_positions,
             norm_eps=text.number("rms_norm_eps", 1e-6),
             activation=text.choice("hidden_act", ACTIVATIONS, "silu"),
-            qkv_bias=qwen2 or attention_bias,
+            qkv_bias=own.biases == "qkv" or attention_bias,
             o_bias=attention_bias,
-            mlp_bias=kind == "llama" and text.flag("mlp_bias", False),
-            windows=_windows(text, kind, layers),
+            mlp_bias=own.mlp_bias and text.flag("mlp_bias", False),
+            windows=_windows(text, own, layers),
             rope=Rope.from_config(text, head_dim, max_positions, split),
+            head_norms=own.head_norms,
         )
 
 
-def _windows(text: Section, kind: str, layers: int) -> tuple[int | None, ...]:
+def _windows(text: Section, kind: Kind, layers: int) -> tuple[int | None, ...]:
     """Sliding window per layer, as transformers' config classes resolve it."""
-    if kind == "llama":
+    if kind.windows == "none":
         return (None,) * layers
-    if kind == "mistral":  # layer_types of a Mistral config are ignored by transformers too
+    if kind.windows == "all":  # layer_types of a Mistral config are ignored by transformers too
         return (text.optional_integer("sliding_window", 4096),) * layers
     window = None
     if text.flag("use_sliding_window", False):
@@ -170,7 +207,22 @@ def decoder_weights(cfg: DecoderConfig, prefix: str, lm_head: str) -> dict[str, 
                 weights[f"{layer}{name}.bias"] = (rows,)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{layer}{name}.weight"] = (h,)
+        if cfg.head_norms:
+            weights |= {f"{layer}self_attn.{name}_norm.weight": (cfg.head_dim,) for name in ("q", "k")}
     return weights
+
+
+def write_heads(g: Graph, cfg: DecoderConfig, attention: str, kind: Literal["q", "k", "v"], x: ir.Value) -> ir.Value:
+    """Queries, keys or values [B, heads, S, head_dim] of normed rows [B, S, D], before rotary positions.
+
+    Args:
+        attention: Prefix of the attention's weights.
+    """
+    count = cfg.num_heads if kind == "q" else cfg.num_kv_heads
+    heads = split_heads(g, linear(g, x, f"{attention}{kind}_proj", bias=cfg.qkv_bias), count, cfg.head_dim)
+    if cfg.head_norms and kind != "v":
+        return rms_norm(g, heads, f"{attention}{kind}_norm", eps=cfg.norm_eps)
+    return heads
 
 
 def build_embedding(g: Graph, cfg: DecoderConfig, key: str) -> None:
@@ -257,10 +309,9 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         with g.scope(f"layers.{i}"):
             layer = f"{prefix}layers.{i}."
             y = rms_norm(g, x, f"{layer}input_layernorm", eps=cfg.norm_eps)
-            q, k, v = (
-                split_heads(g, linear(g, y, f"{layer}self_attn.{n}_proj", bias=cfg.qkv_bias), count, dim)
-                for n, count in (("q", cfg.num_heads), ("k", kv_heads), ("v", kv_heads))
-            )
+            q = write_heads(g, cfg, f"{layer}self_attn.", "q", y)
+            k = write_heads(g, cfg, f"{layer}self_attn.", "k", y)
+            v = write_heads(g, cfg, f"{layer}self_attn.", "v", y)
             q, k = rotary(g, q, cos, sin, dim), rotary(g, k, cos, sin, dim)
             key = cache_write(g, past[i][0], k, write_index, slots)
             value = cache_write(g, past[i][1], v, write_index, slots)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
-from trtprune.components.decoder import DecoderConfig
+from trtprune.components.decoder import DecoderConfig, write_heads
 from trtprune.graph import Graph
 from trtprune.graph.attention import rotary
-from trtprune.graph.ops import linear, rms_norm, split_heads
+from trtprune.graph.ops import rms_norm
 from trtprune.graph.raters import rater_attention
 
 __all__ = ["DecoderLayer"]
@@ -51,17 +52,14 @@ class DecoderLayer:
         """Keys [B, key heads, S, head_dim], as :meth:`next_queries`."""
         return self._normed(g, "k", hidden_states)
 
-    def _normed(self, g: Graph, kind: str, hidden_states: ir.Value) -> ir.Value:
+    def _normed(self, g: Graph, kind: Literal["q", "k"], hidden_states: ir.Value) -> ir.Value:
         with g.scope(f"layers.{self.layer + 1}"):
             norm = f"{self.prefix}layers.{self.layer + 1}.input_layernorm"
             return self._projected(g, kind, rms_norm(g, hidden_states, norm, eps=self.cfg.norm_eps))
 
-    def _projected(self, g: Graph, kind: str, x: ir.Value) -> ir.Value:
+    def _projected(self, g: Graph, kind: Literal["q", "k"], x: ir.Value) -> ir.Value:
         """Queries (``q``) or keys (``k``) of normed rows [B, S, D], before rotary positions."""
-        cfg = self.cfg
-        key = f"{self.prefix}layers.{self.layer + 1}.self_attn.{kind}_proj"
-        count = cfg.num_heads if kind == "q" else cfg.num_kv_heads
-        return split_heads(g, linear(g, x, key, bias=cfg.qkv_bias), count, cfg.head_dim)
+        return write_heads(g, self.cfg, f"{self.prefix}layers.{self.layer + 1}.self_attn.", kind, x)
 
     def next_attention(self, g: Graph, hidden_states: ir.Value, position_ids: ir.Value, index: ir.Value) -> ir.Value:
         """Attention float32 [B, heads, R, S] of the rows ``index`` [B, R] in the layer behind the place."""

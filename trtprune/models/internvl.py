@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["InternVLFamily"]
 
 TOWER = "internvl_vision"
-DECODERS = ("llama", "qwen2")
+DECODERS = ("llama", "qwen2", "qwen3")
 SIDES = {1.0: 1, 0.5: 2, 0.25: 4}
 """``downsample_ratio`` → patches on a side of a visual token's square; for other ratios transformers' integer
 arithmetic is not exact."""
