@@ -2,13 +2,12 @@
 
     python benchmarks/bench_graph_build.py [--shape 7b] [--repeats 5] [--json benchmarks/results/graph-build.json]
     python benchmarks/bench_graph_build.py --shape next-7b --json benchmarks/results/graph-build-next.json
-    python benchmarks/bench_graph_build.py --shape qwen2.5-vl-7b --json benchmarks/results/graph-build-qwen2.5-vl.json
-    python benchmarks/bench_graph_build.py --shape internvl3-8b --json benchmarks/results/graph-build-internvl3.json
+    python benchmarks/bench_graph_build.py --shape qwen2.5-vl-7b --method divprune
 
-The checkpoint has the shape of llava-1.5-7b (or llava-v1.6-mistral-7b, or one of Qwen's or
-InternVL's) in float16 with made-up
-weights: its files are sparse, so 14 GB cost no disk. Each repeat is a fresh process; "total" includes importing
-everything, as users wait for it, and "cpu" is the processor time of all of it, of the text process, too.
+The checkpoint has the shape of llava-1.5-7b (or another one of ``_shapes.py``: ``qwen2.5-vl-7b``, ``internvl3-8b``,
+``smolvlm-256m``, ``idefics3-8b``, …) in float16 with made-up weights: its files are sparse, so 14 GB cost no disk.
+Each repeat is a fresh process; "total" includes importing everything, as users wait for it, and "cpu" is the processor
+time of all of it, of the text process, too.
 Target: under 2 s and 0.5 GB.
 """
 
@@ -21,10 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _checkpoints import write_checkpoint
-from _internvl_checkpoints import INTERNVL, write_internvl
 from _machine import machine, summary
-from _packed_checkpoints import PACKED, write_packed
+from _shapes import write_shape
 
 CHILD = """
 import resource, sys, time
@@ -40,26 +37,27 @@ print(end - imported, end - start, sum(u.ru_utime + u.ru_stime for u in used), u
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="7b", help="see benchmarks/_checkpoints.py")
+    parser.add_argument("--shape", default="7b", help="see benchmarks/_shapes.py")
+    parser.add_argument(
+        "--method", default="adafv", help="one that needs no CLIP and no CLS token for families without"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, out = Path(folder) / "checkpoint", Path(folder) / "out"
         checkpoint.mkdir()
-        write = {**dict.fromkeys(PACKED, write_packed), **dict.fromkeys(INTERNVL, write_internvl)}
-        size = write.get(arguments.shape, write_checkpoint)(checkpoint, arguments.shape)
+        size = write_shape(checkpoint, arguments.shape)
         rows = []
         for _ in range(arguments.repeats + 1):
-            method = "vispruner" if arguments.shape in PACKED else "adafv"
-            command = [sys.executable, "-c", CHILD, str(checkpoint), str(out), method]
+            command = [sys.executable, "-c", CHILD, str(checkpoint), str(out), arguments.method]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append([float(number) for number in done.stdout.split()])
         rows = rows[1:]  # the first run compiles byte code
         onnx_bytes = sum(path.stat().st_size for path in (out / "onnx").iterdir())
     build, total, cpu, memory = (summary(list(column)) for column in zip(*rows, strict=True))
     result = {
-        "command": f"python benchmarks/bench_graph_build.py --shape {arguments.shape}",
+        "command": f"python benchmarks/bench_graph_build.py --shape {arguments.shape} --method {arguments.method}",
         "machine": machine(),
         "checkpoint_bytes": size,
         "onnx_bytes": onnx_bytes,

@@ -23,7 +23,7 @@ from trtprune.eval.store import Record, Store
 
 import _checkpoints  # isort: skip
 import bench_cuda_chain  # isort: skip
-import bench_internvl  # isort: skip
+import bench_families  # isort: skip
 import bench_plugin_harness  # isort: skip
 import bench_rtx_current  # isort: skip
 import bench_tensorrt_build  # isort: skip
@@ -88,12 +88,16 @@ def test_internvl_checkpoints(tmp_path: Path) -> None:
         assert round(sum(map(math.prod, shapes.values())) / 1e9, 1) == billions
 
 
-def test_internvl_beside_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "size", "tokens"),
+    [("internvl-tiny", "113x113", 20), ("qwen-tiny", "112x84", 12), ("smolvlm-tiny", "200x150", 13 * 4)],
+)
+def test_families_beside_transformers(tmp_path: Path, shape: str, size: str, tokens: int) -> None:
     """The first tokens are equal, or the script stops."""
-    out = tmp_path / "internvl.json"
-    bench_internvl.main(["--shape", "internvl-tiny", "--side", "113", "--rounds", "1", "--json", str(out)])
+    out = tmp_path / "found.json"
+    bench_families.main(["--shape", shape, "--size", size, "--rounds", "1", "--json", str(out)])
     found = json.loads(out.read_text())
-    assert found["visual_tokens"] == 20
+    assert found["visual_tokens"] == tokens
     assert set(found["ms"]) == {"100%", "25%", "10%", "transformers"}
 
 

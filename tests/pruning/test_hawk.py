@@ -79,24 +79,25 @@ def test_a_run_feeds_the_text() -> None:
     assert HAWK.positions_of(3) == "original"
 
 
-def qwen2(folder: Path, **config: Any) -> tuple[torch.nn.Module, DecoderConfig]:
+def decoder_of(kind: str, folder: Path, **config: Any) -> tuple[torch.nn.Module, DecoderConfig]:
     """A decoder with biases and grouped heads, its weights as a file, and its configuration as read here."""
-    settings = transformers.Qwen2Config(
+    settings = getattr(transformers, f"{kind}Config")(
         vocab_size=20, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, **config,
+        num_key_value_heads=2, head_dim=8, **config,
     )  # fmt: skip
     torch.manual_seed(4)
-    model = transformers.Qwen2Model(settings).eval()
+    model = getattr(transformers, f"{kind}Model")(settings).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter))
     return model, DecoderConfig.from_config(Section(settings.to_dict(), "config.json"))
 
 
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
 @pytest.mark.parametrize("products", ["op", "primitives"])
-def test_layer_0_is_that_of_transformers(tmp_path: Path, products: Any) -> None:
+def test_layer_0_is_that_of_transformers(tmp_path: Path, products: Any, kind: str) -> None:
     """Queries and keys come from the layer's own modules, by a hook; the choice is the formula's in float64."""
-    model, cfg = qwen2(tmp_path)
+    model, cfg = decoder_of(kind, tmp_path)
     layer = model.layers[0]
     values = {f"layers.0.{name}": value.detach().numpy() for name, value in layer.state_dict().items()}
 
@@ -125,13 +126,14 @@ def test_layer_0_is_that_of_transformers(tmp_path: Path, products: Any) -> None:
         def keep_output(name: str, into: dict[str, np.ndarray] = seen) -> Any:
             return lambda _module, _given, out: into.__setitem__(name, out[0].detach().double().numpy())
 
-        hooks = [getattr(layer.self_attn, n).register_forward_hook(keep_output(n)) for n in ("q_proj", "k_proj")]
+        names = ("q_norm", "k_norm") if kind == "Qwen3" else ("q_proj", "k_proj")
+        hooks = [getattr(layer.self_attn, n).register_forward_hook(keep_output(n)) for n in names]
         with torch.no_grad():
             model(inputs_embeds=torch.from_numpy(np.concatenate([image, words[:, :text]], axis=1)).float())
         for hook in hooks:
             hook.remove()
-        queries = seen["q_proj"][tokens:].reshape(text, 4, 8)
-        keys = np.repeat(seen["k_proj"][:tokens].reshape(tokens, 2, 8), 2, axis=1)
+        queries = seen[names[0]][tokens:].reshape(text, 4, 8)
+        keys = np.repeat(seen[names[1]][:tokens].reshape(tokens, 2, 8), 2, axis=1)
         match = np.einsum("thd,nhd->htn", queries, keys).mean(axis=1) / np.sqrt(8)
         score = (match / np.linalg.norm(match, axis=1, keepdims=True)).mean(axis=0)
         feed = {

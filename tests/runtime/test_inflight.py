@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trtprune
-from tests.kit.runtime_kit import picture
+from tests.kit.runtime_kit import Kit, picture
 from tests.kit.tiny_files import complete
 from trtprune.errors import InputError
 from trtprune.runtime import Features, Result, Vlm
@@ -195,6 +196,37 @@ def test_a_cancelled_request_frees_its_row(vlm: Vlm, rounds: int) -> None:
     assert first.result is None
     check(vlm, second, ask("Why?"))
     assert (batch.active, batch.waiting) == (0, 0)
+
+
+def test_a_question_without_an_image(tmp_path: Path) -> None:
+    """What transformers' model says to the same ids; a chat may begin without an image."""
+    kit = Kit.make(tmp_path / "model")
+    vlm = trtprune.load(trtprune.build(kit.path, tmp_path / "out", keep=6).root, threads=1)
+    heard, asked = Heard(), ask(WORDS[1], [], temperature=0.0, ignore_eos=True)
+    batch, job = InFlight(vlm.pipeline), order(vlm, heard, asked)
+    batch.add(job)
+    while batch.work():
+        pass
+    ids = torch.tensor(vlm.encoder.encode(job.turns).ids[None])
+    with torch.inference_mode():
+        wanted = kit.model.generate(input_ids=ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert heard.result is not None
+    assert heard.result.token_ids == wanted[0, ids.shape[1] :].tolist()
+    assert (heard.result.visual_tokens, heard.result.kept_indices) == (0, [])
+
+
+def test_rows_that_are_all_cancelled_free_their_memory(vlm: Vlm) -> None:
+    batch = InFlight(vlm.pipeline, Limits(2, 64, 0, 0))
+    jobs = [order(vlm, Heard(), ask("Why?", max_new_tokens=30, ignore_eos=True)) for _ in range(2)]
+    for job in jobs:
+        batch.add(job)
+    for _ in range(6):
+        batch.work()
+    assert batch.cache_bytes > 0
+    for job in jobs:
+        job.cancelled = True
+    assert not batch.work()
+    assert batch.cache_bytes == 0
 
 
 def test_abandoned(vlm: Vlm) -> None:

@@ -216,7 +216,7 @@ def draw(seed: int) -> tiny.Tiny:
     return tiny.Tiny(
         family="internvl",
         tower="internvl",
-        decoder=r.choice(["qwen2", "llama"]),
+        decoder=r.choice(["qwen2", "qwen3", "llama"]),
         seed=seed,
         layers=r.choice([2, 3]),
         image_size=patch * side * r.choice([1, 2, 3]),

@@ -261,6 +261,9 @@ def test_a_full_queue_and_a_client_that_hangs_up(served: Served, client: openai.
         with pytest.raises(openai.RateLimitError) as failure:
             client.chat.completions.create(model="tiny", messages=[message("x", 1)])
         assert failure.value.response.headers["retry-after"] == "1"
+        # Nothing of it is read: not even that it is no JSON.
+        refused = httpx.post(f"{served.address}/v1/chat/completions", content=b"{")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     wait_for(lambda: len(streams) == 4)
     go.set()
     for thread in threads:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtprune.backends.running import Running
+from trtprune.cli.batch_options import BATCH
 from trtprune.cli.console import log_options, logger
 from trtprune.cli.flags import Command, Gathered, option
 from trtprune.cli.options import DIRECTORY, MAX_PIXELS, PATH, RUN, Loading
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-SERVER, BATCH, IMAGES = "Server", "Batch", "Images of requests"
-MIB = 1 << 20
+SERVER, IMAGES = "Server", "Images of requests"
 PORTS = click.IntRange(0, 65535)
 
 
@@ -41,51 +41,7 @@ PORTS = click.IntRange(0, 65535)
     metavar="N",
     help="The largest body of a request, in MiB.",
 )
-@option(
-    "--max-batch-size",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    group=BATCH,
-    metavar="N",
-    help="Requests that are answered at once.",
-)
-@option(
-    "--max-queued-requests",
-    type=click.IntRange(0, 1 << 20),
-    default=64,
-    show_default=True,
-    group=BATCH,
-    metavar="N",
-    help="Requests that may wait for their turn; others get status 429.",
-)
-@option(
-    "--prefill-chunk",
-    type=click.IntRange(16, 1 << 20),
-    default=256,
-    show_default=True,
-    group=BATCH,
-    metavar="N",
-    help="Tokens of a prompt that are read at once while other requests wait for their next token.",
-)
-@option(
-    "--image-cache-mb",
-    type=click.IntRange(0, 1 << 20),
-    default=256,
-    show_default=True,
-    group=BATCH,
-    metavar="N",
-    help="Memory for features of earlier images, in MiB; 0 is off.",
-)
-@option(
-    "--prefix-cache-mb",
-    type=click.IntRange(0, 1 << 20),
-    default=512,
-    show_default=True,
-    group=BATCH,
-    metavar="N",
-    help="Memory for the KV cache of earlier prompts and answers, in MiB; 0 is off.",
-)
+@Gathered("batch", dict, BATCH)
 @option(
     "--allow-urls",
     is_flag=True,
@@ -96,7 +52,7 @@ PORTS = click.IntRange(0, 65535)
 @MAX_PIXELS
 @Gathered("running", Running, RUN)
 @log_options
-def serve(directory: Path, running: Running, max_pixels: int | None, **given: Any) -> None:
+def serve(directory: Path, batch: dict[str, int], running: Running, max_pixels: int | None, **given: Any) -> None:
     """Serve OpenAI's chat completions over HTTP, with pruning: requests join and leave a running batch.
 
     \b
@@ -113,7 +69,7 @@ def serve(directory: Path, running: Running, max_pixels: int | None, **given: An
     from trtprune.engine_dir import open_engine_dir
     from trtprune.serving.app import create_app
 
-    settings = _settings(open_engine_dir(directory, verify="none"), given)
+    settings = _settings(open_engine_dir(directory, verify="none"), batch, given)
     if settings.api_key is None and not _is_local(given["host"]):
         logger.warning("anyone who reaches %s can ask: --api-key asks for a key", given["host"])
     vlm = open_vlm(directory, Loading(running, max_pixels, urls=given["allow_urls"]))
@@ -135,10 +91,10 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _settings(made: EngineDir, given: dict[str, Any]) -> Settings:
-    from trtprune.runtime.inflight import Limits
+def _settings(made: EngineDir, batch: dict[str, int], given: dict[str, Any]) -> Settings:
     from trtprune.serving.app import Settings
     from trtprune.serving.images import Sources
+    from trtprune.serving.sizes import BatchSizes
 
     folder = given["allow_files"]
     if folder is not None and not folder.is_dir():
@@ -147,19 +103,14 @@ def _settings(made: EngineDir, given: dict[str, Any]) -> Settings:
         raise InputError("--api-key: is empty", hint="leave it out (and unset TRTPRUNE_API_KEY), or give a key")
     own = made.model.id
     name = given["served_model_name"] or (Path(own).name if own.startswith(("/", ".", "~")) else own)
-    limits = Limits(
-        given["max_batch_size"],
-        given["prefill_chunk"],
-        given["image_cache_mb"] * MIB,
-        given["prefix_cache_mb"] * MIB,
-    )
+    sizes = BatchSizes(**batch)
     return Settings(
         name,
-        limits,
-        given["max_queued_requests"],
+        sizes.limits,
+        sizes.max_queued_requests,
         given["api_key"],
         Sources(given["allow_urls"], folder),
-        given["max_body_mb"] * MIB,
+        given["max_body_mb"] << 20,
     )
 
 

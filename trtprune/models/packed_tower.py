@@ -13,31 +13,35 @@ The names are those of transformers 5; those of transformers 4 (``visual.*``, ``
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trtprune.arguments import arg
-from trtprune.components.decoder import build_decoder, build_embedding, decoder_weights, segments
+from trtprune.components.config import Section
 from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.models.generation_config import eos_token_ids
-from trtprune.models.packed_config import VISION, PackedConfig, required
-from trtprune.models.projected_config import EMBED, LM_HEAD, TEXT, tied_warning, token_texts
+from trtprune.models.language import graphs_around, linear_weights, text_facts
+from trtprune.models.packed_config import VISION, PackedConfig, PackedDefaults, parse, required
+from trtprune.models.projected_config import LM_HEAD, TEXT, tied_warning, token_texts
+from trtprune.models.projected_tower import describe_parts
 from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
-from trtprune.runtime.images import PROCESSOR_FILES, processor_from_files
+from trtprune.runtime.images import PROCESSOR_FILES, PackedShape, processor_from_files
 from trtprune.tensor_names import IMAGE_FEATURES
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
+    from trtprune.components.qwen2_vl_vision import PackedTowerConfig
     from trtprune.graph.tensors import QuantizedMatrix
     from trtprune.models.clip_text import Clip
     from trtprune.runtime.images import PixelBounds, Processor
 
-__all__ = ["PackedTowerModel"]
+__all__ = ["PackedFamily", "PackedTowerModel"]
 
 
 class PackedTowerModel:
@@ -69,35 +73,24 @@ class PackedTowerModel:
         """The facts of the model; raises CheckpointError for a tokenizer without the family's special tokens."""
         m = self._parsed
         texts = self._special_tokens()
-        windows = [w for w in m.text.windows if w is not None]
         return ModelSpec(
             family=self.family,
             vision_tower=m.vision.model_type,
-            decoder=m.text.model_type,
             image_size=None,
             patch_grid=None,
             visual_tokens=self.processor.tokens_range[1],
             first_patch=0,
             has_cls=False,
             keeps_cls_feature=False,
-            hidden_size=m.text.hidden_size,
-            vocab_size=m.text.vocab_size,
-            num_layers=m.text.num_layers,
-            num_heads=m.text.num_heads,
-            num_kv_heads=m.text.num_kv_heads,
-            head_dim=m.text.head_dim,
-            max_positions=m.text.max_positions,
             image_token=texts["image_token_id"],
             image_token_id=m.tokens["image_token_id"],
             eos_token_ids=eos_token_ids(self._checkpoint),
             feature_layers=(m.vision.num_layers,),
             select_strategy="full",
-            sliding_window=min(windows) if windows else None,
             vision_width=m.vision.hidden_size,
             key_width=m.vision.head_dim,
             tower_layers=m.vision.num_layers,
-            rotary_sections=m.text.rope.sections,
-            rotary_interleaved=m.text.rope.interleaved,
+            **text_facts(m.text),
             video_token=texts.get("video_token_id"),
             # Its heads come one after the other.
             attention_map=(self.processor.tokens_range[1] * m.shape.unit) ** 2,
@@ -153,9 +146,7 @@ class PackedTowerModel:
 
     def linear_weights(self) -> dict[str, bool]:
         """The matrices of the decoder's layers, and ``lm_head`` if it is not the embedding table."""
-        m = self._parsed
-        weights = decoder_weights(m.text, TEXT, m.lm_head)
-        return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
+        return linear_weights(self._parsed.text, self._parsed.lm_head)
 
     def build_components(
         self,
@@ -173,19 +164,18 @@ class PackedTowerModel:
         """``vision``, ``embed`` and ``decoder``, or its segments; reads no weight."""
         m = self._parsed
         assert not vision_heads, "heads of CLIP's tower"
-        parts = segments(m.text.num_layers, cuts, raters)
-        names = ["decoder"] if len(parts) == 1 else [f"decoder.{i}" for i in range(len(parts))]
-        tensors = {**m.tensors, **(moved or {})}
-        graphs = {
-            name: Graph(
-                name, dtype=dtype, lowering=lowering, tensors=tensors, quantized=quantized if name in names else None
-            )
-            for name in ("vision", "embed", *names)
-        }
+        graphs = graphs_around(
+            ["vision"],
+            m.text,
+            m.lm_head,
+            {**m.tensors, **(moved or {})},
+            dtype=dtype,
+            lowering=lowering,
+            quantized=quantized,
+            cuts=cuts,
+            raters=raters,
+        )
         _build_vision(graphs["vision"], m, vision_outputs, shallow_layer)
-        build_embedding(graphs["embed"], m.text, EMBED)
-        for name, part in zip(names, parts, strict=True):
-            build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
         return graphs
 
     def layer_access(self, layer: int) -> DecoderLayer:
@@ -195,6 +185,42 @@ class PackedTowerModel:
     def weight_tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors of the checkpoint by canonical name."""
         return self._parsed.tensors
+
+
+class PackedFamily(ABC):
+    """A family of this kind; see :class:`trtprune.models.spec.BoundedFamily`."""
+
+    name: str
+    architecture: str
+    model_type: str
+    tower: str
+    """The tower's name, for ``trtprune models``."""
+    defaults: PackedDefaults
+    """What ``config.json`` may leave out."""
+
+    @abstractmethod
+    def read_tower(self, vision: Section) -> PackedTowerConfig:
+        """The tower from ``vision_config``; raises CheckpointError for one that is not supported."""
+
+    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> PackedTowerModel:
+        """The checkpoint as a model of this family.
+
+        Raises:
+            CheckpointError: for a part of its configuration that is not supported.
+        """
+        return self.open_bounded(checkpoint, layout, None)
+
+    def open_bounded(self, checkpoint: Checkpoint, layout: str | None, bounds: PixelBounds | None) -> PackedTowerModel:
+        """As :meth:`open`, with a user's bounds of the pixels that images are scaled to."""
+        tower = self.read_tower(Section(checkpoint.config, "").section("vision_config"))
+        shape = PackedShape(tower.patch, tower.merge, tower.frames, tower.window)
+        parsed = parse(checkpoint, self.defaults, tower, shape)
+        return PackedTowerModel(checkpoint, self.name, parsed, layout=layout, bounds=bounds)
+
+    def describe(self) -> dict[str, Any]:
+        """The supported towers and decoders, for ``trtprune models``."""
+        parts = describe_parts((self.tower,), (self.defaults.text["model_type"],), ("full",))
+        return {"family": self.name, "architecture": self.architecture, **parts}
 
 
 def _build_vision(g: Graph, m: PackedConfig, wanted: Collection[str], shallow_layer: int | None) -> None:

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from trtprune.components.config import Section
-from trtprune.components.decoder import DECODERS, build_decoder, build_embedding, decoder_weights, segments
+from trtprune.components.decoder import DECODERS
 from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.components.pack import Packed, build_pack
 from trtprune.components.rope import ROPE_TYPES
@@ -32,8 +32,8 @@ from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.generation_config import eos_token_ids
+from trtprune.models.language import graphs_around, linear_weights, text_facts
 from trtprune.models.projected_config import (
-    EMBED,
     LM_HEAD,
     PROJECTOR,
     TEXT,
@@ -114,35 +114,24 @@ class ProjectedTowerModel:
             tokens = self.processor.tokens_range[1]
         token_name = "image_token_index" if "image_token_index" in self._checkpoint.config else "image_token_id"
         image_token_id = config.integer(token_name, m.image_token_id, low=0)
-        windows = [w for w in m.text.windows if w is not None]
         return ModelSpec(
             family=self.family,
             vision_tower=m.vision.model_type,
-            decoder=m.text.model_type,
             image_size=m.vision.image_size,
             patch_grid=m.vision.grid,
             visual_tokens=tokens,
             first_patch=m.selection.drop_first - m.tower.HAS_CLS,
             has_cls=m.tower.HAS_CLS and m.selection.deepest > 0,
             keeps_cls_feature=full_cls,
-            hidden_size=m.text.hidden_size,
-            vocab_size=m.text.vocab_size,
-            num_layers=m.text.num_layers,
-            num_heads=m.text.num_heads,
-            num_kv_heads=m.text.num_kv_heads,
-            head_dim=m.text.head_dim,
-            max_positions=m.text.max_positions,
             image_token=image_token(self._checkpoint, image_token_id),
             image_token_id=image_token_id,
             eos_token_ids=eos_token_ids(self._checkpoint),
             feature_layers=m.selection.layers,
             select_strategy=self._strategy,
-            sliding_window=min(windows) if windows else None,
             vision_width=m.projector.input_size,
             key_width=m.vision.head_dim,
             tower_layers=m.selection.deepest,
-            rotary_sections=m.text.rope.sections,
-            rotary_interleaved=m.text.rope.interleaved,
+            **text_facts(m.text),
             attention_map=m.vision.num_heads
             * (m.vision.patches + m.tower.HAS_CLS) ** 2
             * (self.processor.crops_range[1] if m.several_crops else 1),
@@ -204,9 +193,7 @@ class ProjectedTowerModel:
 
     def linear_weights(self) -> dict[str, bool]:
         """The matrices of the decoder's layers, and ``lm_head`` if it is not the embedding table."""
-        m = self._parsed
-        weights = decoder_weights(m.text, TEXT, m.lm_head)
-        return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
+        return linear_weights(self._parsed.text, self._parsed.lm_head)
 
     def build_components(
         self,
@@ -228,25 +215,20 @@ class ProjectedTowerModel:
         deep enough layer.
         """
         m = self._parsed
-        parts = segments(m.text.num_layers, cuts, raters)
-        names = ["decoder"] if len(parts) == 1 else [f"decoder.{i}" for i in range(len(parts))]
-        tensors = {**m.tensors, **(moved or {})}
-        graphs = {
-            name: Graph(
-                name,
-                dtype=dtype,
-                lowering=lowering,
-                tensors=tensors,
-                quantized=quantized if name in names else None,
-            )
-            for name in ("vision", *(["pack"] if m.several_crops else []), "embed", *names)
-        }
+        graphs = graphs_around(
+            ["vision", *(["pack"] if m.several_crops else [])],
+            m.text,
+            m.lm_head,
+            {**m.tensors, **(moved or {})},
+            dtype=dtype,
+            lowering=lowering,
+            quantized=quantized,
+            cuts=cuts,
+            raters=raters,
+        )
         _build_vision(graphs["vision"], m, vision_outputs, shallow_layer, vision_heads or {})
         if m.several_crops:
             _build_pack(graphs["pack"], graphs["vision"], m.newline, m.taps)
-        build_embedding(graphs["embed"], m.text, EMBED)
-        for name, part in zip(names, parts, strict=True):
-            build_decoder(graphs[name], m.text, TEXT, m.lm_head, part)
         return graphs
 
     def layer_access(self, layer: int) -> DecoderLayer:

@@ -7,11 +7,11 @@ Source: https://arxiv.org/abs/2502.13923; ``Qwen2_5_VLModel`` in transformers 5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.components.qwen2_vl_vision import PackedTowerConfig
-from trtprune.components.rope import ROPE_TYPES, RotaryAxes
+from trtprune.components.rope import RotaryAxes
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.packed_config import (
@@ -19,90 +19,60 @@ from trtprune.models.packed_config import (
     QWEN2_TEXT,
     TOKENS,
     PackedDefaults,
-    parse,
     patch_sides,
     rope_theta,
     width_and_heads,
 )
-from trtprune.models.packed_tower import PackedTowerModel
-from trtprune.runtime.images import PackedShape
+from trtprune.models.packed_tower import PackedFamily
 
 if TYPE_CHECKING:
-    from trtprune.checkpoint import Checkpoint
-    from trtprune.runtime.images import PixelBounds
+    pass
 
 __all__ = ["Qwen25VlFamily"]
 
 FULL_LAYERS = (7, 15, 23, 31)
 MOST_WINDOW = 64
-DEFAULTS = PackedDefaults(QWEN2_TEXT, RotaryAxes((16, 24, 24)), TOKENS, ("qwen2_vl",))
 
 
-class Qwen25VlFamily:
+class Qwen25VlFamily(PackedFamily):
     """See :class:`trtprune.models.spec.BoundedFamily`."""
 
     name = "qwen2.5-vl"
     architecture = "Qwen2_5_VLForConditionalGeneration"
     model_type = "qwen2_5_vl"
+    tower = "qwen2_5_vl"
+    defaults = PackedDefaults(QWEN2_TEXT, RotaryAxes((16, 24, 24)), TOKENS, ("qwen2_vl",))
 
-    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> PackedTowerModel:
-        """The checkpoint as a model of this family.
-
-        Raises:
-            CheckpointError: for a part of its configuration that is not supported.
-        """
-        return self.open_bounded(checkpoint, layout, None)
-
-    def open_bounded(self, checkpoint: Checkpoint, layout: str | None, bounds: PixelBounds | None) -> PackedTowerModel:
-        """As :meth:`open`, with a user's bounds of the pixels that images are scaled to."""
-        tower = _tower(Section(checkpoint.config, "").section("vision_config"))
-        shape = PackedShape(tower.patch, tower.merge, tower.frames, tower.window)
-        parsed = parse(checkpoint, DEFAULTS, tower, shape)
-        return PackedTowerModel(checkpoint, self.name, parsed, layout=layout, bounds=bounds)
-
-    def describe(self) -> dict[str, Any]:
-        """The supported towers and decoders, for ``trtprune models``."""
-        return {
-            "family": self.name,
-            "architecture": self.architecture,
-            "vision_towers": ["qwen2_5_vl"],
-            "decoders": ["qwen2"],
-            "rope_types": list(ROPE_TYPES),
-            "activations": sorted(ACTIVATIONS),
-            "select_strategies": ["full"],
-        }
-
-
-def _tower(vision: Section) -> PackedTowerConfig:
-    """The tower; raises CheckpointError for sizes that do not fit each other, or one without full attention."""
-    patch, merge, frames = patch_sides(vision)
-    layers = vision.integer("depth", 32, high=MAX_LAYERS)
-    full = _full_layers(vision, layers)
-    window = vision.integer("window_size", 112) // merge // patch
-    if not 1 <= window <= MOST_WINDOW and len(full) < layers:
-        raise CheckpointError(
-            f"{vision.key('window_size')} is {vision.values.get('window_size')}, which makes windows of {window} "
-            f"visual tokens on a side; expected 1 to {MOST_WINDOW}",
-            hint=COMPARE,
+    def read_tower(self, vision: Section) -> PackedTowerConfig:
+        """The tower; raises CheckpointError for sizes that do not fit each other, or one without full attention."""
+        patch, merge, frames = patch_sides(vision)
+        layers = vision.integer("depth", 32, high=MAX_LAYERS)
+        full = _full_layers(vision, layers)
+        window = vision.integer("window_size", 112) // merge // patch
+        if not 1 <= window <= MOST_WINDOW and len(full) < layers:
+            raise CheckpointError(
+                f"{vision.key('window_size')} is {vision.values.get('window_size')}, which makes windows of {window} "
+                f"visual tokens on a side; expected 1 to {MOST_WINDOW}",
+                hint=COMPARE,
+            )
+        width, heads = width_and_heads(vision, "hidden_size", 3584)
+        return PackedTowerConfig(
+            model_type="qwen2_5_vl",
+            hidden_size=width,
+            intermediate_size=vision.integer("intermediate_size", 3420),
+            num_layers=layers,
+            num_heads=heads,
+            patch=patch,
+            frames=frames,
+            merge=merge,
+            window=window if len(full) < layers else 0,
+            output_size=vision.integer("out_hidden_size", 3584),
+            norm_eps=1e-6,
+            activation=vision.choice("hidden_act", ACTIVATIONS, "silu"),
+            gated=True,
+            rope_theta=rope_theta(vision),
+            full_layers=full,
         )
-    width, heads = width_and_heads(vision, "hidden_size", 3584)
-    return PackedTowerConfig(
-        model_type="qwen2_5_vl",
-        hidden_size=width,
-        intermediate_size=vision.integer("intermediate_size", 3420),
-        num_layers=layers,
-        num_heads=heads,
-        patch=patch,
-        frames=frames,
-        merge=merge,
-        window=window if len(full) < layers else 0,
-        output_size=vision.integer("out_hidden_size", 3584),
-        norm_eps=1e-6,
-        activation=vision.choice("hidden_act", ACTIVATIONS, "silu"),
-        gated=True,
-        rope_theta=rope_theta(vision),
-        full_layers=full,
-    )
 
 
 def _full_layers(vision: Section, layers: int) -> frozenset[int]:

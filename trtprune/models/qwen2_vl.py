@@ -7,87 +7,56 @@ Source: https://arxiv.org/abs/2409.12191; ``Qwen2VLModel`` in transformers 5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trtprune.components.config import MAX_LAYERS, Section
 from trtprune.components.qwen2_vl_vision import PackedTowerConfig
-from trtprune.components.rope import ROPE_TYPES, RotaryAxes
+from trtprune.components.rope import RotaryAxes
 from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.packed_config import (
     QWEN2_TEXT,
     TOKENS,
     PackedDefaults,
-    parse,
     patch_sides,
     rope_theta,
     width_and_heads,
 )
-from trtprune.models.packed_tower import PackedTowerModel
-from trtprune.runtime.images import PackedShape
+from trtprune.models.packed_tower import PackedFamily
 
 if TYPE_CHECKING:
-    from trtprune.checkpoint import Checkpoint
-    from trtprune.runtime.images import PixelBounds
+    pass
 
 __all__ = ["Qwen2VlFamily"]
 
-DEFAULTS = PackedDefaults(QWEN2_TEXT, RotaryAxes((16, 24, 24)), TOKENS, ("qwen2_vl",))
 
-
-class Qwen2VlFamily:
+class Qwen2VlFamily(PackedFamily):
     """See :class:`trtprune.models.spec.BoundedFamily`."""
 
     name = "qwen2-vl"
     architecture = "Qwen2VLForConditionalGeneration"
     model_type = "qwen2_vl"
+    tower = "qwen2_vl"
+    defaults = PackedDefaults(QWEN2_TEXT, RotaryAxes((16, 24, 24)), TOKENS, ("qwen2_vl",))
 
-    def open(self, checkpoint: Checkpoint, layout: str | None = None) -> PackedTowerModel:
-        """The checkpoint as a model of this family.
-
-        Raises:
-            CheckpointError: for a part of its configuration that is not supported.
-        """
-        return self.open_bounded(checkpoint, layout, None)
-
-    def open_bounded(self, checkpoint: Checkpoint, layout: str | None, bounds: PixelBounds | None) -> PackedTowerModel:
-        """As :meth:`open`, with a user's bounds of the pixels that images are scaled to."""
-        tower = _tower(Section(checkpoint.config, "").section("vision_config"))
-        shape = PackedShape(tower.patch, tower.merge, tower.frames, tower.window)
-        parsed = parse(checkpoint, DEFAULTS, tower, shape)
-        return PackedTowerModel(checkpoint, self.name, parsed, layout=layout, bounds=bounds)
-
-    def describe(self) -> dict[str, Any]:
-        """The supported towers and decoders, for ``trtprune models``."""
-        return {
-            "family": self.name,
-            "architecture": self.architecture,
-            "vision_towers": ["qwen2_vl"],
-            "decoders": ["qwen2"],
-            "rope_types": list(ROPE_TYPES),
-            "activations": sorted(ACTIVATIONS),
-            "select_strategies": ["full"],
-        }
-
-
-def _tower(vision: Section) -> PackedTowerConfig:
-    """The tower; raises CheckpointError for sizes that do not fit each other."""
-    patch, merge, frames = patch_sides(vision)
-    layers = vision.integer("depth", 32, high=MAX_LAYERS)
-    width, heads = width_and_heads(vision, "embed_dim", 1280)
-    return PackedTowerConfig(
-        model_type="qwen2_vl",
-        hidden_size=width,
-        intermediate_size=int(width * vision.number("mlp_ratio", 4)),
-        num_layers=layers,
-        num_heads=heads,
-        patch=patch,
-        frames=frames,
-        merge=merge,
-        window=0,
-        output_size=vision.integer("hidden_size", 3584),
-        norm_eps=1e-6,
-        activation=vision.choice("hidden_act", ACTIVATIONS, "quick_gelu"),
-        gated=False,
-        rope_theta=rope_theta(vision),
-        full_layers=frozenset(range(layers)),
-    )
+    def read_tower(self, vision: Section) -> PackedTowerConfig:
+        """The tower; raises CheckpointError for sizes that do not fit each other."""
+        patch, merge, frames = patch_sides(vision)
+        layers = vision.integer("depth", 32, high=MAX_LAYERS)
+        width, heads = width_and_heads(vision, "embed_dim", 1280)
+        return PackedTowerConfig(
+            model_type="qwen2_vl",
+            hidden_size=width,
+            intermediate_size=int(width * vision.number("mlp_ratio", 4)),
+            num_layers=layers,
+            num_heads=heads,
+            patch=patch,
+            frames=frames,
+            merge=merge,
+            window=0,
+            output_size=vision.integer("hidden_size", 3584),
+            norm_eps=1e-6,
+            activation=vision.choice("hidden_act", ACTIVATIONS, "quick_gelu"),
+            gated=False,
+            rope_theta=rope_theta(vision),
+            full_layers=frozenset(range(layers)),
+        )

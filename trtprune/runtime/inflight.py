@@ -230,7 +230,7 @@ class InFlight:
         """The stages of a request up to its first token; yields None behind each, and at the end its row."""
         pipeline, clock = self._pipeline, order.clock
         with clock.stage("preprocess"):
-            prompt = pipeline.encoder.encode(order.turns)
+            prompt = pipeline.encode(order.turns, [picture.prepared for picture in order.pictures])
         features: list[Features] = []
         for picture in order.pictures:
             seen = self._features.get(picture.key)
@@ -240,8 +240,6 @@ class InFlight:
                 self._features.put(picture.key, seen)
                 yield None
             features.append(seen)
-        with clock.stage("preprocess"):
-            prompt = pipeline.written_out(prompt, order.turns, features)
         embeds = pipeline.embed(prompt, clock)
         seed = order.settings.sampling.seed or 0
         selection = pipeline.select(prompt, embeds, features, order.budget, seed, clock)
@@ -303,6 +301,7 @@ class InFlight:
     def _round(self) -> bool:
         """A token for every row."""
         if not any(row.going for row in self._rows):
+            self._end()  # of rows that were all cancelled between two rounds
             return False
         assert self._step is not None
         clock = Clock()
@@ -323,11 +322,16 @@ class InFlight:
                 self._leave(row, self._cache, number)
         left = [row for row in self._rows if row.going]
         if not left:
-            self._pipeline.decoder.give_back(self._cache)
-            self._rows, self._cache, self._step = [], None, None
+            self._end()
         elif 2 * len(left) <= len(self._rows):
             self._regroup(left)
         return True
+
+    def _end(self) -> None:
+        """An empty batch, without a cache."""
+        if self._cache is not None:
+            self._pipeline.decoder.give_back(self._cache)
+        self._rows, self._cache, self._step = [], None, None
 
     def _regroup(self, rows: Sequence[_Row]) -> None:
         """A cache of these rows alone."""

@@ -276,18 +276,16 @@ class Pipeline:
             features: Features of each image.
             raw: Whether the last turn's text is the whole prompt.
         """
-        markers = [seen.plan.markers for seen in features]
-        if all(texts == ("", "") for texts in markers):
-            return prompt
-        return self.encoder.encode(turns, raw=raw, markers=markers)
+        markers = _markers(features)
+        return prompt if markers is None else self.encoder.encode(turns, raw=raw, markers=markers)
 
-    def encode(self, turns: Sequence[Turn], features: Sequence[Features]) -> Prompt:
+    def encode(self, turns: Sequence[Turn], images: Sequence[Features | Prepared]) -> Prompt:
         """The prompt of turns about images, with their markers.
 
         Raises:
             InputError: as :meth:`PromptEncoder.encode`.
         """
-        return self.written_out(self.encoder.encode(turns), turns, features)
+        return self.encoder.encode(turns, markers=_markers(images))
 
     def embed(self, prompt: Prompt, clock: Clock) -> Array:
         """Embeddings [T, D] of a prompt's ids; those at placeholders have no meaning."""
@@ -405,6 +403,12 @@ class Pipeline:
             answer.kept, answer.segment_tokens = kept, tokens
         rows = [answer.row for answer in answers]
         yield from generate(rows, prefill.logits, self.decoder.step(cache), cache.capacity, clock)
+
+
+def _markers(images: Sequence[Features | Prepared]) -> list[tuple[str, ...]] | None:
+    """The texts around and between the spans of each image; None if every image is one span without such text."""
+    markers = [image.plan.markers for image in images]
+    return markers if any(texts != ("", "") for texts in markers) else None
 
 
 def _open_decoder(chain: Chain) -> Decoder:

@@ -27,7 +27,7 @@ from trtprune.errors import TrtpruneError, one_line
 from trtprune.runtime import Vlm
 from trtprune.runtime.inflight import Limits
 from trtprune.serving.answers import Form, body, chunk, kept_boxes, usage
-from trtprune.serving.bodies import LimitBody
+from trtprune.serving.bodies import LimitBody, LimitOpen
 from trtprune.serving.engine import Engine, Finished
 from trtprune.serving.faults import ApiError, api_error
 from trtprune.serving.images import Sources
@@ -38,6 +38,7 @@ from trtprune.serving.schema import ChatRequest
 __all__ = ["Settings", "create_app"]
 
 logger = logging.getLogger("trtprune")
+CHAT = "/v1/chat/completions"
 PREPARED_AT_ONCE = 2
 """Requests whose images are decoded at the same time; each may take the memory of a large picture."""
 
@@ -172,6 +173,12 @@ def create_app(vlm: Vlm, settings: Settings) -> FastAPI:
     )
     app.openapi_version = "3.0.3"  # what the page of the bundled Swagger UI reads
     app.add_middleware(LimitBody, limit=settings.max_body_bytes)
+    app.add_middleware(
+        LimitOpen,
+        path=CHAT,
+        limit=server.engine.state.rows + settings.max_queued,
+        refused=lambda fault: server.metrics.count(fault.status),
+    )
     _add_errors(app)
     _add_routes(app, server)
     app.state.server = server
@@ -181,7 +188,7 @@ def create_app(vlm: Vlm, settings: Settings) -> FastAPI:
 def _add_routes(app: FastAPI, server: _Server) -> None:
     authorized = [Depends(server.authorize)]
 
-    @app.post("/v1/chat/completions", dependencies=authorized)
+    @app.post(CHAT, dependencies=authorized)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """Answers the last message of a conversation; text and images, whole or as a stream of events."""
         answer = await _until_hung_up(request, server.complete(asked))
@@ -255,7 +262,7 @@ async def _until_hung_up(request: Request, answering: Awaitable[Response]) -> Re
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, fault: ApiError) -> JSONResponse:
         server: _Server = request.app.state.server
-        if request.url.path.startswith("/v1/chat"):
+        if request.url.path == CHAT:
             server.metrics.count(fault.status)
         return JSONResponse(fault.body(), fault.status, headers=fault.headers)
 

@@ -134,7 +134,7 @@ class Engine:
             raise ApiError(503, "the server stops", kind="server_error", code="stopping")
         state = self.state
         if state.waiting >= self.max_queued and state.waiting + state.active >= state.rows + self.max_queued:
-            raise Busy(self.max_queued)
+            raise Busy(state.waiting + state.active)
 
     async def ask(self, question: Question) -> AsyncIterator[str | Finished]:
         """The pieces of an answer, and at last its end; a caller that stops early frees the row.

@@ -47,12 +47,12 @@ class ApiError(Exception):
 
 
 class Busy(ApiError):
-    """More requests wait than may."""
+    """More requests are here than may be."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
             429,
-            f"{limit} requests wait already; try again later",
+            f"the server has {limit} requests already; try again later",
             kind="rate_limit_error",
             code="queue_full",
         )

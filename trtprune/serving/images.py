@@ -39,18 +39,14 @@ class Sources:
             InputError: for one that cannot be read.
         """
         scheme = url.partition(":")[0].lower() if ":" in url[:16] else ""
-        if scheme == "data":
-            source = url
-        elif scheme in ("http", "https"):
-            if not self.urls:
-                raise _refused("images at http(s) addresses are not allowed here; send a data: address")
-            source = url
-        else:
-            source = str(self._file(url))
-        with opened(source, self.urls) as (stream, _):
+        if scheme in ("http", "https") and not self.urls:
+            raise _refused("images at http(s) addresses are not allowed here; send a data: address")
+        if scheme not in ("data", "http", "https"):
+            return self._file(url)
+        with opened(url, self.urls) as (stream, _):
             return stream.read()
 
-    def _file(self, url: str) -> Path:
+    def _file(self, url: str) -> bytes:
         # One message for every file that is not served: others would tell which files exist.
         refused = _refused("images in files are not allowed here; send a data: address")
         if self.folder is None:
@@ -59,8 +55,9 @@ class Sources:
             named = local_file(url)
             assert named is not None
             path = Path(os.path.realpath(self.folder / named))
-            if path.is_relative_to(os.path.realpath(self.folder)) and path.is_file():
-                return path
+            if path.is_relative_to(os.path.realpath(self.folder)):
+                with opened(path, False) as (stream, _):
+                    return stream.read()
         except (InputError, OSError, ValueError):
             pass
         raise _refused("there is no such file in the folder that this server serves images of")

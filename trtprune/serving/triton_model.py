@@ -6,6 +6,7 @@ Names of tensors follow Triton's vLLM backend: ``text_input``, ``image``, ``stre
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from pydantic import ValidationError
 
 from trtprune.errors import one_line
 from trtprune.runtime import load
-from trtprune.runtime.inflight import Limits, Order
+from trtprune.runtime.inflight import Order
 from trtprune.serving.engine import Engine
 from trtprune.serving.faults import ApiError, api_error
 from trtprune.serving.images import Sources
 from trtprune.serving.questions import question_of
 from trtprune.serving.schema import ChatRequest
+from trtprune.serving.sizes import BatchSizes
 
 if TYPE_CHECKING:
     from trtprune.runtime import Features, Result
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["TritonModel"]
 
 logger = logging.getLogger("trtprune")
-MIB = 1 << 20
 
 
 class _Sender:
@@ -103,13 +104,8 @@ class TritonModel:
         root = Path(args["model_repository"]) / args["model_version"] / "engine"
         threads = values.get("threads")
         vlm = load(root, provider=values.get("provider") or None, threads=int(threads) if threads else None)
-        limits = Limits(
-            int(values["max_batch_size"]),
-            int(values["prefill_chunk"]),
-            int(values["image_cache_mb"]) * MIB,
-            int(values["prefix_cache_mb"]) * MIB,
-        )
-        self._engine = Engine(vlm, limits, max_queued=int(values["max_queued_requests"]))
+        sizes = BatchSizes.from_texts(values)
+        self._engine = Engine(vlm, sizes.limits, max_queued=sizes.max_queued_requests)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hands requests to the batch; their responses come later."""
@@ -131,8 +127,6 @@ class TritonModel:
 
     def _asked(self, request: Any) -> ChatRequest:
         """The request in the form of OpenAI's API, with images as addresses of their bytes."""
-        import base64
-
         texts, images = self._texts(request, "text_input"), self._bytes(request, "image")
         parameters = (self._texts(request, "sampling_parameters") or ["{}"])[0]
         messages = (self._texts(request, "messages") or [""])[0]

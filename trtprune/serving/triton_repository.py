@@ -7,11 +7,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtprune.errors import BuildError, InputError
+from trtprune.serving.sizes import BatchSizes
 
 if TYPE_CHECKING:
     from trtprune.engine_dir import EngineDir
@@ -63,27 +64,22 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class TritonSettings:
-    """Settings that go into ``config.pbtxt``; the sizes are those of ``trtprune serve``.
+    """Settings that go into ``config.pbtxt``.
 
     Attributes:
         name: The model's name, its folder in the repository.
-        max_batch_size, max_queued_requests, prefill_chunk: Requests at once, waiting ones, tokens of a prompt at once.
-        image_cache_mb, prefix_cache_mb: Memory for features and for beginnings of prompts, in MiB.
+        sizes: Those of the batch.
         provider, threads: As of ``load``; None: as built, all cores.
     """
 
     name: str
-    max_batch_size: int = 8
-    max_queued_requests: int = 64
-    prefill_chunk: int = 256
-    image_cache_mb: int = 256
-    prefix_cache_mb: int = 512
+    sizes: BatchSizes = field(default_factory=BatchSizes)
     provider: str | None = None
     threads: int | None = None
 
     def parameters(self) -> Mapping[str, str]:
         """The parameters of ``config.pbtxt``."""
-        values = {name: value for name, value in vars(self).items() if name != "name"}
+        values = asdict(self.sizes) | {"provider": self.provider, "threads": self.threads}
         return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
@@ -116,9 +112,9 @@ def write_repository(made: EngineDir, output: Path, settings: TritonSettings) ->
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", settings.name):
         raise InputError(f"--name {settings.name[:100]!r}: letters, digits, and . _ - behind the first")
     engines = made.engines
-    if engines is not None and settings.provider is None and settings.max_batch_size > engines.max_batch_size:
+    if engines is not None and settings.provider is None and settings.sizes.max_batch_size > engines.max_batch_size:
         raise InputError(
-            f"--max-batch-size {settings.max_batch_size}: the engines were built for {engines.max_batch_size}",
+            f"--max-batch-size {settings.sizes.max_batch_size}: the engines were built for {engines.max_batch_size}",
             hint="a smaller one, or build with a larger --max-batch-size",
         )
     target = output / settings.name

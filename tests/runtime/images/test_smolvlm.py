@@ -68,7 +68,7 @@ def test_sweep_of_the_published_models(name: str) -> None:
     for height, width in np.maximum(np.concatenate((drawn, near)), 1).tolist():
         scaled, crops, rows, columns = processor.tiles(height, width, shape.height, longest)
         assert scaled_size(height, width, longest) == scaled, (height, width)
-        down, across = mine._tiles(height, width)
+        down, across = mine.grid(height, width)
         assert (down, across) == (rows or 1, columns or 1), (height, width)
         assert down * across + (down * across > 1) == crops
         reached.add(crops)
@@ -111,7 +111,7 @@ def test_bounds_are_reached(edge: int, longest: int) -> None:
         return
     mine = ours(CropShape(edge, edge, (edge, edge)), longest)
     sizes = [(1, n) for n in range(1, 300)] + [(n, 1) for n in range(1, 300)] + [(1000, n) for n in range(1, 1001)]
-    tiles = [mine._tiles(*size) for size in sizes]
+    tiles = [mine.grid(*size) for size in sizes]
     counts = {down * across + (down * across > 1) for down, across in tiles}
     assert (min(counts), max(counts)) == mine.crops_range
 
@@ -171,7 +171,7 @@ def test_places(height: int, width: int) -> None:
     """Crop after crop, each row by row; rows and columns count over all tiles, and those of the whole image anew."""
     mine = ours()
     plan = mine.plan(height, width)
-    down, across = mine._tiles(height, width)
+    down, across = mine.grid(height, width)
     token = np.arange(plan.tokens)
     crop, place = np.divmod(token, 4)
     tile = np.where(crop < down * across, crop, 0)

@@ -8,8 +8,9 @@ Paper: https://arxiv.org/abs/2604.07812 (CVPR 2026).  Code: peppery77/HAWK@3af20
     selection = top-keep of score
 
 Both projections are the layer's own, its biases and (Qwen3) its per-head norms with it: what its attention sees before
-rotary positions.  They are a part of the pruner graph, with the decoder's weights.  The mean over t is taken of the
-queries, which is the same sum, and sqrt(d) drops out with the norm.
+rotary positions.  The code knows no decoder with such norms; to apply them is this project's reading.  The projections
+are a part of the pruner graph, with the decoder's weights.  The mean over t is taken of the queries, which is the same
+sum, and sqrt(d) drops out with the norm.
 
 ``heads`` names the weights w: ``uniform`` (default), or ``published``, which the authors measured on Qwen2.5-VL-7B by
 leaving out one head at a time.  They fit a decoder with 28 query heads and were not measured on any other model.

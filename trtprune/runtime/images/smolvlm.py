@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from trtprune.errors import InputError, shown
-from trtprune.runtime.images.base import Cropped, CropShape, Prepared, TokenPlan, check_size
-from trtprune.runtime.images.planes import Axis, Plane, Size, plan_tokens
-from trtprune.runtime.images.settings import SIZE_LIMIT, edge, flag, named
+from trtprune.errors import shown
+from trtprune.runtime.images.base import TokenPlan, check_size
+from trtprune.runtime.images.planes import Plane, Size, plan_tokens
+from trtprune.runtime.images.settings import edge, flag, named
 from trtprune.runtime.images.steps import CropSteps, resized
+from trtprune.runtime.images.tiled import LAYOUT, MAX_TILES, MAX_TOKENS, Tiled, crops_of, square_crop
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,11 +30,6 @@ __all__ = ["AROUND", "WHOLE", "SmolVLM", "markers", "plane_size", "scaled_size"]
 
 MAX_SIDE = 4096
 """No side is scaled to more pixels."""
-MAX_TILES = 256
-MAX_TOKENS = 1 << 17
-PLANS = 16
-"""Plans that are kept; each has about 80 bytes a token."""
-LAYOUT = "model"
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 """The tokens in front of each span, and of the whole image."""
 
@@ -78,25 +74,19 @@ def markers(rows: int, columns: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class SmolVLM(Cropped):
+class SmolVLM(Tiled):
     """See the module; a :class:`~trtprune.runtime.images.base.Processor`.
 
     Attributes:
-        shape: A crop, which is square.
-        steps: The filter of all resizing, and what is done to each crop's pixels.
         longest: Pixels of the longer side of an image before it is stretched to tiles.
         splitting: Whether an image is cut into tiles; else it is a single crop.
     """
 
-    shape: CropShape
-    steps: CropSteps
     longest: int
     splitting: bool
 
     name: ClassVar[str] = "smolvlm"
     kinds: ClassVar[tuple[str, ...]] = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
-    layouts: ClassVar[tuple[str, ...]] = (LAYOUT,)
-    taps: ClassVar[int] = 1
     defaults: ClassVar[Mapping[str, Any]] = {
         "do_resize": True,
         "size": {"longest_edge": 4 * 364},
@@ -120,13 +110,7 @@ class SmolVLM(Cropped):
         """See :class:`~trtprune.runtime.images.base.Processor`."""
         values = {**cls.defaults, **{key: value for key, value in settings.items() if value is not None}}
         with named(where):
-            shape = CropShape.from_settings(values)
-            if shape.height != shape.width or shape.rows != shape.columns:
-                raise ValueError(f"crops of {shape.height} × {shape.width} pixels are not square")
-            if shape.first_patch != 0:
-                raise ValueError("crops of this processor have a feature for each visual token, and none beside")
-            if values["layout"] not in cls.layouts:
-                raise ValueError(f"layout {shown(values['layout'])} is none of {', '.join(cls.layouts)}")
+            shape = square_crop(values)
             flag(values, "do_pad")  # puts further crops behind those of smaller images in a batch, which nobody reads
             if not flag(values, "do_resize"):
                 raise ValueError("do_resize is false, and images of any size have to become a bounded number of crops")
@@ -150,11 +134,6 @@ class SmolVLM(Cropped):
                 )
             return made
 
-    @classmethod
-    def model_settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing: the model's own configuration has no say in this."""
-        return {}
-
     def settings(self) -> dict[str, Any]:
         """See :class:`~trtprune.runtime.images.base.Processor`."""
         return {
@@ -170,7 +149,7 @@ class SmolVLM(Cropped):
 
     # -- sizes
 
-    def _tiles(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tiles of an image, down and across; 1 × 1 is the image as a single crop."""
         if not self.splitting:
             return 1, 1
@@ -181,7 +160,7 @@ class SmolVLM(Cropped):
         """Bounds of an image's crops."""
         if not self.splitting:
             return 1, 1
-        counts = [_crops(*self._tiles_of_scaled(*size)) for size in self._scaled_sizes()]
+        counts = [crops_of(math.prod(self._tiles_of_scaled(*size))) for size in self._scaled_sizes()]
         return min(counts), max(counts)
 
     def _scaled_sizes(self) -> Iterator[Size]:
@@ -195,85 +174,21 @@ class SmolVLM(Cropped):
         plane = plane_size(height, width, self.shape.height)
         return plane[0] // self.shape.height, plane[1] // self.shape.width
 
-    @property
-    def has_newlines(self) -> bool:
-        """No image has them."""
-        return False
-
-    @property
-    def most_newlines(self) -> int:
-        """No image has them."""
-        return 0
-
-    @property
-    def fixed_tokens(self) -> bool:
-        """Whether all images have the same number of crops."""
-        least, most = self.crops_range
-        return least == most
-
-    @property
-    def tokens_range(self) -> tuple[int, int]:
-        """Bounds of N over all images."""
-        least, most = self.crops_range
-        return least * self.shape.patches, most * self.shape.patches
-
-    def geometry(self, height: int, width: int) -> None:
-        """None: an image is several crops."""
-        return None
-
     def pixels_taken(self, width: int, height: int, images: int = 1) -> int:
         """See :class:`~trtprune.runtime.images.base.Processor`."""
         check_size(height, width)
         scaled = scaled_size(height, width, self.longest)
-        down, across = self._tiles(height, width)
-        arrays = _crops(down, across) * self.shape.height * self.shape.width
+        arrays = crops_of(math.prod(self.grid(height, width))) * math.prod(self._edge)
         return max(width * height, math.prod(scaled), arrays)
 
-    # -- plan
-
-    def plan(self, height: int, width: int, images: int = 1) -> TokenPlan:
-        """See :class:`~trtprune.runtime.images.base.Processor`."""
-        check_size(height, width)
-        return _plan(self, height, width)
-
-    def _plan(self, height: int, width: int) -> TokenPlan:
-        """As :meth:`plan`, of a size that is one."""
-        down, across = self._tiles(height, width)
-        tiles = down * across
-        planes = [self._tile(height, width, down, across, tile) for tile in range(tiles)]
-        if tiles > 1:
-            planes.append(self._tile(height, width, 1, 1, 0, first=tiles))
+    def _plan_of(self, planes: list[Plane], down: int, across: int) -> TokenPlan:
         spans = (self.shape.patches,) * len(planes)
         return plan_tokens(planes, len(planes), self.shape.patches, len(planes) - 1, spans, markers(down, across))
 
-    def _tile(self, height: int, width: int, down: int, across: int, tile: int, *, first: int = 0) -> Plane:
-        """The tokens of one tile of a plane of ``down`` × ``across``, which begins with crop ``first``."""
-        one = (self.shape.height, self.shape.width)
-        plane = (down * one[0], across * one[1])
-        axes = Axis.pair(self.shape, self.steps.geometry(*one), (height, width), plane, plane, one)
-        row, column = divmod(tile, across)
-        rows = range(row * self.shape.rows, (row + 1) * self.shape.rows)
-        columns = range(column * self.shape.columns, (column + 1) * self.shape.columns)
-        return Plane.of_crops(self.shape, axes, rows, columns, first=first, across=across)
-
-    # -- pixels
-
-    def prepare(self, image: Image.Image, images: int = 1) -> Prepared:
-        """See :class:`~trtprune.runtime.images.base.Processor`."""
-        if self.pixels_taken(image.width, image.height, images) > SIZE_LIMIT**2:
-            raise InputError(f"a picture of {image.width} × {image.height} is too large or too narrow", hint="crop it")
-        plan = self.plan(image.height, image.width, images)
-        down, across = self._tiles(image.height, image.width)
-        height, width = self.shape.height, self.shape.width
+    def _pixels(self, image: Image.Image, plane: Size) -> tuple[np.ndarray, Any]:
         scaled = resized(image, scaled_size(image.height, image.width, self.longest), self.steps.resample)
-        whole = resized(scaled, (down * height, across * width), self.steps.resample)
-        arrays = np.empty((plan.crops, height, width, 3), np.uint8)
-        # Tile after tile, row by row.
-        tiles = whole.reshape(down, height, across, width, 3).transpose(0, 2, 1, 3, 4)
-        arrays[: down * across] = tiles.reshape(-1, height, width, 3)
-        if plan.crops > 1:
-            arrays[-1] = resized(whole, (height, width), self.steps.resample)
-        return Prepared(self.steps.values(arrays), plan)
+        whole = resized(scaled, plane, self.steps.resample)
+        return whole, whole
 
 
 def _within(height: int, width: int) -> Size:
@@ -286,19 +201,9 @@ def _within(height: int, width: int) -> Size:
     return max(height, 1), max(width, 1)
 
 
-def _crops(down: int, across: int) -> int:
-    """Crops of an image of so many tiles: the whole image stands behind several."""
-    return down * across + (down * across > 1)
-
-
 def _longest_edge(values: Mapping[str, Any], name: str) -> int:
     """A setting of the form {"longest_edge": pixels}."""
     value = values[name]
     if not isinstance(value, Mapping) or value.get("longest_edge") is None:
         raise ValueError(f'{name} {shown(value)} is not of the form {{"longest_edge": PIXELS}}')
     return edge(name, value["longest_edge"])
-
-
-@lru_cache(maxsize=PLANS)
-def _plan(processor: SmolVLM, height: int, width: int) -> TokenPlan:
-    return processor._plan(height, width)

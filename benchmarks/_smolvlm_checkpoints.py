@@ -1,7 +1,6 @@
 """SmolVLM checkpoints of the real shapes with made-up weights, written without torch.
 
-``256m``, ``500m`` and ``2.2b`` are SmolVLM's, ``8b`` is Idefics3-8B-Llama3; ``small`` has the crops of ``256m``, and a
-tower and a decoder that two cores get through in seconds.
+``smolvlm-small`` has the crops of ``smolvlm-256m``, and a tower and a decoder that two cores get through in seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _checkpoints import BOS, EOS, _llama, _Random, _write
+from _checkpoints import BOS, EOS, _llama, write_weights
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 
@@ -22,19 +21,20 @@ def _tower(hidden: int, inner: int, layers: int, heads: int, size: int, patch: i
     }  # fmt: skip
 
 
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
-    "small": (_tower(256, 1024, 6, 4, 512, 16), _llama(768, 2048, 12, 12, 4, 8064, 8192), 4, 2048),
-    "256m": (_tower(768, 3072, 12, 12, 512, 16), _llama(576, 1536, 30, 9, 3, 49280, 8192), 4, 2048),
-    "500m": (_tower(768, 3072, 12, 12, 512, 16), _llama(960, 2560, 32, 15, 5, 49280, 8192), 4, 2048),
-    "2.2b": (_tower(1152, 4304, 27, 16, 384, 14), _llama(2048, 8192, 24, 32, 32, 49155, 16384), 3, 1536),
-    "8b": (_tower(1152, 4304, 27, 16, 364, 14), _llama(4096, 14336, 32, 32, 8, 128259, 131072), 2, 1456),
+SMOLVLM: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
+    "smolvlm-tiny": (_tower(48, 96, 2, 4, 64, 16), _llama(64, 96, 2, 4, 2, 192, 2048), 2, 256),
+    "smolvlm-small": (_tower(256, 1024, 6, 4, 512, 16), _llama(768, 2048, 12, 12, 4, 8064, 8192), 4, 2048),
+    "smolvlm-256m": (_tower(768, 3072, 12, 12, 512, 16), _llama(576, 1536, 30, 9, 3, 49280, 8192), 4, 2048),
+    "smolvlm-500m": (_tower(768, 3072, 12, 12, 512, 16), _llama(960, 2560, 32, 15, 5, 49280, 8192), 4, 2048),
+    "smolvlm-2.2b": (_tower(1152, 4304, 27, 16, 384, 14), _llama(2048, 8192, 24, 32, 32, 49155, 16384), 3, 1536),
+    "idefics3-8b": (_tower(1152, 4304, 27, 16, 364, 14), _llama(4096, 14336, 32, 32, 8, 128259, 131072), 2, 1456),
 }
 """Name → vision and text section of ``config.json``, scale factor, longest edge of an image."""
 
 
 def tensors(shape: str) -> dict[str, list[int]]:
     """Names and shapes as transformers stores them."""
-    vision, text, side, _ = SHAPES[shape]
+    vision, text, side, _ = SMOLVLM[shape]
     width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     tower = "model.vision_model."
     shapes: dict[str, list[int]] = {
@@ -67,22 +67,10 @@ def tensors(shape: str) -> dict[str, list[int]]:
     }
 
 
-def write_checkpoint(folder: Path, shape: str, *, seed: int | None = None) -> int:
-    """A float16 checkpoint in one file; without a seed all weights are zero, and the file is sparse.
-
-    Returns:
-        The bytes of its weights.
-    """
-    vision, text, side, longest = SHAPES[shape]
-    header, offset = {}, 0
-    for name, dims in tensors(shape).items():
-        size = 2
-        for length in dims:
-            size *= length
-        header[name] = {"dtype": "F16", "shape": dims, "data_offsets": [offset, offset + size]}
-        offset += size
-    with (folder / "model.safetensors").open("wb") as stream:
-        _write(stream, header, offset, None if seed is None else _Random(seed))
+def write_smolvlm(folder: Path, shape: str, *, seed: int | None = None) -> int:
+    """A checkpoint; arguments and result as of ``write_checkpoint``."""
+    vision, text, side, longest = SMOLVLM[shape]
+    total = write_weights(folder, tensors(shape), seed=seed)
     image = text["vocab_size"] - 64
     config = {
         "architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "image_token_id": image,
@@ -101,7 +89,7 @@ def write_checkpoint(folder: Path, shape: str, *, seed: int | None = None) -> in
         "image_std": [0.5] * 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return offset
+    return total
 
 
 def _write_texts(folder: Path, vocab: int, image: int) -> None:
