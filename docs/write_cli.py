@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from trtprune.cli import main as commands
-from trtprune.cli.flags import LAST, Option, grouped
+from trtprune.cli.flags import LAST, Flag, grouped
 
 PAGE = Path(__file__).parent / "cli.md"
 ORDER = (
@@ -76,7 +76,7 @@ def row(option: click.Option, context: click.Context) -> str:
     record = option.get_help_record(context)
     assert record is not None
     names, text = (part.replace("|", "\\|") for part in record)
-    aliases = getattr(option, "aliases", ()) if isinstance(option, Option) else ()
+    aliases = getattr(option, "aliases", ()) if isinstance(option, Flag) else ()
     also = f" (also {', '.join(f'`{alias}`' for alias in aliases)})" if aliases else ""
     return f"| `{names}`{also} | {' '.join(text.split())} |"
 

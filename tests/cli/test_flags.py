@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from trtprune.cli import main
-from trtprune.cli.flags import Command, Gathered, Option, option
+from trtprune.cli.flags import Command, Flag, Gathered, option
 
 COMMANDS = sorted(main.commands)
 # Meaning → where it is taken, and every spelling that is.
@@ -48,7 +48,7 @@ def test_every_option_has_a_sentence_and_a_group(name: str) -> None:
     for parameter in options_of(name):
         text = (parameter.help or "").split("  [default", 1)[0]
         assert re.match(r"[A-Z].*\.$", text, re.DOTALL), (parameter.opts, text)
-        assert isinstance(parameter, Option), f"{parameter.opts} is in no group"
+        assert isinstance(parameter, Flag), f"{parameter.opts} is in no group"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

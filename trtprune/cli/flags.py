@@ -15,13 +15,13 @@ from typing import Any
 
 import click
 
-__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Gathered", "Option", "Options", "grouped", "option"]
+__all__ = ["LAST", "LOGGING", "MORE", "OUTPUT", "Command", "Flag", "Gathered", "Options", "grouped", "option"]
 
 MORE, OUTPUT, LOGGING = "Options", "Output", "Logging"
 LAST = (OUTPUT, LOGGING)
 
 
-class Option(click.Option):
+class Flag(click.Option):
     """A click option.
 
     Args:
@@ -65,8 +65,8 @@ class Option(click.Option):
 Options = tuple[Callable[[Any], Any], ...]
 """Options of a command, or decorators that bring several, in the order of help."""
 
-option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Option)
-"""``click.option`` with :class:`Option`."""
+option: Callable[..., Callable[[Any], Any]] = partial(click.option, cls=Flag)
+"""``click.option`` with :class:`Flag`."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class Command(click.Command):
     """A click command whose help lists its options in groups."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As in click; see ``bare`` of :class:`Option`."""
+        """As in click; see ``bare`` of :class:`Flag`."""
         optional = {
             name
             for parameter in self.params
-            if isinstance(parameter, Option) and parameter.bare is not None
+            if isinstance(parameter, Flag) and parameter.bare is not None
             for name in (*parameter.opts, *parameter.aliases)
         }
         end = args.index("--") if "--" in args else len(args)

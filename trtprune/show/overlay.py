@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from trtprune.errors import InputError
+from trtprune.runtime.images.steps import Geometry
 from trtprune.show.text import title_strip
 
 if TYPE_CHECKING:
@@ -30,23 +31,6 @@ FRAME = (250, 250, 250)
 MERGED = (120, 200, 255)
 TINTS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (122, 123, 254))
 """Tints of merged tokens: patches of one token share a tint, neighbours differ."""
-
-
-class Geometry(Protocol):
-    """The place of the model's input in the image: input pixel (x, y) is at (left + x·scale_x, top + y·scale_y)."""
-
-    @property
-    def left(self) -> float: ...
-    @property
-    def top(self) -> float: ...
-    @property
-    def scale_x(self) -> float: ...
-    @property
-    def scale_y(self) -> float: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
 
 
 def overlay(
