@@ -32,6 +32,7 @@ ALIASES: dict[str, str] = {
     "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
     "internvl3.5-1b": "OpenGVLab/InternVL3_5-1B-HF",
     "internvl3.5-2b": "OpenGVLab/InternVL3_5-2B-HF",
+    "internvl3.5-4b": "OpenGVLab/InternVL3_5-4B-HF",
     "internvl3.5-8b": "OpenGVLab/InternVL3_5-8B-HF",
 }
 
