@@ -24,6 +24,7 @@ DIMS: dict[str, Range] = {
     "tokens": (1, 8, 32),
     "logits_rows": (1, 1, 4),
     "visual_tokens": (1, 2340, 2928),
+    "patches": (4, 9360, 11712),
     "crops": (1, 5, 5),
     "text_tokens": (1, 12, 64),
     "text_segments": (1, 1, 4),

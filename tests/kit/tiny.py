@@ -34,6 +34,7 @@ FAMILIES = {
     "internvl": (transformers.InternVLConfig, transformers.InternVLForConditionalGeneration),
     "qwen2-vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
     "qwen2.5-vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
+    "qwen3-vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
     "smolvlm": (transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration),
     "idefics3": (transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration),
 }
@@ -147,6 +148,15 @@ def projected_config(t: Tiny) -> Any:
     )
 
 
+def mrope_section(t: Tiny) -> list[int]:
+    """Frequencies of time, row and column, half a head in all."""
+    quarter = t.hidden // t.heads // 8
+    if t.family != "qwen3-vl":
+        return [2 * quarter, quarter, quarter]
+    half = t.text.get("head_dim", t.hidden // t.heads + 8) // 2
+    return [half - 2 * (half // 3), half // 3, half // 3]
+
+
 def packed_config(t: Tiny) -> Any:
     """The configuration of a family whose tower reads images of any size."""
     vision: dict[str, Any] = {"depth": t.vision_layers, "num_heads": 3, "patch_size": t.patch_size}
@@ -154,11 +164,16 @@ def packed_config(t: Tiny) -> Any:
         # Windows of 2 × 2 visual tokens; full attention in every other layer.
         vision |= {"hidden_size": t.vision_hidden, "out_hidden_size": t.hidden, "intermediate_size": 80}
         vision |= {"window_size": 4 * t.patch_size, "fullatt_block_indexes": [*range(1, t.vision_layers, 2)]}
+    elif t.family == "qwen3-vl":
+        # A table of 5 × 5 positions; a level behind every layer but the last, of at most as many as the decoder has.
+        vision |= {"hidden_size": t.vision_hidden, "out_hidden_size": t.hidden, "intermediate_size": 80}
+        levels = [*range(t.vision_layers - 1)][: min(t.layers, 3)]
+        vision |= {"num_position_embeddings": 25, "deepstack_visual_indexes": levels}
     else:
         vision |= {"embed_dim": t.vision_hidden, "hidden_size": t.hidden, "mlp_ratio": 2}
-    quarter = t.hidden // t.heads // 8
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2 * quarter, quarter, quarter]}
-    text = text_config(dataclasses.replace(t, decoder="qwen2", rope=rope)).to_dict()
+    decoder = "qwen3" if t.family == "qwen3-vl" else "qwen2"
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": mrope_section(t)}
+    text = text_config(dataclasses.replace(t, decoder=decoder, rope=rope)).to_dict()
     text = {name: value for name, value in text.items() if name not in ("model_type", "architectures")}
     return FAMILIES[t.family][0](
         vision_config={**vision, **t.vision},
@@ -186,7 +201,7 @@ def draw(model: torch.nn.Module, seed: int, tied: bool) -> None:
                 p.copy_(0.2 * noise)
             elif tied and "embed_tokens" in name:
                 p.copy_(0.3 * noise)  # it is the output projection too
-            elif "embed_tokens" in name or "position_embedding" in name or "cls_token" in name:
+            elif "embed_tokens" in name or "position_embedding" in name or "cls_token" in name or "pos_embed" in name:
                 p.copy_(0.7 * noise)
             else:
                 gain = 2.0 if "lm_head" in name else 1.4 if "q_proj" in name or "k_proj" in name else 1.0

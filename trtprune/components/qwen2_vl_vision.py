@@ -1,12 +1,17 @@
-"""The packed vision towers of Qwen2.5-VL and Qwen2-VL, with the merger: from an image's patches to its visual tokens.
+"""The packed vision towers of Qwen2-VL and the families after it: from an image's patches to its visual tokens.
 
 One image a run.  Patches come in merge order, so that the rows of a visual token stand behind one another and the
 merger is a reshape.  They stay in that order: a window layer gathers queries, keys and values into its windows, all of
 one length with empty slots masked, and the results back (transformers puts the whole image in window order instead).
-The rotary embedding turns half of a head's frequencies by the patch's row and half by its column, in float32.
+The rotary embedding turns half of a head's frequencies by the patch's row and half by its column, in float32.  Where
+there is a table of positions, too (Qwen3-VL), it is resampled to the image's grid.
 
-Sources: https://arxiv.org/abs/2502.13923 §2.1, https://arxiv.org/abs/2409.12191 §2.1; ``modeling_qwen2_5_vl`` and
-``modeling_qwen2_vl`` of transformers 5.23.
+A DeepStack level is what a merger of its own makes of the patches behind an earlier layer, for the language model to
+add behind one of its first layers.
+
+Sources: https://arxiv.org/abs/2409.12191 §2.1 (Qwen2-VL), https://arxiv.org/abs/2502.13923 §2.1 (Qwen2.5-VL),
+https://arxiv.org/abs/2511.21631 §2 (Qwen3-VL), https://arxiv.org/abs/2406.04334 (DeepStack); ``modeling_qwen2_vl``,
+``modeling_qwen2_5_vl`` and ``modeling_qwen3_vl`` of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
+from trtprune.components.packed_windows import Windows
+from trtprune.components.patch_merger import Merger, MergerNames
+from trtprune.components.patch_positions import patch_angles, patch_places, resampled_positions
 from trtprune.components.vit import linear_weights, norm_weights
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, mean_attention, mean_query_row, rotary
@@ -27,14 +34,37 @@ from trtprune.tensor_names import (
     PIXEL_VALUES,
     SHALLOW_ATTENTION,
     TOKEN_POSITIONS,
-    WINDOW_INDEX,
-    WINDOW_PLACES,
 )
 
-__all__ = ["PackedTower", "PackedTowerConfig", "build_packed_tower", "packed_tower_weights", "patch_angles"]
+__all__ = [
+    "QWEN2_NAMES",
+    "QWEN3_NAMES",
+    "PackedTower",
+    "PackedTowerConfig",
+    "TowerNames",
+    "build_packed_tower",
+    "packed_tower_weights",
+]
 
 _FLOAT = ir.DataType.FLOAT
 CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class TowerNames:
+    """The checkpoint's names where the families differ.
+
+    Attributes:
+        middle: Of the two linear layers of a plain middle.
+        merger: Of the merger's parts, and of those of the DeepStack levels.
+    """
+
+    middle: tuple[str, str]
+    merger: MergerNames
+
+
+QWEN2_NAMES = TowerNames(("fc1", "fc2"), MergerNames("ln_q", "mlp.0", "mlp.2"))
+QWEN3_NAMES = TowerNames(("linear_fc1", "linear_fc2"), MergerNames("norm", "linear_fc1", "linear_fc2"))
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,11 @@ class PackedTowerConfig:
         gated: Whether the layers have RMS norms and gated middles (Qwen2.5-VL), or layer norms and plain ones.
         rope_theta: Base of the rotary frequencies.
         full_layers: Layers, counted from 0, in which a patch attends to the whole image; in others to its window.
+        names: The checkpoint's names.
+        patch_bias: Whether the patch embedding has a bias.
+        table_side: Entries on a side of the table of learned positions; 0 without one.
+        deepstack: Layers, counted from 0, behind which the DeepStack levels are read, each with the merger of the same
+            number; the levels are in the order of the layers.
     """
 
     model_type: str
@@ -72,6 +107,10 @@ class PackedTowerConfig:
     gated: bool
     rope_theta: float
     full_layers: frozenset[int]
+    names: TowerNames = QWEN2_NAMES
+    patch_bias: bool = False
+    table_side: int = 0
+    deepstack: tuple[int, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -94,9 +133,19 @@ class PackedTowerConfig:
         return self.window**2
 
     @property
+    def levels(self) -> int:
+        """L, the number of DeepStack levels."""
+        return len(self.deepstack)
+
+    @property
     def deep_layer(self) -> int:
         """The last layer in which patches attend to the whole image: that of the saliency."""
         return max(self.full_layers)
+
+    def merger(self, *, joint: bool = False) -> Merger:
+        """The tower's merger, or with a ``joint`` norm that of a DeepStack level."""
+        sizes = self.hidden_size, self.unit, self.output_size, self.norm_eps
+        return Merger(self.names.merger, *sizes, rms=self.gated, joint=joint)
 
     def weights(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Key → shape of the weights of :meth:`build`."""
@@ -109,10 +158,14 @@ class PackedTowerConfig:
 
 def packed_tower_weights(cfg: PackedTowerConfig, prefix: str) -> dict[str, tuple[int, ...]]:
     """Key → shape of the weights of :func:`build_packed_tower`."""
-    h, f, merged = cfg.hidden_size, cfg.intermediate_size, cfg.hidden_size * cfg.unit
+    h, f = cfg.hidden_size, cfg.intermediate_size
     weights: dict[str, tuple[int, ...]] = {
         f"{prefix}patch_embed.proj.weight": (h, CHANNELS, cfg.frames, cfg.patch, cfg.patch)
     }
+    if cfg.patch_bias:
+        weights[f"{prefix}patch_embed.proj.bias"] = (h,)
+    if cfg.table_side:
+        weights[f"{prefix}pos_embed.weight"] = (cfg.table_side**2, h)
     for i in range(cfg.num_layers):
         layer = f"{prefix}blocks.{i}."
         weights |= _norm(cfg, f"{layer}norm1") | _norm(cfg, f"{layer}norm2")
@@ -121,12 +174,12 @@ def packed_tower_weights(cfg: PackedTowerConfig, prefix: str) -> dict[str, tuple
             weights |= linear_weights(f"{layer}mlp.gate_proj", f, h) | linear_weights(f"{layer}mlp.up_proj", f, h)
             weights |= linear_weights(f"{layer}mlp.down_proj", h, f)
         else:
-            weights |= linear_weights(f"{layer}mlp.fc1", f, h) | linear_weights(f"{layer}mlp.fc2", h, f)
-    weights |= _norm(cfg, f"{prefix}merger.ln_q")
-    return weights | (
-        linear_weights(f"{prefix}merger.mlp.0", merged, merged)
-        | linear_weights(f"{prefix}merger.mlp.2", cfg.output_size, merged)
-    )
+            first, second = (f"{layer}mlp.{name}" for name in cfg.names.middle)
+            weights |= linear_weights(first, f, h) | linear_weights(second, h, f)
+    weights |= cfg.merger().weights(f"{prefix}merger.")
+    for number in range(len(cfg.deepstack)):
+        weights |= cfg.merger(joint=True).weights(f"{prefix}deepstack_merger_list.{number}.")
+    return weights
 
 
 def _norm(cfg: PackedTowerConfig, key: str) -> dict[str, tuple[int, ...]]:
@@ -139,28 +192,27 @@ class PackedTower:
 
     Attributes:
         features: The visual tokens, [1, N, D].
+        levels: The DeepStack levels of each visual token side by side, [1, N, L · D]; None of a tower without them.
         extras: Further outputs by the names of :data:`trtprune.pruning.inputs.INPUTS`, a row for each visual token.
     """
 
     features: ir.Value
+    levels: ir.Value | None = None
     extras: dict[str, ir.Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What all layers share: angles [1, patches, head_dim / 2], and the windows of a tower that has them.
+    """What all layers share.
 
-    ``index`` int64 [windows · slots] has a visual token for each slot, 0 for an empty one; ``places`` int64 [N] is each
-    token's slot; ``taken`` bool [windows, 1, 1, slots · unit] has the slots' patches, and ``mask`` is that of the
-    windows' attention.
+    Attributes:
+        cos, sin: Of the patches' angles, float32 [1, patches, head_dim / 2].
+        windows: The windows of a tower that has them.
     """
 
     cos: ir.Value
     sin: ir.Value
-    index: ir.Value | None = None
-    places: ir.Value | None = None
-    taken: ir.Value | None = None
-    mask: ir.Value | None = None
+    windows: Windows | None
 
 
 def build_packed_tower(
@@ -186,14 +238,10 @@ def build_packed_tower(
         wanted: Names of further outputs; others are ignored.
         shallow_layer: The layer of ``shallow_attention``, counted from 1.
     """
-    op = g.op
-    pixels = g.input(PIXEL_VALUES, g.dtype_name, ["patches", cfg.patch_width])
     with g.scope("embeddings"):
-        kernel = op.Reshape(g.weight(f"{prefix}patch_embed.proj.weight"), g.ints(cfg.hidden_size, cfg.patch_width))
-        x = op.MatMul(pixels, op.Transpose(kernel, perm=[1, 0]))
-        x = op.Unsqueeze(x, g.ints(0))
-        shared = _shared(g, cfg)
+        x, shared = _embeddings(g, cfg, prefix)
     extras: dict[str, ir.Value] = {}
+    levels: list[ir.Value] = []
     for i in range(cfg.num_layers):
         reads = {*wanted} & {MEAN_QUERY_ATTENTION, DEEP_ATTENTION, "vision_keys"} if i == cfg.deep_layer else set()
         if shallow_layer == i + 1:
@@ -201,57 +249,33 @@ def build_packed_tower(
         with g.scope(f"layers.{i}"):
             x, outputs = _layer(g, cfg, f"{prefix}blocks.{i}.", x, shared, i in cfg.full_layers, reads)
         extras |= outputs
+        if i in cfg.deepstack:
+            number = cfg.deepstack.index(i)
+            with g.scope(f"deepstack.{number}"):
+                levels.append(cfg.merger(joint=True).build(g, f"{prefix}deepstack_merger_list.{number}.", x))
     if "vision_features" in wanted:
         extras["vision_features"] = _pooled(g, cfg, x)
     with g.scope("projector"):
-        y = _normed(g, cfg, x, f"{prefix}merger.ln_q")
-        y = op.Reshape(y, g.ints(1, -1, cfg.hidden_size * cfg.unit))
-        y = activation(g, linear(g, y, f"{prefix}merger.mlp.0", bias=True), "gelu")
-        return PackedTower(linear(g, y, f"{prefix}merger.mlp.2", bias=True), extras)
+        features = cfg.merger().build(g, f"{prefix}merger.", x)
+    return PackedTower(features, g.op.Concat(*levels, axis=-1) if levels else None, extras)
 
 
-def _shared(g: Graph, cfg: PackedTowerConfig) -> _Inputs:
-    """The inputs beside the pixels, and what layers make of them once."""
-    op, int64 = g.op, ir.DataType.INT64
+def _embeddings(g: Graph, cfg: PackedTowerConfig, prefix: str) -> tuple[ir.Value, _Inputs]:
+    """The inputs; the patches [1, patches, C] in front of the first layer, and what all layers share."""
+    op, proj = g.op, f"{prefix}patch_embed.proj"
+    pixels = g.input(PIXEL_VALUES, g.dtype_name, ["patches", cfg.patch_width])
     positions = g.input(TOKEN_POSITIONS, "int64", ["visual_tokens", 2])
-    cos, sin = patch_angles(g, positions, cfg.merge, cfg.head_dim, cfg.rope_theta)
-    if len(cfg.full_layers) == cfg.num_layers:
-        return _Inputs(cos, sin)
-    window_index = g.input(WINDOW_INDEX, "int64", ["windows", cfg.slots])
-    places = g.input(WINDOW_PLACES, "int64", ["visual_tokens"])
-    index = op.Reshape(op.Max(window_index, g.scalar(0, int64)), g.ints(-1))
-    # A slot stands for all patches of its token: [windows, slots, unit] → [windows, 1, 1, slots · unit].
-    taken = op.GreaterOrEqual(op.Unsqueeze(window_index, g.ints(2)), g.scalar(0, int64))
-    taken = op.Expand(taken, g.ints(1, 1, cfg.unit))
-    taken = op.Reshape(taken, g.ints(-1, 1, 1, cfg.slots * cfg.unit))
-    if g.lowering.vision_attention.startswith("primitives"):
-        half = g.dtype == ir.DataType.FLOAT16 and not g.lowering.vision_attention.endswith("float32")
-        dtype = _FLOAT if g.lowering.vision_attention.endswith("float32") else g.dtype
-        lowest = float(np.finfo(np.float16).min) if half else -3.0e38
-        mask = op.Where(taken, g.scalar(0.0, dtype), g.scalar(lowest, dtype))
-    else:  # ONNX Runtime's operator takes a row for each query
-        mask = op.Expand(taken, g.ints(1, 1, cfg.slots * cfg.unit, 1))
-    return _Inputs(cos, sin, index, places, taken, mask)
-
-
-def patch_angles(g: Graph, positions: ir.Value, merge: int, head_dim: int, theta: float) -> tuple[ir.Value, ir.Value]:
-    """cos and sin float32 [1, patches, head_dim / 2] of the patches' rotary embedding, in merge order.
-
-    Args:
-        positions: int64 [N, 2], row and column of each visual token.
-        merge: Patches on a side of a visual token.
-        head_dim: Width of a head, a multiple of 4: each axis has a quarter as many frequencies.
-        theta: Base of the frequencies.
-    """
-    op, quarter = g.op, head_dim // 4
-    inside = np.stack(np.divmod(np.arange(merge**2, dtype=np.int64), merge), axis=1)
-    first = op.Mul(op.Unsqueeze(positions, g.ints(1)), g.scalar(merge, ir.DataType.INT64))
-    patches = g.cast(op.Add(first, g.constant(inside[None], "patches_of_token")), _FLOAT)  # [N, unit, 2]
-    exponent = np.arange(0, head_dim // 2, 2, dtype=np.float32) / np.float32(head_dim // 2)
-    inv_freq = (1.0 / np.power(np.float32(theta), exponent)).astype(np.float32)
-    angles = op.Mul(op.Unsqueeze(patches, g.ints(3)), g.constant(inv_freq, "inv_freq"))  # [N, unit, 2, quarter]
-    angles = op.Reshape(angles, g.ints(1, -1, 2 * quarter))
-    return op.Cos(angles), op.Sin(angles)
+    kernel = op.Reshape(g.weight(f"{proj}.weight"), g.ints(cfg.hidden_size, cfg.patch_width))
+    x = op.MatMul(pixels, op.Transpose(kernel, perm=[1, 0]))
+    if cfg.patch_bias:
+        x = op.Add(x, g.weight(f"{proj}.bias"))
+    x = op.Unsqueeze(x, g.ints(0))
+    places = patch_places(g, positions, cfg.merge)
+    if cfg.table_side:
+        x = op.Add(x, resampled_positions(g, places, g.weight(f"{prefix}pos_embed.weight"), cfg.table_side))
+    cos, sin = patch_angles(g, places, cfg.head_dim, cfg.rope_theta)
+    windowed = len(cfg.full_layers) < cfg.num_layers
+    return x, _Inputs(cos, sin, Windows.inputs(g, cfg.slots, cfg.unit) if windowed else None)
 
 
 def _layer(
@@ -270,15 +294,14 @@ def _layer(
     parts = op.Split(both, g.ints(*[cfg.hidden_size] * 3), axis=-1, _outputs=3)
     q, k, v = (split_heads(g, part, heads, dim) for part in parts)
     q, k = (_rotated(g, t, shared, dim) for t in (q, k))
-    mask = None
-    if not full:
-        q, k, v = (_to_windows(g, cfg, t, shared) for t in (q, k, v))
-        mask = shared.mask
-    found = _attention_outputs(g, cfg, layer, q, k, shared, full, reads)
-    y = _attended(g, cfg, q, k, v, mask)
+    windows = None if full else shared.windows
+    if windows is not None:
+        q, k, v = (windows.split(g, t, heads, dim) for t in (q, k, v))
+    found = _attention_outputs(g, cfg, layer, q, k, windows, reads)
+    y = _attended(g, cfg, q, k, v, None if windows is None else windows.mask)
     y = merge_heads(g, y, heads, dim)
-    if not full:
-        y = _from_windows(g, cfg, y, shared)
+    if windows is not None:
+        y = windows.join(g, y, cfg.hidden_size)
     x = op.Add(x, linear(g, y, f"{layer}attn.proj", bias=True))
     y = _normed(g, cfg, x, f"{layer}norm2")
     if cfg.gated:
@@ -286,9 +309,8 @@ def _layer(
         y = op.Mul(gate, linear(g, y, f"{layer}mlp.up_proj", bias=True))
         y = linear(g, y, f"{layer}mlp.down_proj", bias=True)
     else:
-        y = linear(
-            g, activation(g, linear(g, y, f"{layer}mlp.fc1", bias=True), cfg.activation), f"{layer}mlp.fc2", bias=True
-        )
+        first, second = (f"{layer}mlp.{name}" for name in cfg.names.middle)
+        y = linear(g, activation(g, linear(g, y, first, bias=True), cfg.activation), second, bias=True)
     return op.Add(x, y), found
 
 
@@ -320,30 +342,13 @@ def _rotated(g: Graph, x: ir.Value, shared: _Inputs, dim: int) -> ir.Value:
     return g.cast(rotary(g, g.cast(x, _FLOAT), shared.cos, shared.sin, dim), g.dtype)
 
 
-def _to_windows(g: Graph, cfg: PackedTowerConfig, x: ir.Value, shared: _Inputs) -> ir.Value:
-    """[1, heads, patches, dim] → [windows, heads, slots · unit, dim]."""
-    op, heads, dim = g.op, cfg.num_heads, cfg.head_dim
-    tokens = op.Reshape(x, g.ints(heads, -1, cfg.unit * dim))
-    slots = op.Gather(tokens, shared.index, axis=1)
-    windows = op.Reshape(slots, g.ints(heads, -1, cfg.slots * cfg.unit, dim))
-    return op.Transpose(windows, perm=[1, 0, 2, 3])
-
-
-def _from_windows(g: Graph, cfg: PackedTowerConfig, y: ir.Value, shared: _Inputs) -> ir.Value:
-    """[windows, slots · unit, C] → [1, patches, C]."""
-    op = g.op
-    slots = op.Reshape(y, g.ints(-1, cfg.unit * cfg.hidden_size))
-    return op.Reshape(op.Gather(slots, shared.places, axis=0), g.ints(1, -1, cfg.hidden_size))
-
-
 def _attention_outputs(
     g: Graph,
     cfg: PackedTowerConfig,
     layer: str,
     q: ir.Value,
     k: ir.Value,
-    shared: _Inputs,
-    full: bool,
+    windows: Windows | None,
     reads: Collection[str],
 ) -> dict[str, ir.Value]:
     """The outputs of a layer's attention, pooled over each token's patches."""
@@ -355,30 +360,18 @@ def _attention_outputs(
         found["vision_keys"] = op.ReduceMean(op.Reshape(keys, g.ints(1, -1, cfg.unit, dim)), g.ints(2), keepdims=0)
     for name in (DEEP_ATTENTION, SHALLOW_ATTENTION):
         if name in reads:  # from one layer if the two are the same
-            received = g.memo(("mean attention", layer), lambda: _received(g, cfg, q, k, shared, full))
+            received = g.memo(("mean attention", layer), lambda: _received(g, cfg, q, k, windows))
             found[name] = _summed(g, cfg, received)
     return found
 
 
-def _received(g: Graph, cfg: PackedTowerConfig, q: ir.Value, k: ir.Value, shared: _Inputs, full: bool) -> ir.Value:
+def _received(g: Graph, cfg: PackedTowerConfig, q: ir.Value, k: ir.Value, windows: Windows | None) -> ir.Value:
     """What each patch receives, the mean over heads and all queries of the image: float32 [1, patches]."""
-    op, dim = g.op, cfg.head_dim
-    if full:  # head by head, see _attended
-        pairs = zip(_heads(g, cfg, q), _heads(g, cfg, k), strict=True)
-        rows = [mean_attention(g, a, b, head_dim=dim) for a, b in pairs]
-        return op.ReduceMean(op.Concat(*rows, axis=0), g.ints(0), keepdims=1)
-    assert shared.places is not None
-    scores = op.Mul(
-        op.MatMul(g.cast(q, _FLOAT), op.Transpose(g.cast(k, _FLOAT), perm=[0, 1, 3, 2])), g.scalar(dim**-0.5, _FLOAT)
-    )
-    assert shared.taken is not None
-    weights = op.Softmax(op.Where(shared.taken, scores, g.scalar(-3.0e38, _FLOAT)), axis=-1)
-    # Queries of empty slots are none of the image's.
-    asking = op.Transpose(g.cast(shared.taken, _FLOAT), perm=[0, 1, 3, 2])
-    sums = op.ReduceSum(op.ReduceMean(op.Mul(weights, asking), g.ints(1), keepdims=0), g.ints(1), keepdims=0)
-    patches = op.Gather(op.Reshape(sums, g.ints(-1, cfg.unit)), shared.places, axis=0)
-    row = op.Reshape(patches, g.ints(1, -1))
-    return op.Div(row, g.cast(op.Shape(row, start=1, end=2), _FLOAT))
+    if windows is not None:
+        return windows.received(g, q, k, cfg.head_dim)
+    pairs = zip(_heads(g, cfg, q), _heads(g, cfg, k), strict=True)  # head by head, see _attended
+    rows = [mean_attention(g, a, b, head_dim=cfg.head_dim) for a, b in pairs]
+    return g.op.ReduceMean(g.op.Concat(*rows, axis=0), g.ints(0), keepdims=1)
 
 
 def _summed(g: Graph, cfg: PackedTowerConfig, row: ir.Value) -> ir.Value:

@@ -89,6 +89,10 @@ class PackedVision(Protocol):
     def output_size(self) -> int:
         """D, the width of the visual tokens."""
 
+    @property
+    def levels(self) -> int:
+        """L, its DeepStack levels."""
+
     def weights(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Key → shape of its weights."""
 
@@ -188,15 +192,19 @@ def required(m: PackedConfig) -> dict[str, tuple[int, ...]]:
     return weights | decoder_weights(m.text, TEXT, m.lm_head)
 
 
-def patch_sides(vision: Section) -> tuple[int, int, int]:
+def patch_sides(vision: Section, default: int = 14) -> tuple[int, int, int]:
     """Pixels on a side of a patch, patches on a side of a visual token, and frames of a patch, of ``vision_config``.
+
+    Args:
+        vision: The section.
+        default: Pixels on a side of a patch where the section leaves them out.
 
     Raises:
         CheckpointError: for a size that is none, or images without three channels.
     """
     vision.fixed("in_channels", 3)
     vision.fixed("in_chans", 3)
-    patch, frames = (vision.size(name, size) for name, size in (("patch_size", 14), ("temporal_patch_size", 2)))
+    patch, frames = (vision.size(name, size) for name, size in (("patch_size", default), ("temporal_patch_size", 2)))
     for name, sides in (("patch_size", patch), ("temporal_patch_size", frames)):
         if sides[0] != sides[1]:
             raise CheckpointError(f"{vision.key(name)} is {list(sides)}; expected one number", hint=COMPARE)
