@@ -18,7 +18,7 @@ from trtprune.components.rope import Rope, RotaryAxes
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
-from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, rms_norm, split_heads
+from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, product, rms_norm, split_heads
 from trtprune.graph.raters import rater_attention
 from trtprune.tensor_names import (
     HIDDEN_STATES,
@@ -338,7 +338,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         # Only the requested rows go through the output projection, the largest matrix of the model.
         x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
         x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
-        g.output(op.MatMul(x, g.matrix(lm_head)), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
+        g.output(product(g, x, lm_head), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
     else:
         g.output(x, LAST_HIDDEN_STATE, g.dtype_name, ["batch", "sequence", h])
     if segment.raters:

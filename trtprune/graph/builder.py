@@ -43,6 +43,14 @@ _SAFETENSORS_DTYPES: dict[str, ir.DataType] = {
     "F64": ir.DataType.DOUBLE,
 }
 
+# (bits, unsigned) → type of the integers.
+_INTEGERS: dict[tuple[int, bool], ir.DataType] = {
+    (8, False): ir.DataType.INT8,
+    (8, True): ir.DataType.UINT8,
+    (4, False): ir.DataType.INT4,
+    (4, True): ir.DataType.UINT4,
+}
+
 _PRODUCER = "trtprune"
 
 
@@ -147,7 +155,7 @@ class Graph:
         """The checkpoint's matrix ``key`` [out, in] as a value [in, out] of the compute dtype.
 
         It stays [out, in] as stored, with a Transpose that runtimes fold when they load the graph; or it is
-        dequantised, where it is one of ``quantized``.
+        dequantised, where it is one of ``quantized``.  Its rows then may have another order, see :meth:`in_order_of`.
 
         Raises:
             CheckpointError: as :meth:`weight`.
@@ -161,14 +169,26 @@ class Graph:
 
     def _dequantized(self, key: str) -> ir.Value:
         q = self.quantized[key]
-        integers = self._external(q.integers, ir.DataType.INT8 if q.bits == 8 else ir.DataType.INT4, q.shape)
-        scales = self._external(q.scales, self.dtype, q.scales.shape)
+        kind = _INTEGERS[q.bits, q.zeros is not None]
+        scale_dtype = _SAFETENSORS_DTYPES[q.scales.dtype]
+        inputs = [self._external(q.integers, kind, q.shape), self._external(q.scales, scale_dtype, q.scales.shape)]
+        if q.zeros is not None:
+            inputs.append(self._external(q.zeros, kind, q.scales.shape))
         if q.block is None:
-            value = self.op.DequantizeLinear(integers, scales, axis=1)
+            value = self.op.DequantizeLinear(*inputs, axis=1)
         else:
-            value = self.op.DequantizeLinear(integers, scales, axis=0, block_size=q.block)
-        value.type, value.shape = ir.TensorType(self.dtype), ir.Shape(q.shape)
-        return value
+            value = self.op.DequantizeLinear(*inputs, axis=0, block_size=q.block)
+        value.type, value.shape = ir.TensorType(scale_dtype), ir.Shape(q.shape)
+        return self.cast(value, self.dtype)
+
+    def in_order_of(self, key: str, x: ir.Value) -> ir.Value:
+        """``x`` [..., in] with its features in the order of the rows of :meth:`matrix`."""
+        order = self.quantized[key].order if key in self.quantized else None
+        if order is None:
+            return x
+        # Matrices that read the same features often share their order.
+        index = self.memo(("order", order.name), lambda: self._external(order, ir.DataType.INT64, order.shape))
+        return self.memo(("in order", x, order.name), lambda: self.op.Gather(x, index, axis=-1))
 
     def _initializer(self, key: str) -> ir.Value:
         info = self.tensors.get(key)

@@ -24,6 +24,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "merge_heads",
+    "product",
     "rms_norm",
     "split_heads",
     "topk_gather",
@@ -44,8 +45,13 @@ def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
 
     The weight may be quantised, see :meth:`Graph.matrix`.
     """
-    y = g.op.MatMul(x, g.matrix(f"{key}.weight"))
+    y = product(g, x, f"{key}.weight")
     return g.op.Add(y, g.weight(f"{key}.bias")) if bias else y
+
+
+def product(g: Graph, x: ir.Value, key: str) -> ir.Value:
+    """``x @ W.T`` with the checkpoint's matrix ``key`` [out, in], in whatever form it is stored."""
+    return g.op.MatMul(g.in_order_of(key, x), g.matrix(key))
 
 
 def split_heads(g: Graph, x: ir.Value, heads: int, head_dim: int) -> ir.Value:

@@ -30,17 +30,20 @@ class TensorLocation(Protocol):
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """``integers * scales``, stored transposed.
+    """``(integers - zeros) * scales``, stored transposed.
 
     DequantizeLinear → MatMul on an [in, out] matrix is the pattern that ONNX Runtime turns into one n-bit kernel;
     with a Transpose between the two it does so for some forms only.
 
     Attributes:
-        integers: The [in, out] matrix as int8, or as int4 with two numbers per byte (dtype U8).
-        scales: [out] without blocks, [in / block, out] with.
+        integers: The [in, out] matrix as int8, or as int4 with two numbers per byte (dtype U8); unsigned beside
+            ``zeros``.
+        scales: [out] without blocks, [in / block, out] with; in their own dtype, in which the product is rounded.
         shape: (in, out).
         bits: 8 or 4.
         block: Number of weights along ``in`` with a common scale; None: all of them.
+        zeros: Zero points, unsigned integers of ``bits`` in the shape of ``scales``, packed like ``integers``; None: 0.
+        order: int64 [in]: row i of ``integers`` is multiplied with feature ``order[i]`` of the input; None: with i.
     """
 
     integers: TensorLocation
@@ -48,3 +51,5 @@ class QuantizedMatrix:
     shape: tuple[int, int]
     bits: int
     block: int | None
+    zeros: TensorLocation | None = None
+    order: TensorLocation | None = None
