@@ -81,9 +81,10 @@ def test_product(tmp_path: Path, bits: int, zeros: bool, block: int | None, scal
 
 def test_an_order_is_gathered_once() -> None:
     """Matrices that read the same features in the same order share one Gather."""
-    layout = plan_layout("w", {"q": ("U8", (32, 8)), "s": ("F32", (1, 16)), "o": ("I64", (32,))}).tensors
-    matrix = QuantizedMatrix(layout["q"], layout["s"], (32, 16), 4, 32, order=layout["o"])
-    g = Graph("g", quantized={"a": matrix, "b": matrix})
+    names = {"a": ("U8", (32, 8)), "a_scale": ("F32", (1, 16)), "b": ("U8", (32, 8)), "b_scale": ("F32", (1, 16))}
+    at = plan_layout("w", {**names, "order": ("I64", (32,))}).tensors
+    forms = {k: QuantizedMatrix(at[k], at[f"{k}_scale"], (32, 16), 4, 32, order=at["order"]) for k in ("a", "b")}
+    g = Graph("g", quantized=forms)
     x = g.input("x", "float32", [1, "rows", 32])
     for key in ("a", "b"):
         g.output(product(g, x, key), f"{key}_out", "float32", [1, "rows", 16])
