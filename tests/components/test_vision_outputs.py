@@ -25,6 +25,7 @@ from trtprune.errors import BudgetError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import open_model
 from trtprune.models.spec import VisionHead
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import FROM_CLIP, FROM_VISION, INPUTS
 
 CPU = Lowering.for_backend("onnxruntime")
@@ -216,7 +217,7 @@ def test_what_is_refused(tower: str, layer: Any, strategy: str, needs: str, lack
     assert {"none", "random"} <= set(able)
     for name in pruning.names():
         method = pruning.get(name)
-        options = method.complete_options(None, has_cls=spec.has_cls)
+        options = method.complete_options(None, TowerTraits.of(spec))
         if name in able and method.tower_layer() is None:
             check_needs(method, spec, options)
         elif name not in able:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 
 from tests.kit.pruning_cases import cases, run, session
 from trtprune import pruning
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import INPUTS
+from trtprune.variants import Variant
 
 INPUT = {"cls": "cls_attention", "mean": "mean_query_attention", "all": "deep_attention"}
 METHODS = [method.name for method in pruning.all_methods() if method.without_cls]
@@ -24,14 +26,26 @@ def test_methods_for_a_cls_token_say_what_they_do_without() -> None:
     """None that reads the attention of a CLS token is silent about it, and none of the others has something to say."""
     assert [m.name for m in pruning.all_methods() if "cls_attention" in m.needs] == METHODS
     for method in map(pruning.get, METHODS):
-        options = method.complete_options(None, has_cls=False)
+        options = method.complete_options(None, TowerTraits(has_cls=False))
         assert options["received"] == "mean"
         needs = method.needs_of(options)
         assert "mean_query_attention" in needs
         assert not any(name.startswith("cls_") for name in needs)
-        assert method.complete_options({"received": "all"}, has_cls=False)["received"] == "all"
-        assert method.complete_options(None, has_cls=True) == method.validate_options()
+        assert method.complete_options({"received": "all"}, TowerTraits(has_cls=False))["received"] == "all"
+        assert method.complete_options(None, TowerTraits()) == method.validate_options()
         assert any(words.startswith("or, without a CLS token, ") for words in method.describe_needs())
+
+
+def test_defaults_with_a_packed_tower() -> None:
+    """HiPrune's layer is that of its authors' runs: 9 of CLIP's tower, 16 of Qwen2.5-VL's; a choice stays."""
+    method = pruning.get("hiprune")
+    towers = {9: TowerTraits(), 16: TowerTraits(has_cls=False, packed=True)}
+    for layer, tower in towers.items():
+        assert method.complete_options(None, tower)["object_layer"] == layer
+        assert method.complete_options({"object_layer": "7"}, tower)["object_layer"] == 7
+        variant = Variant.make("hiprune", tower=tower)
+        assert dict(variant.options)["object_layer"] == layer
+    assert pruning.get("vispruner").complete_options(None, towers[16])["received"] == "mean"
 
 
 @settings(max_examples=25, deadline=None)

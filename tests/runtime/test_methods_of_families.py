@@ -23,6 +23,7 @@ from tests.models.test_packed import Maps
 from tests.runtime.test_three_axes import numbered, record
 from trtprune import pruning
 from trtprune.errors import BudgetError
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER
 from trtprune.runtime import Vlm
 from trtprune.text.template import Turn
@@ -130,7 +131,7 @@ def test_every_method(kits: Callable[[str], Kit], family: str, name: str, option
     kit, case, method = kits(family), FAMILIES[family], pruning.get(name)
     options = options | {option.name: 2 for option in method.options if option.name.endswith("_layer")}
     label = "-".join([name, *map(str, options.values())])
-    needs = method.needs_of(method.complete_options(options, has_cls=case.has_cls))
+    needs = method.needs_of(method.complete_options(options, TowerTraits(has_cls=case.has_cls)))
     if needs & {*FROM_CLIP}:
         with pytest.raises(BudgetError, match="needs CLIP's text tower") as error:
             kit.load(label, method=name, keep=KEEP, options=options)
@@ -141,7 +142,7 @@ def test_every_method(kits: Callable[[str], Kit], family: str, name: str, option
             kit.load(label, method=name, keep=KEEP, options=options)
         assert "options={'cls_token': 'drop'}; or method with one of: " in str(error.value.hint)
         options = options | {"cls_token": "drop"}
-        needs = method.needs_of(method.complete_options(options, has_cls=case.has_cls))
+        needs = method.needs_of(method.complete_options(options, TowerTraits(has_cls=case.has_cls)))
     vlm = kit.load(label, method=name, keep=KEEP, options=options)
     image = picture(3, case.size)
     given = case.oracle(kit, vlm, image, method.tower_layer(options))

@@ -222,7 +222,7 @@ def test_further_methods_see_the_same_tokens(kit: Kit) -> None:
         assert other.vision == replace(base.vision, saliency=())
     among = kit.load("among-base", method="divprune", keep=9, newlines="candidates").config
     with Variants(among.root, Running(threads=1)) as variants:
-        rules = [variants.config(Variant.make(m, has_cls=variants.has_cls)).vision.newlines for m in ("dart", "adafv")]
+        rules = [variants.config(Variant.make(m, tower=variants.tower)).vision.newlines for m in ("dart", "adafv")]
         assert rules == ["candidates", "drop"]
 
 

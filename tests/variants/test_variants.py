@@ -50,13 +50,13 @@ def test_methods_of_a_tower_without_a_cls_token(tmp_path: Path) -> None:
     trtprune.build(str(kit.path), base, method="adafv", keep=5)
     with Variants(base, Running(threads=1)) as variants:
         assert variants.own.label == "adafv received=mean"
-        chosen, _ = choose_variants("all", variants.own, has_cls=variants.has_cls)
+        chosen, _ = choose_variants("all", variants.own, tower=variants.tower)
         assert chosen.count(variants.own) == sum(variant.method == "adafv" for variant in chosen) == 1
         assert {v.label for v in chosen} >= {"fastervlm received=mean", "visionzip cls_token=drop received=mean"}
-        (all_queries,) = parse_variants("fastervlm:received=all", has_cls=variants.has_cls)
+        (all_queries,) = parse_variants("fastervlm:received=all", tower=variants.tower)
         assert all_queries.label == "fastervlm received=all"
         assert variants.open(all_queries).config.vision.saliency == ("deep_attention",)
-        (mean,) = parse_variants("fastervlm", has_cls=variants.has_cls)
+        (mean,) = parse_variants("fastervlm", tower=variants.tower)
         vlm = variants.open(mean)
         view = variants.open(variants.own).look(picture(4), QUESTION)
         assert (
@@ -64,7 +64,7 @@ def test_methods_of_a_tower_without_a_cls_token(tmp_path: Path) -> None:
             == vlm.select(vlm.look(picture(4), QUESTION), keep=6).tolist()
         )
         with pytest.raises(BudgetError, match="needs the attention of a CLS token"):
-            variants.open(Variant.parse("fastervlm:received=cls", has_cls=variants.has_cls))
+            variants.open(Variant.parse("fastervlm:received=cls", tower=variants.tower))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def run_bench(directory: Path, settings: BenchSettings, report: Report = SILENT)
 
 def _plan(variants: Variants, settings: BenchSettings) -> tuple[list[tuple[Variant, int]], bool, list[str]]:
     """(method, budget) of every cell, whether the methods were named one by one, and notes for the reader."""
-    chosen, named = planning.choose_variants(settings.methods, variants.own, has_cls=variants.has_cls)
+    chosen, named = planning.choose_variants(settings.methods, variants.own, tower=variants.tower)
     budgets = planning.choose_budgets(settings.keeps, variants.base)
     plan, notes = planning.plan_cells(variants, chosen, budgets, named=named)
     generation = variants.base.generation

@@ -9,6 +9,7 @@ from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.engine_dir import POSITIONS, PositionsInfo, PruningInfo
 from trtprune.errors import BudgetError
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import FROM_CLIP, INPUTS, read_of_run
 from trtprune.tensor_names import DEEP_ATTENTION, SALIENCY, SHALLOW_ATTENTION
 
@@ -100,7 +101,7 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
     """
     missing = _missing(method, options, spec, clip)
     if missing is not None:
-        own = {m.name: m.complete_options(None, has_cls=spec.has_cls) for m in pruning.all_methods()}
+        own = {m.name: m.complete_options(None, TowerTraits.of(spec)) for m in pruning.all_methods()}
         able = [name for name in own if _missing(pruning.get(name), own[name], spec, clip) is None]
         hint = f"{arg('method')} with one of: {', '.join(able)}"
         if method.name in able:

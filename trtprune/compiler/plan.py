@@ -21,6 +21,7 @@ from trtprune.compiler.texts import check_texts
 from trtprune.engine_dir import SCHEMA_VERSION, GenerationInfo, PositionsInfo, PruningInfo
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.generation_config import read_generation
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import takes_newlines
 from trtprune.reports.downloads import progress_of
 from trtprune.tensor_names import SALIENCY
@@ -249,7 +250,7 @@ class _Limits:
             spec,
             keep=request.keep,
             keep_range=request.keep_range,
-            options=self.method.complete_options(request.options, has_cls=spec.has_cls),
+            options=self.method.complete_options(request.options, TowerTraits.of(spec)),
             clip=clip,
         )
         positions = resolve_positions(self.method, spec, request.positions, info.options)

@@ -105,7 +105,7 @@ class TrtPrune(_model.lmms):  # type: ignore[name-defined]
             build_options=None if clip is None else {"clip": clip},
         )
         shared = self._variants
-        self.variant = shared.own if method is None else Variant.parse(str(method), has_cls=shared.has_cls)
+        self.variant = shared.own if method is None else Variant.parse(str(method), tower=shared.tower)
         base = self._variants.base.pruning
         if keep is None and self.variant not in (self._variants.own, Variant.make("none")):
             # A variant's default budget is all tokens: without ``keep``, a method would be marked unpruned.

@@ -100,7 +100,7 @@ def plan_points(
         BudgetError: for an unknown method, an option or a budget that cannot be served, or if nothing is pruned.
     """
     total = variants.base.model.visual_tokens
-    chosen, named = choose_variants(methods, variants.own, has_cls=variants.has_cls)
+    chosen, named = choose_variants(methods, variants.own, tower=variants.tower)
     budgets = choose_budgets(keeps, variants.base)
     if not chosen:
         what = f"--methods {methods}" if methods else f"{variants.base.root} (method none)"

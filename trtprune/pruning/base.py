@@ -13,7 +13,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
@@ -28,7 +28,41 @@ if TYPE_CHECKING:
     from trtprune.pruning.trace import Trace
     from trtprune.schedules import ScheduleInfo
 
-__all__ = ["BaseMethod", "BuildContext", "LayerAccess"]
+__all__ = ["WITH_CLS", "BaseMethod", "BuildContext", "LayerAccess", "TowerTraits"]
+
+
+class Tower(Protocol):
+    """A model's facts about its vision tower."""
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether it has a CLS token."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Pixels of a crop; None: it reads images of any size."""
+
+
+@dataclass(frozen=True)
+class TowerTraits:
+    """What decides the defaults of options.
+
+    Attributes:
+        has_cls: Whether the vision tower has a CLS token.
+        packed: Whether it is a packed one, which reads images of any size.
+    """
+
+    has_cls: bool = True
+    packed: bool = False
+
+    @classmethod
+    def of(cls, model: Tower) -> Self:
+        """The traits of a model's tower."""
+        return cls(model.has_cls, model.image_size is None)
+
+
+WITH_CLS = TowerTraits()
+"""The traits of CLIP's tower."""
 
 
 class LayerAccess(Protocol):
@@ -107,6 +141,7 @@ class BaseMethod(ABC):
         options: Its options.
         without_cls: Options that have another default where the vision tower has no CLS token: how the method does
             without one.
+        with_packed: Options that have another default with a packed vision tower.
         without_clip: Options with which it reads nothing of CLIP's text tower, for a method that otherwise does.
     """
 
@@ -122,15 +157,17 @@ class BaseMethod(ABC):
     grid_positions: ClassVar[str] = "original"
     options: ClassVar[tuple[Option, ...]] = ()
     without_cls: ClassVar[Mapping[str, OptionValue]] = {}
+    with_packed: ClassVar[Mapping[str, OptionValue]] = {}
     without_clip: ClassVar[Mapping[str, OptionValue]] = {}
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
         """The span of text tokens that the method reads: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
         return PROMPT_TOKENS[str(self.validate_options(options).get("prompt_tokens", "question"))]
 
-    def complete_options(self, options: Mapping[str, object] | None, *, has_cls: bool) -> dict[str, OptionValue]:
-        """:meth:`validate_options` for a model: with the defaults of a tower with a CLS token, or without one."""
-        return self.validate_options({**({} if has_cls else self.without_cls), **(options or {})})
+    def complete_options(self, options: Mapping[str, object] | None, tower: TowerTraits) -> dict[str, OptionValue]:
+        """:meth:`validate_options` for a model, with the defaults that go with its vision tower."""
+        own = {**({} if tower.has_cls else self.without_cls), **(self.with_packed if tower.packed else {})}
+        return self.validate_options({**own, **(options or {})})
 
     def validate_options(self, options: Mapping[str, object] | None = None) -> dict[str, OptionValue]:
         """All options of the method, defaults filled in and text parsed.

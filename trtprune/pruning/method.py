@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtprune.pruning.base import BaseMethod, BuildContext
+from trtprune.pruning.base import BaseMethod, BuildContext, TowerTraits
 from trtprune.pruning.inputs import FROM_CLIP, FROM_LAYER, INPUT_NAMES, INPUTS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Method(BaseMethod):
     def describe_needs(self) -> list[str]:
         words = [entry.words for name, entry in INPUTS.items() if name in self.needs]
         if self.without_cls:
-            other = self.needs_of(self.complete_options(None, has_cls=False)) - self.needs
+            other = self.needs_of(self.complete_options(None, TowerTraits(has_cls=False))) - self.needs
             words += [f"or, without a CLS token, {INPUTS[name].words}" for name in sorted(other)]
         words += ["a seed"] if "seed" in self.needs else []
         if self.needs & set(FROM_CLIP):

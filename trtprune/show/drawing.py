@@ -166,7 +166,7 @@ def _variants(variants: Variants, methods: Sequence[str]) -> list[Variant]:
     """The variants; the directory's own method without options gets its options of the build."""
     found = []
     for text in methods:
-        parsed = Variant.parse(text, has_cls=variants.has_cls)
+        parsed = Variant.parse(text, tower=variants.tower)
         found.append(variants.own if text.strip() == variants.own.method else parsed)
     return list(dict.fromkeys(found)) or [variants.own]
 
@@ -176,7 +176,7 @@ def _open(variants: Variants, variant: Variant, asked: SheetRequest) -> Vlm | No
     try:
         return variants.open(variant)
     except (BackendError, CheckpointError, ModuleNotFoundError) as error:
-        defaults = Variant.make(variant.method, has_cls=variants.has_cls)
+        defaults = Variant.make(variant.method, tower=variants.tower)
         if variant != defaults or pruning.get(variant.method).inside:
             raise
         logger.warning("%s: selected by its NumPy reference, and no answer: %s", variant.label, _reason(error))

@@ -11,6 +11,7 @@ import numpy as np
 from trtprune import pruning
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError
+from trtprune.pruning.base import TowerTraits
 from trtprune.pruning.inputs import INPUTS, takes_newlines
 from trtprune.runtime.cut_decoder import CutDecoder
 
@@ -34,7 +35,7 @@ def select(vlm: Vlm, view: View, *, keep: int, method: str, seed: int | None = N
     if method == vlm.config.pruning.method:
         return vlm.select(view, keep=keep, seed=seed)
     other = pruning.get(method)
-    options = other.complete_options(None, has_cls=vlm.config.model.has_cls)
+    options = other.complete_options(None, TowerTraits.of(vlm.config.model))
     if other.inside:
         raise BudgetError(
             f"{arg('method', method)} prunes inside the decoder, and this build's decoder is not cut for it",
@@ -157,7 +158,7 @@ def merged_into(
     info = vlm.config.pruning
     method = pruning.get(name or info.method)
     own = info.options if name in (None, info.method) else None
-    options = method.complete_options(own, has_cls=vlm.config.model.has_cls)
+    options = method.complete_options(own, TowerTraits.of(vlm.config.model))
     total = view.features.visual_tokens
     trace = method.trace(total, options)
     if trace is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtprune import pruning
 from trtprune.errors import BudgetError
+from trtprune.pruning.base import WITH_CLS, TowerTraits
 from trtprune.variants import Variant, parse_variants
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ __all__ = ["ALL", "choose_budgets", "choose_variants", "parse_methods", "plan_ce
 ALL = "all"
 
 
-def choose_variants(methods: str | None, own: Variant, *, has_cls: bool = True) -> tuple[list[Variant], bool]:
+def choose_variants(methods: str | None, own: Variant, *, tower: TowerTraits = WITH_CLS) -> tuple[list[Variant], bool]:
     """The methods to measure, and whether they were named one by one; ``none`` is always measured and not in the list.
 
     Args:
         methods: ``a,b:option=value``; ``all``; None: as built.
         own: The build's.
-        has_cls: Whether its vision tower has a CLS token.
+        tower: What its vision tower is.
 
     Raises:
         BudgetError: for an unknown method or option.
@@ -32,15 +33,15 @@ def choose_variants(methods: str | None, own: Variant, *, has_cls: bool = True) 
     if methods is None:
         found, named = [own], True
     else:
-        found, named = parse_methods(methods, has_cls=has_cls)
+        found, named = parse_methods(methods, tower=tower)
         if not named:
             # The build's own method gets its options of the build.
-            every = [own if name == own.method else Variant.make(name, has_cls=has_cls) for name in pruning.names()]
+            every = [own if name == own.method else Variant.make(name, tower=tower) for name in pruning.names()]
             found = list(dict.fromkeys([*every, *found]))
     return [variant for variant in found if variant.method != "none"], named
 
 
-def parse_methods(methods: str, *, has_cls: bool = True) -> tuple[list[Variant], bool]:
+def parse_methods(methods: str, *, tower: TowerTraits = WITH_CLS) -> tuple[list[Variant], bool]:
     """The methods of ``--methods`` beside ``all``, and whether ``all`` is missing: ``all,divprune:center=true``.
 
     Raises:
@@ -48,8 +49,8 @@ def parse_methods(methods: str, *, has_cls: bool = True) -> tuple[list[Variant],
     """
     first, _, rest = methods.partition(",")
     if first.strip() != ALL:
-        return parse_variants(methods, has_cls=has_cls), True
-    return parse_variants(rest, has_cls=has_cls) if rest.strip() else [], False
+        return parse_variants(methods, tower=tower), True
+    return parse_variants(rest, tower=tower) if rest.strip() else [], False
 
 
 def choose_budgets(keeps: Sequence[int] | None, base: EngineDir) -> list[int]:

@@ -20,6 +20,7 @@ from trtprune.backends.running import Running
 from trtprune.engine_dir.graphs import graph_digest
 from trtprune.engine_dir.paths import hub_blobs
 from trtprune.errors import BackendError, BudgetError, EngineDirError
+from trtprune.pruning.base import WITH_CLS, TowerTraits
 from trtprune.pruning.inputs import takes_newlines
 
 if TYPE_CHECKING:
@@ -40,22 +41,24 @@ class Variant:
     options: tuple[tuple[str, str | int | float], ...] = ()
 
     @classmethod
-    def make(cls, method: str, options: Mapping[str, object] | None = None, *, has_cls: bool = True) -> Variant:
+    def make(
+        cls, method: str, options: Mapping[str, object] | None = None, *, tower: TowerTraits = WITH_CLS
+    ) -> Variant:
         """A method with these options and the defaults of the others.
 
         Args:
             method: Its name.
             options: The options that are set.
-            has_cls: Whether the model's vision tower has a CLS token, which decides defaults.
+            tower: What the model's vision tower is, which decides defaults.
 
         Raises:
             BudgetError: for an unknown method or option.
         """
-        return cls(method, tuple(pruning.get(method).complete_options(options, has_cls=has_cls).items()))
+        return cls(method, tuple(pruning.get(method).complete_options(options, tower).items()))
 
     @classmethod
-    def parse(cls, text: str, *, has_cls: bool = True) -> Variant:
-        """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``; ``has_cls`` as in :meth:`make`.
+    def parse(cls, text: str, *, tower: TowerTraits = WITH_CLS) -> Variant:
+        """``METHOD[:OPTION=VALUE]…``, e.g. ``divprune:center=true``; ``tower`` as in :meth:`make`.
 
         Raises:
             BudgetError: naming the fault.
@@ -65,7 +68,7 @@ class Variant:
         pairs = [setting.partition("=") for setting in settings]
         if not all(equals for _, equals, _ in pairs):
             raise BudgetError(f"--methods {text}: ends with a colon", hint="METHOD:OPTION=VALUE:OPTION=VALUE")
-        return cls.make(method, {name: value for name, _, value in pairs}, has_cls=has_cls)
+        return cls.make(method, {name: value for name, _, value in pairs}, tower=tower)
 
     @property
     def label(self) -> str:
@@ -80,7 +83,7 @@ def split_methods(text: str) -> list[str]:
     return [part for part in re.split(r",(?=\s*(?:[a-z]|$))", text) if part.strip()]
 
 
-def parse_variants(text: str, *, has_cls: bool = True) -> list[Variant]:
+def parse_variants(text: str, *, tower: TowerTraits = WITH_CLS) -> list[Variant]:
     """A comma-separated list of :meth:`Variant.parse`, without duplicates.
 
     Raises:
@@ -89,7 +92,7 @@ def parse_variants(text: str, *, has_cls: bool = True) -> list[Variant]:
     parts = split_methods(text)
     if not parts:
         raise BudgetError("--methods: names no method", hint=f"some of {', '.join(pruning.names())}")
-    return list(dict.fromkeys(Variant.parse(part, has_cls=has_cls) for part in parts))
+    return list(dict.fromkeys(Variant.parse(part, tower=tower) for part in parts))
 
 
 def warnings_only(report: Callable[[str, str], None]) -> Callable[[str, str], None]:
@@ -186,9 +189,9 @@ class Variants:
         return variant_of(self.base)
 
     @property
-    def has_cls(self) -> bool:
-        """Whether the model's vision tower has a CLS token."""
-        return self.base.model.has_cls
+    def tower(self) -> TowerTraits:
+        """What the model's vision tower is."""
+        return TowerTraits.of(self.base.model)
 
     def there(self, variant: Variant) -> bool:
         """Whether a variant exists without a new build."""

@@ -14,7 +14,8 @@ Python's ``round`` (halves to even) is reproduced in whole numbers, alpha being 
 up to 10000.  As in the code, a neighbour is a neighbour by index: at the right end of a row that is the first patch of
 the next row, and clamping brings the first and last patch in.
 
-``object_layer`` counts the tower's layers from 1.  The sources do not define the selection when anchors and buffers
+``object_layer`` counts the tower's layers from 1: 9 in the authors' runs with LLaVA, 16 in those with Qwen2.5-VL, which
+is the default with every packed tower.  The sources do not define the selection when anchors and buffers
 exceed the budget, possible from about alpha = 0.5; the code stops with an error.  Here anchors come before buffers and
 lower indices before higher ones.
 
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtprune.pruning import grids, ops
 from trtprune.pruning.crops import (
@@ -74,11 +75,16 @@ class HiPrune(Method):
     cost = "two TopK; the vision tower returns two columns of attention more"
     options = (
         Option(
-            "object_layer", 9, "layer of the vision tower, from 1, that anchors are taken from", minimum=1, maximum=128
+            "object_layer",
+            9,
+            "layer of the vision tower, from 1, that anchors are taken from; by default 16 where it reads any size",
+            minimum=1,
+            maximum=128,
         ),
         Option("alpha", 0.1, "fraction of the budget for anchors and their neighbours", minimum=0, maximum=1),
         CROPS,
     )
+    with_packed: ClassVar = {"object_layer": 16}
 
     def needs_of(self, options: Mapping[str, Any]) -> frozenset[str]:
         return needs_by_crop(self.needs, options)
