@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.kit.tiny_files import complete
 from trtprune.errors import InputError
 from trtprune.runtime import Features, Result, Vlm
 from trtprune.runtime.answer import AnswerSettings
+from trtprune.runtime.batch_row import BatchRow
 from trtprune.runtime.inflight import InFlight, Limits, Order, Picture
 from trtprune.text.template import Turn
 
@@ -255,3 +256,134 @@ def test_memory_is_bounded(vlm: Vlm) -> None:
         assert heard.result is not None
     assert max(sizes) <= limit
     assert np.max(sizes) > 0 or vlm.pipeline.decoder.prunes
+
+
+# -- requests that wait together
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, size: Callable[..., Any]) -> list[Any]:
+    """What ``size`` says to the arguments of each call of a method."""
+    sizes: list[Any] = []
+    own = getattr(owner, name)
+
+    def call(self: Any, *args: Any, **named: Any) -> Any:
+        sizes.append(size(*args))
+        return own(self, *args, **named)
+
+    monkeypatch.setattr(owner, name, call)
+    return sizes
+
+
+def run(vlm: Vlm, batch: InFlight, asked: Sequence[dict[str, Any]]) -> list[Heard]:
+    heard = [Heard() for _ in asked]
+    for one, listener in zip(asked, heard, strict=True):
+        batch.add(order(vlm, listener, one))
+    while batch.work():
+        pass
+    return heard
+
+
+def test_prompts_that_wait_together_are_read_together(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images in one run of the tower, four prompts of different lengths and budgets in one run of the decoder."""
+    low, high = vlm.config.pruning.keep_range
+    asked = [ask(WORDS[number % 2], [number]) | {"keep": (low, high)[number % 2]} for number in (1, 2, 3, 4)]
+    looks = count_calls(monkeypatch, type(vlm.chain), "look", len)
+    reads = count_calls(monkeypatch, type(vlm.pipeline.decoder), "prefill", lambda rows, *_: len(rows))
+    heard = run(vlm, InFlight(vlm.pipeline, Limits(4)), asked)
+    assert (looks, reads) == ([4], [4])
+    for one, listener in zip(asked, heard, strict=True):
+        check(vlm, listener, one)
+
+
+def test_prompts_of_very_different_lengths_are_read_apart(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding costs as much as tokens; the two short ones still share a run."""
+    asked = [ask("Why? " * 40), ask("Why?", [2]), ask("How?", [3])]
+    reads = count_calls(
+        monkeypatch, type(vlm.pipeline.decoder), "prefill", lambda rows, *_: [len(row.ids) for row in rows]
+    )
+    heard = run(vlm, InFlight(vlm.pipeline, Limits(3, chunk=4096)), asked)
+    assert [len(lengths) for lengths in reads] == [1, 2]
+    for one, listener in zip(asked, heard, strict=True):
+        check(vlm, listener, one)
+
+
+def test_beginnings_of_different_lengths_in_one_run(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that begin where earlier prompts left them, beside one that begins at 0; padding stays within the cache."""
+    batch = InFlight(vlm.pipeline, Limits(3))
+    run(vlm, batch, [ask(WORDS[2]), ask("Why is this", [1, 2])])
+    starts = count_calls(
+        monkeypatch, type(vlm.pipeline.decoder), "prefill", lambda rows, cache, start: (list(start), cache.capacity)
+    )
+    asked = [ask(WORDS[2] + "Why?"), ask("Why is this so?", [1, 2]), ask("Why?", [3])]
+    heard = run(vlm, batch, asked)
+    for one, listener in zip(asked, heard, strict=True):
+        check(vlm, listener, one)
+    if not vlm.pipeline.decoder.prunes:
+        assert max(heard[0].cached, heard[1].cached) > 0
+        assert any(len(set(start)) > 1 for start, _ in starts)
+
+
+def test_rows_wait_for_a_bounded_piece_only(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a row runs, each run of the decoder has at most the chunk's tokens, and behind each one comes a step."""
+    chunk = 24
+    batch, heard = InFlight(vlm.pipeline, Limits(4, chunk)), [Heard() for _ in range(4)]
+    long = ask("Why?", max_new_tokens=60, ignore_eos=True)
+    batch.add(order(vlm, heard[0], long))
+    while not heard[0].text:
+        batch.work()
+    asked = [ask(WORDS[2], [2]), ask(WORDS[1], [3]), ask(WORDS[1], [4])]
+    for one, listener in zip(asked, heard[1:], strict=True):
+        batch.add(order(vlm, listener, one))
+
+    def tokens(rows: Sequence[Any], _cache: Any, start: Sequence[int]) -> int:
+        return len(rows) * max(len(row.ids) - first for row, first in zip(rows, start, strict=True))
+
+    reads = count_calls(monkeypatch, type(vlm.pipeline.decoder), "prefill", tokens)
+    crops = count_calls(monkeypatch, type(vlm.chain), "look", lambda images: sum(one.plan.tokens for one in images))
+    tokens_of_rows = count_calls(monkeypatch, BatchRow, "choose", len)
+    while heard[0].result is None:
+        before, told = len(reads) + len(crops), len(tokens_of_rows)
+        batch.work()
+        assert len(reads) + len(crops) <= before + 1
+        assert len(tokens_of_rows) > told
+    while batch.work():
+        pass
+    one_image = vlm.config.model.visual_tokens
+    assert max(crops) <= max(chunk, one_image)
+    assert vlm.pipeline.decoder.prunes or max(reads) <= chunk
+    for one, listener in zip([long, *asked], heard, strict=True):
+        check(vlm, listener, one)
+
+
+@pytest.mark.parametrize("stage", ["look", "prefill"])
+def test_a_run_that_fails_is_tried_for_each_request_alone(
+    vlm: Vlm, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The request that makes it fail gets the error, and the others their answers."""
+    asked = [ask("Why?", [1]), ask("What?", [2]), ask("How?", [3])]
+    heard = [Heard() for _ in asked]
+    jobs = [order(vlm, listener, one) for one, listener in zip(asked, heard, strict=True)]
+    pictures = [job.pictures[0].prepared for job in jobs]
+    first, bad, last = (
+        set(vlm.pipeline.encode(job.turns, [prepared]).ids.tolist())
+        for job, prepared in zip(jobs, pictures, strict=True)
+    )
+    owner: Any = type(vlm.chain) if stage == "look" else type(vlm.pipeline.decoder)
+    own = getattr(owner, stage)
+
+    def fails(self: Any, rows: Sequence[Any], *args: Any) -> Any:
+        if any(row is pictures[1] if stage == "look" else set(row.ids.tolist()) & (bad - first - last) for row in rows):
+            raise MemoryError
+        return own(self, rows, *args)
+
+    monkeypatch.setattr(owner, stage, fails)
+    batch = InFlight(vlm.pipeline, Limits(3))
+    for job in jobs:
+        batch.add(job)
+    while batch.work():
+        pass
+    monkeypatch.undo()
+    assert isinstance(heard[1].error, MemoryError)
+    assert (batch.active, batch.waiting) == (0, 0)
+    for number in (0, 2):
+        check(vlm, heard[number], asked[number])

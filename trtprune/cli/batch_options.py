@@ -26,7 +26,7 @@ BATCH: Options = (
         "--prefill-chunk",
         256,
         click.IntRange(16, 1 << 20),
-        "Tokens of a prompt that are read at once while other requests wait for their next token.",
+        "Tokens of prompts, or of images, in one run while other requests wait for their next token.",
     ),
     _number("--image-cache-mb", 256, MIB, "Memory for features of earlier images, in MiB; 0 is off."),
     _number("--prefix-cache-mb", 512, MIB, "Memory for the KV cache of earlier prompts and answers, in MiB; 0 is off."),

@@ -25,6 +25,11 @@ class Clock:
         finally:
             self.ms[name] += 1000 * (time.perf_counter() - start)
 
+    def add(self, other: Clock) -> None:
+        """Adds the times of another clock's stages."""
+        for name, ms in other.ms.items():
+            self.ms[name] += ms
+
     def read(self) -> dict[str, float]:
         """All stages and ``total``, the time since the clock's creation."""
         return {name: round(ms, 3) for name, ms in self.ms.items()} | {

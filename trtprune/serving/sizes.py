@@ -20,7 +20,7 @@ class BatchSizes:
     Attributes:
         max_batch_size: Most requests at once.
         max_queued_requests: Most requests that wait for a row.
-        prefill_chunk: Tokens of a prompt that are read at once while other requests wait for their next token.
+        prefill_chunk: Tokens of prompts, or of images, in one run while other requests wait for their next token.
         image_cache_mb: Memory for features of earlier images, in MiB.
         prefix_cache_mb: Memory for the KV cache of earlier prompts and answers, in MiB.
     """
