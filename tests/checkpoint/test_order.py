@@ -64,11 +64,17 @@ CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], str, str]] = {
         "FooVLForCausalLM",
         "never runs",
     ),
-    "awq": (llava(quantization_config={"quant_method": "awq", "bits": 4}) | SAFETENSORS, {}, "(AWQ)", "--weight-dtype"),
-    "gptq-text": (
-        llava(text_config={"quantization_config": {"quant_method": "gptq"}}) | SAFETENSORS,
+    "nf4": (
+        llava(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
+        | SAFETENSORS,
         {},
-        "text_config.quantization_config: quantised checkpoints are not supported (GPTQ)",
+        "of this kind are not supported (bitsandbytes NF4)",
+        "--weight-dtype",
+    ),
+    "gptq-text": (
+        llava(text_config={"quantization_config": {"quant_method": "gptq", "bits": 2}}) | SAFETENSORS,
+        {},
+        "text_config.quantization_config.bits is 2, which trtprune does not read (GPTQ)",
         "--weight-dtype",
     ),
     "adapter": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"w" * 5000}, {}, "PEFT", "merge"),

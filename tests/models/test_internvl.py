@@ -150,7 +150,10 @@ def test_squares(side: int, squares: int, width: int, batch: int) -> None:
         ({"vision_feature_layer": 9}, r"vision_feature_layer is 9"),
         ({"vision_feature_select_strategy": "full"}, r"vision_feature_select_strategy is 'full', which trtprune"),
         ({"text_config__model_type": "mistral"}, r"text_config.model_type is 'mistral', which trtprune"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised checkpoints are not supported \(AWQ"),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            r"quantised checkpoints of this kind are not supported \(HQQ",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -408,7 +408,7 @@ BAD_CONFIGS = {
     'text_config__rope_parameters={"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}': "beta_fast is 'x'",
     'text_config__rope_parameters={"rope_type": "yarn", "rope_theta": 1.0}': "rope_parameters: .* no finite",
     'text_config__rope_parameters={"rope_type": ["linear"]}': "supported: default, dynamic, linear, llama3",
-    'quantization_config={"bits": 4}': "quantised checkpoints are not supported",
+    'quantization_config={"bits": 4}': "quantised checkpoints of this kind are not supported",
     "image_token_index=-1": "expected an integer of at least 0",
 }
 

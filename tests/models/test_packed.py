@@ -192,8 +192,14 @@ def test_bounds_of_a_user(tmp_path: Path) -> None:
         ({"vision_config__hidden_act": "swoosh"}, "hidden_act is 'swoosh'"),
         ({"vision_start_token_id": 999}, "no added token 999, the vision_start_token_id of config.json"),
         ({"image_token_id": 20}, "no added token 20, the image_token_id of config.json"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoints are not supported (AWQ)"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported (GPTQ)"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantised checkpoints of this kind are not supported (FP8)",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 3}},
+            "quantization_config.bits is 3, which trtprune does not read (GPTQ)",
+        ),
         ({"vision_config__patch_size": 16}, "patch_size is 14, and the vision tower's 16"),
     ],
     ids=str,

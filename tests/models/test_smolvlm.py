@@ -122,7 +122,10 @@ def test_places_in_the_position_table() -> None:
         ({"vision_config__image_size": 65 * 14}, r"crops of 65 × 65 patches, whose places"),
         ({"vision_config__hidden_act": "mish"}, r"hidden_act is 'mish'"),
         ({"text_config__model_type": "mistral"}, r"text_config.model_type is 'mistral', which trtprune"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised checkpoints are not supported \(AWQ"),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            r"quantised checkpoints of this kind are not supported \(HQQ",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -76,7 +76,22 @@ _QUANTIZED: dict[str, str] = {
     "quanto": "Quanto",
     "torchao": "torchao",
     "mxfp4": "MXFP4",
+    "nvfp4": "NVFP4",
+    "auto-round": "AutoRound",
+    "intel/auto-round": "AutoRound",
+    "aqlm": "AQLM",
+    "vptq": "VPTQ",
+    "higgs": "HIGGS",
+    "eetq": "EETQ",
+    "spqr": "SpQR",
+    "bitnet": "BitNet",
+    "quark": "Quark",
+    "sinq": "SINQ",
 }
+_EXPORTS = {
+    "AutoRound": "or export it again as auto_gptq, auto_awq or llm_compressor, which trtprune reads",
+}
+"""Name → what its tool can write in place of its own format."""
 
 _FILES: tuple[tuple[str, str, str], ...] = (
     (
@@ -130,12 +145,18 @@ def _any(pattern: str, names: Collection[str]) -> bool:
 
 def for_quantization(settings: Any) -> tuple[str, str]:
     """The name of the quantisation in ``quantization_config``, and a hint."""
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    values = settings if isinstance(settings, Mapping) else {}
+    method = values.get("quant_method")
     name = _QUANTIZED.get(method, method[:40]) if isinstance(method, str) else "of an unnamed kind"
-    return name, (
+    if name == "bitsandbytes":
+        kind = values.get("bnb_4bit_quant_type")
+        four = kind if isinstance(kind, str) and len(kind) < 10 else "4 bits"
+        name += f" {four.upper() if values.get('load_in_4bit') else 'int8'}"
+    advice = (
         f"give the float16, bfloat16 or float32 checkpoint it was made from; {arg('weight_dtype', 'int4')} then stores "
         "the decoder quantised"
     )
+    return name, "; ".join([advice, *([_EXPORTS[name]] if name in _EXPORTS else [])])
 
 
 def for_files(names: Collection[str]) -> tuple[str, str] | None:

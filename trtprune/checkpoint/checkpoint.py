@@ -13,12 +13,13 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtprune.checkpoint.files import plain_name, read_text, weight_path
 from trtprune.checkpoint.of_build import origin_of_build
+from trtprune.checkpoint.quantized import Scheme, StoredMatrix, collect, read_scheme
 from trtprune.checkpoint.safetensors import Header, TensorInfo, parse_json
 from trtprune.checkpoint.shards import file_names, no_config, read_weights
 from trtprune.errors import CheckpointError
@@ -59,13 +60,16 @@ class Checkpoint:
     Attributes:
         path: The directory.
         config: The parsed ``config.json``.
-        tensors: All tensors of all files, by name.
+        tensors: All tensors of all files, by name; a quantised matrix is one tensor.
         files: Base names of the weight files, sorted.
         id: Hub id, ``"demo"``, or the directory's name; never an absolute path.
         revision: The commit, if it came from the hub.
         weights: Folder of the weight files, if it is not ``path``.
         known_digest: The result of :meth:`digest` for a checkpoint that is read from a build of it.
         remote: Whether this is a repository on the hub whose weights are not fetched yet.
+        stored: The quantised ones of ``tensors``.
+        scheme: How they are stored; None in a checkpoint without any.
+        zero_biases: Names of biases of quantised modules that are zero.
     """
 
     path: Path
@@ -77,6 +81,9 @@ class Checkpoint:
     weights: Path | None = None
     known_digest: str | None = None
     remote: bool = False
+    stored: dict[str, StoredMatrix] = field(default_factory=dict)
+    scheme: Scheme | None = None
+    zero_biases: frozenset[str] = frozenset()
     _headers: dict[str, Header] = field(default_factory=dict, repr=False, compare=False)
     _same: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -93,14 +100,21 @@ class Checkpoint:
         return (self.weights or self.path) / plain_name(file, self.path)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a read-only NumPy memory map.
+        """One tensor as a read-only NumPy memory map; a quantised one as float32, dequantised.
 
         Raises:
             CheckpointError: if there is no such tensor or its file has changed.
         """
         import numpy as np
 
-        info = self._info(name)
+        if name in self.stored:
+            return np.concatenate([*self.stored[name].dequantized(self.map)])
+        return self.map(self._info(name))
+
+    def map(self, info: TensorInfo) -> np.ndarray:
+        """A tensor of a file, as :meth:`read` returns it; for parts of a quantised matrix."""
+        import numpy as np
+
         dtype = _numpy_dtype(info.dtype)
         if info.nbytes == 0:
             return np.zeros(info.shape, dtype)  # mmap refuses empty ranges
@@ -108,7 +122,8 @@ class Checkpoint:
             data = np.memmap(self.real_path(info.file), np.uint8, "r", info.offset, (info.nbytes,))
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path / info.file}: tensor '{name}' cannot be mapped: {error}", hint="download the file again"
+                f"{self.path / info.file}: tensor '{info.name}' cannot be mapped: {error}",
+                hint="download the file again",
             ) from None
         return data.view(dtype).reshape(info.shape)
 
@@ -200,15 +215,12 @@ class Checkpoint:
             data = self.text_bytes(name)
             if data is not None:
                 digest.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
-        by_file: dict[str, list[TensorInfo]] = {name: [] for name in self.files}
-        for info in self.tensors.values():
-            by_file[info.file].append(info)
         for name in self.files:
             header = self._headers[name]
             digest.update(f"{name}:{header.size}:{header.sha256}\n".encode())
             try:
                 with self.real_path(name).open("rb") as stream:
-                    for info in sorted(by_file[name], key=lambda info: info.offset):
+                    for info in sorted(header.tensors.values(), key=lambda info: info.offset):
                         stream.seek(info.offset + max(0, info.nbytes - SAMPLE_BYTES) // 2)
                         digest.update(stream.read(min(SAMPLE_BYTES, info.nbytes)))
             except OSError as error:
@@ -251,8 +263,17 @@ def open_checkpoint(
         return found
     if check is not None:
         check(Checkpoint(root, config, {}, (), name, revision))
+    scheme = read_scheme(config)
     headers, tensors = read_weights(root)
-    return Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
+    plain = Checkpoint(root, config, tensors, tuple(sorted(headers)), name, revision, _headers=headers)
+    quantized = collect(scheme, tensors, plain.map)
+    return replace(
+        plain,
+        tensors=quantized.tensors,
+        stored=quantized.matrices,
+        scheme=quantized.scheme,
+        zero_biases=quantized.zero_biases,
+    )
 
 
 def read_config(root: Path) -> dict[str, Any]:

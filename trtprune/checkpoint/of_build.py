@@ -10,10 +10,12 @@ from trtprune.arguments import arg
 from trtprune.checkpoint.safetensors import Header, parse_json, read_header
 from trtprune.errors import CheckpointError, EngineDirError
 
-__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "Origin", "origin_of_build"]
+__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "QUANTIZATION", "Origin", "origin_of_build"]
 
 MODEL_CONFIG = "model_config.json"
 """The checkpoint's ``config.json`` in an engine directory."""
+QUANTIZATION = "quantization"
+"""Entry of ``built_with``: how the checkpoint's matrices are stored, if it is a quantised one."""
 CLIP_PREFIX = "clip-"
 """Prefix of the names of a second checkpoint's weight files."""
 CLIP_CONFIG, CLIP_TOKENIZER = "clip_config.json", "clip_tokenizer.json"
@@ -53,6 +55,11 @@ def origin_of_build(root: Path) -> Origin:
         made = open_engine_dir(root, verify="fast")
     except EngineDirError as error:
         raise CheckpointError(f"{where}: {error.marked_message}", hint=error.marked_hint) from None
+    scheme = made.built_with.get(QUANTIZATION)
+    if scheme is not None:
+        raise CheckpointError(
+            f"{where}: built from a quantised checkpoint ({scheme}), whose weights it changed", hint=again
+        )
     if made.weight_dtype is not None:
         raise CheckpointError(f"{where}: its weights are quantised to {made.weight_dtype}", hint=again)
     if MODEL_CONFIG not in made.files:

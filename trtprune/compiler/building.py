@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from trtprune._version import __version__
 from trtprune.checkpoint import SIDE_FILES
-from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
+from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG, QUANTIZATION
 from trtprune.compiler.output import check_source, find_target, old_files
 from trtprune.compiler.plan import Plan, plan_build
 from trtprune.compiler.request import BuildRequest, BuildSettings
@@ -234,8 +234,9 @@ def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:
 
 
 def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
-    if plan.weight_dtype is None:
+    if plan.weight_dtype is None and not plan.checkpoint.stored:
         return None
+    from trtprune.compiler.carried import Forms
     from trtprune.compiler.quantized import plan_quantized
 
     used = plan.model.used_tensors()
@@ -245,7 +246,7 @@ def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
         linears={name: used[name] for name in linears},
         used=used,
         int8_only=frozenset(name for name, sensitive in linears.items() if sensitive),
-        dtype=plan.dtype,
+        forms=Forms.of(plan.backend, plan.dtype, plan.engines.target.names if plan.engines else ()),
         weight_dtype=plan.weight_dtype,
     )
 
@@ -278,6 +279,8 @@ def _built_with(plan: Plan) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"trtprune": __version__, "provider": plan.provider}
+    if plan.checkpoint.scheme is not None:
+        versions[QUANTIZATION] = plan.checkpoint.scheme.label
     if plan.clip is not None:
         versions["clip"] = plan.clip.checkpoint.id
     if plan.engines is not None:

@@ -89,7 +89,9 @@ def describe(graph: Graph, plan: Plan, name: str) -> None:
     """Writes a graph's description into its file: component, model, method, and number formats."""
     model, revision = plan.checkpoint.id, plan.checkpoint.revision
     of = f"{model} at revision {revision}" if revision else model
-    stored = f"{plan.dtype}, {plan.weight_dtype} weights" if plan.weight_dtype else plan.dtype
+    scheme = plan.checkpoint.scheme
+    kinds = ([scheme.label] if scheme else []) + ([f"{plan.weight_dtype} weights"] if plan.weight_dtype else [])
+    stored = ", ".join([plan.dtype, *kinds])
     graph.doc_string = (
         f"Component {name} of {of} ({plan.model.family}), in {stored}, of a build with visual-token pruning "
         f"{plan.method.name}.  config.json one folder above says how components go together."

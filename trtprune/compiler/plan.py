@@ -136,6 +136,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     spec = model.spec
     for warning in model.check_weights(allow_extra=request.allow_extra_tensors):
         report("model", f"warning: {warning}")
+    _check_stored(request, checkpoint, report)
     generation = _generation(checkpoint, spec, request.generation_config, report)
     clip = _find_clip(checkpoint, model, request.clip, report)
     info, positions, capacity, engines = limits.decide(model, clip=clip is not None)
@@ -212,6 +213,22 @@ def _say_tokens(request: BuildRequest, model: Model, say: Report) -> None:
     if request.builds_engines and model.spec.image_size is None and request.max_image_pixels is None:
         most = model.processor.tokens_range[1]
         say("vision", f"engines serve images of up to {most:,} visual tokens; {arg('max_image_pixels')} bounds them")
+
+
+def _check_stored(request: BuildRequest, checkpoint: Checkpoint, say: Report) -> None:
+    """Lines about a quantised checkpoint; raises BuildError for a compute dtype that its matrices cannot have."""
+    scheme = checkpoint.scheme
+    if scheme is None:
+        return
+    if request.backend == "onnxruntime" and request.compute_dtype == "bfloat16":
+        raise BuildError(
+            f"{arg('dtype', 'bfloat16')}: ONNX Runtime dequantises to float32 and float16 only, and the checkpoint is "
+            f"quantised ({scheme.label})",
+            hint=arg("dtype", "float16"),
+        )
+    say("model", f"quantised checkpoint: {scheme.label}; {len(checkpoint.stored):,} matrices")
+    for note in scheme.notes:
+        say("model", f"warning: {note}")
 
 
 def _unsaid(component: str, message: str) -> None:

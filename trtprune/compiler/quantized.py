@@ -1,7 +1,9 @@
-"""The weight files of a quantised build: planned from shapes alone, so that the graphs can refer to them, then written
-one matrix at a time from the memory-mapped checkpoint.
+"""The weight files of a quantised build: planned from shapes, so that the graphs can refer to them, then written one
+matrix at a time from the memory-mapped checkpoint.
 
-* ``decoder.int8.safetensors`` (or ``int4``): integers and scales of the decoder's matrices.
+* ``decoder.int8.safetensors`` (or ``int4``): integers and scales of the decoder's matrices;
+  ``decoder.stored.safetensors`` if all of them are the checkpoint's own.
+* ``dequantized.safetensors``: quantised matrices of the checkpoint that the graphs read as weights.
 * ``rest.safetensors``: copies of the other used tensors of checkpoint files that are mostly unused.  The remaining
   files are linked as in any build; without the copies a file with a few used norms would be kept as a whole.
 """
@@ -9,11 +11,13 @@ one matrix at a time from the memory-mapped checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from trtprune.arguments import arg
 from trtprune.checkpoint.safetensors_writer import FileLayout, SafetensorsWriter, plan_layout
 from trtprune.errors import BuildError, CheckpointError
 from trtprune.graph.tensors import QuantizedMatrix
@@ -22,15 +26,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from trtprune.checkpoint import Checkpoint, TensorInfo
+    from trtprune.compiler.carried import Carried, Forms
 
 __all__ = ["QuantizedWeights", "plan_quantized"]
 
 REST = "rest.safetensors"
+DEQUANTIZED = "dequantized.safetensors"
 # Number of weights that are processed at a time; each takes about 12 bytes.
 CHUNK = 1 << 21
 # Shortest time between two progress lines, in seconds.
 REPORT_EVERY = 10.0
 SCALE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+Item = TypeVar("Item")
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,21 @@ class QuantizedWeights:
 
     Attributes:
         matrices: Canonical name → places of integers and scales.
-        moved: Canonical name → place of the copy, for tensors that are copied unchanged.
+        moved: Canonical name → place of the tensor, for those that are copied unchanged or dequantised.
     """
 
     matrices: dict[str, QuantizedMatrix]
     moved: dict[str, TensorInfo]
     _sources: dict[str, TensorInfo]
-    _layouts: tuple[FileLayout, ...]
+    _carried: tuple[Carried, ...]
+    _orders: dict[str, np.ndarray]
+    _layouts: dict[str, FileLayout]
     _dtype: str
 
     @property
     def files(self) -> tuple[str, ...]:
         """Base names of the files of :meth:`write`."""
-        return tuple(layout.file for layout in self._layouts)
+        return tuple(self._layouts)
 
     def write(self, checkpoint: Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
         """Writes the files into ``folder``.
@@ -61,21 +71,47 @@ class QuantizedWeights:
         Raises:
             CheckpointError: naming a tensor with a NaN, an infinity or a value beyond the scales' range.
         """
-        shown = time.monotonic()
-        with SafetensorsWriter(folder, self._layouts[0]) as writer:
-            for done, (key, matrix) in enumerate(self.matrices.items()):
-                if time.monotonic() - shown > REPORT_EVERY:
-                    shown = time.monotonic()
-                    say(f"quantised {done} of {len(self.matrices)} matrices")
-                self._write_matrix(checkpoint, self._sources[key], matrix, writer)
-        for layout in self._layouts[1:]:
+        import ml_dtypes
+        import numpy as np
+
+        progress = _Progress(len(self._sources) + len(self._carried), say)
+        dtype = np.dtype(ml_dtypes.bfloat16 if self._dtype == "bfloat16" else self._dtype)
+        for file, layout in self._layouts.items():
             with SafetensorsWriter(folder, layout) as writer:
-                for name in layout.tensors:
-                    for chunk in _chunks(checkpoint.read(name).reshape(1, -1).T):
-                        writer.append(name, chunk)
-        kinds = sorted({matrix.bits for matrix in self.matrices.values()}, reverse=True)
-        counts = (f"{sum(m.bits == bits for m in self.matrices.values())} to int{bits}" for bits in kinds)
-        say(f"quantised {' and '.join(counts)}; {sum(layout.nbytes for layout in self._layouts) / 1e6:,.0f} MB written")
+                if file == REST:
+                    for name in layout.tensors:
+                        for chunk in _chunks(checkpoint.read(name).reshape(1, -1).T):
+                            writer.append(name, chunk)
+                elif file == DEQUANTIZED:
+                    for carried in progress.over(c for c in self._carried if c.why_not):
+                        carried.write_weights(checkpoint, dtype, writer)
+                else:
+                    self._write_matrices(checkpoint, writer, progress)
+        self._say_written(say)
+
+    def _write_matrices(self, checkpoint: Checkpoint, writer: SafetensorsWriter, progress: _Progress) -> None:
+        for key in progress.over(self._sources):
+            self._write_matrix(checkpoint, self._sources[key], self.matrices[key], writer)
+        for carried in progress.over(c for c in self._carried if not c.why_not):
+            carried.write(checkpoint, writer)
+        for name, order in self._orders.items():
+            writer.append(name, order)
+
+    def _say_written(self, say: Callable[[str], None]) -> None:
+        """One line for each thing done with matrices, and the size of the files."""
+        size = f"{sum(layout.nbytes for layout in self._layouts.values()) / 1e6:,.0f} MB written"
+        done = []
+        rounded = Counter(self.matrices[key].bits for key in self._sources)
+        if rounded:
+            counts = (f"{count} to int{bits}" for bits, count in sorted(rounded.items(), reverse=True))
+            done.append(f"quantised {' and '.join(counts)}")
+        kept = Counter(c.matrix.bits for c in self._carried if not c.why_not)
+        if kept:
+            counts = (f"{count} in int{bits}" for bits, count in sorted(kept.items(), reverse=True))
+            done.append(f"kept {' and '.join(counts)} as the checkpoint has them")
+        for why, count in Counter(c.why_not for c in self._carried if c.why_not).items():
+            say(f"dequantised {count} to {self._dtype}: {why}")
+        say(f"{'; '.join([*done, size])}")
 
     def _write_matrix(
         self, checkpoint: Checkpoint, source: TensorInfo, matrix: QuantizedMatrix, writer: SafetensorsWriter
@@ -107,31 +143,108 @@ class QuantizedWeights:
             writer.append(matrix.integers.name, chunk if matrix.bits == 8 else pack_int4(np.ascontiguousarray(chunk)))
 
 
+class _Progress:
+    """A line now and then about the number of matrices done."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self._total, self._say, self._done, self._shown = total, say, 0, time.monotonic()
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, one after the other."""
+        for item in items:
+            if time.monotonic() - self._shown > REPORT_EVERY:
+                self._shown = time.monotonic()
+                self._say(f"{self._done} of {self._total} matrices written")
+            yield item
+            self._done += 1
+
+
 def plan_quantized(
     checkpoint: Checkpoint,
     *,
     linears: Mapping[str, TensorInfo],
     used: Mapping[str, TensorInfo],
     int8_only: frozenset[str],
-    dtype: str,
-    weight_dtype: str,
+    forms: Forms,
+    weight_dtype: str | None,
 ) -> QuantizedWeights:
-    """Lays out the files; reads no weight.
+    """Lays out the files; reads no weight, but zero points, scales and orders of a quantised checkpoint.
 
     Args:
-        linears: Canonical name → matrix to quantise, [out, in].
+        checkpoint: The checkpoint.
+        linears: Canonical name → matrix of the decoder, [out, in].
         used: All tensors of the graphs, with ``linears``.
         int8_only: Names of ``linears`` that are int8 in an int4 build, too.
-        dtype: Compute dtype, also of the scales.
-        weight_dtype: ``"int8"`` or ``"int4"``; a matrix whose width no int4 block divides is int8 as well.
+        forms: The forms that the build's target computes with.
+        weight_dtype: ``"int8"`` or ``"int4"`` for those of ``linears`` that the checkpoint has in floating point; a
+            matrix whose width no int4 block divides is int8 as well.  None: they stay as they are.
 
     Raises:
-        BuildError: if int4 blocks fit no matrix, or a file of the checkpoint has the name of one of these files.
+        BuildError: if int4 blocks fit no matrix, nothing is left to quantise, or a file of the checkpoint has the name
+            of one of these files.
+        CheckpointError: for scales or groups that are none.
     """
+    from trtprune.compiler.carried import carry
+
+    quantize = {key: info for key, info in linears.items() if weight_dtype and info.name not in checkpoint.stored}
+    if weight_dtype and not quantize:
+        label = checkpoint.scheme.label if checkpoint.scheme else ""
+        raise BuildError(
+            f"{arg('weight_dtype', weight_dtype)}: the checkpoint has every matrix of the decoder quantised ({label})",
+            hint=f"leave out {arg('weight_dtype')}: quantised matrices stay as they are",
+        )
+    carried = {
+        key: carry(checkpoint, checkpoint.stored[info.name], forms, linear=key in linears)
+        for key, info in used.items()
+        if info.name in checkpoint.stored
+    }
+    tensors, bits = _rounded_tensors(quantize, int8_only, SCALE_DTYPES[forms.dtype], weight_dtype)
+    orders: dict[str, str] = {}
+    arrays: dict[str, np.ndarray] = {}
+    weights: Tensors = {}
+    for c in carried.values():
+        if c.why_not:
+            weights[c.matrix.name] = (SCALE_DTYPES[forms.dtype], c.matrix.shape)
+            continue
+        tensors |= {f"{c.matrix.name}{end}": entry for end, entry in c.tensors().items()}
+        if c.order is not None and c.order_digest not in orders:
+            name = orders[c.order_digest] = f"{c.matrix.name}_order"
+            arrays[name], tensors[name] = c.order, ("I64", c.order.shape)
+    layouts: dict[str, FileLayout] = {}
+    main = f"decoder.{weight_dtype or 'stored'}.safetensors"
+    if tensors:
+        layouts[main] = plan_layout(main, tensors, {"format": "trtprune", "weight_dtype": weight_dtype or "stored"})
+    if weights:
+        layouts[DEQUANTIZED] = plan_layout(DEQUANTIZED, weights)
+    replaced = {*quantize, *carried}
+    rest = {key: info for key, info in used.items() if key not in replaced and info.file in _sparse(replaced, used)}
+    if rest:
+        layouts[REST] = plan_layout(REST, {info.name: (info.dtype, info.shape) for info in rest.values()})
+    clash = {*layouts} & set(checkpoint.files)
+    if clash:
+        raise BuildError(f"{checkpoint.path / min(clash)}: the build writes a file of this name", hint="rename it")
+    matrices = {
+        key: QuantizedMatrix(
+            layouts[main].tensors[info.name],
+            layouts[main].tensors[f"{info.name}_scale"],
+            (info.shape[1], info.shape[0]),
+            *bits[key],
+        )
+        for key, info in quantize.items()
+    }
+    matrices |= {k: c.placed(layouts[main], orders.get(c.order_digest)) for k, c in carried.items() if not c.why_not}
+    moved = {key: layouts[REST].tensors[info.name] for key, info in rest.items()}
+    moved |= {key: layouts[DEQUANTIZED].tensors[c.matrix.name] for key, c in carried.items() if c.why_not}
+    return QuantizedWeights(matrices, moved, quantize, tuple(carried.values()), arrays, layouts, forms.dtype)
+
+
+def _rounded_tensors(
+    linears: Mapping[str, TensorInfo], int8_only: frozenset[str], scale: str, weight_dtype: str | None
+) -> tuple[Tensors, dict[str, tuple[int, int | None]]]:
+    """The tensors of matrices that are quantised here, and (bits, block) of each; raises BuildError if none fits."""
     from trtprune.compiler.rounding import BLOCKS, int4_block
 
-    file = f"decoder.{weight_dtype}.safetensors"
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: Tensors = {}
     forms: dict[str, tuple[int, int | None]] = {}
     for key, info in linears.items():
         rows, width = info.shape
@@ -139,44 +252,25 @@ def plan_quantized(
         forms[key] = (8, None) if block is None else (4, block)
         if block is None:
             tensors[info.name] = ("I8", (width, rows))
-            tensors[f"{info.name}_scale"] = (SCALE_DTYPES[dtype], (rows,))
+            tensors[f"{info.name}_scale"] = (scale, (rows,))
         else:
             packed = (width, rows // 2) if rows % 2 == 0 else (width * rows // 2,)
             tensors[info.name] = ("U8", packed)
-            tensors[f"{info.name}_scale"] = (SCALE_DTYPES[dtype], (width // block, rows))
-    if weight_dtype == "int4" and all(bits == 8 for bits, _ in forms.values()):
+            tensors[f"{info.name}_scale"] = (scale, (width // block, rows))
+    able = [key for key in linears if key not in int8_only]
+    if weight_dtype == "int4" and able and all(forms[key][0] == 8 for key in able):
         raise BuildError(
             f"--weight-dtype int4: no width of this model's matrices is a multiple of {BLOCKS[-1]}",
             hint="--weight-dtype int8",
         )
-    layout = plan_layout(file, tensors, {"format": "trtprune", "weight_dtype": weight_dtype})
-    matrices = {
-        key: QuantizedMatrix(
-            layout.tensors[info.name], layout.tensors[f"{info.name}_scale"], (info.shape[1], info.shape[0]), *forms[key]
-        )
-        for key, info in linears.items()
-    }
-    moved = {key: info for key, info in used.items() if key not in linears and info.file in _sparse(linears, used)}
-    layouts = [layout]
-    if moved:
-        layouts.append(plan_layout(REST, {info.name: (info.dtype, info.shape) for info in moved.values()}))
-    clash = {layout.file for layout in layouts} & set(checkpoint.files)
-    if clash:
-        raise BuildError(f"{checkpoint.path / min(clash)}: the build writes a file of this name", hint="rename it")
-    return QuantizedWeights(
-        matrices,
-        {key: layouts[1].tensors[info.name] for key, info in moved.items()},
-        dict(linears),
-        tuple(layouts),
-        dtype,
-    )
+    return tensors, forms
 
 
-def _sparse(linears: Mapping[str, TensorInfo], used: Mapping[str, TensorInfo]) -> set[str]:
+def _sparse(replaced: Collection[str], used: Mapping[str, TensorInfo]) -> set[str]:
     """Files whose quantised part is larger than their otherwise used part."""
     balance: dict[str, int] = {}
     for key, info in used.items():
-        balance[info.file] = balance.get(info.file, 0) + (-info.nbytes if key in linears else info.nbytes)
+        balance[info.file] = balance.get(info.file, 0) + (-info.nbytes if key in replaced else info.nbytes)
     return {file for file, rest in balance.items() if rest < 0}
 
 

@@ -88,6 +88,7 @@ class BuildRequest:
         provider: Target of the graphs and default of runs: ``cpu``, ``cuda`` (ONNX Runtime), ``openvino``.
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
         weight_dtype: ``"int8"`` or ``"int4"`` for quantised matrices of the decoder; None: as in the checkpoint.
+            Matrices that the checkpoint has quantised stay as they are.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of
             engines the longest prompt they serve, and 256 tokens or more for the answer).
         weights: ``"copy"``, ``"link"`` (hard links where possible), or ``"auto"``: reflinks, else copies of up to 4 GB,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune.arguments import arg
 from trtprune.checkpoint.advice import for_architecture
 from trtprune.checkpoint.aliases import ALIASES
+from trtprune.checkpoint.quantized import read_scheme
 from trtprune.errors import BuildError, CheckpointError, shown
 from trtprune.models.spec import BoundedFamily, Family, Model, ModelSpec
 
@@ -48,6 +49,7 @@ def open_model(checkpoint: Checkpoint, layout: str | None = None, bounds: PixelB
         BuildError: for bounds of a model whose images all have one size.
     """
     family = get_family(checkpoint.config)
+    read_scheme(checkpoint.config)  # here too, as a checkpoint on the hub is judged by its config alone
     if bounds is None:
         return family.open(checkpoint, layout)
     if not isinstance(family, BoundedFamily):

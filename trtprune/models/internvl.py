@@ -29,7 +29,6 @@ from trtprune.models.projected_config import (
     named_token,
     output_projection,
     preprocessed_size,
-    refuse_quantized,
     special_tokens,
 )
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
@@ -97,7 +96,6 @@ class InternVLFamily:
 
 def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
     config = Section(checkpoint.config, "")
-    refuse_quantized(config)
     section = config.section("vision_config")
     section.choice("model_type", (TOWER,), TOWER)
     vision = internvl_vision.read_config(section, preprocessed_size(checkpoint))

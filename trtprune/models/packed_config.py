@@ -11,7 +11,7 @@ from trtprune.components.config import Section
 from trtprune.components.decoder import DecoderConfig, decoder_weights
 from trtprune.components.rope import RotaryAxes
 from trtprune.errors import CheckpointError
-from trtprune.models.projected_config import EMBED, TEXT, output_projection, refuse_quantized
+from trtprune.models.projected_config import EMBED, TEXT, output_projection
 from trtprune.models.weights import canonical_tensors
 from trtprune.runtime.images import PackedShape
 
@@ -149,7 +149,6 @@ def parse(checkpoint: Checkpoint, defaults: PackedDefaults, vision: PackedVision
         CheckpointError: for a part of it that is not supported, or parts that do not fit each other.
     """
     config = Section(checkpoint.config, "")
-    refuse_quantized(config)
     text = text_config(checkpoint.config, defaults)
     decoder = DecoderConfig.from_config(text, str(defaults.text["model_type"]), defaults.axes)
     if vision.output_size != decoder.hidden_size:

@@ -129,7 +129,8 @@ class PackedTowerModel:
         known = [re.escape(TEXT) + r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
         known += [re.escape(VISION) + r"rotary_pos_emb\.inv_freq"]
         unused = {LM_HEAD} if m.lm_head != LM_HEAD else set()
-        warnings = compare(required(m), m.tensors, known, unused=unused, allow_extra=allow_extra)
+        zero = self._checkpoint.zero_biases
+        warnings = compare(required(m), m.tensors, known, unused=unused, zero=zero, allow_extra=allow_extra)
         return warnings + tied_warning(m.tied_in_config, m.lm_head, m.tensors)
 
     def check_clip(self, clip: Clip) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from trtprune.checkpoint.advice import for_quantization
 from trtprune.components import clip, dinov2, siglip
 from trtprune.components.config import Section
 from trtprune.components.decoder import DecoderConfig, decoder_weights
@@ -35,7 +34,6 @@ __all__ = [
     "output_projection",
     "parse",
     "preprocessed_size",
-    "refuse_quantized",
     "required",
     "special_tokens",
     "tied_warning",
@@ -138,7 +136,6 @@ class ProjectedConfig:
 def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
     """The configuration of a checkpoint of LLaVA's kind; raises CheckpointError for what is not supported."""
     config = Section(checkpoint.config, "")
-    refuse_quantized(config)
     vision = config.section("vision_config")
     if checkpoint.config.get("vision_config") is None:
         vision = Section(defaults.vision, "vision_config")
@@ -165,18 +162,6 @@ def parse(checkpoint: Checkpoint, defaults: Defaults) -> ProjectedConfig:
         newline=defaults.newline,
         taps=defaults.taps,
     )
-
-
-def refuse_quantized(config: Section) -> None:
-    """Raises CheckpointError for a checkpoint with a ``quantization_config``."""
-    for section in (config, config.section("text_config")):
-        settings = section.values.get("quantization_config")
-        if settings is not None:
-            method, advice = for_quantization(settings)
-            raise CheckpointError(
-                f"{section.key('quantization_config')}: quantised checkpoints are not supported ({method})",
-                hint=advice,
-            )
 
 
 def output_projection(
@@ -207,6 +192,8 @@ def _tied_head(checkpoint: Checkpoint, tensors: dict[str, TensorInfo]) -> str:
     if embed is None:
         tensors[EMBED] = tensors.pop(LM_HEAD)
         return EMBED
+    if embed.name in checkpoint.stored or head.name in checkpoint.stored:
+        return LM_HEAD  # quantised, so not the same numbers
     return EMBED if checkpoint.same_values(embed.name, head.name) else LM_HEAD
 
 

@@ -176,7 +176,8 @@ class ProjectedTowerModel:
         unused = {LM_HEAD} if m.lm_head != LM_HEAD else set()
         for i in range(m.selection.deepest, m.vision.num_layers):  # present, but above the selected features
             unused |= tower_layer(m, i).keys()
-        warnings = compare(required(self._parsed), m.tensors, known, unused=unused, allow_extra=allow_extra)
+        zero = self._checkpoint.zero_biases
+        warnings = compare(required(m), m.tensors, known, unused=unused, zero=zero, allow_extra=allow_extra)
         return warnings + tied_warning(m.tied_in_config, m.lm_head, m.tensors)
 
     def check_clip(self, clip: Clip) -> list[str]:

@@ -22,7 +22,7 @@ from trtprune.components.vit import FeatureSelection, Tower, TowerConfig, linear
 from trtprune.errors import CheckpointError, shown
 from trtprune.graph import Graph
 from trtprune.graph.ops import linear
-from trtprune.models.projected_config import ProjectedConfig, named_token, output_projection, refuse_quantized
+from trtprune.models.projected_config import ProjectedConfig, named_token, output_projection
 from trtprune.models.projected_tower import ProjectedTowerModel, describe_parts
 from trtprune.models.weights import canonical_tensors
 from trtprune.runtime.images.smolvlm import AROUND, WHOLE
@@ -100,7 +100,6 @@ class Idefics3Family(SmolVLMFamily):
 
 def _parse(checkpoint: Checkpoint) -> ProjectedConfig:
     config = Section(checkpoint.config, "")
-    refuse_quantized(config)
     vision = smolvlm_vision.read_config(config.section("vision_config"), None)
     text_section = config.section("text_config")
     text_section.choice("model_type", DECODERS, "llama")

@@ -70,6 +70,7 @@ def compare(
     known: Iterable[str],
     *,
     unused: Collection[str] = (),
+    zero: Collection[str] = (),
     allow_extra: bool,
 ) -> list[str]:
     """Check ``have`` against ``required``.
@@ -79,6 +80,7 @@ def compare(
         have: Canonical name → tensor.
         known: Patterns of further tensors that belong to the architecture (whole canonical names).
         unused: Names of such tensors; thousands of patterns would take minutes.
+        zero: Tensors that may be there or not, by their names in the file: they add nothing.
         allow_extra: Return a warning for an unknown tensor instead of raising.
 
     Returns:
@@ -103,6 +105,7 @@ def compare(
         )
     allowed = re.compile("|".join(f"(?:{pattern})" for pattern in known) or r"(?!)")
     extra = [name for name in have if not (name in required or name in unused or allowed.fullmatch(name))]
+    extra = [name for name in extra if have[name].name not in zero]
     if not extra:
         return []
     info = have[extra[0]]
