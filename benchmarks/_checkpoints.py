@@ -1,7 +1,7 @@
 """LLaVA checkpoints of the real shapes with made-up weights, written without torch; shared by the scripts here.
 
-``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``tiny`` is
-for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has its crops and pinpoints, and a tower and a decoder
+``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``0.3b`` is
+what a CPU answers with in a second; ``tiny`` is for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has its crops and pinpoints, and a tower and a decoder
 that two cores get through in seconds.
 """
 
@@ -41,6 +41,7 @@ def _mistral(*sizes: int) -> dict[str, Any]:
 
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (_clip(48, 80, 3, 4, 56), _llama(64, 96, 2, 4, 2, 164, 512)),
+    "0.3b": (_clip(512, 2048, 12, 8, 336), _llama(1024, 2816, 16, 16, 16, 32000, 2048)),
     "1b": (_clip(1024, 4096, 24, 16, 336), _llama(2048, 5632, 22, 32, 4, 32064, 2048)),
     "7b": (_clip(1024, 4096, 24, 16, 336), _llama(4096, 11008, 32, 32, 32, 32064, 4096)),
     "13b": (_clip(1024, 4096, 24, 16, 336), _llama(5120, 13824, 40, 40, 40, 32064, 4096)),

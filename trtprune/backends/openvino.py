@@ -37,8 +37,13 @@ __all__ = ["HINTS", "OpenVinoBackend", "OpenVinoCache", "OpenVinoSession"]
 
 HINTS = {"float32": "f32", "bf16": "bf16"}
 """Option ``precision`` → OpenVINO's name of it.  OpenVINO's own default depends on the processor."""
-ACTIVATIONS = {"int8": "32", "float32": "0"}
-"""Option ``activations`` → OpenVINO's group size for their quantisation; 0: not quantised."""
+ACTIVATIONS = {"int8": "256", "float32": "0"}
+"""Option ``activations`` → OpenVINO's group size for their quantisation; 0: not quantised.
+
+The demo model's int8 build answers the first token of 200 questions as float32 does in 199, 197, 196, 198, 198, 197 and
+198 of them with groups of 32, 64, 128, 192, 256, 512 and with float32 activations (bf16 products); mean KL divergences
+of 0.003 to 0.009 are in no order.  A decoder 1,024 wide takes 1.3 times as long for a prompt with groups of 32 as with
+groups of 256."""
 HEAVY = (VISION, DECODER)
 """Roles of the components that OpenVINO runs."""
 
