@@ -1,8 +1,8 @@
 """LLaVA checkpoints of the real shapes with made-up weights, written without torch; shared by the scripts here.
 
 ``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``0.3b`` is
-what a CPU answers with in a second; ``tiny`` is for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has its crops and pinpoints, and a tower and a decoder
-that two cores get through in seconds.
+what a CPU answers with in a second; ``tiny`` is for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has
+its crops and pinpoints, and a tower and a decoder that two cores get through in seconds.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import sys
 import threading
@@ -21,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.arguments import arg
-from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
+from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, same_tensors
 from trtprune.backends.external import has_links, located
 from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
+from trtprune.backends.openvino_attention import append_to_states
+from trtprune.backends.openvino_cache import OpenVinoCache, token_bytes
 from trtprune.engine_dir.roles import DECODER, VISION
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install
+from trtprune.tensor_names import POSITION_IDS, WRITE_INDEX
 
 if TYPE_CHECKING:
     from trtprune.backends.base import CachedRow, Memory, Session
@@ -44,6 +46,9 @@ The demo model's int8 build answers the first token of 200 questions as float32 
 198 of them with groups of 32, 64, 128, 192, 256, 512 and with float32 activations (bf16 products); mean KL divergences
 of 0.003 to 0.009 are in no order.  A decoder 1,024 wide takes 1.3 times as long for a prompt with groups of 32 as with
 groups of 256."""
+CACHES = ("full", "u8")
+"""Option ``kv_cache``: keys and values in the type of ``precision``, or in 8 bits."""
+DEFAULTS = {"precision": "float32", "activations": "int8", "kv_cache": "full"}
 HEAVY = (VISION, DECODER)
 """Roles of the components that OpenVINO runs."""
 
@@ -55,7 +60,9 @@ class OpenVinoBackend:
         threads: Threads inside one operator; None: all that the container allows.
         options: ``precision`` = ``float32`` (default), or ``bf16`` for products of bfloat16: faster where the processor
             has instructions for them (AVX512-BF16, AMX), and no longer equal to float32. ``activations`` = ``int8``
-            (default) or ``float32``, for graphs with quantised weights, as for provider ``cpu``.
+            (default) or ``float32``, for graphs with quantised weights, as for provider ``cpu``. ``kv_cache`` =
+            ``full`` (default): keys and values in the type of ``precision``, or ``u8``: in 8 bits with a scale and a
+            zero point for each head of a token.
 
     Raises:
         BackendError: if OpenVINO or ONNX Runtime is missing or does not load, or for an unknown option.
@@ -64,18 +71,17 @@ class OpenVinoBackend:
     def __init__(self, threads: int | None = None, options: Mapping[str, str] | None = None) -> None:
         self.name = "openvino"
         self.options = dict(options or {})
-        for name in self.options:
-            if name not in ("precision", "activations"):
+        chosen = {}
+        for name, values in (("precision", HINTS), ("activations", ACTIVATIONS), ("kv_cache", CACHES)):
+            chosen[name] = self.options.get(name, DEFAULTS[name])
+            if chosen[name] not in values:
                 raise BackendError(
-                    f"{arg('provider_options')} {name}: provider openvino has no such option",
-                    hint="it has: precision, activations",
+                    f"{arg('provider_options', {name: chosen[name]})}: unknown", hint=" or ".join(values)
                 )
-        precision, activations = self.options.get("precision", "float32"), self.options.get("activations", "int8")
-        if precision not in HINTS:
-            raise BackendError(f"{arg('provider_options', {'precision': precision})}: unknown", hint=" or ".join(HINTS))
-        if activations not in ACTIVATIONS:
+        for name in self.options.keys() - chosen.keys():
             raise BackendError(
-                f"{arg('provider_options', {'activations': activations})}: unknown", hint=" or ".join(ACTIVATIONS)
+                f"{arg('provider_options')} {name}: provider openvino has no such option",
+                hint=f"it has: {', '.join(chosen)}",
             )
         try:
             import openvino
@@ -88,11 +94,14 @@ class OpenVinoBackend:
         self.memory: Memory = HostMemory()
         self.threads = self.small.threads
         self._openvino, self._core = openvino, _core()
+        self.kv_type = "u8" if chosen["kv_cache"] == "u8" else HINTS[chosen["precision"]]
+        """OpenVINO's name of the type of keys and values."""
         self._properties = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_PRECISION_HINT": HINTS[chosen["precision"]],
+            "KV_CACHE_PRECISION": self.kv_type,
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATIONS[activations],
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATIONS[chosen["activations"]],
         }
 
     def runs(self, role: str) -> bool:
@@ -127,47 +136,44 @@ class OpenVinoBackend:
         except OSError as error:
             raise EngineDirError(f"{path}: cannot be read: {error}", hint="build it again") from None
         pairs = cache_pairs(inputs, outputs)
-        compiled = self.compile(None, path, pairs)
-        bound = {name for pair in pairs for name in (pair.past, pair.present)}
-        for specs, ports in ((inputs, compiled.inputs), (outputs, compiled.outputs)):
-            # A port has several names where the graph only renames a tensor.
-            wanted, names = {spec.name for spec in specs} - bound, [port.get_names() for port in ports]
-            if wanted <= set().union(*names) and len(ports) <= len(wanted):
-                continue
-            raise EngineDirError(
-                f"{path}: the graph's inputs or outputs are not those of config.json", hint="build it again"
-            )
-        return OpenVinoSession(self._openvino, compiled, pairs, inputs, outputs)
+        try:
+            model = self._read(None, path)
+            for specs, ports in ((inputs, model.inputs), (outputs, model.outputs)):
+                # A port has several names where the graph only renames a tensor.
+                wanted, names = {spec.name for spec in specs}, [port.get_names() for port in ports]
+                if not wanted <= set().union(*names) or len(ports) > len(wanted):
+                    raise EngineDirError(
+                        f"{path}: the graph's inputs or outputs are not those of config.json", hint="build it again"
+                    )
+            for pair in pairs:
+                sizes = [size.get_length() if size.is_static else None for size in model.input(pair.past).partial_shape]
+                if not same_tensors([pair.spec], {pair.past: sizes}):
+                    raise EngineDirError(f"{path}: {pair.past} is not that of config.json", hint="build it again")
+            other = append_to_states(model, pairs) if pairs else None
+            if other is not None:
+                raise BackendError(
+                    f"{path}: the attention over {other} is not written as provider openvino needs it",
+                    hint="trtprune build --provider openvino, without --lowering",
+                )
+            compiled = self._core.compile_model(model, "CPU", self._properties)
+        except RuntimeError as error:
+            raise _refusal(path, error) from None
+        return OpenVinoSession(self._openvino, compiled, pairs, inputs, outputs, token_bytes(pairs, self.kv_type))
 
-    def compile(self, graph: bytes | None, path: Path, pairs: Sequence[CachePair] = ()) -> Any:
-        """The serialised graph as OpenVINO's own ``CompiledModel``.
+    def compile(self, graph: bytes | None, path: Path) -> Any:
+        """The serialised graph as OpenVINO's own ``CompiledModel``, a cache being ordinary inputs and outputs.
 
         Args:
             graph: The serialised graph; None is that in ``path``.
             path: Its name in errors; external data locations are relative to its folder.
-            pairs: Pairs of an input and an output that become states.
 
         Raises:
             BackendError: if OpenVINO refuses it.
         """
         try:
-            model = self._read(graph, path)
-            for pair in pairs:
-                sizes = [size.get_length() if size.is_static else None for size in model.input(pair.past).partial_shape]
-                if not same_tensors([pair.spec], {pair.past: sizes}):
-                    raise EngineDirError(f"{path}: {pair.past} is not that of config.json", hint="build it again")
-            if pairs:
-                from openvino.passes import MakeStateful, Manager
-
-                manager = Manager()
-                manager.register_pass(MakeStateful({pair.past: pair.present for pair in pairs}))
-                manager.run_passes(model)
-            return self._core.compile_model(model, "CPU", self._properties)
+            return self._core.compile_model(self._read(graph, path), "CPU", self._properties)
         except RuntimeError as error:
-            raise BackendError(
-                f"{path}: OpenVINO cannot open it: {_reason(error)}",
-                hint="trtprune build --provider openvino writes graphs it knows",
-            ) from None
+            raise _refusal(path, error) from None
 
     def _read(self, graph: bytes | None, path: Path) -> Any:
         if graph is None and not has_links(path.parent):
@@ -205,51 +211,6 @@ def _core() -> Any:
     return openvino.Core()
 
 
-class OpenVinoCache:
-    """A request whose states are the KV buffers: input name → [batch, heads, capacity, head_dim]."""
-
-    def __init__(self, openvino: Any, request: Any, pairs: tuple[CachePair, ...], batch: int, capacity: int) -> None:
-        self._openvino, self.request = openvino, request
-        self.batch, self.capacity = batch, capacity
-        # A state's name consists of its input's and its output's name.
-        states = {state.name: state for state in request.query_state()}
-        self._states = {pair.past: states[pair.past + pair.present] for pair in pairs}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._kinds = {pair.past: numpy_dtype(pair.spec.dtype) for pair in pairs}
-        self.nbytes = 0
-        for pair in pairs:
-            shape = resolve_shape(pair.spec, {"batch": batch, "capacity": capacity})
-            if shape is None:
-                raise BackendError(f"{pair.past}: shape {list(pair.spec.shape)} has unknown dimensions")
-            self._shapes[pair.past] = shape
-            self.nbytes += math.prod(shape) * self._kinds[pair.past].itemsize
-        try:
-            self.zero()
-        except (MemoryError, RuntimeError, ValueError) as error:
-            raise BackendError(
-                f"no memory for a KV cache of {self.nbytes / 1e6:.0f} MB ({_reason(error)})",
-                hint=f"a smaller batch, {arg('keep')} or {arg('max_new_tokens')}",
-            ) from None
-
-    def zero(self) -> None:
-        """Sets every byte to 0."""
-        for name in self._states:
-            self.write(name, np.zeros(self._shapes[name], self._kinds[name]))
-
-    def peek(self, name: str) -> np.ndarray:
-        """One buffer for reading."""
-        data: np.ndarray = self._states[name].state.data
-        return data
-
-    def read(self, name: str) -> np.ndarray:
-        """A copy of one buffer."""
-        return np.array(self.peek(name))
-
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Replaces one buffer."""
-        self._states[name].state = self._openvino.Tensor(array)
-
-
 class OpenVinoSession:
     """One compiled graph; see :class:`trtprune.backends.base.Session`."""
 
@@ -263,8 +224,11 @@ class OpenVinoSession:
         pairs: tuple[CachePair, ...],
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        kv_bytes: int = 0,
     ) -> None:
         self._openvino, self._compiled, self.pairs = openvino, compiled, pairs
+        self.kv_bytes = kv_bytes
+        """Bytes of a token's keys and values."""
         bound = {name for pair in pairs for name in (pair.past, pair.present)}
         self.inputs = tuple(spec for spec in inputs if spec.name not in bound)
         self.outputs = tuple(spec for spec in outputs if spec.name not in bound)
@@ -281,33 +245,27 @@ class OpenVinoSession:
         request = self._request if cache is None else cache.request
         if request is None:
             raise BackendError("a graph with a KV cache was run without one")
+        if cache is not None:
+            count = inputs[POSITION_IDS].shape[-1]
+            inputs = {**inputs, **cache.extend(inputs[WRITE_INDEX], count)}
         return _infer(self._openvino, request, inputs, [spec.name for spec in self.outputs])
 
     def new_cache(self, batch: int, capacity: int, reuse: OpenVinoCache | None = None) -> OpenVinoCache:
-        """Zeroed buffers for ``batch`` rows of ``capacity`` tokens each; the request of ``reuse`` is used again."""
+        """An empty cache for ``batch`` rows of ``capacity`` tokens each; the request of ``reuse`` is used again."""
         request = reuse.request if reuse is not None else self._compiled.create_infer_request()
-        return OpenVinoCache(self._openvino, request, self.pairs, batch, capacity)
+        return OpenVinoCache(self._openvino, request, self.pairs, batch, capacity, self.kv_bytes)
 
     def grow_cache(self, cache: OpenVinoCache, capacity: int) -> OpenVinoCache:
-        """A larger cache that begins with the content of ``cache`` and takes over its request."""
-        content = {pair.past: cache.read(pair.past) for pair in self.pairs}
-        grown = self.new_cache(cache.batch, capacity, reuse=cache)
-        for name, old in content.items():
-            new = grown.read(name)
-            new[:, :, : cache.capacity] = old
-            grown.write(name, new)
-        return grown
+        """The same cache: its memory grows with its tokens."""
+        cache.set_capacity(capacity)
+        return cache
 
     def gather_rows(
         self, rows: Sequence[CachedRow], capacity: int, reuse: OpenVinoCache | None = None
     ) -> OpenVinoCache:
         """A new cache of copies of rows."""
         gathered = self.new_cache(len(rows), capacity, reuse)
-        for pair in self.pairs:
-            content = gathered.read(pair.past)
-            for target, source in zip(content, rows, strict=True):
-                target[:, : source.tokens] = source.cache.peek(pair.past)[source.row, :, : source.tokens]
-            gathered.write(pair.past, content)
+        gathered.take(rows)
         return gathered
 
 
@@ -340,6 +298,13 @@ def _inside(folder: Path) -> Iterator[None]:
         finally:
             os.fchdir(before)
             os.close(before)
+
+
+def _refusal(path: Path, error: RuntimeError) -> BackendError:
+    return BackendError(
+        f"{path}: OpenVINO cannot open it: {_reason(error)}",
+        hint="trtprune build --provider openvino writes graphs it knows",
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -209,7 +209,7 @@ RUN: Options = (
         callback=as_dict,
         group=RUNNING,
         help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
-        "(openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+        "and kv_cache=full|u8 (openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
     ),
     option(
         "--threads",
