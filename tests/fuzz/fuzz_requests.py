@@ -12,7 +12,7 @@ PRELOAD = ("numpy", "PIL.Image", "trtprune.runtime", "trtprune.runtime.requests"
 GOOD: dict[str, Any] = {"image": "a.png", "prompt": "what"}
 KEYS = (
     "id", "image", "images", "prompt", "question", "keep", "max_new_tokens", "seed", "system", "raw_prompt",
-    "temperature", "top_k", "top_p", "repetition_penalty", "stop", "ignore_eos", "answer",
+    "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "ignore_eos", "answer",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 64, 2.5, 10**400, float("nan"), "", " ", "x" * 100_000, "\x1b[2J", "\ud800", "\u2028", [], [[]],

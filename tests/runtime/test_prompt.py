@@ -430,6 +430,37 @@ def test_stop_strings(tokenizer: Tokenizer, text: str, stops: list[str]) -> None
         assert not any(stop in sent for stop in stops)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text("abcé ", max_size=40),
+    stops=st.lists(st.text("abcé ", min_size=1, max_size=5), max_size=3),
+    shortest=st.integers(0, 12),
+)
+def test_stop_strings_within_the_shortest_answer(
+    tokenizer: Tokenizer, text: str, stops: list[str], shortest: int
+) -> None:
+    """Only a stop string that ends behind the first tokens' text ends the answer."""
+    made = encoder(tokenizer)
+    reader = made.detokenizer(stops, shortest)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    texts = [tokenizer.decode(ids[: count + 1]) for count in range(len(ids))]
+    wanted, free = tokenizer.decode(ids), 0
+    for count, whole in enumerate(texts, 1):
+        if count <= shortest:
+            free = len(whole)
+            continue
+        ends = [p for stop in stops for p in range(len(whole)) if whole.startswith(stop, p) and p + len(stop) > free]
+        if ends:
+            wanted = whole[: min(ends)]
+            break
+    sent = ""
+    for token in ids:
+        sent += reader.add(token)
+        if reader.stopped:
+            break
+    assert sent + reader.finish() == wanted
+
+
 def test_empty_stop_string(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="stop: an empty"):
         encoder(tokenizer).detokenizer([""])

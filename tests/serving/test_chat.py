@@ -111,6 +111,17 @@ def test_stop_strings(client: openai.OpenAI, vlm: Vlm) -> None:
         assert found.choices[0].finish_reason == "stop"
 
 
+def test_answers_of_a_fixed_length(client: openai.OpenAI, vlm: Vlm) -> None:
+    """The stop text would end it; within the shortest answer it does not."""
+    free = vlm.generate([picture(1)], "What is this?", max_new_tokens=9, ignore_eos=True)
+    for own in ({"min_tokens": 9}, {"min_tokens": 9, "ignore_eos": True}):
+        found = client.chat.completions.create(
+            model="tiny", messages=[message("What is this?", 1)], max_tokens=9, stop=free.text[1:3], extra_body=own
+        )
+        assert (found.usage.completion_tokens, found.choices[0].finish_reason) == (9, "length")
+    assert found.choices[0].message.content == free.text
+
+
 def test_a_file_of_the_folder(client: openai.OpenAI, vlm: Vlm) -> None:
     wanted = vlm.generate([picture(1)], "What is this?", max_new_tokens=5).text
     for url in ("one.png", "./one.png"):
@@ -138,6 +149,9 @@ def about(url: str) -> dict[str, Any]:
         ({"max_tokens": -1}, 400, "max_tokens", "greater"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater"),
         ({"max_tokens": 1 << 19}, 400, None, "max_new_tokens"),
+        ({"extra_body": {"min_tokens": 4}}, 400, "min_tokens", "above 3"),
+        ({"extra_body": {"min_tokens": -1}}, 400, "min_tokens", "greater"),
+        ({"extra_body": {"ignore_eos": "perhaps"}}, 400, "ignore_eos", "valid boolean"),
         ({"extra_body": {"keep": 10**6}}, 400, "keep", "keep=1000000: outside"),
         ({"extra_body": {"keep": 3, "keep_ratio": 0.5}}, 400, None, "exclude"),
         ({"temperature": -1}, 400, "temperature", "greater"),

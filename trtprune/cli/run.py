@@ -58,6 +58,13 @@ _ANSWER: Options = (
         help="The largest length of an answer in tokens.  [default: the checkpoint's, or 64]",
     ),
     option(
+        "--min-new-tokens",
+        type=click.IntRange(0),
+        metavar="N",
+        group=ANSWER,
+        help="The smallest length of an answer in tokens.  [default: the checkpoint's, mostly none]",
+    ),
+    option(
         "--temperature",
         type=float,
         metavar="X",

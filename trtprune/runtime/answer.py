@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from trtprune.runtime.layout import Layout
     from trtprune.runtime.prompt import Detokenizer, Prompt, PromptEncoder
 
-__all__ = ["MAX_NEW_TOKENS", "Answer", "AnswerArguments", "AnswerSettings", "check_stop", "unpruned_ids"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "Answer",
+    "AnswerArguments",
+    "AnswerSettings",
+    "check_shortest",
+    "check_stop",
+    "unpruned_ids",
+]
 
 MAX_NEW_TOKENS = 64
 """Longest answer in tokens, if neither caller nor checkpoint set one."""
@@ -40,6 +48,15 @@ def check_stop(stop: str | Sequence[str] | None, default: Sequence[str] = ()) ->
     return tuple(texts)
 
 
+def check_shortest(shortest: int, longest: int) -> None:
+    """Raises InputError for an answer that would have to be longer than it may be."""
+    if shortest > longest:
+        raise InputError(
+            f"{arg('min_new_tokens', shortest)}: above {longest}, the longest answer in tokens",
+            hint=f"a smaller one, or a larger {arg('max_new_tokens')}",
+        )
+
+
 class AnswerArguments(TypedDict, total=False):
     """The settings of an answer as keyword arguments of a call.
 
@@ -48,6 +65,8 @@ class AnswerArguments(TypedDict, total=False):
 
     Attributes:
         max_new_tokens: Longest answer in tokens; 64, if the checkpoint does not set one either.
+        min_new_tokens: Shortest answer in tokens: before it no end-of-sequence token is chosen, and texts of ``stop``
+            within these tokens do not end it.
         temperature: 0 always takes the likeliest token; above 0, tokens are drawn, whatever the default.
         top_k: Number of likeliest tokens for draws; 0 is off, and 50 is transformers' default.
         top_p: Total probability of the likeliest tokens for draws; 1 is off.
@@ -58,6 +77,7 @@ class AnswerArguments(TypedDict, total=False):
     """
 
     max_new_tokens: int | None
+    min_new_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -76,12 +96,14 @@ class AnswerSettings:
         max_new_tokens: Longest answer; None: the checkpoint's, as far as there is room.
         stop: Texts that end the answer.
         ignore_eos: Whether the answer continues behind an end-of-sequence token, for measurements of a fixed length.
+        min_new_tokens: Shortest answer.
     """
 
     sampling: Sampling
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_new_tokens: int = 0
 
     @classmethod
     def of(
@@ -89,6 +111,7 @@ class AnswerSettings:
         checkpoint: GenerationInfo,
         *,
         max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -102,8 +125,9 @@ class AnswerSettings:
         Raises:
             InputError: for a setting out of range.
         """
+        shortest = 0 if min_new_tokens is None else whole("min_new_tokens", min_new_tokens, 0)
         sampling = Sampling.of(
-            checkpoint,
+            checkpoint if min_new_tokens is None else replace(checkpoint, min_new_tokens=shortest),
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -111,9 +135,11 @@ class AnswerSettings:
             seed=seed,
         )
         longest = None if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1)
+        if longest is not None:
+            check_shortest(shortest, longest)
         # In a measurement of a fixed length the checkpoint's own texts must not end an answer either.
         stops = check_stop(stop, () if ignore_eos else checkpoint.stop_strings)
-        return cls(sampling, longest, stops, ignore_eos)
+        return cls(sampling, longest, stops, ignore_eos, shortest)
 
 
 def unpruned_ids(prompt: Prompt, layout: Layout) -> np.ndarray:
@@ -150,7 +176,7 @@ class Answer:
         self._pieces: list[str] = []
         self.kept: Sequence[np.ndarray] = layout.kept
         self.segment_tokens: list[list[int]] = []
-        self.text: Detokenizer = encoder.detokenizer(settings.stop)
+        self.text: Detokenizer = encoder.detokenizer(settings.stop, settings.min_new_tokens)
         # The embeddings can be large, in a device's memory, and are not needed behind the prefill.
         bare = replace(layout, embeds=())
         # transformers penalises every id of the prompt, the image placeholder's too.

@@ -20,7 +20,7 @@ from trtprune.arguments import arg, text_of, whole
 from trtprune.engine_dir import CONFIG_NAME
 from trtprune.engine_dir.roles import PRUNER
 from trtprune.errors import BackendError, BudgetError, InputError
-from trtprune.runtime.answer import MAX_NEW_TOKENS, Answer, AnswerSettings, unpruned_ids
+from trtprune.runtime.answer import MAX_NEW_TOKENS, Answer, AnswerSettings, check_shortest, unpruned_ids
 from trtprune.runtime.budget import Budget
 from trtprune.runtime.chain import Chain
 from trtprune.runtime.clip_text import ClipText
@@ -342,11 +342,13 @@ class Pipeline:
         """A new answer, before its first token.
 
         Raises:
-            InputError: if prompt and answer do not fit in the cache, the model's positions or the checkpoint's limit.
+            InputError: if prompt and answer do not fit in the cache, the model's positions or the checkpoint's limit,
+                or if the shortest answer is above the longest one.
         """
         longest = settings.max_new_tokens
         if longest is None:
             longest = self._longest(prompt, layout)
+        check_shortest(settings.min_new_tokens, longest)
         kv, model = self.config.kv, self.config.model
         check_length(len(layout.ids), longest, kv.capacity, whole_images=self.decoder.prunes)
         check_length(layout.next_position, longest, model.max_positions, "positions")

@@ -190,9 +190,9 @@ class PromptEncoder:
         named = None if self._tokenizer is None else self._tokenizer.id_to_token(number)
         return self.decode([number]) if named is None else str(named)
 
-    def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
-        """A detokenizer for one growing answer."""
-        return Detokenizer(self, stop)
+    def detokenizer(self, stop: Sequence[str] = (), shortest: int = 0) -> Detokenizer:
+        """A detokenizer for one growing answer; arguments as of :class:`Detokenizer`."""
+        return Detokenizer(self, stop, shortest)
 
     def _check(self, turn: Turn, raw: bool) -> None:
         if not isinstance(turn.text, str):
@@ -228,9 +228,14 @@ class Detokenizer:
     """Turns a growing list of ids into pieces of text whose concatenation is the decoded whole.
 
     Bytes of an incomplete character, and an ending that may become a stop string, are held back.
+
+    Args:
+        encoder: The tokenizer.
+        stop: Texts that end the answer.
+        shortest: Tokens without an end: a stop string within their text does not count.
     """
 
-    def __init__(self, encoder: PromptEncoder, stop: Sequence[str] = ()) -> None:
+    def __init__(self, encoder: PromptEncoder, stop: Sequence[str] = (), shortest: int = 0) -> None:
         if any(not text for text in stop):
             raise InputError(
                 f"{arg('stop')}: an empty stop string would end every answer at once",
@@ -239,6 +244,7 @@ class Detokenizer:
         self._encoder = encoder
         self._stop = tuple(stop)
         self._ids: list[int] = []
+        self._endless, self._free = shortest, 0
         self._loose = 0
         self._sent = 0
         self.text = ""
@@ -248,13 +254,16 @@ class Detokenizer:
         """Adds one id; returns the text that is now final. ``stopped`` is true after a stop string."""
         if self.stopped:
             return ""
+        self._endless -= 1
         if token in self._encoder.skipped_ids:
             return ""
         self._ids.append(token)
         self._loose = self._loose + 1 if token in self._encoder.byte_ids else 0
         # The whole answer each time: otherwise some tokenizers treat the first and last token differently.
         text = self._encoder.decode(self._ids)
-        cut = _first(text, self._stop)
+        if self._endless >= 0:
+            self._free = len(text)
+        cut = _first(text, self._stop, self._free)
         if cut is not None:
             self.text, self.stopped = text[:cut], True
             return self._send(cut)
@@ -275,8 +284,9 @@ class Detokenizer:
         return piece
 
 
-def _first(text: str, stop: Sequence[str]) -> int | None:
-    places = [place for s in stop if (place := text.find(s)) >= 0]
+def _first(text: str, stop: Sequence[str], free: int) -> int | None:
+    """The first place of a stop string that does not end within the first ``free`` characters."""
+    places = [place for s in stop if (place := text.find(s, max(0, free - len(s) + 1))) >= 0]
     return min(places, default=None)
 
 

@@ -47,6 +47,7 @@ IN_REQUEST: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Settings of a row that may differ within a batch → their check."""
 IN_CALL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "min_new_tokens": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
     "temperature": (_number, "a number"),
     "top_k": (_whole, "a whole number"),
     "top_p": (_number, "a number"),

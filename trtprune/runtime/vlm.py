@@ -98,8 +98,9 @@ class Vlm:
             keep_ratio: The same as a share of the image's visual tokens, above 0 and at most 1.
             system: A system prompt.
             raw_prompt: Whether ``prompt`` is the whole prompt, with a placeholder for each image.
-            settings: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``,
-                ``stop`` and ``ignore_eos``, see :class:`trtprune.runtime.answer.AnswerArguments`.
+            settings: ``max_new_tokens``, ``min_new_tokens``, ``temperature``, ``top_k``, ``top_p``,
+                ``repetition_penalty``, ``seed``, ``stop`` and ``ignore_eos``, see
+                :class:`trtprune.runtime.answer.AnswerArguments`.
 
         Raises:
             InputError: for an image, prompt or setting that cannot be used.

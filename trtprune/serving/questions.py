@@ -30,12 +30,14 @@ def question_of(pipeline: Pipeline, asked: ChatRequest, sources: Sources) -> Que
     settings = AnswerSettings.of(
         pipeline.config.generation,
         max_new_tokens=asked.longest,
+        min_new_tokens=asked.min_tokens,
         temperature=asked.temperature,
         top_k=asked.top_k,
         top_p=asked.top_p,
         repetition_penalty=asked.repetition_penalty,
         seed=asked.seed,
         stop=asked.stop,
+        ignore_eos=asked.ignore_eos,
     )
     return Question(turns, prepare(pipeline, sources, urls), budget, settings)
 

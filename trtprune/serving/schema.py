@@ -73,6 +73,8 @@ class ChatRequest(BaseModel):
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1, le=1 << 20)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    min_tokens: int | None = Field(None, ge=0, le=1 << 20, description="no end before so many tokens")
+    ignore_eos: bool = Field(False, description="whether the answer goes on to its largest length")
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 30, description="0 is off")
@@ -97,6 +99,8 @@ class ChatRequest(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MAX_STOPS:
             raise ApiError(400, f"stop has {len(stops)} texts; at most {MAX_STOPS}", param="stop")
+        if self.longest is not None and (self.min_tokens or 0) > self.longest:
+            raise ApiError(400, f"min_tokens is above {self.longest}, the largest number", param="min_tokens")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ApiError(400, "max_tokens and max_completion_tokens differ; leave out one", param="max_tokens")
 
