@@ -20,6 +20,7 @@ from trtprune.errors import BudgetError, InputError
 from trtprune.graph import Graph, Lowering
 from trtprune.models import open_model
 from trtprune.pruning import recycling
+from trtprune.pruning.base import BuildContext
 from trtprune.pruning.in_llm import InLlmMethod
 from trtprune.pruning.methods.fastv import FastV
 from trtprune.pruning.methods.pyramiddrop import PyramidDrop
@@ -99,7 +100,7 @@ def inputs(model: Model, layer: int, raters: np.ndarray, keep: int, heads: bool)
 @pytest.mark.parametrize("rater", ["gt", "ge"])
 def test_raters(rater: str) -> None:
     options = SPARSE.validate_options({"rater": rater})
-    graph = build_raters(SPARSE, lambda name: Graph(name), 24, options)
+    graph = build_raters(SPARSE, BuildContext(Graph, 24), options)
     assert graph is not None
     run = session(graph)
     for seed in range(200):

@@ -262,7 +262,7 @@ def _compare_one(work: _Work, settings: CompareSettings, report: Report) -> Comp
             feeds,
             work.names,
             work.tolerance,
-            hidden_size=made.model.hidden_size,
+            hidden_size=made.model.row_width,
             report=lambda text: report(component.name, text),
         )
     return ComponentResult(

@@ -143,7 +143,7 @@ def random_feeds(
                 if spec.name in image.arrays:
                     array = np.array(np.broadcast_to(image.arrays[spec.name], shape))
                 elif spec.name in EMBEDDED and embed is not None:
-                    array = embed(rng.randint(0, made.model.vocab_size, shape[:-1]))
+                    array = _widened(embed(rng.randint(0, made.model.vocab_size, shape[:-1])), spec.name, shape, rng)
                 else:
                     array = _value(rng, spec, shape, vocab, facts)
                 feed[spec.name] = narrow(array, dtypes) if array.dtype == np.float32 else array
@@ -269,6 +269,12 @@ def teach_caches(runner: Any, feeds: Sequence[Feed], dtypes: Sequence[str]) -> N
                 if is_past(name):
                     cache = np.array(outputs[present_of(name)], np.float32)
                     feed[name] = narrow(cache, dtypes)
+
+
+def _widened(words: np.ndarray, name: str, shape: Sequence[int], rng: np.random.RandomState) -> np.ndarray:
+    """Embeddings as wide as an input wants them: with DeepStack levels behind, which a text alone does not have."""
+    levels = rng.standard_normal((*shape[:-1], shape[-1] - words.shape[-1])).astype(np.float32)
+    return np.concatenate((words, words.std() * levels if name == INPUTS_EMBEDS else 0 * levels), axis=-1)
 
 
 def _table(made: EngineDir, component: ComponentInfo) -> Any:

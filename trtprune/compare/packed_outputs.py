@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trtprune.tensor_names import IMAGE_FEATURES, PIXEL_VALUES, TOKEN_POSITIONS, WINDOW_INDEX
@@ -43,8 +43,8 @@ def packed_outputs(
             hook.remove()
     maps = _Maps(tower, feed, seen, out.last_hidden_state)
     full = getattr(tower, "fullatt_block_indexes", None) or [len(tower.blocks) - 1]
-    makers = {
-        IMAGE_FEATURES: lambda: out.pooler_output,
+    makers: dict[str, Callable[[], Any]] = {
+        IMAGE_FEATURES: lambda: torch.cat((out.pooler_output, *(getattr(out, "deepstack_features", None) or ())), -1),
         "vision_features": lambda: maps.merged(out.last_hidden_state).mean(1),
         "mean_query_attention": lambda: maps.mean_query(max(full)),
         "vision_keys": lambda: maps.units(maps.projected(max(full))[1].mean(0)).mean(1),

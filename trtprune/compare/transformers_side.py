@@ -85,7 +85,7 @@ class TransformersSide:
             raise BackendError(
                 f"--against transformers: {str(error).splitlines()[0]}", hint=to_install(extra="torch")
             ) from None
-        self.made = made
+        self.made, self._width = made, made.model.row_width
         self.name = f"transformers:{path.name}"
         self._plans = plans
         if threads is not None:
@@ -142,7 +142,7 @@ class TransformersSide:
                 return self._vision(feed, () if inside else [o.name for o in component.outputs])
             if component.role == EMBED:
                 rows = self.model.get_input_embeddings()(torch.from_numpy(feed[INPUT_IDS]))
-                return {TEXT_EMBEDS: rows.numpy()}
+                return {TEXT_EMBEDS: torch.nn.functional.pad(rows, (0, self._width - rows.shape[-1])).numpy()}
             if component.role == PACK:
                 return pack(self.model, feed, self._plans)
             if component.role == PRUNER:
@@ -193,6 +193,8 @@ class TransformersSide:
 
     def _prune(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         info = self.made.pruning
+        wide, hidden_size = feed[IMAGE_FEATURES], self.made.model.hidden_size
+        feed = {n: a[..., :hidden_size] if n in (IMAGE_FEATURES, TEXT_EMBEDS) else a for n, a in feed.items()}
         given: dict[str, Any] = {name: feed[name] for name in (*INPUTS, TEXT_MASK) if name in feed}
         if "seed" in feed:
             given["seed"] = int(feed["seed"][0])
@@ -201,6 +203,8 @@ class TransformersSide:
             given |= _first_layer(_language_model(self.model), feed)
         keep = int(feed["keep"][0])
         kept, rows = method.pruned(feed[IMAGE_FEATURES], keep=keep, **given, **info.options)
+        if self._width > hidden_size:  # such rows are never merged
+            rows = np.take_along_axis(wide, kept[..., None], axis=-2)
         return {KEPT_INDICES: kept, PRUNED_FEATURES: rows}
 
     def _decode(self, component: ComponentInfo, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -215,7 +219,7 @@ class TransformersSide:
         states = feed[HIDDEN_STATES if HIDDEN_STATES in feed else INPUTS_EMBEDS]
         with _layers_only(_language_model(self.model), first, stop, last=LOGITS in outputs) as language:
             for b, begin in enumerate(feed[WRITE_INDEX].tolist()):
-                embeds = torch.from_numpy(states[b : b + 1])
+                embeds, *levels = torch.from_numpy(states[b : b + 1]).split(self.made.model.hidden_size, dim=-1)
                 length = embeds.shape[1]
                 out = language(
                     inputs_embeds=embeds,
@@ -224,6 +228,7 @@ class TransformersSide:
                     past_key_values=_cache(feed, b, begin, first, stop),
                     use_cache=True,
                     output_attentions=RATER_ATTENTION in found,
+                    **_deepstack(levels),
                 )
                 for i in range(first, stop):
                     layer = out.past_key_values.layers[i]
@@ -234,13 +239,25 @@ class TransformersSide:
                     rows = hidden[:, torch.from_numpy(feed[LOGITS_INDEX][b])]
                     found[LOGITS].append(self.model.get_output_embeddings()(rows).numpy())
                 else:
-                    found[LAST_HIDDEN_STATE].append(hidden.numpy())
+                    found[LAST_HIDDEN_STATE].append(torch.cat((hidden, *levels[stop - first :]), -1).numpy())
                 if RATER_ATTENTION in found:
                     rows = out.attentions[-1][:, :, torch.from_numpy(feed[RATER_INDEX][b]), begin:]
                     rows = rows / rows.sum(-1, keepdim=True)  # among the new tokens alone
                     mean = len(outputs[RATER_ATTENTION].shape) == 3
                     found[RATER_ATTENTION].append((rows.mean(1) if mean else rows).numpy())
         return {**{name: np.concatenate(parts) for name, parts in found.items()}, **present}
+
+
+def _deepstack(levels: Sequence[Any]) -> dict[str, Any]:
+    """transformers' arguments for the levels [1, S, D] of a row, which it adds behind the first layers that run."""
+    if not levels:
+        return {}
+    import torch
+
+    return {
+        "visual_pos_masks": torch.ones(levels[0].shape[:2], dtype=torch.bool),
+        "deepstack_visual_embeds": [level[0] for level in levels],
+    }
 
 
 def _position_ids(rows: Any) -> Any:

@@ -101,17 +101,18 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
     """
     missing = _missing(method, options, spec, clip)
     if missing is not None:
-        own = {m.name: m.complete_options(None, TowerTraits.of(spec)) for m in pruning.all_methods()}
-        able = [name for name in own if _missing(pruning.get(name), own[name], spec, clip) is None]
+        able = _able(spec, clip)
         hint = f"{arg('method')} with one of: {', '.join(able)}"
         if method.name in able:
-            other = {name: value for name, value in own[method.name].items() if options.get(name) != value}
+            own = method.complete_options(None, TowerTraits.of(spec))
+            other = {name: value for name, value in own.items() if options.get(name) != value}
             hint = f"{arg('options', other)}; or {hint}"
         else:
             hint = "; or ".join((*_ways_without(method, options, spec, clip), hint))
         if not clip and _missing(method, options, spec, True) is None:
             hint = f"{arg('clip')} CHECKPOINT, the CLIP that the model's vision tower was taken from; or {hint}"
         raise BudgetError(f"{arg('method', method.name)} needs {missing}", hint=hint)
+    _check_levels(method, spec, options, clip)
     _check_map(method, spec, options)
     method.check_heads(spec.num_heads, options)
     layer = method.tower_layer(options)
@@ -122,6 +123,38 @@ def check_needs(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any],
             f"{spec.tower_layers}",
             hint=f"a layer from 1 to {spec.tower_layers}",
         )
+
+
+def _check_levels(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any], clip: bool) -> None:
+    """Refuses a method that merges visual tokens while they carry DeepStack levels, which have no merged form."""
+    if not _merges_levels(method, spec, options):
+        return
+    ways = []
+    if method.without_merging and not _merges_levels(method, spec, {**options, **method.without_merging}):
+        ways.append(arg("options", method.without_merging))
+    ways.append(f"{arg('method')} with one of: {', '.join(_able(spec, clip))}")
+    raise BudgetError(
+        f"{arg('method', method.name)} merges visual tokens, and those of this model bring along "
+        f"{spec.deepstack_levels} DeepStack levels, which cannot be merged, for the language model's first layers",
+        hint="; or ".join(ways),
+    )
+
+
+def _able(spec: ModelSpec, clip: bool) -> list[str]:
+    """The methods that serve a model with their own options."""
+    own = {method: method.complete_options(None, TowerTraits.of(spec)) for method in pruning.all_methods()}
+    return [
+        method.name
+        for method, options in own.items()
+        if _missing(method, options, spec, clip) is None and not _merges_levels(method, spec, options)
+    ]
+
+
+def _merges_levels(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) -> bool:
+    if not spec.deepstack_levels or not method.merges_with(options):
+        return False
+    plan = method.plan(spec.num_layers, options)
+    return plan is None or plan.points[0] + 1 < spec.deepstack_levels
 
 
 def _check_map(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) -> None:

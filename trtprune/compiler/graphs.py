@@ -76,6 +76,7 @@ def _context(plan: Plan, quantized: QuantizedWeights | None, clip: Clip | None) 
     return BuildContext(
         make,
         hidden_size=spec.hidden_size,
+        levels=spec.deepstack_levels,
         depth=spec.num_layers,
         layer_access=plan.model.layer_access,
         num_tokens=spec.visual_tokens if plan.model.processor.fixed_tokens else None,

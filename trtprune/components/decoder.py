@@ -18,7 +18,7 @@ from trtprune.components.rope import Rope, RotaryAxes
 from trtprune.errors import CheckpointError
 from trtprune.graph import Graph
 from trtprune.graph.attention import attention, cache_mask, cache_write, rotary
-from trtprune.graph.ops import ACTIVATIONS, activation, linear, merge_heads, product, rms_norm, split_heads
+from trtprune.graph.ops import ACTIVATIONS, activation, columns, linear, merge_heads, product, rms_norm, split_heads
 from trtprune.graph.raters import rater_attention
 from trtprune.tensor_names import (
     HIDDEN_STATES,
@@ -113,6 +113,16 @@ class DecoderConfig:
     rope: Rope
     head_norms: bool = False
     """Whether queries and keys have an RMS norm over each head."""
+    levels: int = 0
+    """L, the DeepStack levels of a visual token; level l is added behind layer l."""
+
+    def row_width(self, layer: int = 0) -> int:
+        """The width of a row in front of a layer: D, and D for each level that is not added yet.
+
+        A row carries the levels of its visual token behind its hidden state, so that whatever selects or moves rows
+        need not know of them; a row of text has zeros there.
+        """
+        return self.hidden_size * (1 + max(0, self.levels - layer))
 
     @classmethod
     def from_config(cls, text: Section, default: str = "llama", split: RotaryAxes | None = None) -> DecoderConfig:
@@ -201,10 +211,10 @@ def decoder_weights(cfg: DecoderConfig, prefix: str, lm_head: str) -> dict[str, 
     }
     for i in range(cfg.num_layers):
         layer = f"{prefix}layers.{i}."
-        for name, (rows, columns, bias) in shapes.items():
-            weights[f"{layer}{name}.weight"] = (rows, columns)
+        for name, (outputs, inputs, bias) in shapes.items():
+            weights[f"{layer}{name}.weight"] = (outputs, inputs)
             if bias:
-                weights[f"{layer}{name}.bias"] = (rows,)
+                weights[f"{layer}{name}.bias"] = (outputs,)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{layer}{name}.weight"] = (h,)
         if cfg.head_norms:
@@ -226,11 +236,17 @@ def write_heads(g: Graph, cfg: DecoderConfig, attention: str, kind: Literal["q",
 
 
 def build_embedding(g: Graph, cfg: DecoderConfig, key: str) -> None:
-    """Token embedding lookup: ``input_ids`` int64 [batch, T] → ``text_embeds`` [batch, T, D]."""
+    """Token embedding lookup: ``input_ids`` int64 [batch, T] → ``text_embeds`` [batch, T, D].
+
+    In a model with DeepStack levels [batch, T, D · (1 + L)], zeros behind the embedding.
+    """
     ids = g.input(INPUT_IDS, "int64", ["batch", "tokens"])
     # Gather before the cast: casting the rows is cheaper than casting the table.
     rows = g.op.Gather(g.weight(key, raw=True), ids, axis=0)
-    g.output(rows, TEXT_EMBEDS, g.dtype_name, ["batch", "tokens", cfg.hidden_size])
+    width = cfg.row_width()
+    if width > cfg.hidden_size:
+        rows = g.op.Pad(g.cast(rows, g.dtype), g.ints(0, 0, 0, 0, 0, width - cfg.hidden_size))
+    g.output(rows, TEXT_EMBEDS, g.dtype_name, ["batch", "tokens", width])
 
 
 @dataclass(frozen=True)
@@ -263,11 +279,13 @@ def segments(num_layers: int, cuts: Sequence[int], raters: Literal["mean", "head
 def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segment: Segment | None = None) -> None:
     """The decoder, or a segment of it, over a fixed-capacity KV cache, for any number of new tokens.
 
-    Inputs: ``inputs_embeds`` [batch, S, D] (``hidden_states`` in a later segment), ``position_ids`` int64
+    Inputs: ``inputs_embeds`` [batch, S, D] (``hidden_states`` in a later segment), in a model with DeepStack levels
+    as wide as :meth:`DecoderConfig.row_width` says, ``position_ids`` int64
     [batch, axes, S], ``write_index`` int64 [batch], ``logits_index`` int64 [batch, L] in the last segment, and per
     layer ``past_key_values.{i}.key|value`` [batch, Hkv, capacity, head_dim].  Outputs: ``logits`` float32
-    [batch, L, V] of the rows that ``logits_index`` names (``last_hidden_state`` [batch, S, D] in an earlier segment),
-    and ``present.{i}.key|value``, to be bound to the buffers of the past.
+    [batch, L, V] of the rows that ``logits_index`` names (``last_hidden_state`` [batch, S, D], wider by the levels
+    that are still to be added, in an earlier segment), and ``present.{i}.key|value``, to be bound to the buffers of
+    the past.
 
     Token ``s`` of row ``b`` is written at slot ``write_index[b] + s`` and attends to the slots up to its own (the
     last ``sliding_window`` of them where the layer has one).  Rows of different lengths are padded on the right:
@@ -285,7 +303,9 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
     op, int64 = g.op, ir.DataType.INT64
     segment = segment or Segment(0, cfg.num_layers, True)
     h, kv_heads, dim = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
-    x = g.input(HIDDEN_STATES if segment.first else INPUTS_EMBEDS, g.dtype_name, ["batch", "sequence", h])
+    width = cfg.row_width(segment.first)
+    rows = g.input(HIDDEN_STATES if segment.first else INPUTS_EMBEDS, g.dtype_name, ["batch", "sequence", width])
+    x = rows if width == h else columns(g, rows, 0, h)
     position_ids = g.input(POSITION_IDS, "int64", ["batch", cfg.rope.axes, "sequence"])
     write_index = g.input(WRITE_INDEX, "int64", ["batch"])
     if segment.last:
@@ -333,6 +353,9 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
             gate = activation(g, linear(g, y, f"{layer}mlp.gate_proj", bias=cfg.mlp_bias), cfg.activation)
             y = op.Mul(gate, linear(g, y, f"{layer}mlp.up_proj", bias=cfg.mlp_bias))
             x = op.Add(x, linear(g, y, f"{layer}mlp.down_proj", bias=cfg.mlp_bias))
+            if i < cfg.levels:
+                begin = h * (1 + i - segment.first)
+                x = op.Add(x, columns(g, rows, begin, begin + h))
 
     if segment.last:
         # Only the requested rows go through the output projection, the largest matrix of the model.
@@ -340,15 +363,18 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
         g.output(product(g, x, lm_head), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
     else:
-        g.output(x, LAST_HIDDEN_STATE, g.dtype_name, ["batch", "sequence", h])
+        left = cfg.row_width(segment.stop)
+        if left > h:
+            x = op.Concat(x, columns(g, rows, width - left + h, width), axis=-1)
+        g.output(x, LAST_HIDDEN_STATE, g.dtype_name, ["batch", "sequence", left])
     if segment.raters:
         weights = rater_attention(
             g, q, k, rater_index, group=cfg.num_heads // kv_heads, head_dim=dim, window=cfg.windows[i]
         )
-        rows: list[int | str] = ["batch", cfg.num_heads, "raters", "sequence"]
+        shape: list[int | str] = ["batch", cfg.num_heads, "raters", "sequence"]
         if segment.raters == "mean":
-            weights, rows = op.ReduceMean(weights, g.ints(1), keepdims=0), [rows[0], *rows[2:]]
-        g.output(weights, RATER_ATTENTION, "float32", rows)
+            weights, shape = op.ReduceMean(weights, g.ints(1), keepdims=0), [shape[0], *shape[2:]]
+        g.output(weights, RATER_ATTENTION, "float32", shape)
     for i, pair in present.items():
         for name, tensor in zip(KINDS, pair, strict=True):
             g.output(tensor, present_name(i, name), g.dtype_name, cache_shape)

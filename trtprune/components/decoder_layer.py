@@ -10,7 +10,7 @@ import onnx_ir as ir
 from trtprune.components.decoder import DecoderConfig, write_heads
 from trtprune.graph import Graph
 from trtprune.graph.attention import rotary
-from trtprune.graph.ops import rms_norm
+from trtprune.graph.ops import columns, rms_norm
 from trtprune.graph.raters import rater_attention
 
 __all__ = ["DecoderLayer"]
@@ -27,6 +27,10 @@ class DecoderLayer:
     @property
     def hidden_size(self) -> int:
         return self.cfg.hidden_size
+
+    @property
+    def row_width(self) -> int:
+        return self.cfg.row_width(self.layer + 1)
 
     @property
     def head_dim(self) -> int:
@@ -55,7 +59,11 @@ class DecoderLayer:
     def _normed(self, g: Graph, kind: Literal["q", "k"], hidden_states: ir.Value) -> ir.Value:
         with g.scope(f"layers.{self.layer + 1}"):
             norm = f"{self.prefix}layers.{self.layer + 1}.input_layernorm"
-            return self._projected(g, kind, rms_norm(g, hidden_states, norm, eps=self.cfg.norm_eps))
+            return self._projected(g, kind, rms_norm(g, self._states(g, hidden_states), norm, eps=self.cfg.norm_eps))
+
+    def _states(self, g: Graph, rows: ir.Value) -> ir.Value:
+        """Hidden states [B, S, D] of rows that may carry DeepStack levels behind them."""
+        return rows if self.row_width == self.hidden_size else columns(g, rows, 0, self.hidden_size)
 
     def _projected(self, g: Graph, kind: Literal["q", "k"], x: ir.Value) -> ir.Value:
         """Queries (``q``) or keys (``k``) of normed rows [B, S, D], before rotary positions."""
@@ -65,7 +73,7 @@ class DecoderLayer:
         """Attention float32 [B, heads, R, S] of the rows ``index`` [B, R] in the layer behind the place."""
         cfg, dim, name = self.cfg, self.cfg.head_dim, f"{self.prefix}layers.{self.layer + 1}."
         with g.scope(f"layers.{self.layer + 1}"):
-            y = rms_norm(g, hidden_states, f"{name}input_layernorm", eps=cfg.norm_eps)
+            y = rms_norm(g, self._states(g, hidden_states), f"{name}input_layernorm", eps=cfg.norm_eps)
             # Only the raters' rows need queries.
             place = g.op.Unsqueeze(index, g.ints(-1))
             asking = g.op.GatherND(y, place, batch_dims=1)

@@ -11,7 +11,7 @@ from typing import Any
 from trtprune.engine_dir.roles import DECODER, PRUNER, ROLES, SEGMENTED
 from trtprune.engine_dir.schema import POSITIONS, EngineDir, TensorSpec
 from trtprune.schedules import wrong_schedule
-from trtprune.tensor_names import POSITION_IDS, SALIENCY, is_past
+from trtprune.tensor_names import INPUTS_EMBEDS, POSITION_IDS, SALIENCY, is_past
 from trtprune.text.info import wrong_texts
 
 __all__ = ["wrong_values"]
@@ -63,6 +63,7 @@ def wrong_values(made: EngineDir) -> Iterator[str]:
     yield from _wrong_ids(made)
     yield from _wrong_vision(made)
     yield from (f"config.text.{what}" for what in wrong_texts(made.text))
+    yield from _wrong_rows(made)
     yield from _wrong_positions(made)
     generation = made.generation.wrong(max(made.model.vocab_size, 1))
     if generation is not None:
@@ -90,6 +91,8 @@ def _wrong_ids(made: EngineDir) -> Iterator[str]:
             yield f"config.model.{name}: a token id is at least 0"
     if not -1 <= model.first_patch <= model.visual_tokens:
         yield f"config.model.first_patch must be between -1 and {model.visual_tokens}"
+    if not 0 <= model.deepstack_levels <= made.kv.num_layers:
+        yield f"config.model.deepstack_levels must be between 0 and {made.kv.num_layers}, the decoder's layers"
 
 
 def _wrong_vision(made: EngineDir) -> Iterator[str]:
@@ -103,6 +106,15 @@ def _wrong_vision(made: EngineDir) -> Iterator[str]:
     read = [name for name in SALIENCY if name in made.pruning.needs]
     if [*vision.saliency] != read:
         yield f"config.vision.saliency must be {', '.join(read) or 'empty'}, as config.pruning.needs says"
+
+
+def _wrong_rows(made: EngineDir) -> Iterator[str]:
+    width = made.model.row_width
+    for component in made.components:
+        for spec in component.inputs:
+            if spec.name == INPUTS_EMBEDS and (len(spec.shape) != 3 or spec.shape[2] != width):
+                shape = f"[batch, sequence, {width}]"
+                yield f"config.components: '{component.name}': '{spec.name}' must be {shape}, as config.model says"
 
 
 def _wrong_positions(made: EngineDir) -> Iterator[str]:

@@ -84,7 +84,8 @@ class ModelInfo:
     ``image_size`` and ``patch_grid`` are those of a crop; None with a packed tower, which reads images of any size.
     ``video_token`` stands for a video in prompts, which no model here takes; None: the model has none.
     ``digest`` is the checkpoint's (see ``Checkpoint.digest``).  ``first_patch`` is the patch (row by row)
-    of visual token 0; -1 if it is the CLS token.
+    of visual token 0; -1 if it is the CLS token.  ``deepstack_levels`` is L, the levels of the vision tower that a
+    visual token brings along: a row of the decoder's input is D · (1 + L) wide, and level l is added behind layer l.
     """
 
     id: str
@@ -104,6 +105,12 @@ class ModelInfo:
     keeps_cls_feature: bool = False
     first_patch: int = 0
     video_token: str | None = None
+    deepstack_levels: int = 0
+
+    @property
+    def row_width(self) -> int:
+        """The width of a row of the decoder's input."""
+        return self.hidden_size * (1 + self.deepstack_levels)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ __all__ = [
     "ACTIVATIONS",
     "PLUGIN_ATTRIBUTES",
     "activation",
+    "columns",
     "layer_norm",
     "linear",
     "merge_heads",
@@ -137,6 +138,11 @@ def activation(g: Graph, x: ir.Value, name: str) -> ir.Value:
     if name not in ACTIVATIONS:
         raise CheckpointError(f"unsupported activation {name!r}", hint=f"supported: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name](g, x)
+
+
+def columns(g: Graph, x: ir.Value, begin: int, stop: int) -> ir.Value:
+    """Columns ``begin`` to ``stop`` of the last axis."""
+    return g.op.Slice(x, g.ints(begin), g.ints(stop), g.ints(-1))
 
 
 def topk_gather(g: Graph, scores: ir.Value, features: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -31,6 +31,7 @@ def text_facts(text: DecoderConfig) -> dict[str, Any]:
         "sliding_window": min(windows) if windows else None,
         "rotary_sections": text.rope.sections,
         "rotary_interleaved": text.rope.interleaved,
+        "deepstack_levels": text.levels,
     }
 
 

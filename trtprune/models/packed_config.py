@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trtprune.components.config import Section
@@ -157,6 +157,13 @@ def parse(checkpoint: Checkpoint, defaults: PackedDefaults, vision: PackedVision
             f"takes {decoder.hidden_size}",
             hint=COMPARE,
         )
+    if vision.levels > decoder.num_layers:
+        raise CheckpointError(
+            f"config.json: the vision tower makes {vision.levels} DeepStack levels, and the language model has "
+            f"{decoder.num_layers} layers to add them behind",
+            hint=COMPARE,
+        )
+    decoder = replace(decoder, levels=vision.levels)
     tensors = canonical_tensors(checkpoint.tensors, rules=RULES)
     lm_head, tied = output_projection(checkpoint, config, tensors)
     return PackedConfig(

@@ -32,7 +32,7 @@ from trtprune.models.spec import ModelSpec, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.images import PROCESSOR_FILES, PackedShape, processor_from_files
-from trtprune.tensor_names import DEEPSTACK_FEATURES, IMAGE_FEATURES
+from trtprune.tensor_names import IMAGE_FEATURES
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import Checkpoint, TensorInfo
@@ -228,10 +228,9 @@ def _build_vision(g: Graph, m: PackedConfig, wanted: Collection[str], shallow_la
     """Tower and merger, with the outputs in the order of ``INPUTS``."""
     tower = m.vision.build(g, VISION, wanted, shallow_layer)
     sizes = {"N": "visual_tokens", "D": m.text.hidden_size, "C": m.vision.hidden_size, "K": m.vision.head_dim}
-    g.output(tower.features, IMAGE_FEATURES, g.dtype_name, [1, "visual_tokens", m.text.hidden_size])
-    if tower.levels is not None:
-        width = m.vision.levels * m.text.hidden_size
-        g.output(tower.levels, DEEPSTACK_FEATURES, g.dtype_name, [1, "visual_tokens", width])
+    # A visual token's levels go with it through everything in front of the decoder.
+    rows = tower.features if tower.levels is None else g.op.Concat(tower.features, tower.levels, axis=-1)
+    g.output(rows, IMAGE_FEATURES, g.dtype_name, [1, "visual_tokens", m.text.row_width()])
     for name, entry in INPUTS.items():
         if name in tower.extras:
             dtype = g.dtype_name if entry.dtype == "model" else entry.dtype

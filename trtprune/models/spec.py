@@ -45,6 +45,8 @@ class ModelSpec:
         has_cls: Whether the vision graph has the output ``cls_attention``.
         keeps_cls_feature: Whether feature 0 is the CLS token (strategy "full").
         hidden_size: D, the language model's width.
+        deepstack_levels: L, the levels of the vision tower that a visual token brings along; level l is added behind
+            the language model's layer l.
         max_positions: The longest sequence of the language model.
         rotary_sections: For each axis of a position, the number of rotary frequencies that turn by it: one axis, or
             time, row and column.
@@ -93,6 +95,12 @@ class ModelSpec:
     attention_map: int = 0
     video_token: str | None = None
     square: int = 1
+    deepstack_levels: int = 0
+
+    @property
+    def row_width(self) -> int:
+        """The width of a row of the language model's input: D, and D for each level."""
+        return self.hidden_size * (1 + self.deepstack_levels)
 
     @property
     def tokens_are_patches(self) -> bool:

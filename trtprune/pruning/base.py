@@ -73,6 +73,10 @@ class LayerAccess(Protocol):
         """D, the width of the hidden states."""
 
     @property
+    def row_width(self) -> int:
+        """The width of a row at the point: D, and what the row carries for later layers."""
+
+    @property
     def head_dim(self) -> int:
         """The width of an attention head."""
 
@@ -88,7 +92,8 @@ class LayerAccess(Protocol):
         """cos and sin [B, S, head_dim / 2] of int64 [B, axes, S] positions."""
 
     def next_queries(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
-        """Queries [B, heads, S, head_dim] of [B, S, D] in the layer behind the point, without rotary positions."""
+        """Queries [B, heads, S, head_dim] of rows [B, S, row_width] in the layer behind the point, without rotary
+        positions."""
 
     def next_keys(self, g: Graph, hidden_states: ir.Value) -> ir.Value:
         """Keys [B, key heads, S, head_dim], as :meth:`next_queries`."""
@@ -104,6 +109,7 @@ class BuildContext:
     Attributes:
         make: Component name → an empty graph in the build's dtype and lowering, with the model's weights at hand.
         hidden_size: D, the width of the decoder.
+        levels: L, the DeepStack levels that a row of the decoder's input carries behind its D numbers.
         depth: Layers of the decoder, for a method that cuts it.
         layer_access: Number of a layer → the place behind it, likewise; -1: the place before the first.
         num_tokens: N, where the model fixes it.
@@ -114,12 +120,18 @@ class BuildContext:
 
     make: Callable[[str], Graph]
     hidden_size: int
+    levels: int = 0
     depth: int = 0
     layer_access: Callable[[int], LayerAccess] | None = None
     num_tokens: int | None = None
     most_crops: int = MOST_CROPS
     widths: Mapping[str, int] = field(default_factory=dict)
     float64: bool = True
+
+    @property
+    def row_width(self) -> int:
+        """The width of a row of the decoder's input, D · (1 + L)."""
+        return self.hidden_size * (1 + self.levels)
 
 
 class BaseMethod(ABC):
@@ -143,6 +155,7 @@ class BaseMethod(ABC):
             without one.
         with_packed: Options that have another default with a packed vision tower.
         without_clip: Options with which it reads nothing of CLIP's text tower, for a method that otherwise does.
+        without_merging: Options with which it merges nothing, for a method that otherwise does.
     """
 
     name: ClassVar[str]
@@ -159,6 +172,7 @@ class BaseMethod(ABC):
     without_cls: ClassVar[Mapping[str, OptionValue]] = {}
     with_packed: ClassVar[Mapping[str, OptionValue]] = {}
     without_clip: ClassVar[Mapping[str, OptionValue]] = {}
+    without_merging: ClassVar[Mapping[str, OptionValue]] = {}
 
     def text_span(self, options: Mapping[str, Any] | None = None) -> str:
         """The span of text tokens that the method reads: a key of :data:`trtprune.pruning.options.TEXT_SPANS`."""
@@ -263,6 +277,10 @@ class BaseMethod(ABC):
     def positions_of(self, axes: int) -> str:
         """The method's own position rule in a decoder whose positions have ``axes`` numbers."""
         return self.positions if axes == 1 else self.grid_positions
+
+    def merges_with(self, options: Mapping[str, Any]) -> bool:
+        """Whether it merges tokens with these options, all of them validated."""
+        return self.merges
 
     def passes_all(self, options: Mapping[str, Any]) -> bool:
         """Whether all tokens pass as they are where the budget is all of them."""

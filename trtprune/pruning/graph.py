@@ -5,6 +5,9 @@ with ``batch`` before its dimensions, and ``crops`` behind it where there is a r
 [batch, T] (1 = a real token) with ``text_embeds``; ``seed`` int64 [1]; ``keep`` int64 [1].  What a method needs of the
 decoder's first layer is computed from ``text_embeds`` and ``image_features`` where the layer is given.  Outputs
 ``kept_indices`` int64 [batch, keep], ascending, and ``pruned_features`` [batch, keep, D].
+
+In a model with DeepStack levels, features and text carry those behind their D numbers: the method reads the D, and the
+kept rows leave the graph as wide as they came.
 """
 
 from __future__ import annotations
@@ -106,6 +109,7 @@ def write_pruner(
     hidden_size: int,
     options: Mapping[str, Any],
     *,
+    row_width: int,
     num_tokens: int | None,
     most_crops: int,
     widths: Mapping[str, int],
@@ -115,7 +119,7 @@ def write_pruner(
 
     ``layer`` is the place before the decoder's first layer, for a method that needs something of that.
     """
-    from trtprune.graph.ops import topk_gather
+    from trtprune.graph.ops import columns, topk_gather
 
     dtype, needs = g.dtype_name, method.needs_of(options)
     if layer is not None:
@@ -123,13 +127,14 @@ def write_pruner(
     tokens = num_tokens if num_tokens is not None else "visual_tokens"
     sizes: dict[str, int | str] = {"N": tokens, "D": hidden_size, **DYNAMIC, **widths}
     by_crop = method.of_each_crop(options)
-    features = g.input("image_features", dtype, ["batch", tokens, hidden_size])
-    inputs = {"image_features": features}
+    rows = g.input("image_features", dtype, ["batch", tokens, row_width])
+    inputs = {"image_features": rows}
     for name, entry in INPUTS.items():
         if name in needs:
             kind = dtype if entry.dtype == "model" else entry.dtype
             crops = ["crops"] if name in by_crop else []
-            inputs[name] = g.input(name, kind, ["batch", *crops, *entry.shape(sizes)])
+            shape = entry.shape(sizes | {"D": row_width} if name == "text_embeds" else sizes)
+            inputs[name] = g.input(name, kind, ["batch", *crops, *shape])
     if "text_embeds" in needs:
         inputs["text_mask"] = g.input("text_mask", "int64", ["batch", sizes["T"]])
     if "seed" in needs:
@@ -137,22 +142,25 @@ def write_pruner(
     keep = g.input("keep", "int64", [1])
     if layer is not None:
         inputs |= _write_first_layer(g, layer, inputs)
+    if row_width > hidden_size:
+        wide = inputs.keys() & {"image_features", "text_embeds"}
+        inputs |= {name: columns(g, inputs[name], 0, hidden_size) for name in sorted(wide)}
     fixed: dict[str, Any] = dict(options)
     if "grid" in needs:
         fixed["most_crops"] = most_crops
 
     if method.merges:
-        indices, rows = method.build_merged(g, inputs, keep=keep, **fixed)
-        pruned = g.cast(rows, g.dtype)
+        indices, merged = method.build_merged(g, inputs, keep=keep, **fixed)
+        pruned = g.cast(merged, g.dtype)
     else:
         scores = method.scores(g, inputs, keep=keep, **fixed)
         if scores is not None:
-            pruned, indices = topk_gather(g, scores, features, keep)
+            pruned, indices = topk_gather(g, scores, rows, keep)
         else:
             indices = method.build(g, inputs, keep=keep, **fixed)
-            pruned = g.op.GatherND(features, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
+            pruned = g.op.GatherND(rows, g.op.Unsqueeze(indices, g.ints(-1)), batch_dims=1)
     g.output(indices, "kept_indices", "int64", ["batch", "keep"])
-    g.output(pruned, "pruned_features", dtype, ["batch", "keep", hidden_size])
+    g.output(pruned, "pruned_features", dtype, ["batch", "keep", row_width])
 
 
 def _write_first_layer(g: Graph, layer: LayerAccess, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:

@@ -105,7 +105,7 @@ class InLlmMethod(BaseMethod):
         plan = self.plan(context.depth, options)
         assert context.layer_access is not None
         graphs: dict[tuple[str, int | None], Graph] = {}
-        raters = build_raters(self, context.make, context.hidden_size, options)
+        raters = build_raters(self, context, options)
         if raters is not None:
             graphs["raters", None] = raters
         if plan.ranked and context.float64:  # elsewhere the rank is computed on the host
@@ -140,6 +140,9 @@ class InLlmMethod(BaseMethod):
             context: ``rater_positions`` int64 [R] or [axes, R], ``visual_positions`` int64 [N] or [axes, N] and
                 ``angles`` (their cos and sin) where the method reads them; and all options.
         """
+
+    def merges_with(self, options: Mapping[str, Any]) -> bool:
+        return self.recycles(options)
 
     def recycles(self, options: Mapping[str, Any]) -> bool:
         """Whether removed tokens are merged into vectors."""
@@ -263,13 +266,13 @@ class InLlmMethod(BaseMethod):
             options: All options, validated.
 
         Returns:
-            Kept indices int64 [1, keep], ascending, their states [1, keep, D], and what others were merged into
+            Kept indices int64 [1, keep], ascending, their rows [1, keep, row_width], and what others were merged into
             [1, merged, D], if they are.
         """
 
 
 def write_choice(g: Graph, scores: ir.Value, inputs: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value, None]:
-    """The ``keep`` best visual tokens by ``scores`` [1, N], in order: indices [1, keep] and states [1, keep, D]."""
+    """The ``keep`` best visual tokens by ``scores`` [1, N], in order: indices [1, keep], rows [1, keep, row_width]."""
     from trtprune.graph.ops import topk_gather
 
     visual = g.op.GatherND(inputs["hidden_states"], g.op.Unsqueeze(inputs["visual_index"], g.ints(2)), batch_dims=1)

@@ -57,7 +57,7 @@ class Method(BaseMethod):
         g = context.make("pruner")
         layer = context.layer_access(-1) if context.layer_access and self.needs_of(options) & {*FROM_LAYER} else None
         write_pruner(
-            g, self, context.hidden_size, options,
+            g, self, context.hidden_size, options, row_width=context.row_width,
             num_tokens=context.num_tokens, most_crops=context.most_crops, widths=context.widths, layer=layer,
         )  # fmt: skip
         return {("pruner", None): g}

@@ -2,6 +2,8 @@
 
 ``raters``: ``image_features`` [1, N, D], ``text_embeds`` [1, T, D] → ``raters`` bool [1, T].
 
+In a model with DeepStack levels, rows carry those of later layers behind their D numbers: D is the row's width below.
+
 A point: ``hidden_states`` [1, S, D], ``visual_index`` int64 [1, N] (the rows of S that are the image), ``keep`` int64
 [1]; and, if the method needs them, ``rater_attention`` float32 [1, R, S] or [1, heads, R, S] with ``rater_weights``
 float32 [1, R] (1 = a rater of this image), ``rater_index`` int64 [1, R] and ``position_ids`` int64 [1, axes, S].
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from trtprune.graph import Graph
-    from trtprune.pruning.base import LayerAccess
+    from trtprune.pruning.base import BuildContext, LayerAccess
 
 __all__ = ["build_point", "build_raters"]
 
@@ -46,20 +48,21 @@ class PointForm(Protocol):
         """One prune point."""
 
 
-def build_raters(
-    method: PointForm, make: Callable[[str], Graph], hidden_size: int, options: Mapping[str, Any]
-) -> Graph | None:
+def build_raters(method: PointForm, context: BuildContext, options: Mapping[str, Any]) -> Graph | None:
     """The graph that chooses the raters; None if only the last token rates.
 
     Args:
         method: The method.
-        make: An empty graph of that name, in the build's dtype and lowering.
-        hidden_size: D.
+        context: The build.
         options: All options, validated.
     """
-    g = make("raters")
-    image = g.input("image_features", g.dtype_name, [1, "visual_tokens", hidden_size])
-    text = g.input("text_embeds", g.dtype_name, [1, "text_tokens", hidden_size])
+    from trtprune.graph.ops import columns
+
+    g, width, row_width = context.make("raters"), context.hidden_size, context.row_width
+    image = g.input("image_features", g.dtype_name, [1, "visual_tokens", row_width])
+    text = g.input("text_embeds", g.dtype_name, [1, "text_tokens", row_width])
+    if row_width > width:
+        image, text = columns(g, image, 0, width), columns(g, text, 0, width)
     chosen = method.build_raters(g, image, text, **options)
     if chosen is None:
         return None
@@ -70,12 +73,20 @@ def build_raters(
 def build_point(
     method: PointForm, make: Callable[[str], Graph], name: str, layer: LayerAccess, options: Mapping[str, Any]
 ) -> Graph:
-    """One prune point; ``make`` and ``options`` as for :func:`build_raters`."""
+    """One prune point.
+
+    Args:
+        method: The method.
+        make: An empty graph of that name, in the build's dtype and lowering.
+        name: The graph's name.
+        layer: The decoder around the point.
+        options: All options, validated.
+    """
     g = make(name)
     needs = method.point_needs
     rows: list[int | str] = ["raters", "sequence"]
     shapes: dict[str, tuple[str, list[int | str]]] = {
-        "hidden_states": (g.dtype_name, [1, "sequence", layer.hidden_size]),
+        "hidden_states": (g.dtype_name, [1, "sequence", layer.row_width]),
         "visual_index": ("int64", [1, "visual_tokens"]),
         "rater_attention": (
             "float32",
@@ -96,7 +107,7 @@ def build_point(
     inputs = {key: g.input(key, *shapes[key]) for key in shapes if key in wanted}
     kept, pruned, merged = method.build_point(g, inputs, layer, **options)
     g.output(kept, "kept_indices", "int64", [1, "keep"])
-    g.output(pruned, "pruned_features", g.dtype_name, [1, "keep", layer.hidden_size])
+    g.output(pruned, "pruned_features", g.dtype_name, [1, "keep", layer.row_width])
     if merged is not None:
-        g.output(merged, "merged_features", g.dtype_name, [1, "merged", layer.hidden_size])
+        g.output(merged, "merged_features", g.dtype_name, [1, "merged", layer.row_width])
     return g

@@ -248,12 +248,12 @@ class Pipeline:
         """
         model, array = self.config.model, features.image
         least, most = self.config.vision.tokens
-        fits = least <= array.shape[0] <= most and tuple(array.shape) == (features.plan.tokens, model.hidden_size)
+        fits = least <= array.shape[0] <= most and tuple(array.shape) == (features.plan.tokens, model.row_width)
         if not fits or array.dtype != self.chain.dtype:
             tokens = str(most) if least == most else f"{least} to {most}"
             raise InputError(
                 f"features of a picture are {array.dtype.name} {list(array.shape)}; this build makes "
-                f"{self.config.dtype} [{tokens}, {model.hidden_size}]",
+                f"{self.config.dtype} [{tokens}, {model.row_width}]",
                 hint="give the picture itself, or features made by a build of the same checkpoint and dtype",
             )
         by_crop = crop_inputs(self.config)

@@ -130,7 +130,8 @@ Fault wrong_sizes(const EngineDir& directory) {
     return {};
 }
 
-Fault wrong_ids(const ModelInfo& model) {
+Fault wrong_ids(const EngineDir& directory) {
+    const ModelInfo& model = directory.model;
     const auto wrong = [](std::int64_t token) { return token < 0 || token >= largest_vocabulary; };
     if (wrong(model.image_token_id)) return "config.model.image_token_id: a token id is at least 0";
     if (std::any_of(model.eos_token_ids.begin(), model.eos_token_ids.end(), wrong)) {
@@ -138,6 +139,27 @@ Fault wrong_ids(const ModelInfo& model) {
     }
     if (model.first_patch < -1 || model.first_patch > model.visual_tokens) {
         return "config.model.first_patch must be between -1 and " + to_string(model.visual_tokens);
+    }
+    const std::int64_t layers = directory.kv.num_layers;
+    if (model.deepstack_levels < 0 || model.deepstack_levels > layers) {
+        return "config.model.deepstack_levels must be between 0 and " + to_string(layers) + ", the decoder's layers";
+    }
+    return {};
+}
+
+bool has_width(const TensorSpec& spec, std::int64_t width) {
+    return spec.shape.size() == 3 && spec.shape[2] == Dimension(width);
+}
+
+Fault wrong_rows(const EngineDir& directory) {
+    const std::int64_t width = directory.model.row_width();
+    for (const ComponentInfo& component : directory.components) {
+        for (const TensorSpec& spec : component.inputs) {
+            if (spec.name == names::inputs_embeds && !has_width(spec, width)) {
+                return about(component) + ": '" + spec.name + "' must be [batch, sequence, " + to_string(width) +
+                       "], as config.model says";
+            }
+        }
     }
     return {};
 }
@@ -387,9 +409,10 @@ Fault wrong_generation(const EngineDir& directory) {
 
 std::optional<std::string> wrong_values(const EngineDir& directory) {
     if (Fault fault = wrong_sizes(directory)) return fault;
-    if (Fault fault = wrong_ids(directory.model)) return fault;
+    if (Fault fault = wrong_ids(directory)) return fault;
     if (Fault fault = wrong_vision(directory)) return fault;
     if (Fault fault = directory.text.wrong()) return "config.text." + *fault;
+    if (Fault fault = wrong_rows(directory)) return fault;
     if (Fault fault = wrong_positions(directory)) return fault;
     if (Fault fault = wrong_generation(directory)) return fault;
     if (Fault fault = wrong_budget(directory)) return fault;

@@ -45,6 +45,7 @@ void fields(V& visit, ModelInfo& model) {
     visit("keeps_cls_feature", model.keeps_cls_feature, with_default);
     visit("first_patch", model.first_patch, with_default);
     visit("video_token", model.video_token, with_default);
+    visit("deepstack_levels", model.deepstack_levels, with_default);
 }
 
 template <class V>

@@ -75,6 +75,11 @@ struct ModelInfo {
     bool keeps_cls_feature = false;
     std::int64_t first_patch = 0;            ///< the patch (row by row) of visual token 0; -1 if it is the CLS token
     std::optional<std::string> video_token;  ///< stands for a video in prompts, which no model here takes
+    /// L, the levels of the vision tower that a visual token brings along; level l is added behind layer l.
+    std::int64_t deepstack_levels = 0;
+
+    /// The width of a row of the decoder's input.
+    std::int64_t row_width() const { return hidden_size * (1 + deepstack_levels); }
 };
 
 /// The steps from an image to visual tokens.

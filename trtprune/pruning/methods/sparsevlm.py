@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trtprune.arguments import arg
 from trtprune.errors import BudgetError, InputError
@@ -73,6 +73,7 @@ class SparseVlm(InLlmMethod):
     source = "https://github.com/Gumpest/SparseVLMs"
     needs = frozenset({"text_embeds"})
     point_needs = frozenset({"rater_attention", "rater_index", "position_ids"})
+    without_merging: ClassVar[Mapping[str, Any]] = {"recycle": 0.0}
     options = (
         Option("version", "1.0", "2.0 is SparseVLM+", choices=("1.0", "2.0")),
         Option("schedule", "auto", "LAYER:TOKENS,… instead of the budget's own", pattern=r"auto|[0-9:,]+"),
