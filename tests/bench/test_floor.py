@@ -17,9 +17,12 @@ from tests.kit.runtime_kit import picture
 from trtprune.backends.onnxruntime import OrtBackend
 from trtprune.backends.opening import open_provider
 from trtprune.bench import count_chain
+from trtprune.bench.bandwidth import BLOCK_BYTES, CopyProbe, SumProbe, WeightProbe
 from trtprune.bench.cells import BuildCell, Workload
-from trtprune.bench.cost import Call, Cost, Ledger, listen, stage_of, token_calls
-from trtprune.bench.floor import CopyProbe, Probe, ProductProbes, floor_ms
+from trtprune.bench.cost import Call, Cost, Ledger, Reading, listen, stage_of, token_calls
+from trtprune.bench.floor import LEAST_REPETITIONS, SAMPLE_SECONDS, Probe, floor_ms
+from trtprune.bench.machine import cache_bytes
+from trtprune.bench.products import ProductProbes
 from trtprune.engine_dir import EngineDir
 from trtprune.pruning import InLlmMethod, get
 from trtprune.runtime import Vlm
@@ -176,8 +179,7 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, 
     ledger, probes = Ledger(), ProductProbes(open_provider(provider, 1))
     call = calls[-1]
     counted = ledger.counted(vlm.config, call)
-    probe = probes.of(counted, vlm.config.root / "onnx", "decoder")
-    assert probe is not None
+    probe, *others = probes.of(counted, vlm.config.root / "onnx", "decoder")
     # Three matrices of 64 x 128 a layer, two of them this way round, are more than any other shape.
     length = result.prompt_tokens
     tensors = load_file(place / "model" / "model.safetensors")
@@ -190,29 +192,97 @@ def test_a_product_is_the_components_own(place: Path, weight_dtype: str | None, 
     size = float(np.abs(out_rows).max())
     assert closest < (1e-5 if weight_dtype is None else 0.05) * size
     # The same weights at another shape are not loaded again; the same shape is the same probe.
-    other = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root / "onnx", "decoder")
-    assert other is not probe
-    assert len(probes._opened) == 1
-    assert probes.of(counted, vlm.config.root / "onnx", "decoder") is probe
-    assert len(list(probes)) == 2
+    opened = len(probes._opened)
+    assert opened == len(others) + 1 == 3
+    step = probes.of(ledger.counted(vlm.config, token_calls(calls)[-1]), vlm.config.root / "onnx", "decoder")
+    assert not {*map(id, step)} & {*map(id, (probe, *others))}
+    assert len(probes._opened) <= opened + 1  # its largest may be the output projection
+    assert probes.of(counted, vlm.config.root / "onnx", "decoder") == [probe, *others]
+    for other in (*others, *step):
+        other.once()
 
 
 def test_a_graph_without_products_has_no_probe(place: Path) -> None:
     vlm = trtprune.load(place / "out", threads=1)
     calls, _ = run(vlm, 5)
     embed = next(call for call in calls if call.part.name == "embed")
-    assert ProductProbes(OrtBackend("cpu", 1)).of(Ledger().counted(vlm.config, embed), vlm.config.root, "embed") is None
+    assert ProductProbes(OrtBackend("cpu", 1)).of(Ledger().counted(vlm.config, embed), vlm.config.root, "embed") == []
+
+
+def test_products_between_layers_are_not_converted(place: Path) -> None:
+    """With bfloat16 products, values come and go in bfloat16."""
+    vlm = trtprune.load(kit.build(place / "model", place / "bf16", keep=5, provider="openvino"), threads=1)
+    calls, _ = run(vlm, 7)
+    backend = open_provider("openvino", 1, {"precision": "bf16"})
+    counted = Ledger().counted(vlm.config, calls[-1])
+    probes = ProductProbes(backend)
+    probe = probes.of(counted, vlm.config.root / "onnx", "decoder")[0]
+    compiled = probes._opened[next(iter(probes._opened))]
+    assert {port.get_element_type().get_type_name() for port in (*compiled.inputs, *compiled.outputs)} == {"bf16"}
+    probe.once()
+
+
+def test_weights_count_as_the_provider_reads_them(place: Path) -> None:
+    out = kit.build(place / "model", place / "reading", keep=5, weight_dtype="int8")
+    vlm = trtprune.load(out, threads=1)
+    calls, _ = run(vlm, 7)
+    tensors = load_file(place / "model" / "model.safetensors")
+    matrices = sum(t.size for n, t in tensors.items() if n.startswith("language_model") and t.ndim == 2
+                   and "embed_tokens" not in n)  # fmt: skip
+    tower = calls[0]
+
+    def weights(call: Call, provider: str, **options: str) -> int:
+        reading = Reading.of(provider, call.part.role, options)
+        return Ledger().cost(vlm.config, call, reading=reading).weights
+
+    decoder = calls[-1]
+    integers = weights(decoder, "cpu")
+    unpacked = weights(decoder, "cpu", activations="float32")
+    assert unpacked - integers == 3 * matrices
+    assert weights(decoder, "openvino", activations="float32") == integers
+    stored = weights(tower, "cpu")
+    assert weights(tower, "openvino") == stored
+    half = weights(tower, "openvino", precision="bf16")
+    assert stored / 2 <= half < stored / 2 + 2000  # constants that are integers stay
+
+
+def test_the_cache_counts_as_the_provider_keeps_it(place: Path) -> None:
+    out = kit.build(place / "model", place / "kv", keep=5, provider="openvino")
+    per_token = 2 * LAYERS * 2
+    for options, width in (({}, 4 * 16), ({"precision": "bf16"}, 2 * 16), ({"kv_cache": "u8"}, 16 + 8)):
+        calls, result = run(trtprune.load(out, threads=1, provider_options=options), 7)
+        cost = Ledger().cost(trtprune.load(out, threads=1).config, calls[-1])
+        assert cost.kv == result.prompt_tokens * per_token * width
+
+
+def test_the_last_level_of_caches() -> None:
+    """Between nothing and what no processor has."""
+    assert 0 <= cache_bytes() < 1 << 32
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_copy_copies_all_of_it(threads: int) -> None:
     probe = CopyProbe(threads, 1001, kit.Ticks(0.5))
     probe.once()
-    assert sum(len(target) for target, _ in probe._parts) == 1001
-    assert all((target == 1).all() for target, _ in probe._parts)
+    assert sum(len(target) for target, _ in probe.parts) == 1001
+    assert all((target == 1).all() for target, _ in probe.parts)
     probe.warm_up()
     probe.sample()
     assert probe.rate.samples == [2 * 1001 / 0.5]  # read and written
+
+
+def test_other_ways_to_move_bytes() -> None:
+    summed = SumProbe(3, 4003, kit.Ticks(0.5))
+    assert sum(len(part) for part in summed.parts) == 1000
+    summed.sample()
+    assert summed.rate.samples == [4000 / 0.5]
+    assert cache_bytes() < BLOCK_BYTES or cache_bytes() > 1 << 27
+    for provider, options in (("cpu", {}), ("openvino", {}), ("openvino", {"precision": "bf16"})):
+        read = WeightProbe(open_provider(provider, 1, options), 4096 * 64 * 4)
+        read.once()
+        assert read.rate.work == 4096 * 64 * 4
+        if not options:
+            assert (read._arrays["y"] == 2048).all()  # 4096 halves
 
 
 def test_a_short_probe_is_repeated() -> None:
@@ -222,11 +292,17 @@ def test_a_short_probe_is_repeated() -> None:
         def once(self) -> None:
             self.done += 1
 
-    probe = Counting("x", 100.0, kit.Ticks(0.0002, 0.0002, 0.002, 1.0))
+    probe = Counting("x", 100.0, kit.Ticks(0.0002, 0.0002, 0.002, 0.001, 1.0))
     probe.warm_up()
     probe.done = 0
     probe.sample()
-    assert probe.done == 5  # of 0.2 ms each, for a whole one
-    assert probe.rate.samples == [pytest.approx(100 * 5 / 0.002)]
-    assert probe.rate.median == probe.rate.samples[0]
-    assert Counting("x", 1.0, kit.Ticks(1.0)).rate.median is None
+    # Once to wake up; then three times five of 0.2 ms each, for a whole one. The fastest counts.
+    assert probe.done == 1 + LEAST_REPETITIONS * 5
+    assert probe.rate.samples == [pytest.approx(100 * 5 / 0.001)]
+    assert probe.rate.median == probe.rate.best == probe.rate.samples[0]
+    assert Counting("x", 1.0, kit.Ticks(1.0)).rate.best is None
+    steady = Counting("x", 1.0, kit.Ticks(0.002))
+    steady.warm_up()
+    steady.done = 0
+    steady.sample()
+    assert steady.done == 1 + round(SAMPLE_SECONDS / 0.002)

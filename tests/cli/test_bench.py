@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from tests.kit import bench_kit as kit
 from tests.kit.runtime_kit import picture
 from trtprune.backends.running import Running
 from trtprune.bench import running
+from trtprune.bench.bandwidth import CopyProbe, SumProbe
 from trtprune.bench.cells import BuildCell, Workload
-from trtprune.bench.floor import CopyProbe, ProductProbe
+from trtprune.bench.cost import Call, Cost
 from trtprune.bench.interleave import interleave, ratio, spread
 from trtprune.bench.memory import measure_peaks, peak_of_this_process, run_job
+from trtprune.bench.products import ProductProbe
 from trtprune.bench.report import render, to_json
 from trtprune.bench.running import Measured, Run
 from trtprune.bench.settings import BenchSettings
@@ -152,19 +155,21 @@ def planted_run() -> Run:
     for measured, samples in zip(cells, found, strict=True):
         measured.samples = samples
     copy = CopyProbe(1, 8)
-    copy.rate.samples = [1e9, 3e9, 2e9]
+    copy.rate.samples = [1e9, 2e9, 1.5e9]
+    other = SumProbe(1, 8)
+    other.rate.samples = [1.9e9]
     probe = ProductProbe("MatMul", 1.0, lambda: None, {}, kit.Ticks(1.0))
-    probe.rate.samples = [4e9, 5e9, 9e9]
-    from trtprune.bench.cost import Call, Cost
-
+    probe.rate.samples = [4e9, 5e9, 4.5e9]
+    slower = ProductProbe("MatMul", 1.0, lambda: None, {}, kit.Ticks(1.0))
+    slower.rate.samples = [4.9e9]
     vision, decoder = Call(Part("vision"), ()), Call(Part("decoder"), ())
     step = Call(Part("decoder"), (("sequence", 1),))
     cells[1].prompt = [(vision, Cost(int(50e6), 0, 0, 0)), (decoder, Cost(int(5e6), int(20e6), int(10e6), int(10e6)))]
     cells[1].token = [(step, Cost(int(1e6), int(3e6), int(1e6), 0))]
-    cells[1].products = {vision: probe, decoder: probe, step: probe}
+    cells[1].products = {vision: [slower, probe], decoder: [probe], step: [probe]}
     cells[1].peak = 123_000_000
     engine = {"model": "m", "digest": "d", "build_digest": "b", "method": "adafv", "dtype": "float32", "backend": "x"}
-    return Run(engine, "cpu", 2, BenchSettings(tokens=5, rounds=3), cells, [probe], copy, ["a note"])
+    return Run(engine, "cpu", 2, BenchSettings(tokens=5, rounds=3), cells, [probe], [copy, other], ["a note"])
 
 
 def test_report_of_planted_times() -> None:
@@ -191,13 +196,54 @@ def test_report_of_planted_times() -> None:
     assert ("none", "unpruned") not in ratios
     table = render(result)
     above, head, first, second, third = table.splitlines()[:5]
-    assert above.split() == ["x", "transformers", "first"]
+    assert above.split() == ["x", "transformers", "first", "gap", "gap", "gap"]
+    assert head.split()[-4:] == ["gap", "vision", "prefill", "token"]
+    assert second.split()[-4:] == ["1.67", "2.00", "1.00", "5.00"]
     assert head.split()[:7] == ["method", "keep", "x", "unpruned", "float32", "token", "ms"]
     assert second.split()[:5] == ["adafv", "4", "4.00", "6.00", "50.0"]
     assert first.split()[:4] == ["none", "16", "1.00", "2.00"]
     assert third.startswith("transformers float32")
     assert "a note" in table
     assert "123" in second
+
+
+def test_what_the_caches_hold_need_not_move() -> None:
+    run = replace(planted_run(), cache_bytes=int(2e6))
+    # 38 MB and 2 MB at 2 GB/s
+    assert to_json(run, "")["rows"][1]["floor_stages_ms"] == {
+        "vision": 10,
+        "prefill": 19,
+        "token": 1,
+        "first_token": 29,
+    }
+
+
+def test_a_time_below_its_floor_is_a_finding() -> None:
+    run = planted_run()
+    assert to_json(run, "")["findings"] == []
+    run.cells[1].prompt = [(call, cost + Cost(int(1e8))) for call, cost in run.cells[1].prompt]
+    result = to_json(run, "")
+    # 150 MFLOP for 20 ms, 105 for 20 ms
+    assert result["rows"][1]["gap"]["vision"] == pytest.approx(20 / 30, abs=1e-3)
+    expected = [f"adafv 4: {what}" for what in ("vision took 0.667", "prefill took 0.952")]
+    assert [text.split(" of its floor")[0] for text in result["findings"]] == expected
+    assert "WRONG: adafv 4: vision took 0.667 of its floor" in render(result)
+
+
+def test_findings_fail_the_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is written all the same."""
+    monkeypatch.setattr("trtprune.bench.report.floor_ms", lambda *_: 1e6)
+    report = place / "wrong.json"
+    code, out, err = command(
+        "bench", place / "out", "--rounds", 1, "--warmup", 1, "--max-new-tokens", 2, "--threads", 1, "--keep", 5,
+        "--no-memory", "--json", report,
+    )  # fmt: skip
+    assert code == 1
+    found = json.loads(report.read_text())
+    assert len(found["findings"]) == 10  # vision, prune, prefill, token and all of it, of two cells, less one prune
+    assert "WRONG: none 16: vision took" in out
+    assert f"{len(found['findings'])} times are below their floors" in err
+    assert "run it again while nothing else runs" in err
 
 
 def test_a_cell_reads_the_clock_around_the_first_token(place: Path) -> None:

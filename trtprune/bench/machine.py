@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
-__all__ = ["machine"]
+__all__ = ["cache_bytes", "machine"]
 
 PACKAGES = (
     "trtprune", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx-cu13",
@@ -47,3 +48,22 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         **({"gpus": gpus} if gpus else {}),
     }
+
+
+def cache_bytes() -> int:
+    """Bytes of the last-level caches of the processors that this process may use; 0 if the system does not say."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found: dict[str, int] = {}
+    for cpu in os.sched_getaffinity(0):
+        levels: dict[int, tuple[str, int]] = {}
+        for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            try:
+                level, size = int((index / "level").read_text()), (index / "size").read_text().strip()
+                number = int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
+                levels[level] = ((index / "shared_cpu_list").read_text().strip(), number)
+            except (OSError, ValueError, IndexError):
+                continue
+        if levels:
+            shared, number = levels[max(levels)]
+            found[shared] = number
+    return sum(found.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtprune.bench.cells import STAGES
 from trtprune.bench.cost import Cost, stage_of
-from trtprune.bench.floor import floor_ms
+from trtprune.bench.floor import ALLOWANCE, floor_ms
 from trtprune.bench.interleave import ratio, spread
 from trtprune.bench.machine import machine
 from trtprune.errors import InputError
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "render", "to_json", "write_json"]
 
 SCHEMA = 1
-TOKEN = "token"
-"""Key of one decode step in flops, bytes and floors."""
+VISION, PREFILL, TOKEN = "vision", "prefill", "token"
+"""Keys of floors: the tower, the prompt, and one decode step, which is a key of flops and bytes, too."""
 
 
 def to_json(run: Run, command: str) -> dict[str, Any]:
@@ -43,10 +43,13 @@ def to_json(run: Run, command: str) -> dict[str, Any]:
         "rows": rows,
         "ratios": _ratios(run),
         "rates": {
-            "copy_gb_per_s": run.copy.rate.to_json() if run.copy else None,
+            **{f"{probe.name.replace(' ', '_')}_gb_per_s": probe.rate.to_json() for probe in run.bandwidth},
+            "best_gb_per_s": round((_bandwidth(run) or 0) / 1e9, 3) if run.bandwidth else None,
+            "cache_bytes": run.cache_bytes,
             "products": [{"product": probe.name, "gflop_per_s": probe.rate.to_json()} for probe in run.products],
         },
         "notes": run.notes,
+        "findings": [text for row in rows for text in _findings(row)],
     }
 
 
@@ -75,8 +78,8 @@ def _row(measured: Measured, run: Run) -> dict[str, Any]:
     }
     if measured.prompt:
         row |= _costs(measured)
-    if measured.prompt and run.copy is not None and not cell.peer:
-        floors = _floors(measured, run.copy.rate.median)
+    if measured.prompt and run.bandwidth and not cell.peer:
+        floors = _floors(measured, run)
         times = {stage: row["stages_ms"][stage]["p50"] for stage in floors if stage in row["stages_ms"]}
         times |= {"first_token": first["p50"], TOKEN: per_token["p50"]}
         floors["first_token"] = sum(ms for stage, ms in floors.items() if stage != TOKEN)
@@ -102,13 +105,28 @@ def _costs(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _floors(measured: Measured, bytes_per_s: float | None) -> dict[str, float]:
+def _bandwidth(run: Run) -> float | None:
+    """Bytes per second of the fastest way to move them."""
+    return max((probe.rate.best or 0.0 for probe in run.bandwidth), default=0.0) or None
+
+
+def _findings(row: dict[str, Any]) -> list[str]:
+    """Times below their floors: one of the two is wrong, and nothing that follows from it can be believed."""
+    return [
+        f"{row['method']} {row['keep']}: {stage.replace('_', ' ')} took {gap:.3f} of its floor, which is none then"
+        for stage, gap in row.get("gap", {}).items()
+        if gap < 1 - ALLOWANCE
+    ]
+
+
+def _floors(measured: Measured, run: Run) -> dict[str, float]:
     """Stage → the lowest possible time of its components, in milliseconds."""
+    bandwidth = _bandwidth(run)
     floors: dict[str, float] = {}
     for stage, calls in ((None, measured.prompt), (TOKEN, measured.token)):
         for call, cost in calls:
-            probe = measured.products.get(call)
-            least = floor_ms(cost.flops, cost.nbytes, probe.rate.median if probe else None, bytes_per_s)
+            rate = max((probe.rate.best or 0.0 for probe in measured.products.get(call, ())), default=0.0)
+            least = floor_ms(cost.flops, max(0, cost.nbytes - run.cache_bytes), rate or None, bandwidth)
             name = stage or stage_of(call.part)
             floors[name] = floors.get(name, 0.0) + least
     return floors
@@ -166,6 +184,7 @@ def render(result: dict[str, Any], width: int | None = None) -> str:
     columns += [Column("vision", 6), Column("prune", 6), Column("prefill", 6)]
     columns += [Column("ms/token"), Column("tok/s", 7), Column("KV MB", 1), Column("peak MB", 3)]
     columns += [Column("GFLOP", 5), Column("GB", 5), Column("floor ms", 4), Column("gap", 4)]
+    columns += [Column(f"gap\n{name}", 7) for name in ("vision", "prefill", "token")]
     rows = []
     for row in result["rows"]:
         speed = [ratios.get((row["method"], row["keep"], name)) for name in against]
@@ -188,6 +207,7 @@ def render(result: dict[str, Any], width: int | None = None) -> str:
                 f"{moved / 1e9:.2f}" if row["bytes"] else "",
                 "" if row["floor_ms"] is None else f"{row['floor_ms']:.1f}",
                 "" if gap is None else f"{gap:.2f}",
+                *(f"{row['gap'][part]:.2f}" if part in row.get("gap", {}) else "" for part in (VISION, PREFILL, TOKEN)),
             ]
         )
     lines = lay_out(columns, rows, width=width, more="--json has all")
@@ -200,8 +220,8 @@ def _footer(result: dict[str, Any]) -> list[str]:
         f"{n} rounds, {tokens} tokens; x unpruned: times as fast to the first token as with all visual tokens (x of a "
         "peer: as that peer), the median of the rounds' ratios"
     ]
-    copy = result["rates"]["copy_gb_per_s"]
-    if copy is not None:
-        largest = max((p["gflop_per_s"]["p50"] for p in result["rates"]["products"]), default=0.0)
-        lines.append(f"floor: products at up to {largest:.0f} GFLOP/s, copies at {copy['p50']:.1f} GB/s, in this run")
-    return [*lines, *result["notes"]]
+    best = result["rates"]["best_gb_per_s"]
+    if best is not None:
+        largest = max((p["gflop_per_s"]["max"] for p in result["rates"]["products"]), default=0.0)
+        lines.append(f"floor: products at up to {largest:.0f} GFLOP/s, bytes at {best:.1f} GB/s, the best of this run")
+    return [*lines, *result["notes"], *(f"WRONG: {text}" for text in result["findings"])]

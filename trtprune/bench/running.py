@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtprune.bench.bandwidth import bandwidth_probes
 from trtprune.bench.cells import BuildCell, Cell, Sample, Workload
-from trtprune.bench.cost import Call, Cost, Ledger, listen, token_calls
-from trtprune.bench.floor import CopyProbe, ProductProbe, ProductProbes
+from trtprune.bench.cost import Call, Cost, Ledger, Reading, listen, token_calls
 from trtprune.bench.interleave import interleave
+from trtprune.bench.machine import cache_bytes
 from trtprune.bench.memory import measure_peaks
+from trtprune.bench.products import ProductProbes
 from trtprune.errors import BackendError, BudgetError, CheckpointError
 from trtprune.reports.reporter import SILENT, Report, Reporter, reporter_of
 from trtprune.variants import Variant, Variants, planning, warnings_only
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from trtprune.backends.running import Running
+    from trtprune.bench.floor import Probe
     from trtprune.bench.settings import BenchSettings
     from trtprune.engine_dir import EngineDir
     from trtprune.runtime import Vlm
@@ -41,7 +44,7 @@ class Measured:
         samples: Samples of all rounds.
         prompt: Cost of its prompt, call by call.
         token: Cost of the first decode step of its answer.
-        products: The probe of each call, for the speed of its products.
+        products: The probes of each call, for the speed of its products.
         peak: Peak memory in bytes.
     """
 
@@ -50,22 +53,31 @@ class Measured:
     samples: list[Sample] = field(default_factory=list)
     prompt: list[tuple[Call, Cost]] = field(default_factory=list)
     token: list[tuple[Call, Cost]] = field(default_factory=list)
-    products: dict[Call, ProductProbe] = field(default_factory=dict)
+    products: dict[Call, Sequence[Probe]] = field(default_factory=dict)
     peak: int | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished bench: cells in the order of the table, the copy probe, and notes for the reader."""
+    """A finished bench.
+
+    Attributes:
+        cells: In the order of the table.
+        products: Probes of products.
+        bandwidth: Probes of the ways to move bytes; none if the machine's rates were not measured.
+        notes: For the reader.
+        cache_bytes: What may have been in the processor's caches, and so need not have moved.
+    """
 
     engine: dict[str, str]
     provider: str
     threads: int | None
     settings: BenchSettings
     cells: list[Measured]
-    products: list[ProductProbe]
-    copy: CopyProbe | None
+    products: Sequence[Probe]
+    bandwidth: Sequence[Probe]
     notes: list[str]
+    cache_bytes: int = 0
 
 
 def run_bench(directory: Path, settings: BenchSettings, report: Report = SILENT) -> Run:
@@ -98,12 +110,12 @@ def run_bench(directory: Path, settings: BenchSettings, report: Report = SILENT)
         cells += _build_cells(variants, plan, named, question, notes, say)
         threads = _threads(running.threads, cells[0])
         cells += _peers(settings.against, variants, question, threads, source)
-        products, copy = _count(cells, threads, running.provider_options)
+        products, bandwidth = _count(cells, threads, running.provider_options)
         runs = len(cells) * (settings.warmup + settings.rounds)
         say("cells", f"{len(cells)}, {settings.warmup} + {settings.rounds} rounds: {runs} answers to measure")
         samples = interleave(
             [measured.cell for measured in cells],
-            [*products, *([copy] if copy else [])],
+            [*products, *bandwidth],
             rounds=settings.rounds,
             warmup=settings.warmup,
             seed=settings.seed,
@@ -118,7 +130,7 @@ def run_bench(directory: Path, settings: BenchSettings, report: Report = SILENT)
         engine = {"model": base.model.id, "digest": base.model.digest, "build_digest": base.build_digest}
         engine |= {"method": variants.own.label, "dtype": base.weight_dtype or base.dtype, "backend": base.backend}
         used = _vlm(cells[0]).provider
-        return Run(engine, used, threads, settings, cells, products, copy, notes)
+        return Run(engine, used, threads, settings, cells, products, bandwidth, notes, cache_bytes())
 
 
 def _plan(variants: Variants, settings: BenchSettings) -> tuple[list[tuple[Variant, int]], bool, list[str]]:
@@ -241,15 +253,16 @@ def _peers(
 
 def _count(
     cells: Sequence[Measured], threads: int | None, options: Mapping[str, str] | None
-) -> tuple[list[ProductProbe], CopyProbe | None]:
+) -> tuple[Sequence[Probe], Sequence[Probe]]:
     """Runs every build's prompt once and records its cost; returns the probes of its floor."""
     from trtprune.backends.opening import open_provider
 
-    ledger, products = Ledger(), None
+    ledger, products, bandwidth = Ledger(), None, []
     provider = _vlm(cells[0]).provider
     # A GPU's rates cannot be measured here: times of products would include the transfers.
     if provider in ("cpu", "openvino"):
-        products = ProductProbes(open_provider(provider, threads, options))
+        backend = open_provider(provider, threads, options)
+        products, bandwidth = ProductProbes(backend), bandwidth_probes(backend, threads or 1)
     for measured in cells:
         if not isinstance(measured.cell, BuildCell):
             continue
@@ -257,16 +270,16 @@ def _count(
         with listen(vlm) as calls:
             measured.cell.prompt()
         made = vlm.config
-        measured.prompt = [(call, ledger.cost(made, call)) for call in calls]
-        measured.token = [(call, ledger.cost(made, call, token=True)) for call in token_calls(calls)]
-        for call, _ in (*measured.prompt, *measured.token):
-            if products is not None and not measured.cell.peer:
-                probe = products.of(ledger.counted(made, call), made.root / "onnx", call.part.role)
-                if probe is not None:
-                    measured.products[call] = probe
-    if products is None:
-        return [], None
-    return list(products), CopyProbe(threads or 1)
+        for token, counted in ((False, calls), (True, token_calls(calls))):
+            costs = []
+            for call in counted:
+                reading = Reading.of(vlm.provider, call.part.role, options or {})
+                costs.append((call, ledger.cost(made, call, token=token, reading=reading)))
+                if products is not None and not measured.cell.peer:
+                    probes = products.of(ledger.counted(made, call), made.root / "onnx", call.part.role)
+                    measured.products[call] = probes
+            measured.token, measured.prompt = (costs, measured.prompt) if token else (measured.token, costs)
+    return list(products or ()), bandwidth
 
 
 def _same_question(cells: Sequence[Measured]) -> list[str]:
