@@ -59,10 +59,7 @@ class AwqMatrix(StoredMatrix):
 
 def _in_order(words: np.ndarray) -> np.ndarray:
     """uint8 [a, 8 b] of int32 words [a, b]."""
-    import numpy as np
-
-    places = unpacked(words, BITS, 1).reshape(len(words), -1, PACKED)
-    return places[:, :, np.argsort(ORDER)].reshape(len(words), -1)
+    return unpacked(words, BITS, 1, ORDER)
 
 
 class AwqScheme(Scheme):

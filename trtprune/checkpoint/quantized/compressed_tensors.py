@@ -3,7 +3,8 @@
 * ``pack-quantized``: ``weight_packed`` int32 [out, in · bits / 32], ``weight_shape`` [2], ``weight_scale``
   [out, groups], ``weight_zero_point`` int32 [out · bits / 32, groups] unless symmetric, ``weight_g_idx`` int32 [in]
   with act-order.  Packed numbers are unsigned, with an offset of ``1 << (bits - 1)``.
-* ``int-quantized`` and ``naive-quantized``: ``weight`` int8 [out, in], signed, and ``weight_zero_point`` int8.
+* ``int-quantized`` and ``naive-quantized``: ``weight`` int8 [out, in], signed, and ``weight_zero_point`` int8; the rest
+  as above.
 
 Source: ``PackedQuantizationCompressor``, ``IntQuantizationCompressor`` and ``dequantize`` in compressed-tensors 0.20.
 """
@@ -151,9 +152,8 @@ class CompressedScheme(Scheme):
             strategy = "tensor" if weights.values.get("group_size") is None else "group"
         self.group = weights.group("group_size") if strategy == "group" else -1
         self.one = strategy == "tensor"
-        self.parts = (
-            ("weight_packed", "weight_shape", SCALE, ZERO, INDEX) if self.layout == PACKED else ("weight", SCALE, ZERO)
-        )
+        main = ("weight_packed", "weight_shape") if self.layout == PACKED else ("weight",)
+        self.parts = (*main, SCALE, ZERO, INDEX)
         size = {"group": f"groups of {self.group}", "channel": "whole rows", "tensor": "whole matrices"}[strategy]
         self.label = f"compressed-tensors {self.layout}, {self.bits} bits, {size}"
         self.notes = _notes(settings, group)

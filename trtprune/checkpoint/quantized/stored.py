@@ -7,7 +7,7 @@ zero points are unsigned here, whatever the file has: a signed -8 … 7 with the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -112,20 +112,22 @@ class StoredMatrix(ABC):
 
         rows, width = self.shape
         zeros, scales, index = self.zeros(read), self.scales(read), self.group_index(read)
+        middle = np.float32(1 << (self.bits - 1))
         step = max(ALIGNED, PIECE // width // ALIGNED * ALIGNED)
         for start in range(0, rows, step):
             some = slice(start, min(start + step, rows))
-            values = self.integers(read, slice(0, width), some).astype(np.float32)
-            middle = np.float32(1 << (self.bits - 1))
+            # Turned as bytes, in a quarter of the time.
+            values = np.ascontiguousarray(self.integers(read, slice(0, width), some).T).astype(np.float32)
+            points = None if zeros is None else zeros[:, some].T.astype(np.float32)
+            factors = scales[:, some].T.astype(np.float32)
             if index is not None:
-                values -= middle if zeros is None else zeros[:, some].astype(np.float32)[index]
-                values *= scales[:, some].astype(np.float32)[index]
-                yield np.ascontiguousarray(values.T)
-                continue
-            grouped = values.reshape(self.groups, self.group, -1)
-            grouped -= middle if zeros is None else zeros[:, None, some].astype(np.float32)
-            grouped *= scales[:, None, some].astype(np.float32)
-            yield np.ascontiguousarray(values.T)
+                values -= middle if points is None else points[:, index]
+                values *= factors[:, index]
+            else:
+                grouped = values.reshape(len(values), self.groups, self.group)
+                grouped -= middle if points is None else points[:, :, None]
+                grouped *= factors[:, :, None]
+            yield values
 
 
 class Scheme(ABC):
@@ -183,16 +185,24 @@ def group_of(info: TensorInfo, width: int, group: int) -> int:
     return size
 
 
-def unpacked(words: np.ndarray, bits: int, axis: int) -> np.ndarray:
-    """uint8 integers of int32 words [a, b] along an axis, the lowest bits first."""
+def unpacked(words: np.ndarray, bits: int, axis: int, numbers: Sequence[int] | None = None) -> np.ndarray:
+    """uint8 integers of int32 words [a, b] along an axis, the lowest bits first.
+
+    Args:
+        words: In the order of bytes of the file.
+        bits: 4 or 8.
+        axis: 0: [a · 32 / bits, b]; 1: [a, b · 32 / bits].
+        numbers: For each place in a word the number that it holds; None: 0, 1, 2, …
+    """
     import numpy as np
 
-    count = 32 // bits
-    shifts = np.arange(count, dtype=np.uint32) * np.uint32(bits)
-    words = np.ascontiguousarray(words).view(np.uint32)
-    mask = np.uint32((1 << bits) - 1)
-    if axis == 0:
-        values = (words[:, None, :] >> shifts[None, :, None]) & mask
-        return values.astype(np.uint8).reshape(-1, words.shape[1])
-    values = (words[:, :, None] >> shifts) & mask
-    return values.astype(np.uint8).reshape(words.shape[0], -1)
+    count, (rows, columns) = 32 // bits, words.shape
+    octets = np.ascontiguousarray(words).view(np.uint8).reshape(rows, columns, 4)
+    found = np.empty((rows, count, columns) if axis == 0 else (rows, columns, count), np.uint8)
+    for place in range(count):
+        some: np.ndarray = octets[:, :, place * bits // 8]
+        if bits == 4:
+            some = some >> 4 if place % 2 else some & 0x0F
+        number = place if numbers is None else numbers[place]
+        found[(slice(None), number) if axis == 0 else (..., number)] = some
+    return found.reshape(-1, columns) if axis == 0 else found.reshape(rows, -1)
