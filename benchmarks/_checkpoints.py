@@ -1,8 +1,9 @@
 """LLaVA checkpoints of the real shapes with made-up weights, written without torch; shared by the scripts here.
 
 ``7b`` and ``13b`` are llava-1.5-7b and -13b; ``1b`` has its vision tower and the decoder of TinyLlama-1.1B; ``0.3b`` is
-what a CPU answers with in a second; ``tiny`` is for tests.  ``next-7b`` is llava-v1.6-mistral-7b; ``next-small`` has
-its crops and pinpoints, and a tower and a decoder that two cores get through in seconds.
+what a CPU answers with in a second; ``135m`` has the demo model's sizes; ``tiny`` is for tests.  ``next-7b`` is
+llava-v1.6-mistral-7b; ``next-small`` has its crops and pinpoints, and a tower and a decoder that two cores get through
+in seconds.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1b": (_clip(1024, 4096, 24, 16, 336), _llama(2048, 5632, 22, 32, 4, 32064, 2048)),
     "7b": (_clip(1024, 4096, 24, 16, 336), _llama(4096, 11008, 32, 32, 32, 32064, 4096)),
     "13b": (_clip(1024, 4096, 24, 16, 336), _llama(5120, 13824, 40, 40, 40, 32064, 4096)),
+    "135m": (_clip(384, 1536, 12, 6, 336), _llama(576, 1536, 30, 9, 3, 49216, 8192)),
     "next-7b": (_clip(1024, 4096, 24, 16, 336), _mistral(4096, 14336, 32, 32, 8, 32064, 32768)),
     "next-small": (_clip(256, 1024, 6, 4, 336), _llama(768, 2048, 12, 12, 4, 8064, 4096)),
     "next-tiny": (_clip(48, 80, 3, 4, 336), _llama(64, 96, 2, 4, 2, 164, 4096)),
