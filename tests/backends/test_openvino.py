@@ -267,6 +267,37 @@ def test_attention_is_one_kernel(pair: tuple[Vlm, Vlm], options: dict[str, str])
     assert session.new_cache(2, 16).nbytes == 2 * 16 * len(session.pairs) * heads * each
 
 
+def test_a_tower_in_8_bits(pair: tuple[Vlm, Vlm]) -> None:
+    """Its matrices are integers to the plug-in, and its output is that of matrices rounded by NumPy."""
+    made = pair[1].config
+    backend = OpenVinoBackend(1, {"tower": "int8", "activations": "float32"})
+    backend._properties["PERF_COUNT"] = "YES"
+    vision = backend.session(made.component("vision"), made.root)
+    stored = pair[1].chain.session("vision")
+    pixels = {"pixel_values": np.random.default_rng(0).standard_normal((1, 3, 56, 56)).astype(np.float32)}
+    found, exact = vision.run(pixels), stored.run(pixels)
+    nodes = [node.node_type for node in vision._request.get_profiling_info()]
+    assert nodes.count("FullyConnectedCompressed") > 10
+    assert "FullyConnected" not in nodes
+    model = onnx.load(made.root / made.component("vision").onnx)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    for product in model.graph.node:
+        name = product.input[1] if product.op_type == "MatMul" else ""
+        while name in makers and makers[name].op_type in ("Transpose", "Cast"):
+            name = makers[name].input[0]
+        if name in weights and len(weights[name].dims) == 2:
+            matrix = onnx.numpy_helper.to_array(weights[name])  # [outputs, inputs]
+            step = np.abs(matrix).max(axis=1, keepdims=True) / 127
+            weights[name].CopyFrom(onnx.numpy_helper.from_array((np.rint(matrix / step) * step), name))
+    expected = OpenVinoBackend(1).compile(model.SerializeToString(), made.root / "vision.onnx")(pixels)
+    for port, array in expected.items():
+        name = port.get_any_name()
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=2e-5)
+        assert np.abs(array - exact[name]).max() > 1e-4
+    assert pair[1].config.weight_dtype is None
+
+
 def test_a_cache_in_8_bits_is_close(pair: tuple[Vlm, Vlm]) -> None:
     ours, made = pair[0], pair[0].config
     theirs = Vlm(made, OpenVinoBackend(1, {"kv_cache": "u8"}), max_pixels=10**6)
@@ -400,7 +431,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_options() -> None:
     with pytest.raises(BackendError, match=r"'precision': 'fp8'}: unknown .*float32 or bf16"):
         open_provider("openvino", options={"precision": "fp8"})
-    with pytest.raises(BackendError, match=r"provider_options device_id.*it has: precision, activations, kv_cache"):
+    with pytest.raises(BackendError, match=r"provider_options device_id.*it has: precision, .*, kv_cache, tower"):
         open_provider("openvino", options={"device_id": "0"})
     with pytest.raises(BackendError, match=r"'activations': 'int4'}: unknown .*int8 or float32"):
         open_provider("openvino", options={"activations": "int4"})

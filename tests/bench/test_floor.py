@@ -306,3 +306,22 @@ def test_a_short_probe_is_repeated() -> None:
     steady.done = 0
     steady.sample()
     assert steady.done == 1 + round(SAMPLE_SECONDS / 0.002)
+
+
+def test_the_product_of_a_tower_in_8_bits_is_one_of_integers(place: Path) -> None:
+    """Else its time would be below the floor."""
+    vlm = trtprune.load(kit.build(place / "model", place / "tower", keep=5, provider="openvino"), threads=1)
+    calls, _ = run(vlm, 7)
+    counted = Ledger().counted(vlm.config, calls[0])
+    exact, rounded = (
+        ProductProbes(open_provider("openvino", 1, options)).of(counted, vlm.config.root / "onnx", "vision")
+        for options in ({"activations": "float32"}, {"activations": "float32", "tower": "int8"})
+    )
+    for a, b in zip(exact, rounded, strict=True):
+        a.once()
+        b.once()
+    errors = [
+        float(np.abs(x - y).max()) for a, b in zip(exact, rounded, strict=True)
+        for x, y in [([*a.arrays.values()][-1], [*b.arrays.values()][-1])]
+    ]  # fmt: skip
+    assert max(errors) > 1e-4

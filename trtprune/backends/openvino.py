@@ -26,6 +26,7 @@ from trtprune.backends.host import HostMemory, HostStep
 from trtprune.backends.onnxruntime import OrtBackend, OrtSession
 from trtprune.backends.openvino_attention import append_to_states
 from trtprune.backends.openvino_cache import OpenVinoCache, token_bytes
+from trtprune.backends.openvino_weights import round_matrices
 from trtprune.engine_dir.roles import DECODER, VISION
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install
@@ -49,7 +50,10 @@ beat.
 """
 CACHES = ("full", "u8")
 """Option ``kv_cache``: keys and values in the type of ``precision``, or in 8 bits."""
-DEFAULTS = {"precision": "float32", "activations": "int8", "kv_cache": "full"}
+TOWERS = ("full", "int8")
+"""Option ``tower``: the vision tower's matrices as they are stored, or rounded to 8 bits."""
+VALUES = {"precision": HINTS, "activations": ACTIVATIONS, "kv_cache": CACHES, "tower": TOWERS}
+DEFAULTS = {"precision": "float32", "activations": "int8", "kv_cache": "full", "tower": "full"}
 HEAVY = (VISION, DECODER)
 """Roles of the components that OpenVINO runs."""
 
@@ -63,7 +67,8 @@ class OpenVinoBackend:
             has instructions for them (AVX512-BF16, AMX), and no longer equal to float32. ``activations`` = ``int8``
             (default) or ``float32``, for graphs with quantised weights, as for provider ``cpu``. ``kv_cache`` =
             ``full`` (default): keys and values in the type of ``precision``, or ``u8``: in 8 bits with a scale and a
-            zero point for each head of a token.
+            zero point for each head of a token. ``tower`` = ``full`` (default), or ``int8``: the vision tower's
+            matrices are rounded to 8 bits when it is opened, and its activations as ``activations`` says.
 
     Raises:
         BackendError: if OpenVINO or ONNX Runtime is missing or does not load, or for an unknown option.
@@ -73,7 +78,7 @@ class OpenVinoBackend:
         self.name = "openvino"
         self.options = dict(options or {})
         chosen = {}
-        for name, values in (("precision", HINTS), ("activations", ACTIVATIONS), ("kv_cache", CACHES)):
+        for name, values in VALUES.items():
             chosen[name] = self.options.get(name, DEFAULTS[name])
             if chosen[name] not in values:
                 raise BackendError(
@@ -124,14 +129,20 @@ class OpenVinoBackend:
                 hint=f"build it with {arg('dtype', 'float32')}, and run it with "
                 f"{arg('provider_options', {'precision': 'bf16'})}",
             )
-        return self.open(root / component.onnx, component.inputs, component.outputs)
+        small = self._rounds(component.role)
+        return self.open(root / component.onnx, component.inputs, component.outputs, small=small)
+
+    def _rounds(self, role: str) -> bool:
+        return role == VISION and self.options.get("tower") == "int8"
 
     def step(self, embed: OrtSession, decoder: OpenVinoSession, cache: OpenVinoCache) -> HostStep:
         """The decode step over one cache."""
         return HostStep(embed, decoder, cache)
 
-    def open(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OpenVinoSession:
-        """Opens the graph in ``path``."""
+    def open(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, small: bool = False
+    ) -> OpenVinoSession:
+        """Opens the graph in ``path``; ``small``: with its matrices rounded to 8 bits."""
         try:
             path.open("rb").close()
         except OSError as error:
@@ -150,6 +161,11 @@ class OpenVinoBackend:
                 sizes = [size.get_length() if size.is_static else None for size in model.input(pair.past).partial_shape]
                 if not same_tensors([pair.spec], {pair.past: sizes}):
                     raise EngineDirError(f"{path}: {pair.past} is not that of config.json", hint="build it again")
+            if small and not round_matrices(model):
+                raise BackendError(
+                    f"{path}: {arg('provider_options', {'tower': 'int8'})}: no product with a constant matrix is in it",
+                    hint="leave it out",
+                )
             other = append_to_states(model, pairs) if pairs else None
             if other is not None:
                 raise BackendError(
@@ -176,13 +192,18 @@ class OpenVinoBackend:
         except RuntimeError as error:
             raise _refusal(path, error) from None
 
-    def product(self, graph: bytes, path: Path) -> Any:
-        """As :meth:`compile`, with floating inputs and outputs in the type of ``precision``, as inside of a graph."""
+    def product(self, graph: bytes, path: Path, role: str = DECODER) -> Any:
+        """As :meth:`compile`, for a product alone as it is inside of a component of ``role``.
+
+        Floating inputs and outputs have the type of ``precision``, and weights that of ``tower``.
+        """
         from openvino import Type
         from openvino.preprocess import PrePostProcessor
 
         try:
             model = self._read(graph, path)
+            if self._rounds(role):
+                round_matrices(model)
             if self._properties["INFERENCE_PRECISION_HINT"] == "bf16":
                 ends = PrePostProcessor(model)
                 for ports, end in ((model.inputs, ends.input), (model.outputs, ends.output)):

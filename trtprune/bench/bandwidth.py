@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.bench.floor import Probe
+from trtprune.bench.machine import cache_bytes
 
 if TYPE_CHECKING:
     from trtprune.backends.onnxruntime import OrtBackend
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CopyProbe", "SumProbe", "WeightProbe", "bandwidth_probes"]
 
 BLOCK_BYTES = 256 << 20
+LEAST_MATRIX = 64 << 20
 WIDTH = 4096
 """Width of the matrix of :class:`WeightProbe`, that of a language model of 7 billion weights."""
 
@@ -111,7 +113,7 @@ class WeightProbe(Probe):
 
 def bandwidth_probes(backend: OrtBackend | OpenVinoBackend, threads: int) -> list[Probe]:
     """All ways."""
-    return [CopyProbe(threads), SumProbe(threads), WeightProbe(backend)]
+    return [CopyProbe(threads), SumProbe(threads), WeightProbe(backend, max(LEAST_MATRIX, 2 * cache_bytes()))]
 
 
 def _edges(count: int, threads: int) -> list[tuple[int, int]]:

@@ -64,6 +64,8 @@ class Reading:
         """The reading of a component's weights with a provider's options."""
         if provider == "openvino" and role in HEAVY:
             # Its kernels convert smaller weights while they read them.
+            if role == VISION and options.get("tower") == "int8":
+                return cls(1)
             return cls(2 if options.get("precision") == "bf16" else 4)
         return cls(None, options.get("activations") != "float32" or provider != "cpu")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.bench.floor import Probe
+from trtprune.engine_dir.roles import DECODER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ class ProductProbes:
 
     def __init__(self, backend: OrtBackend | OpenVinoBackend, clock: Callable[[], float] = time.perf_counter) -> None:
         self._backend, self._clock = backend, clock
-        self._opened: dict[tuple[str, bytes], Any] = {}
+        self._opened: dict[tuple[str, str, bytes], Any] = {}
         self._probes: dict[tuple[Any, ...], ProductProbe] = {}
 
     def __iter__(self) -> Iterator[ProductProbe]:
@@ -85,11 +86,11 @@ class ProductProbes:
         if backend.name == "openvino" and not backend.runs(role):
             backend = backend.small
         # The same weights are opened once for all shapes.
-        weights = (backend.name, content)
+        weights = (backend.name, role, content)
         key = (*weights, *(counted.shapes[name] for name in inputs))
         if key not in self._probes:
             if weights not in self._opened:
-                self._opened[weights] = _open(backend, content, root / "product.onnx")
+                self._opened[weights] = _open(backend, content, root / "product.onnx", role)
             rng = np.random.default_rng(0)
             arrays = {
                 name: rng.standard_normal(counted.shapes[name] or ()).astype(_dtype(counted.kinds[name]))
@@ -116,8 +117,10 @@ def run_product(
     return _bound(backend, _open(backend, graph, path), arrays, output)
 
 
-def _open(backend: Any, graph: bytes, path: Path) -> Any:
-    return (backend.product if backend.name == "openvino" else backend.inference_session)(graph, path)
+def _open(backend: Any, graph: bytes, path: Path, role: str = DECODER) -> Any:
+    if backend.name == "openvino":
+        return backend.product(graph, path, role)
+    return backend.inference_session(graph, path)
 
 
 def _bound(backend: Any, opened: Any, arrays: dict[str, np.ndarray], output: str) -> Callable[[], Any]:

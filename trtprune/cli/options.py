@@ -208,8 +208,9 @@ RUN: Options = (
         multiple=True,
         callback=as_dict,
         group=RUNNING,
-        help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16 "
-        "and kv_cache=full|u8 (openvino); of TensorRT: device_id=N, cuda_graph=on|off, runtime_cache=FILE; repeatable.",
+        help="A setting of the provider: activations=int8|float32 (cpu, openvino), precision=float32|bf16, "
+        "kv_cache=full|u8 and tower=full|int8 (openvino); of TensorRT: device_id=N, cuda_graph=on|off, "
+        "runtime_cache=FILE; repeatable.",
     ),
     option(
         "--threads",

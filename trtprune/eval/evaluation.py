@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ANSWERS", "PICTURE", "evaluate"]
 
 PICTURE = "accuracy.png"
-ROUNDING = ("activations", "kv_cache", "precision")
+ROUNDING = ("activations", "kv_cache", "precision", "tower")
 """Options of providers that change answers."""
 UNKNOWN = 1 << 40
 """Tokens of the largest image where they are not known without one: more than fits anywhere."""
