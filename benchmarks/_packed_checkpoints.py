@@ -101,12 +101,17 @@ def write_packed(folder: Path, shape: str, *, seed: int | None = None) -> int:
     total = write_weights(folder, tensors(shape), seed=seed)
     settings = config(shape)
     (folder / "config.json").write_text(json.dumps(settings))
-    _write_texts(folder, settings["vocab_size"])
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056,
+        "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }  # fmt: skip
+    write_texts(folder, settings["vocab_size"], processor)
     return total
 
 
-def _write_texts(folder: Path, vocab: int) -> None:
-    """A tokenizer that knows one word a token, ``w9`` being token 9; Qwen's special tokens and processor."""
+def write_texts(folder: Path, vocab: int, processor: dict[str, Any]) -> None:
+    """A tokenizer that knows one word a token, ``w9`` being token 9; Qwen's special tokens, and an image processor."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     marks = {"<|image_pad|>": 5, "<|video_pad|>": 6, "<|vision_start|>": 7, "<|vision_end|>": 8}
@@ -118,11 +123,6 @@ def _write_texts(folder: Path, vocab: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056,
-        "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     template = (
         "{% for message in messages %}{% for item in message['content'] %}{% if item['type'] == 'image' %}"

@@ -7,10 +7,12 @@ from pathlib import Path
 from _checkpoints import write_checkpoint
 from _internvl_checkpoints import INTERNVL, write_internvl
 from _packed_checkpoints import PACKED, write_packed
+from _qwen3_checkpoints import QWEN3, write_qwen3
 from _smolvlm_checkpoints import SMOLVLM, write_smolvlm
 
 WRITERS = {
     **dict.fromkeys(PACKED, write_packed),
+    **dict.fromkeys(QWEN3, write_qwen3),
     **dict.fromkeys(INTERNVL, write_internvl),
     **dict.fromkeys(SMOLVLM, write_smolvlm),
 }

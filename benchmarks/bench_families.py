@@ -1,7 +1,7 @@
 """Time to the first token with all visual tokens of an image, with 25 % and 10 % of them, and in transformers.
 
-    python benchmarks/bench_families.py --shape qwen-small|internvl-small|smolvlm-small [--rounds 5] [--threads 2]
-        [--method divprune] [--size 640x480] [--json benchmarks/results/first-token-qwen.json]
+    python benchmarks/bench_families.py --shape qwen-small|qwen3-small|internvl-small|smolvlm-small [--rounds 5]
+        [--threads 2] [--method divprune] [--size 640x480] [--json benchmarks/results/first-token-qwen.json]
 
 A made-up model in float32 (``_shapes.py``), an image and a short prompt, from the image to the first token.  In each
 round all take turns: ours with each share of the tokens, and transformers with all.  The first tokens of both with all

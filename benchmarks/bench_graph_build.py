@@ -4,10 +4,10 @@
     python benchmarks/bench_graph_build.py --shape next-7b --json benchmarks/results/graph-build-next.json
     python benchmarks/bench_graph_build.py --shape qwen2.5-vl-7b --method divprune
 
-The checkpoint has the shape of llava-1.5-7b (or another one of ``_shapes.py``: ``qwen2.5-vl-7b``, ``internvl3-8b``,
-``smolvlm-256m``, ``idefics3-8b``, …) in float16 with made-up weights: its files are sparse, so 14 GB cost no disk.
-Each repeat is a fresh process; "total" includes importing everything, as users wait for it, and "cpu" is the processor
-time of all of it, of the text process, too.
+The checkpoint has the shape of llava-1.5-7b (or another one of ``_shapes.py``: ``qwen2.5-vl-7b``, ``qwen3-vl-8b``,
+``internvl3-8b``, ``smolvlm-256m``, ``idefics3-8b``, …) in float16 with made-up weights: its files are sparse, so 14 GB
+cost no disk.  Each repeat is a fresh process; "total" includes importing everything, as users wait for it, and "cpu" is
+the processor time of all of it, of the text process, too.
 Target: under 2 s and 0.5 GB.
 """
 

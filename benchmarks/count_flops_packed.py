@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from _machine import machine
-from _packed_checkpoints import PACKED, write_packed
+from _packed_checkpoints import PACKED
+from _qwen3_checkpoints import QWEN3
+from _shapes import write_shape
 
 import trtprune
 from trtprune.bench import count_chain
@@ -53,14 +55,14 @@ def count(made: EngineDir, size: tuple[int, int], share: float) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="qwen2.5-vl-7b", choices=list(PACKED))
+    parser.add_argument("--shape", default="qwen2.5-vl-7b", choices=[*PACKED, *QWEN3])
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         checkpoint.mkdir()
-        write_packed(checkpoint, arguments.shape)
+        write_shape(checkpoint, arguments.shape)
         made = trtprune.build(
             str(checkpoint), Path(folder) / "out", method=arguments.method, dtype="float16", backend="tensorrt",
             export_only=True,

@@ -30,6 +30,7 @@ import bench_tensorrt_build  # isort: skip
 import bench_topk_gather  # isort: skip
 import _internvl_checkpoints  # isort: skip
 import _packed_checkpoints  # isort: skip
+import _qwen3_checkpoints  # isort: skip
 import compare_answers  # isort: skip
 import count_flops_packed  # isort: skip
 import run_gpu  # isort: skip
@@ -75,6 +76,19 @@ def test_packed_checkpoints(tmp_path: Path) -> None:
         assert sum(map(math.prod, _packed_checkpoints.tensors(name).values())) == parameters
 
 
+def test_qwen3_checkpoints(tmp_path: Path) -> None:
+    """The same of Qwen3-VL."""
+    size = _qwen3_checkpoints.write_qwen3(tmp_path, "qwen3-tiny", seed=3)
+    model, info = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float16, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert 2 * sum(p.numel() for p in model.parameters()) == size
+    published = {"qwen3-vl-8b": 8_767_123_696, "qwen3-vl-4b": 4_437_815_808, "qwen3-vl-2b": 2_127_532_032}
+    for name, parameters in published.items():
+        assert sum(map(math.prod, _qwen3_checkpoints.tensors(name).values())) == parameters
+
+
 def test_internvl_checkpoints(tmp_path: Path) -> None:
     """What transformers reads; the sizes are those that the model cards round to 0.9, 2.1 and 7.9 billion."""
     size = _internvl_checkpoints.write_internvl(tmp_path, "internvl-tiny", seed=3)
@@ -90,7 +104,12 @@ def test_internvl_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "size", "tokens"),
-    [("internvl-tiny", "113x113", 20), ("qwen-tiny", "112x84", 12), ("smolvlm-tiny", "200x150", 13 * 4)],
+    [
+        ("internvl-tiny", "113x113", 20),
+        ("qwen-tiny", "112x84", 12),
+        ("qwen3-tiny", "320x256", 80),
+        ("smolvlm-tiny", "200x150", 13 * 4),
+    ],
 )
 def test_families_beside_transformers(tmp_path: Path, shape: str, size: str, tokens: int) -> None:
     """The first tokens are equal, or the script stops."""

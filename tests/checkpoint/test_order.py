@@ -45,10 +45,16 @@ CASES: dict[str, tuple[dict[str, bytes], dict[str, Any], str, str]] = {
         "llava-hf/llava-1.5-7b-hf",
     ),
     "not-yet": (
-        own("Qwen3VLForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
+        own("Gemma3ForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
         {},
-        "Qwen3VL",
+        "Gemma3",
         "not sup",
+    ),
+    "experts": (
+        own("Qwen3VLMoeForConditionalGeneration", vision_config={"a": 1}) | SAFETENSORS,
+        {},
+        "Qwen3VLMoe",
+        "qwen3-vl-8b",
     ),
     "text-only": (
         own("LlamaForCausalLM", model_type="llama") | SAFETENSORS,

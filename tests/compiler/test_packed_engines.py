@@ -15,7 +15,11 @@ from trtprune.engine_dir.roles import PRUNER, VISION
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
 
 CASES = {family: tiny.Tiny(family=family, seed=31, dtype="float16", layers=2) for family in tiny.PACKED}
-METHODS = {"qwen2.5-vl": ("hiprune", {"object_layer": 1}), "qwen2-vl": ("vispruner", {"received": "all"})}
+METHODS = {
+    "qwen2.5-vl": ("hiprune", {"object_layer": 1}),
+    "qwen2-vl": ("vispruner", {"received": "all"}),
+    "qwen3-vl": ("vispruner", {}),
+}
 
 
 @pytest.mark.parametrize("family", CASES)

@@ -35,6 +35,11 @@ SIZES = [(1, 1), (20, 20), (27, 332), (90, 70), (100, 31), (484, 1024), (3, 600)
 CASES: list[tuple[PackedShape, dict[str, Any], list[tuple[int, int]]]] = [
     (PackedShape(14, 2, 2, 4), {"min_pixels": 3136, "max_pixels": 12845056}, [*SIZES, (480, 640)]),
     (PackedShape(14, 2, 2), {}, SIZES),
+    (
+        PackedShape(16, 2, 2),
+        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        [(20, 20), (90, 70), (484, 1024), (3, 600), (480, 640)],
+    ),
     (PackedShape(4, 2, 2, 3), {"min_pixels": 64 * 7, "max_pixels": 64 * 90}, SIZES),
     (PackedShape(8, 3, 1, 2), {"size": {"shortest_edge": 576 * 9, "longest_edge": 576 * 10}}, SIZES),
 ]

@@ -26,6 +26,12 @@ def file(shape: PackedShape, **values: Any) -> dict[str, Any]:
 SETTINGS = {
     "published": file(PackedShape(14, 2, 2, 4), min_pixels=3136, max_pixels=12845056),
     "defaults": file(PackedShape(14, 2, 2)),
+    "qwen3": file(
+        PackedShape(16, 2, 2),
+        size={"shortest_edge": 65536, "longest_edge": 16777216},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ),
     "small": file(PackedShape(4, 2, 2, 3), min_pixels=64 * 7, max_pixels=64 * 90),
     "narrow": file(PackedShape(8, 3, 1, 2), size={"shortest_edge": 576 * 9, "longest_edge": 576 * 10}, resample=2),
     "one-token": file(PackedShape(2, 1, 3, 5), min_pixels=1, max_pixels=4, do_normalize=False),

@@ -99,6 +99,8 @@ def generate(
     heads: int = 14,
     number: Callable[[Tensor], tuple[Tensor, int]] | None = None,
     forced: Sequence[int] = (),
+    levels: Sequence[Tensor] = (),
+    recycle: bool = True,
 ) -> Pruned:
     """Greedy ids.
 
@@ -110,10 +112,11 @@ def generate(
         method: ``sparsevlm``, ``fastv`` or ``pyramiddrop``.
         points: Layers behind which tokens go.
         keeps: For each point how many tokens of an image stay, or a function of (rank, tokens).
-        version, heads: Of SparseVLM.
+        version, heads, recycle: Of SparseVLM.
         number: Function of the rows' places in the whole prompt, -1 for merged ones, to their positions [S] or
             [axes, S] and the next position; None: one number each, as the method's paper has it.
         forced: Ids behind the prompt, before the first one that is generated; they are fed one by one.
+        levels: DeepStack levels [L, D] of the whole prompt, zeros at text, each added behind the layer of its number.
     """
     decoder, made = Decoder(model), Pruned()
     original = method == "fastv" or version == "2.0"
@@ -133,6 +136,8 @@ def generate(
     where = [(start, stop - start) for start, stop in spans]
     for i in range(len(decoder.text.layers)):
         x = decoder.layer(i, x, positions)
+        if i < len(levels):
+            x = x + levels[i][source]
         behind.append(following)
         if i not in points:
             continue
@@ -150,8 +155,8 @@ def generate(
                 keep = keeps[k]
             if method == "sparsevlm" and version == "1.0":
                 before = len(x)
-                chosen, x = in_llm_torch.sparse_point(x, attention, rater, start, count, keep)
-                if image == len(where) - 1:
+                chosen, x = in_llm_torch.sparse_point(x, attention, rater, start, count, keep, recycle=recycle)
+                if recycle and image == len(where) - 1:
                     made.merged.append(x[start + len(chosen) : len(x) - (before - start - count)])
             else:
                 if method == "sparsevlm":

@@ -38,7 +38,7 @@ FAMILIES = {
     "smolvlm": (transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration),
     "idefics3": (transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration),
 }
-PACKED = ("qwen2-vl", "qwen2.5-vl")
+PACKED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 
 
 SMOLVLM_TOWERS = {"smolvlm": SmolVLMVisionConfig, "idefics3": Idefics3VisionConfig}

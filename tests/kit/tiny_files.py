@@ -63,6 +63,7 @@ FAMILIES = {
     "llava-onevision": ("LlavaOnevisionImageProcessor", "LlavaOnevisionProcessor"),
     "qwen2-vl": ("Qwen2VLImageProcessor", "Qwen2VLProcessor"),
     "qwen2.5-vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
+    "qwen3-vl": ("Qwen2VLImageProcessorFast", "Qwen3VLProcessor"),
     "smolvlm": ("SmolVLMImageProcessor", "SmolVLMProcessor"),
     "idefics3": ("Idefics3ImageProcessor", "Idefics3Processor"),
     "internvl": ("GotOcr2ImageProcessorFast", "InternVLProcessor"),
@@ -173,11 +174,14 @@ def add_text_files(path: Path, t: Tiny, *, template: bool = True) -> None:
 def _add_packed_files(path: Path, t: Tiny, processor_class: str, *, template: bool) -> None:
     """The processor's files of a family with a packed tower: images of 4 to 120 visual tokens."""
     area = (2 * t.patch_size) ** 2
+    bounds: dict[str, object] = {"min_pixels": 4 * area, "max_pixels": 120 * area}
+    tower = "clip"
+    if t.family == "qwen3-vl":
+        tower, bounds = "siglip", {"size": {"shortest_edge": 4 * area, "longest_edge": 120 * area}}
     processor = {
-        **{name: PROCESSORS["clip"][name] for name in ("image_mean", "image_std")},
+        **{name: PROCESSORS[tower][name] for name in ("image_mean", "image_std")},
         "image_processor_type": FAMILIES[t.family][0],
-        "min_pixels": 4 * area,
-        "max_pixels": 120 * area,
+        **bounds,
         "patch_size": t.patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,

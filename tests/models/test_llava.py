@@ -448,7 +448,7 @@ def test_qwen2_layer_types(tmp_path: Path) -> None:
 def test_unsupported_architecture(config: dict) -> None:
     with pytest.raises(CheckpointError, match="which trtprune does not support") as e:
         get_family(config)
-    assert e.value.hint.endswith("supported: " + ", ".join(row["architecture"] for row in supported()))
+    assert e.value.hint.endswith("supported: " + ", ".join(row["family"] for row in supported()))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Packed towers: vision graphs of random Qwen2.5-VL and Qwen2-VL checkpoints against transformers, and their errors."""
+"""Packed towers: vision graphs of random checkpoints of each family against transformers, and their errors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ CASES = [
     tiny.Tiny(family="qwen2.5-vl", seed=3, shards=True, vision_layers=3, vision={"fullatt_block_indexes": [0, 1, 2]}),
     tiny.Tiny(family="qwen2-vl", seed=4),
     tiny.Tiny(family="qwen2-vl", seed=5, tied=True, old_names=False, dtype="bfloat16", vision={"mlp_ratio": 3}),
+    tiny.Tiny(family="qwen3-vl", seed=6, patch_size=16, shards=True),
+    tiny.Tiny(family="qwen3-vl", seed=7, tied=True, vision={"deepstack_visual_indexes": [3, 0]}),
+    tiny.Tiny(family="qwen3-vl", seed=8, old_names=False, vision={"deepstack_visual_indexes": []}),
 ]
 ATTENTION = ("mean_query_attention", "deep_attention", "shallow_attention")
 EXTRAS = (*ATTENTION, "vision_features", "vision_keys")
@@ -76,6 +79,8 @@ class Maps:
             patch.setattr(module, "eager_attention_forward", spy)
             out = tower(pixels, grid_thw=grid)
         self.features = out.pooler_output.numpy()
+        levels = getattr(out, "deepstack_features", None)
+        self.levels = torch.cat(levels, -1).numpy() if levels else None
         index = torch.arange(int(grid.prod()) // 4)
         if hasattr(tower, "fullatt_block_indexes"):
             index, _ = module.get_vision_window_index(grid, 2, tower.window_size, tower.patch_size)
@@ -120,6 +125,8 @@ def test_visual_tokens(tmp_path: Path, case: tiny.Tiny) -> None:
             "vision_features": maps.last.mean(1).numpy(),
             "vision_keys": maps.keys(deep),
         }
+        if maps.levels is not None:  # behind the numbers of each visual token
+            expected["image_features"] = np.concatenate((maps.features, maps.levels), axis=1)
         for session in sessions:
             names = [value.name for value in session.get_outputs()]
             feed = {"pixel_values": prepared.pixel_values, **prepared.arrays}
@@ -212,6 +219,89 @@ def test_refused(source: Path, tmp_path: Path, changes: dict[str, Any], fault: s
         assert model.spec
     assert fault in str(error.value)
     assert error.value.hint
+
+
+@pytest.fixture(scope="module")
+def levelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with DeepStack levels, to change a copy of."""
+    path = tmp_path_factory.mktemp("levelled") / "source"
+    checkpoint(path, tiny.Tiny(family="qwen3-vl", seed=9, patch_size=16))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"vision_config__deepstack_visual_indexes": [0, 4]}, "is [0, 4], expected layers from 0 to 3"),
+        ({"vision_config__deepstack_visual_indexes": [-1]}, "is [-1], expected layers from 0 to 3"),
+        ({"vision_config__deepstack_visual_indexes": [1, 1]}, "is [1, 1], which has a layer twice"),
+        ({"vision_config__deepstack_visual_indexes": 1}, "deepstack_visual_indexes is 1, expected layers"),
+        ({"vision_config__deepstack_visual_indexes": [True]}, "deepstack_visual_indexes is [True], expected"),
+        ({"vision_config__deepstack_visual_indexes": ...}, "[8, 16, 24], expected layers from 0 to 3"),
+        ({"text_config__num_hidden_layers": 2}, "makes 3 DeepStack levels, and the language model has 2 layers"),
+        ({"vision_config__num_position_embeddings": 24}, "num_position_embeddings is 24; expected a square"),
+        ({"vision_config__hidden_size": 50}, "hidden_size is 50; expected a multiple of 4 for each of 3 heads"),
+        ({"vision_config__rope_parameters": {"rope_type": "linear"}}, "rope_type is 'linear'"),
+        ({"text_config__rope_parameters": {"mrope_section": [4, 4, 5]}}, "is [4, 4, 5], which must add up to 12"),
+        ({"text_config__rope_parameters": {"mrope_section": [2, 5, 5]}}, "is [2, 5, 5], which cannot be interleaved"),
+        ({"text_config__rope_parameters": {"mrope_section": [4, 4, 4], "mrope_interleaved": False}}, "is False"),
+        (
+            {"text_config__model_type": "qwen3_vl_moe_text"},
+            "model_type is 'qwen3_vl_moe_text', which trtprune does not",
+        ),
+        ({"text_config__model_type": "qwen3_5_text"}, "model_type is 'qwen3_5_text', which trtprune does not support"),
+        ({"video_token_id": -1}, "video_token_id is -1"),
+        ({"vision_end_token_id": 999}, "no added token 999, the vision_end_token_id of config.json"),
+        ({"image_token_id": 20}, "no added token 20, the image_token_id of config.json"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantised checkpoints of this kind are not supported (FP8)",
+        ),
+        ({"vision_config__patch_size": 14}, "patch_size is 16, and the vision tower's 14"),
+        ({"architectures": ["Qwen3VLMoeForConditionalGeneration"]}, "architectures is"),
+        ({"architectures": ["Qwen3_5ForConditionalGeneration"]}, "architectures is"),
+    ],
+    ids=str,
+)
+def test_refused_of_qwen3_vl(levelled: Path, tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    shutil.copytree(levelled, tmp_path, dirs_exist_ok=True)
+    tiny.edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError) as error:
+        model = open_model(open_checkpoint(tmp_path))
+        assert model.spec
+    assert fault in str(error.value)
+    assert error.value.hint
+    if "architectures" in changes:
+        assert "qwen3-vl-8b" in error.value.hint
+
+
+def test_a_level_that_is_not_stored(levelled: Path, tmp_path: Path) -> None:
+    """Levels and mergers are counted against each other."""
+    shutil.copytree(levelled, tmp_path, dirs_exist_ok=True)
+    tiny.edit_config(tmp_path, vision_config__deepstack_visual_indexes=[0, 1])
+    with pytest.raises(CheckpointError, match=r"deepstack_merger_list\.2"):
+        open_model(open_checkpoint(tmp_path)).check_weights()
+
+
+def test_published_config(tmp_path: Path) -> None:
+    """The names of the hub's files: rope_scaling beside rope_theta, and the tower's old model_type."""
+    case = tiny.Tiny(family="qwen3-vl", seed=9, patch_size=16, tied=True)
+    checkpoint(tmp_path, case)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"]["rope_theta"] = 5000000
+    config["text_config"]["rope_scaling"] = {"mrope_interleaved": True, "rope_type": "default"}
+    config["text_config"]["rope_scaling"]["mrope_section"] = rope["mrope_section"]
+    config["vision_config"]["model_type"] = "qwen3_vl"
+    config["vision_config"].pop("rope_parameters", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = open_model(open_checkpoint(tmp_path))
+    assert model.check_weights() == []
+    assert (model.spec.rotary_sections, model.spec.rotary_interleaved) == (tuple(rope["mrope_section"]), True)
+    assert (model.spec.decoder, model.spec.vision_tower) == ("qwen3_vl_text", "qwen3_vl")
+    assert model.spec.video_token == "<|video_pad|>"
+    theirs = tiny.load(tmp_path).config.text_config.rope_parameters
+    assert (theirs["rope_theta"], theirs["mrope_section"]) == (5000000, rope["mrope_section"])
 
 
 def test_a_processor_of_another_family(source: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from tests.kit import tiny
 from tests.kit.first_layer import first_layer
@@ -43,13 +44,20 @@ class Case:
     has_cls: bool = False
     refused: tuple[str, ...] = ()
     """Methods that need an option here, which the error names."""
+    levels: bool = False
+    """Whether visual tokens have DeepStack levels, so that none is merged with another."""
+
+
+def maps_of(kit: Kit, vlm: Vlm, image: Any) -> Maps:
+    """The maps of a tower that reads an image's patches in one row."""
+    prepared = vlm.pipeline.processor.prepare(image)
+    rows, columns = prepared.plan.grid[-1, 1:] + 1
+    return Maps(kit.model, torch.from_numpy(prepared.pixel_values), torch.tensor([[1, 2 * rows, 2 * columns]]))
 
 
 def packed(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
     """Of a tower that reads an image's patches in one row."""
-    prepared = vlm.pipeline.processor.prepare(image)
-    rows, columns = prepared.plan.grid[-1, 1:] + 1
-    maps = Maps(kit.model, torch.from_numpy(prepared.pixel_values), torch.tensor([[1, 2 * rows, 2 * columns]]))
+    maps = maps_of(kit, vlm, image)
     full = getattr(kit.model.config.vision_config, "fullatt_block_indexes", [kit.tiny.vision_layers - 1])
     deep = max(full)
     found = {
@@ -71,6 +79,7 @@ def tiled(kit: Kit, vlm: Vlm, image: Any, shallow: int | None) -> Arrays:
 FAMILIES = {
     "qwen2.5-vl": Case(tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024), packed),
     "qwen2-vl": Case(tiny.Tiny(family="qwen2-vl", seed=12, max_positions=1024), packed),
+    "qwen3-vl": Case(tiny.Tiny(family="qwen3-vl", seed=16, layers=4, max_positions=1024), packed, levels=True),
     "smolvlm": Case(
         tiny.Tiny(
             family="smolvlm",
@@ -137,6 +146,13 @@ def test_every_method(kits: Callable[[str], Kit], family: str, name: str, option
             kit.load(label, method=name, keep=KEEP, options=options)
         assert "fastervlm" in str(error.value.hint)
         return
+    if case.levels and method.merges:
+        with pytest.raises(BudgetError, match="3 DeepStack levels, which cannot be merged") as error:
+            kit.load(label, method=name, keep=KEEP, options=options)
+        able = str(error.value.hint).partition("one of: ")[2].split(", ")
+        assert {"divprune", "vispruner", "fastv"} <= {*able}
+        assert name not in able
+        return
     if name in case.refused:
         with pytest.raises(BudgetError, match="the projector of this model takes 4 patches at once") as error:
             kit.load(label, method=name, keep=KEEP, options=options)
@@ -171,11 +187,21 @@ INSIDE: dict[str, dict[str, Any]] = {
 }
 
 
+LEVELS = {
+    **{name: INSIDE[name] for name in ("fastv", "pyramiddrop")},
+    "sparsevlm": {"method": "sparsevlm", "options": {"schedule": "2:12,3:5"}},
+    "sparsevlm-0": {"method": "sparsevlm", "options": {"schedule": "0:18,2:9", "recycle": 0}},
+    "sparsevlm-2": INSIDE["sparsevlm-2"],
+}
+"""Where visual tokens have levels to come, none is merged with another."""
+
+
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     """A decoder of more layers, to be cut."""
-    case = tiny.Tiny(family="qwen2.5-vl", seed=17, layers=5, max_positions=1024)
-    kit = Kit.make(tmp_path_factory.mktemp("families") / "deep", case)
+    layers = {"qwen2.5-vl": 5, "qwen3-vl": 8}[request.param]
+    case = tiny.Tiny(family=request.param, seed=17, layers=layers, max_positions=1024)
+    kit = Kit.make(tmp_path_factory.mktemp("families") / f"deep-{request.param}", case)
     kit.model.set_attn_implementation("eager")
     return kit
 
@@ -189,8 +215,8 @@ def deep_internvl(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 
 
 def rows_of(kit: Kit, vlm: Vlm, images: list[Any], ids: np.ndarray) -> tuple[Any, np.ndarray, list[tuple[int, int]]]:
-    """The whole prompt's embeddings [S, D], the image, time, row and column of each row (-1 for text), and the images'
-    spans."""
+    """The whole prompt's embeddings [S, D], with DeepStack levels behind them [S, (1 + L) · D]; the image, time, row
+    and column of each row (-1 for text), and the images' spans."""
     rows, places, spans = [], [], []
     for word, number in zip(kit.model.get_input_embeddings()(torch.from_numpy(ids)).detach(), ids, strict=True):
         if number != tiny.IMAGE_TOKEN_ID:
@@ -199,23 +225,31 @@ def rows_of(kit: Kit, vlm: Vlm, images: list[Any], ids: np.ndarray) -> tuple[Any
             continue
         image = len(spans)
         grid = vlm.pipeline.processor.prepare(images[image]).plan.grid
-        rows.append(torch.from_numpy(packed(kit, vlm, images[image], None)["image_features"]))
+        maps = maps_of(kit, vlm, images[image])
+        rows.append(torch.from_numpy(maps.features if maps.levels is None else np.hstack((maps.features, maps.levels))))
         spans.append((len(places), len(places) + len(grid)))
         places += [[image, 0, row, column] for _, row, column in grid.tolist()]
-    return torch.cat(rows), np.array(places), spans
+    width = max(row.shape[1] for row in rows)
+    return torch.cat([pad(row, (0, width - row.shape[1])) for row in rows]), np.array(places), spans
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize(
+    ("deep", "name"),
+    [*(("qwen2.5-vl", name) for name in INSIDE), *(("qwen3-vl", name) for name in LEVELS)],
+    indirect=["deep"],
+)
 def test_inside_the_decoder(deep: Kit, name: str) -> None:
     """The published steps between transformers' own layers: the same answer follows, from one image and from two."""
-    vlm = deep.load(f"inside-{name}", max_image_pixels=784 * 40, **INSIDE[name])
+    settings = (LEVELS if deep.tiny.family == "qwen3-vl" else INSIDE)[name]
+    vlm = deep.load(f"inside-{name}", max_image_pixels=784 * 40, **settings)
     info, recorder = vlm.config.pruning, record(vlm)
     assert info.schedule is not None
     for count in (1, 2):
         recorder.logits.clear()
         images = [picture(30 + i, size) for i, size in enumerate([(200, 130), (130, 200)][:count])]
         ids = vlm.encoder.encode([Turn("user", QUESTION, count)]).ids
-        embeds, places, spans = rows_of(deep, vlm, images, ids)
+        rows, places, spans = rows_of(deep, vlm, images, ids)
+        embeds, *levels = rows.split(deep.tiny.hidden, dim=1)
         assert {stop - start for start, stop in spans} == {35}
 
         def number(rows: torch.Tensor, places: np.ndarray = places) -> tuple[torch.Tensor, int]:
@@ -223,8 +257,10 @@ def test_inside_the_decoder(deep: Kit, name: str) -> None:
             return torch.from_numpy(positions), following
 
         options = {"version": info.options.get("version", "1.0"), "heads": info.options.get("heads", 0)}
+        options |= {"levels": levels, "recycle": info.options.get("recycle") != 0}
         kept = list(info.schedule.kept(info.keep, 35))
         points = list(info.schedule.points)
+        assert all(number < 35 for number in kept)
         found = generate(deep.model, embeds, spans, 8, info.method, points, kept, number=number, **options)
         result = vlm.generate(images, QUESTION, max_new_tokens=8, ignore_eos=True)
         assert result.token_ids == found.ids

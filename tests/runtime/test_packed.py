@@ -13,13 +13,17 @@ import torch
 
 from tests.kit import tiny
 from tests.kit.runtime_kit import Kit, picture, record
-from trtprune.errors import InputError
+from trtprune.errors import BudgetError, InputError
 from trtprune.runtime import Request, Vlm
 from trtprune.text.template import Turn
 
 TOKENS = 32
 BASE = tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024)
-FAST = [BASE, replace(BASE, family="qwen2-vl", seed=12, tied=True)]
+FAST = [
+    BASE,
+    replace(BASE, family="qwen2-vl", seed=12, tied=True),
+    replace(BASE, family="qwen3-vl", seed=13, layers=4),
+]
 SLOW = [
     replace(
         BASE,
@@ -33,8 +37,29 @@ SLOW = [
         dtype=("float32", "bfloat16")[seed % 5 == 4],
         vision={"window_size": 56 + 28 * (seed % 3)} if family == "qwen2.5-vl" else {},
     )
-    for family in tiny.PACKED
+    for family in ("qwen2-vl", "qwen2.5-vl")
     for seed in range(9)
+]
+SLOW += [
+    replace(
+        BASE,
+        family="qwen3-vl",
+        seed=200 + seed,
+        patch_size=(16, 14, 8)[seed % 3],
+        layers=3 + seed % 3,
+        tied=seed % 3 == 1,
+        old_names=seed % 2 == 0,
+        shards=seed % 4 == 1,
+        kv_heads=(1, 2, 4)[seed % 3],
+        vision_layers=3 + seed % 4,
+        dtype=("float32", "bfloat16")[seed % 5 == 4],
+        vision={
+            "num_position_embeddings": (1, 16, 49, 100)[seed % 4],
+            "deepstack_visual_indexes": [[0, 1, 2], [2, 0], [1], [0, 2]][seed // 2 % 4],
+        },
+        text={"attention_bias": seed % 7 == 3, "head_dim": (24, 16)[seed % 2]},
+    )
+    for seed in range(16)
 ]
 SIZES = [(200, 130), (60, 333), (56, 56), (330, 40), (20, 20)]
 IMAGES = [picture(i, size) for i, size in enumerate(SIZES)]
@@ -47,13 +72,18 @@ def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-def rows_of(kit: Kit, inputs: Any) -> torch.Tensor:
-    """[S, D], text embeddings with all visual tokens in place."""
+def rows_of(kit: Kit, inputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """[S, D], text embeddings with all visual tokens in place; the DeepStack levels [S, D], zeros at text."""
     with torch.no_grad():
         rows = kit.model.get_input_embeddings()(inputs["input_ids"])[0]
-        found = kit.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-        rows[inputs["input_ids"][0] == tiny.IMAGE_TOKEN_ID] = torch.cat(list(found)).to(rows.dtype)
-    return rows
+        found = kit.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        visual = inputs["input_ids"][0] == tiny.IMAGE_TOKEN_ID
+        rows[visual] = torch.cat(list(found.pooler_output)).to(rows.dtype)
+        levels = []
+        for level in getattr(found, "deepstack_features", None) or []:
+            levels.append(torch.zeros_like(rows))
+            levels[-1][visual] = torch.cat(list(level)).to(rows.dtype)
+    return rows, levels
 
 
 def whole_positions(kit: Kit, inputs: Any) -> tuple[np.ndarray, int]:
@@ -82,13 +112,21 @@ def compact(whole: np.ndarray, image: np.ndarray, rows: np.ndarray) -> tuple[np.
     return np.array(found).T, top + 1
 
 
-def greedy(kit: Kit, embeds: torch.Tensor, places: np.ndarray, following: int, tokens: int) -> tuple[list[int], Any]:
-    """Ids and logits of transformers, over its own cache."""
+def greedy(
+    kit: Kit, embeds: torch.Tensor, levels: list[torch.Tensor], places: np.ndarray, following: int, tokens: int
+) -> tuple[list[int], Any]:
+    """Ids and logits of transformers, over its own cache; ``levels`` as of :func:`rows_of`."""
     ids, logits, cache, position = [], [], None, torch.from_numpy(places)[:, None]
+    # Every row counts as visual: those of text have zeros to add.
+    more = {"visual_pos_masks": torch.ones(1, len(embeds), dtype=bool), "deepstack_visual_embeds": levels}
     with torch.no_grad():
         for step in range(tokens):
             out = kit.model.model.language_model(
-                inputs_embeds=embeds[None], position_ids=position, past_key_values=cache, use_cache=True
+                inputs_embeds=embeds[None],
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                **(more if levels and step == 0 else {}),
             )
             cache = out.past_key_values
             logits.append(kit.model.lm_head(out.last_hidden_state[0, -1]))
@@ -103,7 +141,7 @@ def expected(
 ) -> tuple[list[int], np.ndarray]:
     """The answer of transformers with these visual tokens left of each image."""
     inputs = kit.inputs(images, question)
-    embeds = rows_of(kit, inputs)
+    embeds, levels = rows_of(kit, inputs)
     whole, following = whole_positions(kit, inputs)
     counts = (inputs["image_grid_thw"].prod(1) // 4).tolist()
     image = np.full(len(embeds), -1)
@@ -115,7 +153,7 @@ def expected(
     places = whole[:, rows]
     if rule == "compact":
         places, following = compact(whole, image, rows)
-    return greedy(kit, embeds[rows], places, following, tokens)
+    return greedy(kit, embeds[rows], [level[rows] for level in levels], places, following, tokens)
 
 
 def check(kit: Kit, vlm: Vlm, images: Sequence[Any], question: str, rule: str, keep: int | None, **more: Any) -> None:
@@ -189,6 +227,10 @@ def test_methods(kit: Kit, name: str) -> None:
     """Methods that read the tower's attention, its keys, its features, the grid or the decoder run and keep their
     budget."""
     settings = {"keep": 7, **METHODS[name]}
+    if kit.tiny.family == "qwen3-vl" and name == "visionzip":
+        with pytest.raises(BudgetError, match="visionzip' merges visual tokens"):
+            kit.load(name, method=name, **settings)
+        return
     vlm = kit.load(name, method=name, **settings)
     result = vlm.generate(IMAGES[:1], "What is on the table?", max_new_tokens=3)
     total = vlm.features(IMAGES[:1])[0].visual_tokens

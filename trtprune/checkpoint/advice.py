@@ -14,6 +14,7 @@ from trtprune.arguments import arg
 
 __all__ = ["for_architecture", "for_files", "for_quantization"]
 
+_DENSE_QWEN = f"dense models of Qwen3-VL are: {arg('model', 'qwen3-vl-2b')}, qwen3-vl-4b or qwen3-vl-8b"
 # By the name of the class; the first match counts.
 _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (
@@ -36,6 +37,19 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
         "this is the layout of the authors' own code; the same weights in transformers' layout are in the repository "
         f"whose name ends with -hf, such as OpenGVLab/InternVL3-8B-hf: {arg('model', 'internvl3-8b')}, internvl3-2b or "
         "internvl3-1b",
+    ),
+    (
+        r"Qwen3VLMoe\w+",
+        f"this vision-language family is not supported yet: its language model is a mixture of experts; {_DENSE_QWEN}",
+    ),
+    (
+        r"Qwen3_5(Moe)?ForConditionalGeneration",
+        "this vision-language family is not supported yet: some layers of its language model have linear attention, "
+        f"which no cache of keys and values serves; {_DENSE_QWEN}",
+    ),
+    (
+        r"Qwen\d(_5)?Omni\w+",
+        f"this vision-language family is not supported yet: it takes and makes sound as well; {_DENSE_QWEN}",
     ),
     (r"Llava\w*ForCausalLM", "this is the layout of the authors' own code; look for the model under llava-hf/"),
     (

@@ -143,11 +143,15 @@ def _check_levels(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any
 def _able(spec: ModelSpec, clip: bool) -> list[str]:
     """The methods that serve a model with their own options."""
     own = {method: method.complete_options(None, TowerTraits.of(spec)) for method in pruning.all_methods()}
-    return [
-        method.name
-        for method, options in own.items()
-        if _missing(method, options, spec, clip) is None and not _merges_levels(method, spec, options)
-    ]
+    return [method.name for method, options in own.items() if _serves(method, options, spec, clip)]
+
+
+def _serves(method: BaseMethod, options: Mapping[str, Any], spec: ModelSpec, clip: bool) -> bool:
+    """Whether a method finds in a model what it needs, and layers to cut the decoder behind."""
+    try:
+        return _missing(method, options, spec, clip) is None and not _merges_levels(method, spec, options)
+    except BudgetError:  # a decoder that is too shallow
+        return False
 
 
 def _merges_levels(method: BaseMethod, spec: ModelSpec, options: Mapping[str, Any]) -> bool:

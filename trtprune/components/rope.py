@@ -95,7 +95,8 @@ class Rope:
 
         Raises:
             CheckpointError: for an unknown rope type, a missing parameter, partial rotation, parameters whose
-                frequencies exceed float32, or sections that do not add up to half a head.
+                frequencies exceed float32, sections that do not add up to half a head, or another order of the axes
+                than the family's.
         """
         params = _parameters(text, multimodal=split is not None)
         try:
@@ -229,6 +230,7 @@ def _split(params: Section, dim: int, default: RotaryAxes) -> RotaryAxes:
     sections = default.sections
     if params.values.get(name) is not None:
         sections = tuple(params.integers(name, axes))
+    params.fixed("mrope_interleaved", default.interleaved)
     split = RotaryAxes(sections, default.interleaved)
     wrong = f"{params.key(name)} is {list(sections)}"
     if sum(sections) != dim // 2:

@@ -30,10 +30,12 @@ def _families() -> list[Family]:
     from trtprune.models.llava_onevision import LlavaOnevisionFamily
     from trtprune.models.qwen2_5_vl import Qwen25VlFamily
     from trtprune.models.qwen2_vl import Qwen2VlFamily
+    from trtprune.models.qwen3_vl import Qwen3VlFamily
     from trtprune.models.smolvlm import Idefics3Family, SmolVLMFamily
 
     llava = (LlavaFamily(), LlavaNextFamily(), LlavaOnevisionFamily())
-    return [*llava, Qwen2VlFamily(), Qwen25VlFamily(), SmolVLMFamily(), Idefics3Family(), InternVLFamily()]
+    qwen = (Qwen2VlFamily(), Qwen25VlFamily(), Qwen3VlFamily())
+    return [*llava, *qwen, SmolVLMFamily(), Idefics3Family(), InternVLFamily()]
 
 
 def open_model(checkpoint: Checkpoint, layout: str | None = None, bounds: PixelBounds | None = None) -> Model:
@@ -86,7 +88,7 @@ def get_family(config: Mapping[str, Any]) -> Family:
         problem = f"config.json: architectures is {shown(architectures)}"
     else:
         problem = f"config.json: model_type is {shown(config.get('model_type'))}"
-    supported = "supported: " + ", ".join(family.architecture for family in families)
+    supported = "supported: " + ", ".join(family.name for family in families)
     advice = for_architecture(config)
     raise CheckpointError(
         f"{problem}, which trtprune does not support", hint=f"{advice}; {supported}" if advice else supported

@@ -106,6 +106,7 @@ class PackedDefaults:
 
     Attributes:
         text: ``text_config``; its ``model_type`` is that of the decoder here, whatever the checkpoint calls it.
+        text_types: The checkpoint's own names for it, if others share the architecture's; empty: any.
         axes: Sections of the rotary embedding.
         tokens: Ids of the special tokens by the config's names.
         processors: Image processors that fit, names of :data:`trtprune.runtime.images.PROCESSORS`.
@@ -115,6 +116,7 @@ class PackedDefaults:
     axes: RotaryAxes
     tokens: Mapping[str, int]
     processors: tuple[str, ...]
+    text_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,12 @@ def text_config(config: Mapping[str, Any], defaults: PackedDefaults) -> Section:
     Files of transformers 4 have its values beside the sections of ``config.json``.
 
     Raises:
-        CheckpointError: for a section that is none.
+        CheckpointError: for a section that is none, or that of another language model.
     """
     nested = config.get("text_config") is not None
     section = Section(config, "").section("text_config") if nested else Section(config, "")
+    if nested and defaults.text_types:
+        section.choice("model_type", defaults.text_types, defaults.text_types[0])
     return Section({**defaults.text, **section.values, "model_type": defaults.text["model_type"]}, section.path)
 
 

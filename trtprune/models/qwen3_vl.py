@@ -52,7 +52,13 @@ class Qwen3VlFamily(PackedFamily):
     architecture = "Qwen3VLForConditionalGeneration"
     model_type = "qwen3_vl"
     tower = "qwen3_vl"
-    defaults = PackedDefaults(TEXT, RotaryAxes((24, 20, 20), interleaved=True), TOKENS, ("qwen2_vl",))
+    defaults = PackedDefaults(
+        text=TEXT,
+        text_types=("qwen3_vl_text",),
+        axes=RotaryAxes((24, 20, 20), interleaved=True),
+        tokens=TOKENS,
+        processors=("qwen2_vl",),
+    )
 
     def read_tower(self, vision: Section) -> PackedTowerConfig:
         """The tower; raises CheckpointError for sizes that do not fit each other, or levels outside of the tower."""

@@ -1,4 +1,4 @@
-"""The processor of Qwen2-VL and Qwen2.5-VL against transformers: sizes, patches, windows; and its settings."""
+"""The processor of Qwen2-VL and the families after it against transformers: sizes, patches, windows; its settings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,37 @@ HUB = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-BOUNDS = [(3136, 12845056), (3136, 1003520), (784, 50000), (100000, 200000), (3000, 3137), (1, 784 * 7)]
+QWEN3 = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+"""The file of Qwen3-VL's checkpoints."""
+BOUNDS = [
+    (65536, 16777216),
+    (3136, 12845056),
+    (3136, 1003520),
+    (784, 50000),
+    (100000, 200000),
+    (3000, 3137),
+    (1, 784 * 7),
+]
 
 
 def processor(shape: PackedShape = SHAPE, bounds: PixelBounds | None = None, **changes: Any) -> Qwen2Vl:
     values = {name: value for name, value in {**HUB, **changes}.items() if value is not ...}
     made = processor_from_files({FILE: json.dumps(values)}, shape, {}, ["qwen2_vl"], bounds=bounds)
+    assert isinstance(made, Qwen2Vl)
+    return made
+
+
+def qwen3(**changes: Any) -> Qwen2Vl:
+    files = {FILE: json.dumps({**QWEN3, **changes})}
+    made = processor_from_files(files, PackedShape(patch=16, merge=2, frames=2), {}, ["qwen2_vl"])
     assert isinstance(made, Qwen2Vl)
     return made
 
@@ -64,6 +89,9 @@ def test_known_sizes() -> None:
     known = {(480, 640): 391, (1080, 1920): 2691, (27, 332): 12, (20, 20): 4, (484, 1024): 629}
     assert {size: own.plan(*size).tokens for size in known} == known
     assert own.tokens_range == (4, 16384)
+    own, known = qwen3(), {(480, 640): 300, (1080, 1920): 2040, (20, 20): 64}
+    assert {size: own.plan(*size).tokens for size in known} == known
+    assert own.tokens_range == (64, 16384)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)
@@ -93,6 +121,26 @@ def test_patches(size: tuple[int, int]) -> None:
     boxes = own.plan.boxes
     assert boxes[0, :2].tolist() == [0, 0]
     np.testing.assert_allclose(boxes[-1, 2:], [size[1], size[0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (90, 333), (900, 5), (256, 256), (777, 555), (1000, 1400)])
+def test_patches_of_qwen3_vl(size: tuple[int, int]) -> None:
+    """Another patch, mean and deviation, bounds as edges, and the name of a fast processor."""
+    picture = Image.fromarray(np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), dtype=np.uint8))
+    theirs = Qwen2VLImageProcessorPil.from_dict(QWEN3)(images=picture, return_tensors="pt")
+    own = qwen3().prepare(picture)
+    np.testing.assert_array_equal(own.pixel_values, theirs["pixel_values"].numpy())
+    assert own.arrays.keys() == {"token_positions"}
+    inside = np.stack(np.divmod(np.arange(4), 2), axis=1)
+    patches = (2 * own.arrays["token_positions"][:, None] + inside).reshape(-1, 2)
+    np.testing.assert_array_equal(patches, get_vision_position_ids(theirs["image_grid_thw"], 2).numpy())
+
+
+def test_counts_of_qwen3_vl() -> None:
+    """Token counts of the whole processor, not of a formula."""
+    theirs, own = Qwen2VLImageProcessorPil.from_dict(QWEN3), qwen3()
+    for height, width in sides(np.random.default_rng(3), 2000):
+        assert own.plan(height, width).tokens * 4 == theirs.get_number_of_image_patches(height, width)
 
 
 def check_arrays(plan: Any, arrays: Any, grid: torch.Tensor) -> None:
