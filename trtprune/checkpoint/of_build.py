@@ -10,12 +10,10 @@ from trtprune.arguments import arg
 from trtprune.checkpoint.safetensors import Header, parse_json, read_header
 from trtprune.errors import CheckpointError, EngineDirError
 
-__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "QUANTIZATION", "Origin", "origin_of_build"]
+__all__ = ["CLIP_CONFIG", "CLIP_PREFIX", "CLIP_TOKENIZER", "MODEL_CONFIG", "Origin", "origin_of_build"]
 
 MODEL_CONFIG = "model_config.json"
 """The checkpoint's ``config.json`` in an engine directory."""
-QUANTIZATION = "quantization"
-"""Entry of ``built_with``: how the checkpoint's matrices are stored, if it is a quantised one."""
 CLIP_PREFIX = "clip-"
 """Prefix of the names of a second checkpoint's weight files."""
 CLIP_CONFIG, CLIP_TOKENIZER = "clip_config.json", "clip_tokenizer.json"
@@ -47,7 +45,7 @@ def origin_of_build(root: Path) -> Origin:
     Raises:
         CheckpointError: if the directory is damaged, older than this, or has quantised weights.
     """
-    from trtprune.engine_dir import WEIGHTS, open_engine_dir
+    from trtprune.engine_dir import QUANTIZATION, WEIGHTS, open_engine_dir
 
     where = arg("model", str(root))
     again = f"give the checkpoint itself: {arg('model', 'CHECKPOINT')}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune import pruning
+from trtprune.checkpoint import open_checkpoint
 from trtprune.compare.packing import SizedPlan, pack
 from trtprune.compare.points import TensorPoint, module_label
 from trtprune.engine_dir.roles import DECODER, EMBED, PACK, PRUNER, VISION
@@ -59,6 +60,23 @@ VISION_FEATURES = "vision_features"
 """The vision graph's output of what enters the projector."""
 
 
+def _load(path: Path) -> Any:
+    """The checkpoint in float32; a quantised one with its weights dequantised, without its method's own library."""
+    import torch
+    import transformers
+
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    checkpoint = open_checkpoint(path)
+    if checkpoint.scheme is None:
+        return transformers.AutoModelForImageTextToText.from_pretrained(str(path), **settings)
+    config = transformers.AutoConfig.from_pretrained(str(path))
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    weights = {name: torch.from_numpy(np.array(checkpoint.read(name), np.float32)) for name in checkpoint.tensors}
+    kind: Any = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    return kind.from_pretrained(None, config=config, state_dict=weights, **settings)
+
+
 class TransformersSide:
     """The checkpoint in transformers as a side of a comparison.
 
@@ -93,10 +111,8 @@ class TransformersSide:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
-                str(path), dtype=torch.float32, attn_implementation="eager"
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            model = _load(path)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise CheckpointError(
                 f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:300]}"
             ) from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from trtprune._version import __version__
 from trtprune.checkpoint import SIDE_FILES
-from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG, QUANTIZATION
+from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
 from trtprune.compiler.output import check_source, find_target, old_files
 from trtprune.compiler.plan import Plan, plan_build
 from trtprune.compiler.request import BuildRequest, BuildSettings
@@ -25,6 +25,7 @@ from trtprune.compiler.weights import place_weights
 from trtprune.engine_dir import (
     CONFIG_NAME,
     FULL_CHECK_BYTES,
+    QUANTIZATION,
     SCHEMA_VERSION,
     WEIGHTS,
     ComponentInfo,

@@ -19,6 +19,7 @@ from trtprune.engine_dir.reading import VERIFY
 from trtprune.engine_dir.roles import Part
 from trtprune.engine_dir.schema import (
     POSITIONS,
+    QUANTIZATION,
     SCHEMA_VERSION,
     WEIGHTS,
     ComponentInfo,
@@ -36,6 +37,7 @@ __all__ = [
     "CONFIG_NAME",
     "FULL_CHECK_BYTES",
     "POSITIONS",
+    "QUANTIZATION",
     "SCHEMA_VERSION",
     "VERIFY",
     "WEIGHTS",

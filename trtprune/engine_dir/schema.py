@@ -17,6 +17,7 @@ from trtprune.text.info import TextInfo
 
 __all__ = [
     "POSITIONS",
+    "QUANTIZATION",
     "SCHEMA_VERSION",
     "WEIGHTS",
     "ComponentInfo",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+QUANTIZATION = "quantization"
+"""Entry of ``built_with``: how the checkpoint's matrices are stored, if it is a quantised one."""
 POSITIONS = ("compact", "original")
 """Position ids of kept tokens: renumbered, or those of the whole image."""
 WEIGHTS = "onnx/weights"
@@ -216,7 +219,8 @@ class EngineDir:
     ``files`` maps each file to ``sha256:HEX`` (all bytes); a weight file to ``sha256-header-size:HEX``
     (safetensors header and file size), an engine to ``sha256-head-size:HEX`` (its first MiB and its size), and, if it
     was small enough to hash at build, ``sha256:HEX`` behind it.
-    ``weight_dtype`` is ``int8`` or ``int4`` if the decoder's matrices are stored quantised, else None.
+    ``weight_dtype`` is ``int8`` or ``int4`` if the build quantised the decoder's matrices, else None; a quantised
+    checkpoint is described by ``built_with[QUANTIZATION]``.
     """
 
     schema_version: int

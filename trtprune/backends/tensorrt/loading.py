@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtprune.backends.tensorrt.flavour import get_log
+from trtprune.engine_dir import QUANTIZATION
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install
 
@@ -158,9 +159,10 @@ def fitting(config: EngineDir, needs: Needs, free: int) -> list[str]:
     if config.dtype == "float32" and needs.total / 2 <= free:
         ways.append("--dtype float16")
     decoder = needs.engines  # nearly all of it
-    smaller: Mapping[str, float] = {"int8": 0.55, "int4": 0.32} if config.dtype != "float32" else {}
+    plain = config.weight_dtype is None and QUANTIZATION not in config.built_with
+    smaller: Mapping[str, float] = {"int8": 0.55, "int4": 0.32} if plain and config.dtype != "float32" else {}
     for weight_dtype, ratio in smaller.items():
-        if config.weight_dtype is None and needs.total - (1 - ratio) * decoder <= free:
+        if needs.total - (1 - ratio) * decoder <= free:
             ways.append(f"--weight-dtype {weight_dtype}")
             break
     return ways

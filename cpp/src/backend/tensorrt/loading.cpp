@@ -65,7 +65,8 @@ std::vector<std::string> fitting(const EngineDir& config, const Needs& needs, st
                        std::to_string(capacity));
     }
     if (config.dtype == "float32" && needs.total() / 2 <= free) ways.emplace_back("--dtype float16");
-    if (config.dtype != "float32" && !config.weight_dtype) {
+    const bool plain = !config.weight_dtype && config.built_with.count("quantization") == 0;
+    if (config.dtype != "float32" && plain) {
         const std::pair<const char*, double> smaller[] = {{"int8", 0.55}, {"int4", 0.32}};
         for (const auto& [dtype, ratio] : smaller) {
             const double total = static_cast<double>(needs.total());
