@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trtprune.compiler.request import BuildRequest
     from trtprune.engine_dir import EngineDir, GenerationInfo, open_engine_dir
     from trtprune.runtime import Conversation, Features, Request, Result, Stream, Vlm, load
+    from trtprune.runtime.prepacking import Prepacked, prepack, unpack
 
 __all__ = [
     "BackendError",
@@ -46,6 +47,7 @@ __all__ = [
     "Features",
     "GenerationInfo",
     "InputError",
+    "Prepacked",
     "Request",
     "Result",
     "Stream",
@@ -56,13 +58,16 @@ __all__ = [
     "errors",
     "load",
     "open_engine_dir",
+    "prepack",
     "pruning",
+    "unpack",
 ]
 
 _LATE = {
     "build": "trtprune.compiler.building",
     "BuildRequest": "trtprune.compiler.request",
     "EngineOptions": "trtprune.compiler.engine_options",
+    **dict.fromkeys(("Prepacked", "prepack", "unpack"), "trtprune.runtime.prepacking"),
     **dict.fromkeys(("EngineDir", "GenerationInfo", "open_engine_dir"), "trtprune.engine_dir"),
     **dict.fromkeys(("Conversation", "Features", "Request", "Result", "Stream", "Vlm", "load"), "trtprune.runtime"),
 }

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from trtprune.demo import _files, _packages, _safetensors, _text, _vision
-from trtprune.demo.assemble import FILES, assemble, cache_root, lora_groups, merge_deltas
+from trtprune.demo.assemble import FILES, assemble, lora_groups, merge_deltas
 from trtprune.errors import CheckpointError
+from trtprune.files.cache import cache_root
 
 torch = pytest.importorskip("torch")
 

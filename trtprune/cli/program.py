@@ -22,6 +22,7 @@ from trtprune.cli.eval import evaluate
 from trtprune.cli.flags import option
 from trtprune.cli.frontier import frontier
 from trtprune.cli.options import ENGINE_DIRECTORY, JSON
+from trtprune.cli.prepack import prepack
 from trtprune.cli.run import run
 from trtprune.cli.serve import serve
 from trtprune.cli.show import show
@@ -198,6 +199,7 @@ main.add_command(evaluate)
 main.add_command(frontier)
 main.add_command(serve)
 main.add_command(triton)
+main.add_command(prepack)
 
 if __name__ == "__main__":
     main()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from trtprune.demo import _files, _packages, _safetensors, _text, _vision
 from trtprune.errors import CheckpointError
+from trtprune.files.cache import cache_root
 from trtprune.reports.downloads import Progress
 
 try:
@@ -28,7 +29,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PARTS", "TRAINED", "assemble", "cache_root", "lora_groups", "merge_deltas"]
+__all__ = ["PARTS", "TRAINED", "assemble", "lora_groups", "merge_deltas"]
 
 TRAINED, CARD = "trained.safetensors", "CARD.md"
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -51,14 +52,6 @@ FILES = (
 )
 
 Array = npt.NDArray[Any]
-
-
-def cache_root(cache_dir: Path | None = None) -> Path:
-    """``cache_dir``, else ``$TRTPRUNE_CACHE``, else ``~/.cache/trtprune``."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    named = os.environ.get("TRTPRUNE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "trtprune"
 
 
 def assemble(

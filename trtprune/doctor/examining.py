@@ -21,6 +21,7 @@ from trtprune._version import __version__
 from trtprune.backends.tensorrt.gpus import Gpu, find_gpus
 from trtprune.doctor.gpu_checks import FULL, RTX, engine_checks, gpu_checks, older
 from trtprune.doctor.report import INFO, MISSING, OK, PROBLEM, Check, Report
+from trtprune.files.cache import cache_root
 from trtprune.reports.installer import installed_by, to_install, to_uninstall
 
 __all__ = ["Check", "Report", "examine"]
@@ -261,9 +262,8 @@ def _cache() -> Iterable[Check]:
     home = home.expanduser()
     offline = ", HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "on") else ""
     yield Check("model cache", INFO, f"{home}, {_free(home)}{offline}")
-    own = os.environ.get("TRTPRUNE_CACHE")
-    root = Path(own) if own else Path.home() / ".cache/trtprune"
-    named = "as TRTPRUNE_CACHE says" if own else "TRTPRUNE_CACHE names another"
+    root = cache_root()
+    named = "as TRTPRUNE_CACHE says" if os.environ.get("TRTPRUNE_CACHE") else "TRTPRUNE_CACHE names another"
     yield Check("demo cache", INFO, f"{root}, {_free(root)}; {named}")
 
 

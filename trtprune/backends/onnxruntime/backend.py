@@ -6,13 +6,10 @@ and as output of the decoder, so that a step writes its rows in place and copies
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import io
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +19,11 @@ from trtprune.arguments import arg
 from trtprune.backends.binding import CachePair, bind_dims, cache_pairs, numpy_dtype, resolve_shape, same_tensors
 from trtprune.backends.external import located
 from trtprune.backends.host import HostMemory, HostStep
+from trtprune.backends.onnxruntime import prepacked
 from trtprune.backends.onnxruntime.cache import OrtCache, new_cache, to_value
+from trtprune.backends.onnxruntime.importing import first_line, import_onnxruntime, preload_cuda
 from trtprune.backends.onnxruntime.threads import available_threads
+from trtprune.engine_dir.graphs import count_operators, read_graph
 from trtprune.engine_dir.roles import DECODER, EMBED
 from trtprune.errors import BackendError, EngineDirError
 from trtprune.reports.installer import to_install, to_uninstall
@@ -35,14 +35,21 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "OrtBackend", "OrtCache", "OrtSession", "available_threads"]
 
 PROVIDERS = ("cpu", "cuda")
-OLDEST = (1, 25)
-"""The first release with every operator of the graphs."""
 OPTIONS = {"cpu": ("activations",), "cuda": ("device_id", "gpu_mem_limit")}
 logger = logging.getLogger("trtprune")
 
 # Long enough for the gap between two operators.  Threads of a segment that spin longer take the processors from the
 # next segment: a token then takes a fifth longer (benchmarks/bench_segments.py).
 BRIEF_SPIN_US = "50"
+SAVING = {
+    "optimized_model_external_initializers_file_name": prepacked.DATA,
+    "optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
+"""Settings of a session that saves its graph, with its weights beside it."""
+PACKED = "session.save_external_prepacked_constant_initializers"
+"""The setting that saves weights in the kernels' order, too."""
+QUANTISED = ("DequantizeLinear", "com.microsoft::MatMulNBits")
+"""Operators whose kernel does not read back everything that it packed (ONNX Runtime 1.31: answers are wrong)."""
 
 
 class OrtBackend:
@@ -82,9 +89,9 @@ class OrtBackend:
             raise BackendError(
                 f"{arg('provider_options', {'activations': activations})}: unknown", hint="int8 or float32"
             )
-        self._ort = _import_onnxruntime(provider)
+        self._ort = import_onnxruntime(provider)
         if provider == "cuda":
-            _preload_cuda(self._ort)
+            preload_cuda(self._ort)
             if "CUDAExecutionProvider" not in self._ort.get_available_providers():
                 raise BackendError(
                     f"{arg('provider', 'cuda')}: this onnxruntime has no CUDA provider",
@@ -130,11 +137,10 @@ class OrtBackend:
         brief: bool = False,
     ) -> OrtSession:
         """Opens the graph in ``onnx_path``."""
-        try:
-            model = onnx_path.read_bytes()
-        except OSError as error:
-            raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
-        session = self.inference_session(model, onnx_path, threads=threads, spin=spin, brief=brief)
+        model = _read(onnx_path)
+        session = self._prepacked_session(model, onnx_path, self._options(threads, spin=spin, brief=brief))
+        if session is None:
+            session = self.inference_session(model, onnx_path, threads=threads, spin=spin, brief=brief)
         return OrtSession(self._ort, session, self._device(), inputs, outputs)
 
     def inference_session(
@@ -158,33 +164,81 @@ class OrtBackend:
         Raises:
             BackendError: if ONNX Runtime refuses the graph or drops the provider.
         """
-        ort = self._ort
-        options = ort.SessionOptions()
-        threads = threads or self.threads
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        if brief:
-            options.add_session_config_entry("session.intra_op.spin_duration_us", BRIEF_SPIN_US)
-        # The exception has the reason of a refusal; the log would repeat it on stderr.
-        options.log_severity_level = 4
-        model, folder = located(model, onnx_path.parent)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        # Shapes change from call to call (prompt length, batch): memory plans per shape would only accumulate.
-        options.enable_mem_pattern = False
-        providers = self._configure(options)
-        try:
-            session = ort.InferenceSession(model, options, **providers)
-        except Exception as error:  # ONNX Runtime raises its own classes, RuntimeError and ValueError
-            raise BackendError(
-                f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {_first_line(error)}"
-            ) from None
+        session = self._new_session(model, onnx_path, self._options(threads, spin=spin, brief=brief))
         if self.name == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise BackendError(
                 f"{onnx_path}: the CUDA provider did not load (no GPU, or CUDA and cuDNN libraries are missing)",
                 hint="trtprune doctor; --provider cpu runs without a GPU",
             )
         return session
+
+    def prepack(self, component: ComponentInfo, root: Path) -> int:
+        """Saves a component's graph as this machine's kernels want it; returns the bytes of the files.
+
+        Later sessions of the same graph, weights, ONNX Runtime and processor open the saved one.
+
+        Raises:
+            BackendError: if ONNX Runtime refuses the graph, or the cache cannot be written.
+            EngineDirError: if the graph cannot be read.
+        """
+        onnx_path = root / component.onnx
+        model = _read(onnx_path)
+        try:
+            with prepacked.new_entry(self._identify(model, onnx_path)) as folder:
+                options = self._options(None, spin=False, brief=False)
+                options.optimized_model_filepath = str(folder / prepacked.GRAPH)
+                for name, value in SAVING.items():
+                    options.add_session_config_entry(f"session.{name}", value)
+                options.add_session_config_entry(PACKED, "1" if _can_pack(onnx_path) else "0")
+                self._new_session(model, onnx_path, options)
+                return sum(file.stat().st_size for file in folder.iterdir())
+        except OSError as error:
+            raise BackendError(
+                f"{onnx_path}: cannot be prepacked: {error.filename or 'the cache'}: {error.strerror or error}",
+                hint="make it writable for you alone, or set TRTPRUNE_CACHE to another folder",
+            ) from None
+
+    def _identify(self, model: bytes, onnx_path: Path) -> prepacked.SavedGraph:
+        return prepacked.identify(model, onnx_path, self._ort.__version__, self.options)
+
+    def _prepacked_session(self, model: bytes, onnx_path: Path, options: Any) -> Any:
+        """The session of the saved graph, or None."""
+        if self.name != "cpu":
+            return None
+        try:
+            path = prepacked.find(onnx_path, partial(self._identify, model, onnx_path))
+        except OSError:
+            return None
+        if path is None:
+            return None
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as in _new_session
+            logger.warning("%s: prepacked, but cannot be opened so (%s): opened without", onnx_path, first_line(error))
+            return None
+
+    def _options(self, threads: int | None, *, spin: bool, brief: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if brief:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", BRIEF_SPIN_US)
+        # The exception has the reason of a refusal; the log would repeat it on stderr.
+        options.log_severity_level = 4
+        # Shapes change from call to call (prompt length, batch): memory plans per shape would only accumulate.
+        options.enable_mem_pattern = False
+        return options
+
+    def _new_session(self, model: bytes, onnx_path: Path, options: Any) -> Any:
+        model, folder = located(model, onnx_path.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        providers = self._configure(options)
+        try:
+            return self._ort.InferenceSession(model, options, **providers)
+        except Exception as error:  # ONNX Runtime raises its own classes, RuntimeError and ValueError
+            raise BackendError(f"{onnx_path}: ONNX Runtime ({self.name}) cannot open it: {first_line(error)}") from None
 
     def _device(self) -> tuple[str, int]:
         return ("cuda", int(self.options.get("device_id", "0"))) if self.name == "cuda" else ("cpu", 0)
@@ -264,7 +318,7 @@ class OrtSession:
         except Exception as error:
             if cache is not None:
                 cache.binding = None
-            raise BackendError(f"ONNX Runtime: {_first_line(error)}") from None
+            raise BackendError(f"ONNX Runtime: {first_line(error)}") from None
         # Outputs come in the order of their binding; those of the cache are last and are not returned.
         for spec, value in zip(self.outputs, binding.get_outputs(), strict=False):
             if spec.name not in results:
@@ -314,53 +368,12 @@ class OrtSession:
         return gathered
 
 
-def _import_onnxruntime(provider: str) -> Any:
-    wheels = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(wheels) == 2:
-        drop = "onnxruntime" if provider == "cuda" else "onnxruntime-gpu"
-        keep = "onnxruntime-gpu" if provider == "cuda" else "onnxruntime"
-        raise BackendError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            hint=f"{to_uninstall(drop)} && {to_install(keep, again=True)}",
-        )
+def _can_pack(onnx_path: Path) -> bool:
+    return not {*QUANTISED} & count_operators(read_graph(onnx_path)).keys()
+
+
+def _read(onnx_path: Path) -> bytes:
     try:
-        import onnxruntime
-    except ImportError as error:
-        if wheels:
-            reason = f"onnxruntime does not load: {_first_line(error)}"
-        else:
-            reason = f"{arg('provider', provider)} needs ONNX Runtime, which is not installed"
-        raise BackendError(reason, hint=to_install(extra=provider)) from None
-    have = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
-    if have < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise BackendError(
-            f"onnxruntime {onnxruntime.__version__} is too old for the graphs, which need {oldest}",
-            hint=to_install(f"{wheels[0] if wheels else 'onnxruntime'}>={oldest}", upgrade=True),
-        )
-    return onnxruntime
-
-
-def _preload_cuda(ort: Any) -> None:
-    """Loads CUDA and cuDNN from their own wheels, where the provider would not look for them.
-
-    onnxruntime only prints what is missing; opening a graph then fails, because the provider does not load.
-    """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        ort.preload_dlls()
-    if said.getvalue():
-        logger.debug("onnxruntime.preload_dlls: %s", " ".join(said.getvalue().split()))
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+        return onnx_path.read_bytes()
+    except OSError as error:
+        raise EngineDirError(f"{onnx_path}: cannot be read: {error}", hint="build it again") from None
