@@ -21,7 +21,9 @@ from trtprune.engine_dir import open_engine_dir
 CASES = {family: tiny.Tiny(family=family, seed=41, max_positions=1024) for family in tiny.PACKED}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(f, marks=pytest.mark.slow) if f == "qwen2-vl" else f for f in CASES]
+)
 def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     picture(1, (200, 130)).save(folder / "large.png")

@@ -21,7 +21,7 @@ TOKENS = 32
 BASE = tiny.Tiny(family="qwen2.5-vl", seed=11, max_positions=1024)
 FAST = [
     BASE,
-    replace(BASE, family="qwen2-vl", seed=12, tied=True),
+    pytest.param(replace(BASE, family="qwen2-vl", seed=12, tied=True), marks=pytest.mark.slow),
     replace(BASE, family="qwen3-vl", seed=13, layers=4),
 ]
 SLOW = [
