@@ -20,7 +20,7 @@ std::string digest(const std::string& text, bool portable, std::size_t piece) {
 TEST_CASE("digests are those of the standard, with and without the processor's instructions, in any pieces") {
     const std::string letters = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
     for (const bool portable : {false, true}) {
-        for (const std::size_t piece : {1, 7, 64, 1000}) {
+        for (const std::size_t piece : {1U, 7U, 64U, 1000U}) {
             CHECK(digest("", portable, piece) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
             CHECK(digest("abc", portable, piece) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
             CHECK(digest(letters, portable, piece) ==
