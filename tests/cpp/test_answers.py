@@ -214,12 +214,14 @@ def marked_calls(placeholder: str = "<image>") -> list[dict[str, Any]]:
     ("family", "settings"),
     [
         ("qwen2.5-vl", {"method": "divprune", "keep": 3}),
+        ("qwen3-vl", {"method": "divprune", "keep": 3}),
         pytest.param("qwen2-vl", {"method": "fastervlm", "keep": 3, "positions": "original"}, marks=pytest.mark.slow),
     ],
 )
 def test_packed_tower(tmp_path: Path, ask: Callable[..., list[Any]], family: str, settings: dict[str, Any]) -> None:
     """Positions of three axes; several images, a batch of mixed sizes, turns, and an image that is too narrow."""
-    vlm = load(checkpoint(tmp_path / "model", tiny.Tiny(family=family, seed=79)), "packed", **settings)
+    t = tiny.Tiny(family=family, seed=79, layers=4 if family == "qwen3-vl" else 2)
+    vlm = load(checkpoint(tmp_path / "model", t), "packed", **settings)
     ask(
         vlm,
         question("0"),
@@ -231,6 +233,29 @@ def test_packed_tower(tmp_path: Path, ask: Callable[..., list[Any]], family: str
         turns("0"),
         turns("3", "5", repick=False),
     )
+
+
+@pytest.mark.parametrize("name", ["fastv", pytest.param("sparsevlm", marks=pytest.mark.slow)])
+def test_levels_in_segments(tmp_path: Path, ask: Callable[..., list[Any]], name: str) -> None:
+    """The levels of later layers go through a prune point with the rows that stay."""
+    t = tiny.Tiny(family="qwen3-vl", seed=83, layers=5)
+    vlm = load(checkpoint(tmp_path / "model", t), name, **LEVELS_INSIDE[name])
+    levels, first = vlm.config.model.deepstack_levels, vlm.config.kv.segment_layers[0]
+    assert levels > first, "no level is left behind the first prune point"
+    ask(
+        vlm,
+        question("0"),
+        question("3", "1", prompt=LONG, keep_ratio=0.7),
+        MIXED,
+        turns("0"),
+        turns("3", "5", repick=False),
+    )
+
+
+LEVELS_INSIDE: dict[str, dict[str, Any]] = {
+    "fastv": {"method": "fastv", "keep": 90},
+    "sparsevlm": {"method": "sparsevlm", "options": {"schedule": "0:30,2:15", "recycle": 0}},
+}
 
 
 # -- all the rest in the slow run
@@ -293,20 +318,34 @@ PACKED_METHODS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED_METHODS)
-@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl"])
+@pytest.mark.parametrize("family", tiny.PACKED)
 def test_methods_of_packed_towers(tmp_path: Path, ask: Callable[..., list[Any]], family: str, name: str) -> None:
     settings = PACKED_METHODS[name]
-    if pruning.get(settings["method"]).needs & set(FROM_CLIP):
+    method = pruning.get(settings["method"])
+    if method.needs & set(FROM_CLIP):
         pytest.skip("reads CLIP's text tower, see test_clip_text")
-    layers = {option.name: 1 for option in pruning.get(settings["method"]).options if option.name.endswith("_layer")}
+    layers = {option.name: 1 for option in method.options if option.name.endswith("_layer")}
+    options = {**layers, **settings.get("options", {})}
+    if family == "qwen3-vl":
+        options |= method.without_merging
+        if method.merges:
+            pytest.skip("levels cannot be merged, see tests/components/test_deepstack.py")
     path = checkpoint(tmp_path / "model", tiny.Tiny(family=family, seed=80, layers=6))
-    vlm = load(path, name, **{**settings, "options": {**layers, **settings.get("options", {})}})
+    vlm = load(path, name, **{**settings, "options": options})
     ask(vlm, question("0"), question("3", "1", seed=4), question("2", keep_ratio=0.5), MIXED, turns("5", repick=False))
 
 
 def drawn_packed(family: str, seed: int) -> tiny.Tiny:
     """A random checkpoint of a packed tower."""
     r = random.Random(f"{family} {seed}")
+    vision: dict[str, Any] = {"mlp_ratio": r.choice([2, 3])}
+    if family == "qwen2.5-vl":
+        vision = {"window_size": r.choice([56, 84])}
+    elif family == "qwen3-vl":
+        vision = {
+            "num_position_embeddings": r.choice([1, 16, 49]),
+            "deepstack_visual_indexes": r.sample(range(4), r.choice([0, 1, 2])),
+        }
     return tiny.Tiny(
         family=family,
         seed=seed,
@@ -316,7 +355,7 @@ def drawn_packed(family: str, seed: int) -> tiny.Tiny:
         shards=r.random() < 0.3,
         old_names=r.random() < 0.5,
         max_positions=1024,
-        vision={"window_size": r.choice([56, 84])} if family == "qwen2.5-vl" else {"mlp_ratio": r.choice([2, 3])},
+        vision=vision,
     )
 
 
@@ -361,10 +400,12 @@ def drawn(family: str, seed: int) -> tiny.Tiny:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(9))
-@pytest.mark.parametrize("family", ["llava", "llava-next", "llava-onevision", "smolvlm", "idefics3", "internvl"])
+@pytest.mark.parametrize(
+    "family", ["llava", "llava-next", "llava-onevision", "smolvlm", "idefics3", "internvl", *tiny.PACKED]
+)
 def test_random_checkpoints(tmp_path: Path, ask: Callable[..., list[Any]], family: str, seed: int) -> None:
     r = random.Random(seed)
-    path = checkpoint(tmp_path / "model", drawn(family, seed))
+    path = checkpoint(tmp_path / "model", drawn_packed(family, seed) if family in tiny.PACKED else drawn(family, seed))
     weights = [None, None, "int8", "int4"][seed % 4]
     method = ["none", "divprune", "random"][seed // 3 % 3]
     settings: dict[str, Any] = {} if method == "none" else {"keep": r.randint(1, 6)}
