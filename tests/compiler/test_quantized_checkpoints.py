@@ -54,6 +54,7 @@ CASES = {
     "qwen2-vl": Tiny("qwen2-vl", seed=5),
     "qwen2.5-vl": Tiny("qwen2.5-vl", seed=6),
     "qwen2.5-vl-new": Tiny("qwen2.5-vl", seed=7, old_names=False, tied=True),
+    "qwen3-vl": Tiny("qwen3-vl", seed=8, text={"head_dim": 16}),
 }
 
 
