@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trtprune.arguments import arg
 from trtprune.checkpoint.safetensors_writer import FileLayout, SafetensorsWriter, plan_layout
@@ -199,27 +199,15 @@ def plan_quantized(
         if info.name in checkpoint.stored
     }
     tensors, bits = _rounded_tensors(quantize, int8_only, SCALE_DTYPES[forms.dtype], weight_dtype)
-    orders: dict[str, str] = {}
-    arrays: dict[str, np.ndarray] = {}
-    weights: Tensors = {}
-    for c in carried.values():
-        if c.why_not:
-            weights[c.matrix.name] = (SCALE_DTYPES[forms.dtype], c.matrix.shape)
-            continue
-        tensors |= {f"{c.matrix.name}{end}": entry for end, entry in c.tensors().items()}
-        if c.order is not None and c.order_digest not in orders:
-            name = orders[c.order_digest] = f"{c.matrix.name}_order"
-            arrays[name], tensors[name] = c.order, ("I64", c.order.shape)
-    layouts: dict[str, FileLayout] = {}
-    main = f"decoder.{weight_dtype or 'stored'}.safetensors"
-    if tensors:
-        layouts[main] = plan_layout(main, tensors, {"format": "trtprune", "weight_dtype": weight_dtype or "stored"})
-    if weights:
-        layouts[DEQUANTIZED] = plan_layout(DEQUANTIZED, weights)
+    more, weights, orders = _carried_tensors(carried.values(), SCALE_DTYPES[forms.dtype])
+    tensors |= more
     replaced = {*quantize, *carried}
-    rest = {key: info for key, info in used.items() if key not in replaced and info.file in _sparse(replaced, used)}
-    if rest:
-        layouts[REST] = plan_layout(REST, {info.name: (info.dtype, info.shape) for info in rest.values()})
+    sparse = _sparse(replaced, used)
+    rest = {key: info for key, info in used.items() if key not in replaced and info.file in sparse}
+    main = f"decoder.{weight_dtype or 'stored'}.safetensors"
+    files = {main: tensors, DEQUANTIZED: weights, REST: {i.name: (i.dtype, i.shape) for i in rest.values()}}
+    about = {main: {"format": "trtprune", "weight_dtype": weight_dtype or "stored"}}
+    layouts = {file: plan_layout(file, entries, about.get(file)) for file, entries in files.items() if entries}
     clash = {*layouts} & set(checkpoint.files)
     if clash:
         raise BuildError(f"{checkpoint.path / min(clash)}: the build writes a file of this name", hint="rename it")
@@ -232,10 +220,30 @@ def plan_quantized(
         )
         for key, info in quantize.items()
     }
-    matrices |= {k: c.placed(layouts[main], orders.get(c.order_digest)) for k, c in carried.items() if not c.why_not}
+    names = {digest: name for name, (digest, _) in orders.items()}
+    matrices |= {k: c.placed(layouts[main], names.get(c.order_digest)) for k, c in carried.items() if not c.why_not}
     moved = {key: layouts[REST].tensors[info.name] for key, info in rest.items()}
     moved |= {key: layouts[DEQUANTIZED].tensors[c.matrix.name] for key, c in carried.items() if c.why_not}
+    arrays = {name: order for name, (_, order) in orders.items()}
     return QuantizedWeights(matrices, moved, quantize, tuple(carried.values()), arrays, layouts, forms.dtype)
+
+
+def _carried_tensors(carried: Iterable[Carried], dtype: str) -> tuple[Tensors, Tensors, dict[str, tuple[str, Any]]]:
+    """The tensors of matrices as they are, those of dequantised ones, and of orders name → (digest, order)."""
+    tensors: Tensors = {}
+    weights: Tensors = {}
+    orders: dict[str, tuple[str, Any]] = {}
+    digests: set[str] = set()
+    for c in carried:
+        if c.why_not:
+            weights[c.matrix.name] = (dtype, c.matrix.shape)
+            continue
+        tensors |= {f"{c.matrix.name}{end}": entry for end, entry in c.tensors().items()}
+        if c.order is not None and c.order_digest not in digests:
+            digests.add(c.order_digest)
+            name = f"{c.matrix.name}_order"
+            orders[name], tensors[name] = (c.order_digest, c.order), ("I64", c.order.shape)
+    return tensors, weights, orders
 
 
 def _rounded_tensors(
