@@ -34,7 +34,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from PIL import Image
 
 import trtprune
 from trtprune.demo import assemble
+from trtprune.engine_dir import open_engine_dir
 
 QUESTION = "What is in this picture, and what is behind it? Number {}."
 
@@ -174,8 +175,8 @@ Samples = dict[tuple[int, int, str], list[tuple[float, list[Timed]]]]
 """Budget, concurrency and way → for each round the seconds for all requests, and each one's times."""
 
 
-def measure(args: argparse.Namespace) -> Samples:
-    """Each way in each round."""
+def measure(args: argparse.Namespace) -> Iterator[Samples]:
+    """The samples so far, behind each round of all ways."""
     vlm, server = trtprune.load(args.out, threads=args.threads), Server(args)
     samples: Samples = defaultdict(list)
     numbers = itertools.count()
@@ -188,7 +189,7 @@ def measure(args: argparse.Namespace) -> Samples:
             for clients in servers.values():
                 clients.load(asked, 1)
             fixed(vlm, asked, 1)
-        for _, keep, concurrency in itertools.product(range(args.rounds), args.keep, args.concurrency):
+        for keep, concurrency, _ in itertools.product(args.keep, args.concurrency, range(args.rounds)):
             count, lengths = concurrency * args.waves, itertools.cycle(args.max_new_tokens)
             asked = [Asked(next(numbers), keep, next(lengths)) for _ in range(count)]
             for name, clients in servers.items():
@@ -196,9 +197,9 @@ def measure(args: argparse.Namespace) -> Samples:
                     samples[keep, concurrency, name].append(clients.load(asked, concurrency))
             rows = min(concurrency, args.max_batch_size)
             samples[keep, concurrency, "fixed"].append(fixed(vlm, asked, rows))
+            yield samples
     finally:
         server.close()
-    return samples
 
 
 def rows_of(samples: Samples) -> list[dict[str, Any]]:
@@ -229,7 +230,7 @@ def ratios_of(samples: Samples) -> list[dict[str, Any]]:
         for name, key in others.items():
             if key == (keep, concurrency, way):
                 continue
-            pairs = zip(samples[keep, concurrency, way], samples[key], strict=True)
+            pairs = zip(samples[keep, concurrency, way], samples[key], strict=False)
             values = [len(mine) / seconds * theirs / len(other) for (seconds, mine), (theirs, other) in pairs]
             row = {"keep": keep, "concurrency": concurrency, "against": name}
             ratios.append(row | {"requests_per_s": summary(values)})
@@ -255,6 +256,16 @@ def _join(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str]) -> dict
         fresh = {tuple(row[key] for key in keys) for row in new[name]}
         new[name] = [row for row in old.get(name, []) if tuple(row[key] for key in keys) not in fresh] + new[name]
     return new
+
+
+def write(args: argparse.Namespace, rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> None:
+    """Adds to the result; behind each round, so that a measurement may be broken off."""
+    per_token = open_engine_dir(args.out, verify="none").kv.bytes_per_token
+    memory = {str(keep): round((1 << 30) / (per_token * (keep + 64)), 1) for keep in args.keep}
+    result = {"machine": machine(), "rows": rows, "ratios": ratios, "rows_in_1_gib_with_64_words": memory}
+    result["settings"] = {"rows": args.max_batch_size, "tokens": args.max_new_tokens, "chunk": args.prefill_chunk}
+    old = json.loads(args.json.read_text()) if args.json.exists() else {}
+    write_json(args.json, _join(old, result, ("keep", "concurrency")))
 
 
 def _arguments() -> argparse.Namespace:
@@ -283,8 +294,10 @@ def main() -> None:
     if args.checkpoint is not None:
         write_peer_checkpoint(args.checkpoint)
         return
-    samples = measure(args)
-    rows, ratios = rows_of(samples), ratios_of(samples)
+    for samples in measure(args):
+        rows, ratios = rows_of(samples), ratios_of(samples)
+        if args.json:
+            write(args, rows, ratios)
     for row in rows:
         first, later = row["first_token_s"], row.get("per_token_ms", {})
         print(
@@ -294,13 +307,6 @@ def main() -> None:
         )
     for ratio in ratios:
         print(ratio)
-    if args.json:
-        per_token = trtprune.load(args.out, threads=1).config.kv.bytes_per_token
-        memory = {str(keep): round((1 << 30) / (per_token * (keep + 64)), 1) for keep in args.keep}
-        result = {"machine": machine(), "rows": rows, "ratios": ratios, "rows_in_1_gib_with_64_words": memory}
-        result["settings"] = {"rows": args.max_batch_size, "tokens": args.max_new_tokens, "chunk": args.prefill_chunk}
-        old = json.loads(args.json.read_text()) if args.json.exists() else {}
-        write_json(args.json, _join(old, result, ("keep", "concurrency")))
 
 
 if __name__ == "__main__":
