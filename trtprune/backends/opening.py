@@ -58,7 +58,10 @@ def open_backend(
         BackendError: if it is missing or cannot run the directory.
     """
     if config.backend == "onnxruntime" or provider is not None:
-        return open_provider(provider or config.built_with.get("provider", "cpu"), threads, options)
+        name = provider or config.built_with.get("provider", "cpu")
+        if config.lowering.get("activations") == "int8":
+            _check_int8(config, name, options or {})
+        return open_provider(name, threads, options)
     if threads is not None:
         raise BackendError(
             f"{arg('threads', threads)}: {config.root} holds {config.backend} engines, which run on the GPU",
@@ -67,3 +70,26 @@ def open_backend(
     from trtprune.backends.tensorrt.backend import TrtBackend
 
     return TrtBackend(config, options)
+
+
+def _check_int8(config: EngineDir, provider: str, options: Mapping[str, str]) -> None:
+    """Raises BackendError where products of 8-bit integers do not run, or run wrong."""
+    made = f"{config.root}: built with {arg('activation_dtype', 'int8')}"
+    again = f"a build with {arg('weight_dtype', 'int8')} alone"
+    if provider != "cpu":
+        raise BackendError(
+            f"{made}, whose products are ONNX Runtime's on a CPU, not those of provider {provider}", hint=again
+        )
+    if options.get("activations") == "float32":
+        raise BackendError(
+            f"{arg('provider_options', {'activations': 'float32'})}: {made[len(str(config.root)) + 2 :]}, its graphs "
+            "round activations themselves",
+            hint=again,
+        )
+    from trtprune.backends.onnxruntime.int8 import exact_products
+
+    if not exact_products():
+        raise BackendError(
+            f"{made}, whose products this processor adds up in 16 bits, where they overflow (it has no VNNI)",
+            hint=f"{again} is the next best here",
+        )

@@ -17,7 +17,15 @@ from trtprune.compiler.engine_options import (
     EngineOptions,
     parse_pool_limit,
 )
-from trtprune.compiler.request import BACKENDS, GENERATION_CONFIGS, LAYOUTS, NEWLINES, WEIGHT_DTYPES, BuildRequest
+from trtprune.compiler.request import (
+    ACTIVATION_DTYPES,
+    BACKENDS,
+    GENERATION_CONFIGS,
+    LAYOUTS,
+    NEWLINES,
+    WEIGHT_DTYPES,
+    BuildRequest,
+)
 from trtprune.compiler.weights import WAYS
 from trtprune.engine_dir import POSITIONS
 
@@ -86,6 +94,24 @@ _SETTINGS: Options = (
         type=click.Choice(WEIGHT_DTYPES),
         group=MODEL,
         help="The type that the language model's matrices are quantised to.  [default: as in the checkpoint]",
+    ),
+    option(
+        "--activation-dtype",
+        type=click.Choice(ACTIVATION_DTYPES),
+        default="float32",
+        show_default=True,
+        group=MODEL,
+        help="What int8 matrices are multiplied with in ONNX Runtime on a CPU.  int8: features rounded row by row, "
+        "for the fastest prompts.  float32: features as they are, which the kernel rounds in blocks, for the fastest "
+        "answers.",
+    ),
+    option(
+        "--calibration",
+        type=PATH,
+        metavar="FILE",
+        group=MODEL,
+        help="Requests with pictures, as of run --requests, that show --activation-dtype int8 how large features get.  "
+        "[default: a few built-in ones]",
     ),
     option(
         "--allow-extra-tensors",

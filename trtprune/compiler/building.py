@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from trtprune._version import __version__
+from trtprune.arguments import arg
 from trtprune.checkpoint import SIDE_FILES
 from trtprune.checkpoint.of_build import CLIP_CONFIG, CLIP_TOKENIZER, MODEL_CONFIG
+from trtprune.compiler.calibration import calibrated, calibration_digest
 from trtprune.compiler.output import check_source, find_target, old_files
 from trtprune.compiler.plan import Plan, plan_build
 from trtprune.compiler.request import BuildRequest, BuildSettings
@@ -41,7 +43,7 @@ from trtprune.engine_dir import (
 from trtprune.engine_dir.graphs import count_operators, read_graph, weight_locations
 from trtprune.engine_dir.roles import DECODER
 from trtprune.errors import BuildError, EngineDirError
-from trtprune.reports.reporter import Report, Reporter, reporter_of
+from trtprune.reports.reporter import SILENT, Report, Reporter, reporter_of
 from trtprune.tensor_names import SALIENCY, cached_layers
 
 if TYPE_CHECKING:
@@ -153,7 +155,17 @@ def _write(plan: Plan, texts: TextInfo, staging: Path, report: Reporter) -> Engi
     components, locations = _write_graphs(plan, quantized, staging, report)
     files = {component.onnx: digest_file(staging / component.onnx) for component in components}
     if quantized is not None:
-        quantized.write(plan.checkpoint, staging / WEIGHTS, lambda text: report("weights", text))
+        tensors = plan.model.weight_tensors()
+        smoothing = calibrated(
+            plan.request,
+            plan.checkpoint,
+            tensors,
+            quantized.smoothable,
+            staging,
+            report,
+            lambda own: _build(own, SILENT),
+        )
+        quantized.write(plan.checkpoint, staging / WEIGHTS, lambda text: report("weights", text), smoothing)
     if plan.clip is not None:
         locations |= {f"weights/{name}" for name in plan.clip.files}
     files |= _place_weights(plan, staging, sorted(locations), report)
@@ -235,6 +247,18 @@ def _segment_layers(components: Sequence[ComponentInfo]) -> tuple[int, ...]:
 
 
 def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
+    """The files of quantised matrices; raises BuildError if none is there for products of 8-bit integers."""
+    planned = _quantized_files(plan)
+    matrices = planned.matrices.values() if planned else ()
+    if plan.request.activation_dtype == "int8" and not any(matrix.int8_by_channel for matrix in matrices):
+        raise BuildError(
+            f"{arg('activation_dtype', 'int8')}: the decoder has no int8 matrix with a scale an output channel",
+            hint=f"add {arg('weight_dtype', 'int8')}",
+        )
+    return planned
+
+
+def _quantized_files(plan: Plan) -> QuantizedWeights | None:
     if plan.weight_dtype is None and not plan.checkpoint.stored:
         return None
     from trtprune.compiler.carried import Forms
@@ -249,6 +273,7 @@ def _plan_quantized(plan: Plan) -> QuantizedWeights | None:
         int8_only=frozenset(name for name, sensitive in linears.items() if sensitive),
         forms=Forms.of(plan.backend, plan.dtype, plan.engines.target.names if plan.engines else ()),
         weight_dtype=plan.weight_dtype,
+        scaled=plan.model.scaled_features() if plan.request.activation_dtype == "int8" else (),
     )
 
 
@@ -284,6 +309,8 @@ def _built_with(plan: Plan) -> dict[str, str]:
         versions[QUANTIZATION] = plan.checkpoint.scheme.label
     if plan.clip is not None:
         versions["clip"] = plan.clip.checkpoint.id
+    if plan.request.activation_dtype == "int8":
+        versions["calibration"] = calibration_digest(plan.request.calibration)
     if plan.engines is not None:
         versions[plan.backend] = plan.engines.target.version
     runtimes = ("openvino",) if plan.provider == "openvino" else ()

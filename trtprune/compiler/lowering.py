@@ -55,6 +55,12 @@ def _changes(request: BuildRequest) -> dict[str, Any]:
                 f"{arg('lowering')} attention={forms['attention']}: for engines {arg('attention')} decides this",
                 hint=f"{arg('attention')} {'|'.join(by_attention)}",
             )
+    activations = "int8" if request.activation_dtype == "int8" else "float"
+    if forms.setdefault("activations", activations) != activations:
+        raise BuildError(
+            f"{arg('lowering')} activations={forms['activations']}: {arg('activation_dtype')} decides this",
+            hint=f"{arg('activation_dtype')} float32 or int8",
+        )
     return forms
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trtprune import pruning
 from trtprune._version import __version__
 from trtprune.arguments import arg
+from trtprune.compiler.calibration import calibration_digest, calibration_requests
 from trtprune.compiler.lowering import choose_lowering
 from trtprune.compiler.request import NEWLINES
 from trtprune.compiler.texts import check_texts
@@ -116,6 +117,8 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
     from trtprune.models import open_model
 
     engine, dtype = request.engine_options, request.compute_dtype
+    if request.activation_dtype == "int8":
+        calibration_requests(request.calibration)  # before a download
     target = find_target(request.backend, engine, dtype, request.weight_dtype) if request.builds_engines else None
     lowering = choose_lowering(request, target)
     limits = _Limits(request, target)
@@ -153,6 +156,7 @@ def plan_build(request: BuildRequest, report: Reporter) -> Plan:
         **({"clip": clip.digest} if clip is not None else {}),
         **({"tokens": [request.layout, newlines]} if model.processor.has_newlines else {}),
         **({"image": model.processor.settings()} if request.pixel_bounds is not None else {}),
+        **({"calibration": calibration_digest(request.calibration)} if request.activation_dtype == "int8" else {}),
         **({"generation": request.generation_config} if request.generation_config != "checkpoint" else {}),
     }
     return Plan(

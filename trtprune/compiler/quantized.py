@@ -6,13 +6,14 @@ matrix at a time from the memory-mapped checkpoint.
 * ``dequantized.safetensors``: quantised matrices of the checkpoint that the graphs read as weights.
 * ``rest.safetensors``: copies of the other used tensors of checkpoint files that are mostly unused.  The remaining
   files are linked as in any build; without the copies a file with a few used norms would be kept as a whole.
+* ``smoothed.safetensors``: norms with the scales of their features, where activations are rounded, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
     from trtprune.checkpoint import Checkpoint, TensorInfo
     from trtprune.compiler.carried import Carried, Forms
+    from trtprune.compiler.smoothing import Smoothing
+    from trtprune.models.spec import ScaledFeatures
 
 __all__ = ["QuantizedWeights", "plan_quantized"]
 
 REST = "rest.safetensors"
 DEQUANTIZED = "dequantized.safetensors"
+SMOOTHED = "smoothed.safetensors"
 # Number of weights that are processed at a time; each takes about 12 bytes.
 CHUNK = 1 << 21
 # Shortest time between two progress lines, in seconds.
@@ -47,14 +51,17 @@ class QuantizedWeights:
 
     Attributes:
         matrices: Canonical name → places of integers and scales.
-        moved: Canonical name → place of the tensor, for those that are copied unchanged or dequantised.
+        moved: Canonical name → place of the tensor, for those that are copied unchanged, dequantised or smoothed.
+        smoothable: What :meth:`write` needs a smoothing of.
     """
 
     matrices: dict[str, QuantizedMatrix]
     moved: dict[str, TensorInfo]
+    smoothable: tuple[ScaledFeatures, ...]
     _sources: dict[str, TensorInfo]
     _carried: tuple[Carried, ...]
     _orders: dict[str, np.ndarray]
+    _norms: dict[str, str]
     _layouts: dict[str, FileLayout]
     _dtype: str
 
@@ -63,7 +70,9 @@ class QuantizedWeights:
         """Base names of the files of :meth:`write`."""
         return tuple(self._layouts)
 
-    def write(self, checkpoint: Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+    def write(
+        self, checkpoint: Checkpoint, folder: Path, say: Callable[[str], None], smoothing: Smoothing | None = None
+    ) -> None:
         """Writes the files into ``folder``.
 
         Needs memory for the integers of the largest matrix, one byte per weight, and some 30 MB.
@@ -82,16 +91,25 @@ class QuantizedWeights:
                     for name in layout.tensors:
                         for chunk in _chunks(checkpoint.read(name).reshape(1, -1).T):
                             writer.append(name, chunk)
+                elif file == SMOOTHED:
+                    assert smoothing is not None
+                    for group in self.smoothable:
+                        if group.is_norm:
+                            norm = checkpoint.read(self._norms[group.writer]).astype(np.float32)
+                            writer.append(self.moved[group.writer].name, norm * smoothing.norms[group.writer])
                 elif file == DEQUANTIZED:
                     for carried in progress.over(c for c in self._carried if c.why_not):
                         carried.write_weights(checkpoint, dtype, writer)
                 else:
-                    self._write_matrices(checkpoint, writer, progress)
+                    self._write_matrices(checkpoint, writer, progress, smoothing)
         self._say_written(say)
 
-    def _write_matrices(self, checkpoint: Checkpoint, writer: SafetensorsWriter, progress: _Progress) -> None:
+    def _write_matrices(
+        self, checkpoint: Checkpoint, writer: SafetensorsWriter, progress: _Progress, smoothing: Smoothing | None
+    ) -> None:
         for key in progress.over(self._sources):
-            self._write_matrix(checkpoint, self._sources[key], self.matrices[key], writer)
+            factors = (None, None) if smoothing is None else (smoothing.rows.get(key), smoothing.columns.get(key))
+            self._write_matrix(checkpoint, self._sources[key], self.matrices[key], writer, factors)
         for carried in progress.over(c for c in self._carried if not c.why_not):
             carried.write(checkpoint, writer)
         for name, order in self._orders.items():
@@ -114,8 +132,14 @@ class QuantizedWeights:
         say(f"{'; '.join([*done, size])}")
 
     def _write_matrix(
-        self, checkpoint: Checkpoint, source: TensorInfo, matrix: QuantizedMatrix, writer: SafetensorsWriter
+        self,
+        checkpoint: Checkpoint,
+        source: TensorInfo,
+        matrix: QuantizedMatrix,
+        writer: SafetensorsWriter,
+        factors: tuple[np.ndarray | None, np.ndarray | None],
     ) -> None:
+        """``factors`` are those of rows [out] and of columns [in]."""
         import ml_dtypes
         import numpy as np
 
@@ -128,6 +152,10 @@ class QuantizedWeights:
         start = 0
         for chunk in _chunks(checkpoint.read(source.name)):
             stop = start + len(chunk)
+            if factors[1] is not None:
+                chunk = chunk.astype(np.float32) * factors[1]
+            if factors[0] is not None:
+                chunk = chunk.astype(np.float32) * factors[0][start:stop, None]
             try:
                 values, steps = quantize(chunk, bits=matrix.bits, block=matrix.block, scale_dtype=scale_dtype)
             except ValueError as error:
@@ -167,6 +195,7 @@ def plan_quantized(
     int8_only: frozenset[str],
     forms: Forms,
     weight_dtype: str | None,
+    scaled: Sequence[ScaledFeatures] = (),
 ) -> QuantizedWeights:
     """Lays out the files; reads no weight, but zero points, scales and orders of a quantised checkpoint.
 
@@ -178,6 +207,7 @@ def plan_quantized(
         forms: The forms that the build's target computes with.
         weight_dtype: ``"int8"`` or ``"int4"`` for those of ``linears`` that the checkpoint has in floating point; a
             matrix whose width no int4 block divides is int8 as well.  None: they stay as they are.
+        scaled: Features whose scales are moved; those between matrices that are not quantised here are left out.
 
     Raises:
         BuildError: if int4 blocks fit no matrix, nothing is left to quantise, or a file of the checkpoint has the name
@@ -185,6 +215,7 @@ def plan_quantized(
         CheckpointError: for scales or groups that are none.
     """
     from trtprune.compiler.carried import carry
+    from trtprune.compiler.smoothing import smoothable
 
     quantize = {key: info for key, info in linears.items() if weight_dtype and info.name not in checkpoint.stored}
     if weight_dtype and not quantize:
@@ -201,11 +232,14 @@ def plan_quantized(
     tensors, bits = _rounded_tensors(quantize, int8_only, SCALE_DTYPES[forms.dtype], weight_dtype)
     more, weights, orders = _carried_tensors(carried.values(), SCALE_DTYPES[forms.dtype])
     tensors |= more
-    replaced = {*quantize, *carried}
+    scales = smoothable(scaled, quantize)
+    norms = {group.writer: used[group.writer] for group in scales if group.is_norm}
+    replaced = {*quantize, *carried, *norms}
     sparse = _sparse(replaced, used)
     rest = {key: info for key, info in used.items() if key not in replaced and info.file in sparse}
     main = f"decoder.{weight_dtype or 'stored'}.safetensors"
-    files = {main: tensors, DEQUANTIZED: weights, REST: {i.name: (i.dtype, i.shape) for i in rest.values()}}
+    files = {main: tensors, DEQUANTIZED: weights, SMOOTHED: {i.name: ("F32", i.shape) for i in norms.values()}}
+    files[REST] = {i.name: (i.dtype, i.shape) for i in rest.values()}
     about = {main: {"format": "trtprune", "weight_dtype": weight_dtype or "stored"}}
     layouts = {file: plan_layout(file, entries, about.get(file)) for file, entries in files.items() if entries}
     clash = {*layouts} & set(checkpoint.files)
@@ -224,8 +258,18 @@ def plan_quantized(
     matrices |= {k: c.placed(layouts[main], names.get(c.order_digest)) for k, c in carried.items() if not c.why_not}
     moved = {key: layouts[REST].tensors[info.name] for key, info in rest.items()}
     moved |= {key: layouts[DEQUANTIZED].tensors[c.matrix.name] for key, c in carried.items() if c.why_not}
-    arrays = {name: order for name, (_, order) in orders.items()}
-    return QuantizedWeights(matrices, moved, quantize, tuple(carried.values()), arrays, layouts, forms.dtype)
+    moved |= {key: layouts[SMOOTHED].tensors[info.name] for key, info in norms.items()}
+    return QuantizedWeights(
+        matrices=matrices,
+        moved=moved,
+        smoothable=tuple(scales),
+        _sources=quantize,
+        _carried=tuple(carried.values()),
+        _orders={name: order for name, (_, order) in orders.items()},
+        _norms={key: info.name for key, info in norms.items()},
+        _layouts=layouts,
+        _dtype=forms.dtype,
+    )
 
 
 def _carried_tensors(carried: Iterable[Carried], dtype: str) -> tuple[Tensors, Tensors, dict[str, tuple[str, Any]]]:

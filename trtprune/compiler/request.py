@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtprune.runtime.images import PixelBounds
 
 __all__ = [
+    "ACTIVATION_DTYPES",
     "BACKENDS",
     "DTYPES",
     "GENERATION_CONFIGS",
@@ -31,6 +32,7 @@ BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHT_DTYPES = ("int8", "int4")
+ACTIVATION_DTYPES = ("float32", "int8")
 GENERATION_CONFIGS = ("checkpoint", "ignore")
 LAYOUTS = ("model", "paper")
 NEWLINES = ("drop", "keep", "candidates")
@@ -52,6 +54,8 @@ class BuildSettings(TypedDict, total=False):
     provider: str
     dtype: str | None
     weight_dtype: str | None
+    activation_dtype: str
+    calibration: str | os.PathLike[str] | None
     max_seq_len: int | None
     weights: str
     revision: str | None
@@ -89,6 +93,10 @@ class BuildRequest:
         dtype: Compute dtype (default ``float32``; ``float16`` on ``cuda`` and the TensorRT backends).
         weight_dtype: ``"int8"`` or ``"int4"`` for quantised matrices of the decoder; None: as in the checkpoint.
             Matrices that the checkpoint has quantised stay as they are.
+        activation_dtype: ``"int8"`` for products of 8-bit integers in ONNX Runtime on a CPU: the features that int8
+            matrices of the decoder's layers are multiplied with are rounded to 8 bits, row by row.
+        calibration: A file of requests with pictures, as of ``run --requests``, from whose features the build finds the
+            scales for ``activation_dtype="int8"``; None: a few built-in requests.
         max_seq_len: KV capacity in tokens, prompt and answer together (default: what the model's positions allow; of
             engines the longest prompt they serve, and 256 tokens or more for the answer).
         weights: ``"copy"``, ``"link"`` (hard links where possible), or ``"auto"``: reflinks, else copies of up to 4 GB,
@@ -126,6 +134,8 @@ class BuildRequest:
     provider: str = "cpu"
     dtype: str | None = None
     weight_dtype: str | None = None
+    activation_dtype: str = "float32"
+    calibration: str | os.PathLike[str] | None = None
     max_seq_len: int | None = None
     weights: str = "auto"
     revision: str | None = None
@@ -152,6 +162,7 @@ class BuildRequest:
         self._check_image_pixels()
         self._check_dtype()
         self._check_weight_dtype()
+        self._check_activation_dtype()
         if self.generation_config not in GENERATION_CONFIGS:
             raise BuildError(
                 f"{arg('generation_config', self.generation_config)}: unknown", hint=" or ".join(GENERATION_CONFIGS)
@@ -217,6 +228,33 @@ class BuildRequest:
                 f"{arg('weight_dtype', self.weight_dtype)}: ONNX Runtime dequantises to float32 and float16 only, not "
                 "to bfloat16",
                 hint=arg("dtype", "float16"),
+            )
+
+    def _check_activation_dtype(self) -> None:
+        _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
+        if self.activation_dtype == "float32":
+            if self.calibration is not None:
+                raise BuildError(
+                    f"{arg('calibration', self.calibration)}: only for {arg('activation_dtype', 'int8')}",
+                    hint=f"leave it out, or add {arg('activation_dtype', 'int8')}",
+                )
+            return
+        flag, weights = arg("activation_dtype", self.activation_dtype), arg("weight_dtype", "int8")
+        if self.backend != "onnxruntime" or self.provider != "cpu":
+            target = self.provider if self.backend == "onnxruntime" else self.backend
+            also = ", which rounds activations, too, in blocks" if target == "openvino" else ""
+            raise BuildError(
+                f"{flag}: products of 8-bit integers are written for ONNX Runtime on a CPU, not for {target}",
+                hint=f"leave it out; {weights} alone is the next best there{also}",
+            )
+        if self.compute_dtype != "float32":
+            raise BuildError(
+                f"{flag}: sums of 8-bit products do not fit into {self.compute_dtype}", hint=arg("dtype", "float32")
+            )
+        if self.weight_dtype == "int4":
+            raise BuildError(
+                f"{flag}: int4 matrices have no such product",
+                hint=f"{weights}, or leave {arg('activation_dtype')} out",
             )
 
 

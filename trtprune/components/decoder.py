@@ -361,7 +361,7 @@ def build_decoder(g: Graph, cfg: DecoderConfig, prefix: str, lm_head: str, segme
         # Only the requested rows go through the output projection, the largest matrix of the model.
         x = op.GatherND(x, op.Unsqueeze(logits_index, g.ints(-1)), batch_dims=1)
         x = rms_norm(g, x, f"{prefix}norm", eps=cfg.norm_eps)
-        g.output(product(g, x, lm_head), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
+        g.output(product(g, x, lm_head, exact=True), LOGITS, "float32", ["batch", "logits_rows", cfg.vocab_size])
     else:
         left = cfg.row_width(segment.stop)
         if left > h:

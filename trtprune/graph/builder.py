@@ -171,7 +171,7 @@ class Graph:
         q = self.quantized[key]
         kind = _INTEGERS[q.bits, q.zeros is not None]
         scale_dtype = _SAFETENSORS_DTYPES[q.scales.dtype]
-        inputs = [self._external(q.integers, kind, q.shape), self._external(q.scales, scale_dtype, q.scales.shape)]
+        inputs = list(self._integers(key))
         if q.zeros is not None:
             inputs.append(self._external(q.zeros, kind, q.scales.shape))
         if q.block is None:
@@ -180,6 +180,23 @@ class Graph:
             value = self.op.DequantizeLinear(*inputs, axis=0, block_size=q.block)
         value.type, value.shape = ir.TensorType(scale_dtype), ir.Shape(q.shape)
         return self.cast(value, self.dtype)
+
+    def integers(self, key: str) -> tuple[ir.Value, ir.Value]:
+        """The integers [in, out] and the scales of the quantised matrix ``key``, the scales in the compute dtype."""
+        integers, scales = self._integers(key)
+        return integers, self.cast(scales, self.dtype)
+
+    def _integers(self, key: str) -> tuple[ir.Value, ir.Value]:
+        """Integers and scales as they are stored."""
+        q = self.quantized[key]
+        kind = _INTEGERS[q.bits, q.zeros is not None]
+        return self.memo(
+            ("integers", key),
+            lambda: (
+                self._external(q.integers, kind, q.shape),
+                self._external(q.scales, _SAFETENSORS_DTYPES[q.scales.dtype], q.scales.shape),
+            ),
+        )
 
     def in_order_of(self, key: str, x: ir.Value) -> ir.Value:
         """``x`` [..., in] with its features in the order of the rows of :meth:`matrix`."""

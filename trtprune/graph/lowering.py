@@ -20,6 +20,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "products": ("op", "primitives"),
     "coverage": ("every", "lazy"),
     "loop_order": ("sort", "count"),
+    "activations": ("float", "int8"),
 }
 """The values of each field of :class:`Lowering`."""
 
@@ -53,6 +54,9 @@ class Lowering:
     loop_order: Literal["sort", "count"] = "sort"
     """An order of a run-time number of scores inside a pruner's loop: ``sort`` is TopK, whose length TensorRT must know
     there when it builds; ``count`` counts for each score how many go before it."""
+    activations: Literal["float", "int8"] = "float"
+    """What int8 matrices are multiplied with: the features as they are, or rounded to 8 bits, row by row
+    (``graph.int8``)."""
 
     @property
     def opset(self) -> int:

@@ -15,6 +15,7 @@ from onnxscript import build_function
 
 from trtprune.errors import CheckpointError
 from trtprune.graph.builder import DOMAIN, Graph
+from trtprune.graph.int8 import int8_product
 from trtprune.graph.topk import top
 
 __all__ = [
@@ -50,9 +51,17 @@ def linear(g: Graph, x: ir.Value, key: str, *, bias: bool) -> ir.Value:
     return g.op.Add(y, g.weight(f"{key}.bias")) if bias else y
 
 
-def product(g: Graph, x: ir.Value, key: str) -> ir.Value:
-    """``x @ W.T`` with the checkpoint's matrix ``key`` [out, in], in whatever form it is stored."""
-    return g.op.MatMul(g.in_order_of(key, x), g.matrix(key))
+def product(g: Graph, x: ir.Value, key: str, *, exact: bool = False) -> ir.Value:
+    """``x @ W.T`` with the checkpoint's matrix ``key`` [out, in], in whatever form it is stored.
+
+    Args:
+        exact: Whether ``x`` is not rounded, whatever the lowering says of activations.
+    """
+    x = g.in_order_of(key, x)
+    quantized = g.quantized.get(key)
+    if g.lowering.activations == "int8" and not exact and quantized is not None and quantized.int8_by_channel:
+        return int8_product(g, x, key)
+    return g.op.MatMul(x, g.matrix(key))
 
 
 def split_heads(g: Graph, x: ir.Value, heads: int, head_dim: int) -> ir.Value:

@@ -53,3 +53,8 @@ class QuantizedMatrix:
     block: int | None
     zeros: TensorLocation | None = None
     order: TensorLocation | None = None
+
+    @property
+    def int8_by_channel(self) -> bool:
+        """Whether it is symmetric int8 with one scale an output channel: the form of products of 8-bit integers."""
+        return self.bits == 8 and self.block is None and self.zeros is None

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from trtprune.components.decoder import DecoderConfig, build_decoder, build_embedding, decoder_weights, segments
 from trtprune.graph import Graph, Lowering
 from trtprune.models.projected_config import EMBED, LM_HEAD, TEXT
+from trtprune.models.spec import ScaledFeatures
 
 if TYPE_CHECKING:
     from trtprune.checkpoint import TensorInfo
     from trtprune.graph.tensors import QuantizedMatrix
 
-__all__ = ["graphs_around", "linear_weights", "text_facts"]
+__all__ = ["graphs_around", "linear_weights", "scaled_features", "text_facts"]
 
 
 def text_facts(text: DecoderConfig) -> dict[str, Any]:
@@ -42,6 +43,23 @@ def linear_weights(text: DecoderConfig, lm_head: str) -> dict[str, bool]:
     """
     weights = decoder_weights(text, TEXT, lm_head)
     return {name: name == LM_HEAD for name, shape in weights.items() if len(shape) == 2 and name != EMBED}
+
+
+def scaled_features(text: DecoderConfig) -> list[ScaledFeatures]:
+    """See :meth:`trtprune.models.spec.Model.scaled_features`.
+
+    The features of norms, and those between the MLP's matrices, where the activation leaves ``up`` linear.
+    """
+    found = []
+    for i in range(text.num_layers):
+        layer = f"{TEXT}layers.{i}."
+        attention = tuple(f"{layer}self_attn.{kind}_proj.weight" for kind in "qkv")
+        gate, up, down = (f"{layer}mlp.{kind}_proj.weight" for kind in ("gate", "up", "down"))
+        found.append(ScaledFeatures(f"{layer}input_layernorm.weight", attention, is_norm=True))
+        found.append(ScaledFeatures(f"{layer}post_attention_layernorm.weight", (gate, up), is_norm=True))
+        if not text.mlp_bias:
+            found.append(ScaledFeatures(up, (down,), is_norm=False))
+    return found
 
 
 def graphs_around(

@@ -24,11 +24,11 @@ from trtprune.components.decoder_layer import DecoderLayer
 from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.models.generation_config import eos_token_ids
-from trtprune.models.language import graphs_around, linear_weights, text_facts
+from trtprune.models.language import graphs_around, linear_weights, scaled_features, text_facts
 from trtprune.models.packed_config import VISION, PackedConfig, PackedDefaults, parse, required
 from trtprune.models.projected_config import LM_HEAD, TEXT, tied_warning, token_texts
 from trtprune.models.projected_tower import describe_parts
-from trtprune.models.spec import ModelSpec, VisionHead
+from trtprune.models.spec import ModelSpec, ScaledFeatures, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.images import PROCESSOR_FILES, PackedShape, processor_from_files
@@ -148,6 +148,10 @@ class PackedTowerModel:
     def linear_weights(self) -> dict[str, bool]:
         """The matrices of the decoder's layers, and ``lm_head`` if it is not the embedding table."""
         return linear_weights(self._parsed.text, self._parsed.lm_head)
+
+    def scaled_features(self) -> list[ScaledFeatures]:
+        """See :func:`trtprune.models.language.scaled_features`."""
+        return scaled_features(self._parsed.text)
 
     def build_components(
         self,

@@ -32,7 +32,7 @@ from trtprune.errors import CheckpointError, EngineDirError
 from trtprune.graph import Graph, Lowering
 from trtprune.graph.ops import ACTIVATIONS
 from trtprune.models.generation_config import eos_token_ids
-from trtprune.models.language import graphs_around, linear_weights, text_facts
+from trtprune.models.language import graphs_around, linear_weights, scaled_features, text_facts
 from trtprune.models.projected_config import (
     LM_HEAD,
     PROJECTOR,
@@ -45,7 +45,7 @@ from trtprune.models.projected_config import (
     tied_warning,
     tower_layer,
 )
-from trtprune.models.spec import ModelSpec, VisionHead
+from trtprune.models.spec import ModelSpec, ScaledFeatures, VisionHead
 from trtprune.models.weights import compare
 from trtprune.pruning.inputs import INPUTS
 from trtprune.runtime.images import PROCESSOR_FILES, CropShape, processor_from_files
@@ -195,6 +195,10 @@ class ProjectedTowerModel:
     def linear_weights(self) -> dict[str, bool]:
         """The matrices of the decoder's layers, and ``lm_head`` if it is not the embedding table."""
         return linear_weights(self._parsed.text, self._parsed.lm_head)
+
+    def scaled_features(self) -> list[ScaledFeatures]:
+        """See :func:`trtprune.models.language.scaled_features`."""
+        return scaled_features(self._parsed.text)
 
     def build_components(
         self,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trtprune.pruning.base import LayerAccess
     from trtprune.runtime.images import PixelBounds, Processor
 
-__all__ = ["BoundedFamily", "Family", "Model", "ModelSpec", "VisionHead"]
+__all__ = ["BoundedFamily", "Family", "Model", "ModelSpec", "ScaledFeatures", "VisionHead"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,21 @@ class VisionHead:
 
     write: Callable[[Graph, ir.Value], ir.Value]
     width: int
+
+
+@dataclass(frozen=True)
+class ScaledFeatures:
+    """Features inside a layer whose scales can go from the weights that write them to those that read them.
+
+    Attributes:
+        writer: Canonical name of the norm's weight [features], or of the matrix [features, in].
+        readers: Canonical names of all matrices [out, features] that read them; nothing else does.
+        is_norm: Whether ``writer`` is a norm's weight.
+    """
+
+    writer: str
+    readers: tuple[str, ...]
+    is_norm: bool
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,9 @@ class Model(Protocol):
     def linear_weights(self) -> dict[str, bool]:
         """Canonical names of the decoder's weight matrices [out, in], those that ``--weight-dtype`` quantises; True
         for one whose error goes straight to the logits, which is never stored in less than 8 bits."""
+
+    def scaled_features(self) -> list[ScaledFeatures]:
+        """The features of the decoder's layers whose scales can be moved between weights."""
 
     def build_components(
         self,

@@ -271,6 +271,7 @@ class Variants:
             provider=provider,
             dtype=base.dtype,
             weight_dtype=base.weight_dtype,
+            activation_dtype="int8" if base.lowering.get("activations") == "int8" else "float32",
             max_seq_len=base.kv.capacity if base.backend == "onnxruntime" else None,
             # The lowering is the provider's, with the changes of the base's build if it has the same provider.
             lowering=base.lowering if provider == built_for else None,
