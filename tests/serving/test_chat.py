@@ -213,6 +213,9 @@ def test_bodies_that_are_no_request(served: Served) -> None:
     found = httpx.post(url, content=pieces(), headers=json_type)
     assert found.status_code == 413
     assert found.json()["error"]["code"] == "request_too_large"
+    for _ in range(5):  # the connection is not reset under the client that still sends
+        assert httpx.post(url, content=b" " * (8 << 20), headers=json_type).status_code == 413
+    assert 'trtprune_requests_total{status="413"} 7.0' in httpx.get(f"{served.address}/metrics").text
     assert httpx.get(url).status_code == 405
     assert httpx.get(f"{served.address}/nothing").json()["error"]["message"] == "Not Found"
 

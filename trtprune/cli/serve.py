@@ -24,6 +24,8 @@ __all__ = ["serve"]
 
 SERVER, IMAGES = "Server", "Images of requests"
 PORTS = click.IntRange(0, 65535)
+KEEP_ALIVE_S = 75
+"""Longest time that a connection without a request stays open; clients close theirs earlier."""
 
 
 @click.command(cls=Command, short_help="Serve OpenAI's chat completions over HTTP.")
@@ -75,7 +77,15 @@ def serve(directory: Path, batch: dict[str, int], running: Running, max_pixels: 
     vlm = open_vlm(directory, Loading(running, max_pixels, urls=given["allow_urls"]))
     app = create_app(vlm, settings)
     # Its own log would repeat ours; requests are counted in /metrics.
-    config = uvicorn.Config(app, host=given["host"], port=given["port"], log_level="warning", access_log=False)
+    config = uvicorn.Config(
+        app,
+        host=given["host"],
+        port=given["port"],
+        log_level="warning",
+        access_log=False,
+        # uvicorn's own 5 seconds are httpx's, too: one end would close a connection while the other asks through it.
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
     server = uvicorn.Server(config)
     _run(server, given["host"], settings.name)
 
@@ -92,7 +102,7 @@ def _uvicorn() -> Any:
 
 
 def _settings(made: EngineDir, batch: dict[str, int], given: dict[str, Any]) -> Settings:
-    from trtprune.serving.app import Settings
+    from trtprune.serving.app import Settings, served_name
     from trtprune.serving.images import Sources
     from trtprune.serving.sizes import BatchSizes
 
@@ -101,8 +111,7 @@ def _settings(made: EngineDir, batch: dict[str, int], given: dict[str, Any]) -> 
         raise InputError(f"--allow-files {folder}: no such folder")
     if given["api_key"] == "":
         raise InputError("--api-key: is empty", hint="leave it out (and unset TRTPRUNE_API_KEY), or give a key")
-    own = made.model.id
-    name = given["served_model_name"] or (Path(own).name if own.startswith(("/", ".", "~")) else own)
+    name = given["served_model_name"] or served_name(made.model.id)
     sizes = BatchSizes(**batch)
     return Settings(
         name,

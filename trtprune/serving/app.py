@@ -35,7 +35,7 @@ from trtprune.serving.metrics import Metrics
 from trtprune.serving.questions import question_of
 from trtprune.serving.schema import ChatRequest
 
-__all__ = ["Settings", "create_app"]
+__all__ = ["Settings", "create_app", "served_name"]
 
 logger = logging.getLogger("trtprune")
 CHAT = "/v1/chat/completions"
@@ -62,6 +62,11 @@ class Settings:
     api_key: str | None = None
     sources: Sources = field(default_factory=Sources)
     max_body_bytes: int = 32 << 20
+
+
+def served_name(model: str) -> str:
+    """The name in requests of a model with this id, which may be a path."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
 class _Server:
@@ -172,13 +177,13 @@ def create_app(vlm: Vlm, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.openapi_version = "3.0.3"  # what the page of the bundled Swagger UI reads
-    app.add_middleware(LimitBody, limit=settings.max_body_bytes)
-    app.add_middleware(
-        LimitOpen,
-        path=CHAT,
-        limit=server.engine.state.rows + settings.max_queued,
-        refused=lambda fault: server.metrics.count(fault.status),
-    )
+
+    def refused(fault: ApiError) -> None:
+        server.metrics.count(fault.status)
+
+    app.add_middleware(LimitBody, path=CHAT, limit=settings.max_body_bytes, refused=refused)
+    most = server.engine.state.rows + settings.max_queued
+    app.add_middleware(LimitOpen, path=CHAT, limit=most, refused=refused)
     _add_errors(app)
     _add_routes(app, server)
     app.state.server = server

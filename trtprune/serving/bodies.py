@@ -1,7 +1,13 @@
-"""Limits before a request is read: how many there are at once, and how large a body is, counted while it comes in."""
+"""Limits before a request is read: how many there are at once, and how large a body is, counted while it comes in.
+
+What is refused is thrown away as it comes in, for a while: a connection that is closed with unread bytes is reset, and
+its client loses the answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,12 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LimitBody", "LimitOpen"]
 
+LINGER_S = 5.0
+"""Longest time for the rest of a refused request."""
+
 
 class LimitBody:
-    """ASGI middleware that answers 413 to a body of more than ``limit`` bytes, without reading the rest of it."""
+    """ASGI middleware that answers 413 to a body of more than ``limit`` bytes, without keeping the rest of it;
+    ``refused`` hears of it if the request was to ``path``."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, path: str, limit: int, refused: Callable[[ApiError], None]) -> None:
+        self._app, self._path, self._limit, self._refused = app, path, limit, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -26,7 +36,7 @@ class LimitBody:
             return
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(value.isdigit() and int(value) > self._limit for value in lengths):
-            await self._refuse(send)
+            await self._refuse(scope, receive, send)
             return
         read, started = 0, False
 
@@ -47,15 +57,18 @@ class LimitBody:
             await self._app(scope, counted, noted)
         except _TooLarge:
             if not started:
-                await self._refuse(send)
+                await self._refuse(scope, receive, send)
 
-    async def _refuse(self, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the request is larger than {self._limit >> 20} MiB; send smaller images, or fewer"
-        await _refuse(send, ApiError(413, message, code="request_too_large"))
+        fault = ApiError(413, message, code="request_too_large")
+        if scope["path"] == self._path:
+            self._refused(fault)
+        await _refuse(scope, receive, send, fault)
 
 
 class LimitOpen:
-    """ASGI middleware that answers 429 to a request to ``path`` while ``limit`` others are open, without reading it:
+    """ASGI middleware that answers 429 to a request to ``path`` while ``limit`` others are open, without keeping it:
     bodies and decoded images of requests that could only wait would fill the memory."""
 
     def __init__(self, app: ASGIApp, path: str, limit: int, refused: Callable[[ApiError], None]) -> None:
@@ -69,7 +82,7 @@ class LimitOpen:
         if self._open >= self._limit:
             fault = Busy(self._limit)
             self._refused(fault)
-            await _refuse(send, fault)
+            await _refuse(scope, receive, send, fault)
             return
         self._open += 1
         try:
@@ -78,9 +91,14 @@ class LimitOpen:
             self._open -= 1
 
 
-async def _refuse(send: Send, fault: ApiError) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, fault: ApiError) -> None:
+    if (b"expect", b"100-continue") not in scope["headers"]:  # else the client sends nothing before it may
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body", False):
+                    pass
     body = json.dumps(fault.body()).encode()
-    # The rest of the request is not read, so the connection cannot be used again.
+    # The request may have a rest that was not read, so the connection cannot be used again.
     headers = {"content-type": "application/json", "connection": "close", "content-length": str(len(body))}
     pairs = [(name.lower().encode(), value.encode()) for name, value in (headers | fault.headers).items()]
     await send({"type": "http.response.start", "status": fault.status, "headers": pairs})
