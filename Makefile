@@ -11,7 +11,7 @@ WORKERS ?= 2
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-installs test-triton lint format cpp plugins clean
+.PHONY: demo test test-slow test-installs test-triton test-ray lint format cpp plugins clean
 
 $(BIN)/trtprune: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test-installs: $(VENV)/.test-extra
 # Triton's real server, installed into an environment of its own, with a model repository of `trtprune triton`.
 test-triton: $(VENV)/.test-extra
 	$(BIN)/python -m pytest -m slow tests/serving/test_triton.py
+
+# A Ray cluster of two nodes on this machine, in an environment of its own, with a replica and a node killed under load.
+test-ray: $(VENV)/.test-extra
+	$(BIN)/python -m pytest -m slow tests/serving/test_ray.py
 
 lint: $(VENV)/.test-extra
 	$(BIN)/ruff check .

@@ -124,6 +124,11 @@ class Engine:
         """Whether new requests are refused."""
         return self._stopping
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def check_room(self) -> None:
         """Refuses a request that would have to wait behind too many others.
 
