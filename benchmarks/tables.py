@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/bench.md",
     "docs/eval-demo.md",
     "docs/cpp.md",
+    "docs/serving.md",
 )
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -351,6 +352,24 @@ def cpp() -> str:
     return markdown(["", "C++ / Python", "C++", "Python"], lines)
 
 
+def serve() -> str:
+    """docs/serving.md: the server beside fixed batches and a peer's."""
+    found = result("serve.json")
+    ratios = {(r["keep"], r["concurrency"], r["against"]): r["requests_per_s"] for r in found["ratios"]}
+    others = list(dict.fromkeys(r["against"] for r in found["ratios"]))
+    lines = []
+    for row in found["rows"]:
+        if row["way"] != "served":
+            continue
+        key = row["keep"], row["concurrency"]
+        beside = [ratios.get((*key, other)) for other in others]
+        shown = [f"{b['median']:.2f} ({b['min']:.2f} to {b['max']:.2f})" if b else "" for b in beside]
+        first, later = row["first_token_s"]["p50"], row["per_token_ms"]["p50"]
+        lines.append([*map(str, key), f"{row['requests_per_s']['median']:.2f}", *shown, f"{first:.2f}", f"{later:.0f}"])
+    head = ["tokens", "open requests", "requests/s", *(f"/ {other}" for other in others)]
+    return markdown([*head, "first token, s", "further token, ms"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "pruners": pruners,
@@ -369,6 +388,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim_signs": lambda: claim("signs"),
     "frontier": frontier,
     "cpp": cpp,
+    "serve": serve,
     "openvino": lambda: speed("bench-openvino.json", floor=False),
     "peers": lambda: speed("bench-peers.json"),
     "headline": lambda: speed(floor=False, methods=("none", "adafv"), keeps=(576, 192, 64, 16)),
