@@ -18,8 +18,9 @@ from tests.kit.cpp_answers import Images, compare, for_driver
 from tests.kit.runtime_kit import picture
 from tests.kit.tiny_files import add_text_files
 from trtprune import pruning
+from trtprune.backends.opening import open_backend
 from trtprune.engine_dir import open_engine_dir
-from trtprune.errors import EngineDirError
+from trtprune.errors import BackendError, EngineDirError
 from trtprune.pruning.inputs import FROM_CLIP
 from trtprune.runtime import Vlm
 
@@ -437,6 +438,20 @@ def test_memory(tmp_path: Path, images: Images) -> None:
     # The heap's own ups and downs are two megabytes; a leak moves the middle.
     assert median(memory[150:]) <= median(memory[30:80]) + 1024, memory[::10]
     assert set(descriptors[1:]) == {descriptors[1]}
+
+
+def test_rounded_activations(fast: Path, images: Images) -> None:
+    """Answers of products of 8-bit integers are Python's, and so are the refusals where there are no such products."""
+    vlm = load(fast, "int8", method="divprune", keep=6, weight_dtype="int8", activation_dtype="int8")
+    compare(cpp_build.driver("vlm"), vlm, [question("0"), MIXED], images)
+    wrong: list[dict[str, Any]] = [{"provider": "cuda"}, {"provider_options": {"activations": "float32"}}]
+    found = cpp_build.driver("vlm")([{"directory": str(vlm.config.root), "calls": [], "load": load} for load in wrong])
+    for answer, load_settings in zip(found, wrong, strict=True):
+        with pytest.raises(BackendError) as error:
+            open_backend(
+                vlm.config, provider=load_settings.get("provider"), options=load_settings.get("provider_options")
+            )
+        assert (answer["error"], answer["hint"]) == (error.value.message, error.value.hint)
 
 
 def test_missing_library(fast: Path, images: Images, tmp_path: Path) -> None:
