@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/bench.md",
     "docs/eval-demo.md",
     "docs/cpp.md",
+    "docs/run.md",
     "docs/serving.md",
 )
 MARK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -352,6 +353,19 @@ def cpp() -> str:
     return markdown(["", "C++ / Python", "C++", "Python"], lines)
 
 
+def start() -> str:
+    """docs/run.md: a process that opens a directory, with and without prepacked graphs."""
+    lines = []
+    for row in result("start.json")["rows"]:
+        plain, saved, ratio = row["plain"], row["prepacked"], row["ratio"]
+        parts = [
+            f"{saved[key]['median']:.{digits}f} / {plain[key]['median']:.{digits}f} {unit} ({ratio[key]['median']:.2f})"
+            for key, digits, unit in (("open", 2, "s"), ("process", 2, "s"), ("private", 0, "MB"))
+        ]
+        lines.append([row["weights"], *parts, f"{row['saved_mb']} MB"])
+    return markdown(["weights", "all sessions open", "process to the first token", "private memory", "on disk"], lines)
+
+
 def serve() -> str:
     """docs/serving.md: the server beside fixed batches and a peer's."""
     found = result("serve.json")
@@ -389,6 +403,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": frontier,
     "cpp": cpp,
     "serve": serve,
+    "start": start,
     "openvino": lambda: speed("bench-openvino.json", floor=False),
     "peers": lambda: speed("bench-peers.json"),
     "headline": lambda: speed(floor=False, methods=("none", "adafv"), keeps=(576, 192, 64, 16)),
