@@ -366,6 +366,30 @@ def start() -> str:
     return markdown(["weights", "all sessions open", "process to the first token", "private memory", "on disk"], lines)
 
 
+def families() -> str:
+    """docs/results.md: the first token of small made-up models, beside transformers."""
+    lines = []
+    for name, stem in (("Qwen2.5-VL", "qwen"), ("Qwen3-VL", "qwen3"), ("SmolVLM", "smolvlm")):
+        found = result(f"first-token-{stem}.json")
+        ratios = found["times_as_fast_as_transformers"]
+        shares = [f"{found['ms'][share]['median']:.0f} ({ratios[share]:.2f} ×)" for share in ("100%", "25%", "10%")]
+        lines.append([name, str(found["visual_tokens"]), f"{found['ms']['transformers']['median']:.0f}", *shares])
+    return markdown(["shape", "visual tokens", "transformers, ms", "all", "25 %", "10 %"], lines)
+
+
+def graph_builds() -> str:
+    """docs/results.md: time and memory of writing the graphs, by shape."""
+    shapes = ("qwen2.5-vl-7b", "qwen3-vl-8b", "internvl3-8b", "smolvlm-2.2b")
+    lines = []
+    for shape in shapes:
+        found = result(f"graph-build-{shape}.json")
+        time = found["build_s"]
+        seconds = f"{time['median']:.1f} ({time['min']:.1f} to {time['max']:.1f})"
+        memory, size = found["peak_rss_gb"]["median"], found["checkpoint_bytes"] / 1e9
+        lines.append([shape, f"{size:.1f} GB", seconds, f"{memory:.2f} GB"])
+    return markdown(["shape", "checkpoint", "time, s", "peak memory"], lines)
+
+
 def serve() -> str:
     """docs/serving.md: the server beside fixed batches and a peer's."""
     found = result("serve.json")
@@ -403,6 +427,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": frontier,
     "cpp": cpp,
     "serve": serve,
+    "families": families,
+    "graph_builds": graph_builds,
     "start": start,
     "openvino": lambda: speed("bench-openvino.json", floor=False),
     "peers": lambda: speed("bench-peers.json"),
