@@ -1,14 +1,26 @@
 """The images' health check: what `trtprune run` imports is there and loads, GPU or not.
 
 Exit code 0 if trtprune's runtime and all inference libraries of this image import, else 1 and one line on stderr.
-It opens no device: a probe a minute must not take GPU memory from whatever else the container does.
+It opens no device: a probe a minute must not take GPU memory from whatever else the container does.  With an address, a
+server's health instead: exit code 0 if it answers 200.
 """
 
 import importlib
 import importlib.util
 import sys
+import urllib.request
 
 LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+
+
+def ask(address: str) -> int:
+    try:
+        with urllib.request.urlopen(address, timeout=4) as answer:
+            print(answer.read(100).decode(errors="replace"))
+    except (OSError, ValueError) as error:
+        print(f"{address}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def main() -> int:
@@ -27,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ask(sys.argv[1]) if len(sys.argv) > 1 else main())

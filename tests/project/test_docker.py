@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -116,7 +120,7 @@ def test_base_images_have_a_full_version() -> None:
 
 
 def test_images_run_as_nobody_in_particular() -> None:
-    for image in ("builder", "runtime"):
+    for image in ("builder", "runtime", "serve"):
         last = of("USER", *parents(image))[-1]
         uid, gid = (int(part) for part in last.text.split(":"))
         assert uid >= 1000
@@ -166,7 +170,7 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
 
 
 def test_labels_and_health_check() -> None:
-    for image in ("builder", "runtime"):
+    for image in ("builder", "runtime", "serve"):
         labels = " ".join(i.text for i in of("LABEL", *parents(image)))
         for key in ("title", "description", "licenses", "version", "revision"):
             assert f"org.opencontainers.image.{key}=" in labels
@@ -177,7 +181,7 @@ def test_labels_and_health_check() -> None:
 # -- pins -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["runtime.txt", *(f"variants/{v}.txt" for v in VARIANTS)])
+@pytest.mark.parametrize("file", ["runtime.txt", "serve.txt", *(f"variants/{v}.txt" for v in VARIANTS)])
 def test_pins_are_those_of_the_constraints(file: str) -> None:
     found = pins(requirements(DOCKER / file))
     assert found
@@ -209,7 +213,7 @@ def test_variant_is_the_extra_of_that_name(variant: str) -> None:
 
 
 def test_pins_meet_the_lower_bounds() -> None:
-    bounds = own_requirements("plot", "compare", *VARIANTS)
+    bounds = own_requirements("plot", "compare", "serve", *VARIANTS)
     assert len(bounds) > 15
     for requirement in [*bounds, *(Requirement(text) for text in PROJECT["build-system"]["requires"])]:
         version = CONSTRAINTS[canonicalize_name(requirement.name)]
@@ -252,7 +256,7 @@ def test_what_pip_is_told_on_the_command_line() -> None:
                     files.append(word.replace("/requirements", "docker").replace("${VARIANT}", "cpu"))
                 elif not word.startswith("-") and flag not in takes and word not in ("install", "wheel"):
                     specs.append(word)
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         assert (ROOT / file).is_file()
     packages = [spec for spec in specs if "==" in spec]
@@ -285,12 +289,14 @@ def test_commands_run() -> None:
 
 
 IMPORT_NAMES = {
+    "opentelemetry-api": "opentelemetry",
     "pillow": "PIL",
     "protobuf": "google",
     "pygments": "pygments",
     "onnxruntime-gpu": "onnxruntime",
     "tensorrt-rtx-cu13": "tensorrt_rtx",
 }
+RUNTIME = ("runtime.txt", "variants/cpu.txt")
 # Runs a script, or a module as __main__, where only the standard library, trtprune and the packages named import.
 ONLY = """
 import importlib.machinery, runpy, sys
@@ -300,7 +306,8 @@ class Only(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        return super().find_spec(name, path, target) if top in sys.stdlib_module_names or top in names else None
+        own = top in sys.stdlib_module_names or top.startswith("_sysconfigdata")
+        return super().find_spec(name, path, target) if own or top in names else None
 
 place = sys.meta_path.index(importlib.machinery.PathFinder)
 sys.meta_path[place] = Only
@@ -309,13 +316,17 @@ sys.argv[:] = sys.argv[2:]
 """
 
 
-def in_image(*arguments: Any, without: str = "") -> subprocess.CompletedProcess[str]:
-    """Run with what the CPU variant's runtime image has."""
-    listed = {*pins(requirements(DOCKER / "runtime.txt")), *pins(requirements(DOCKER / "variants/cpu.txt"))}
+def image_command(*arguments: Any, files: Sequence[str] = RUNTIME, without: str = "") -> list[str]:
+    """A command that imports only what these lists of packages have."""
+    listed = {name for file in files for name in pins(requirements(DOCKER / file))}
     listed |= {"flatbuffers", "packaging"}  # that onnxruntime brings with it
     names = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in listed} - {without}
-    words = [sys.executable, "-c", ONLY, ",".join(sorted(names | {"trtprune"})), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    return [sys.executable, "-c", ONLY, ",".join(sorted(names | {"trtprune"})), *map(str, arguments)]
+
+
+def in_image(*arguments: Any, without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run with what the CPU variant's runtime image has."""
+    return subprocess.run(image_command(*arguments, without=without), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -358,3 +369,71 @@ def test_building_in_the_runtime_image_says_what_is_missing(engine: Path) -> Non
     assert done.stderr.startswith("error: onnx_ir is not installed, and this command needs it\nhint:  ")
     assert len(done.stderr.splitlines()) == 2
     assert not (engine.parent / "no").exists()
+
+
+# -- compose ----------------------------------------------------------------------------------------------------
+
+
+def composed() -> dict[str, Any]:
+    """The service of the compose file, its variables with their defaults or names."""
+    text = (DOCKER / "compose.yaml").read_text()
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", r"\2", text)
+    [service] = yaml.safe_load(re.sub(r"\$\{(\w+):\?[^}]*\}", r"\1", text))["services"].values()
+    return dict(service)
+
+
+def test_compose_builds_a_target_that_is_there() -> None:
+    service = composed()
+    build = service["build"]
+    assert (DOCKER / build["context"]).resolve() == ROOT
+    assert (ROOT / build["dockerfile"]).is_file()
+    assert build["target"] in {i.stage for i in of("FROM")}
+    assert build["args"]["VARIANT"] in VARIANTS
+    names = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
+    for document in ("docs/serving.md", "docs/docker.md"):
+        assert names <= set(re.findall(r"\w+", (ROOT / document).read_text())), document
+
+
+def test_compose_publishes_the_server_and_asks_for_a_key() -> None:
+    service = composed()
+    command = service["command"]
+    [port] = [i.text for i in of("EXPOSE", "serve")]
+    assert service["ports"] == [f"8000:{port}"]
+    assert command[command.index("--port") + 1] == port
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+    # Whoever publishes a port on all addresses must have chosen a key; the engines are not to be written.
+    assert "TRTPRUNE_API_KEY: ${TRTPRUNE_API_KEY:?" in (DOCKER / "compose.yaml").read_text()
+    engines = next(volume for volume in service["volumes"] if volume.startswith("OUT:"))
+    assert engines == f"OUT:{command[1]}:ro"
+
+
+def test_the_server_of_the_image(engine: Path) -> None:
+    """The compose file's command with only the image's packages, and its health check."""
+    service = composed()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [{"/data/out": str(engine), "0.0.0.0": "127.0.0.1", "8000": port}.get(w, w) for w in service["command"]]
+    words = image_command("trtprune", *command, files=(*RUNTIME, "serve.txt"))
+    _, program, script, address = service["healthcheck"]["test"]
+    assert (program, script) == ("/opt/venv/bin/python", "/opt/healthcheck.py")
+    check = [sys.executable, DOCKER / "healthcheck.py", address.replace("8000", port)]
+    with subprocess.Popen(
+        words, env=os.environ | {"TRTPRUNE_API_KEY": "k"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            for _ in range(120):
+                health = subprocess.run(check, capture_output=True, text=True, check=False)
+                if health.returncode == 0 or server.poll() is not None:
+                    break
+                time.sleep(0.5)
+            assert health.returncode == 0, health.stderr
+            assert "ok" in health.stdout
+        finally:
+            server.terminate()
+            assert server.stderr is not None
+            said = server.stderr.read()
+    assert server.returncode == 0, said
+    health = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert health.returncode == 1
+    assert len(health.stderr.splitlines()) == 1
