@@ -15,9 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import trtprune.backends.onnxruntime.backend as module
 from trtprune.backends.binding import bind_dims, cache_pairs, numpy_dtype, resolve_shape
-from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads, threads
+from trtprune.backends.onnxruntime import OrtBackend, OrtSession, available_threads, importing, threads
 from trtprune.backends.onnxruntime import cache as ort_cache
 from trtprune.engine_dir import ComponentInfo, TensorSpec
 from trtprune.errors import BackendError, EngineDirError
@@ -256,7 +255,7 @@ def wheels(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             raise importlib.metadata.PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr(module.importlib.metadata, "version", version)
+    monkeypatch.setattr(importing.importlib.metadata, "version", version)
 
 
 def test_two_wheels(monkeypatch: pytest.MonkeyPatch) -> None:

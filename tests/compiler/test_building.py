@@ -210,7 +210,7 @@ def test_an_unsupported_architecture(checkpoint: Path, tmp_path: Path) -> None:
     code, _, err = command("build", "-m", copy, "-o", tmp_path / "out")
     assert code == 1
     assert "FuyuForCausalLM" in err
-    assert "LlavaForConditionalGeneration" in err
+    assert "llava, llava-next" in err
 
 
 def test_no_tokenizer(checkpoint: Path, tmp_path: Path) -> None:

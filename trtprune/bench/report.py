@@ -220,8 +220,8 @@ def _footer(result: dict[str, Any]) -> list[str]:
         f"{n} rounds, {tokens} tokens; x unpruned: times as fast to the first token as with all visual tokens (x of a "
         "peer: as that peer), the median of the rounds' ratios"
     ]
-    best = result["rates"]["best_gb_per_s"]
+    best = result["rates"].get("best_gb_per_s")  # reports of before had another floor, which was none
     if best is not None:
         largest = max((p["gflop_per_s"]["max"] for p in result["rates"]["products"]), default=0.0)
         lines.append(f"floor: products at up to {largest:.0f} GFLOP/s, bytes at {best:.1f} GB/s, the best of this run")
-    return [*lines, *result["notes"], *(f"WRONG: {text}" for text in result["findings"])]
+    return [*lines, *result["notes"], *(f"WRONG: {text}" for text in result.get("findings", ()))]

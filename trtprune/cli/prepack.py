@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from trtprune.cli.console import log_options, logger
+from trtprune.cli.console import echo_json, log_options, logger
 from trtprune.cli.flags import Command, option
-from trtprune.cli.options import DIRECTORY, KeyValue, as_dict
+from trtprune.cli.options import DIRECTORY, JSON, KeyValue, as_dict
 
 __all__ = ["prepack"]
 
@@ -33,8 +33,9 @@ __all__ = ["prepack"]
     help="The most room on disk for all prepacked graphs; the least recently used ones of other directories go first.",
 )
 @option("--remove", is_flag=True, help="Remove what is saved of the directory.")
+@JSON
 @log_options
-def prepack(directory: Path, provider_options: dict[str, str], limit: float, remove: bool) -> None:
+def prepack(directory: Path, provider_options: dict[str, str], limit: float, remove: bool, as_json: bool) -> None:
     """Save the graphs of an engine directory as ONNX Runtime's CPU provider packs them for this machine.
 
     Every later start maps the saved weights instead of packing its own: it is shorter, and processes share the memory.
@@ -49,11 +50,17 @@ def prepack(directory: Path, provider_options: dict[str, str], limit: float, rem
     from trtprune.runtime import prepacking
 
     if remove:
-        logger.info("removed %s", size(prepacking.unpack(directory)))
+        freed = prepacking.unpack(directory)
+        logger.info("removed %s", size(freed))
+        if as_json:
+            echo_json({"removed_bytes": freed})
         return
     made = prepacking.prepack(
         directory, provider_options=provider_options, limit=round(limit * 2**30), progress=logger.info
     )
     for path in made.removed:
         logger.info("removed what was saved of %s", path)
-    click.echo(f"{made.folder}: {size(sum(made.sizes.values()))} more")
+    if as_json:
+        echo_json({"folder": str(made.folder), "bytes": dict(made.sizes), "removed": list(made.removed)})
+    else:
+        click.echo(f"{made.folder}: {size(sum(made.sizes.values()))} more")
